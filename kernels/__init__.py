@@ -1,0 +1,1 @@
+"""Fast forms of the arithmetic that routing policies share, each beside its plain reference."""

@@ -1,0 +1,47 @@
+"""What of vLLM's settings a policy needs, and what can't be combined with modality routing yet."""
+
+from vllm.config import VllmConfig
+
+from prismoe.model_plugins.routing.policy import RoutingPolicy
+from prismoe.model_plugins.scheduler import WholeImages
+
+
+def check_engine(vllm_config: VllmConfig, policy: RoutingPolicy, tokens_per_image: int) -> None:
+    """Stop the start with a sentence where routing would be wrong (ValueError)."""
+    parallel = vllm_config.parallel_config
+    if parallel.pipeline_parallel_size > 1:
+        raise ValueError(
+            "Modality routing needs the whole model on each rank: use --pipeline-parallel-size 1."
+        )
+    if parallel.data_parallel_size > 1:
+        raise ValueError(
+            "Modality routing does not run with --data-parallel-size above 1: start several servers."
+        )
+    if vllm_config.speculative_config is not None:
+        raise ValueError(
+            "Modality routing does not run with speculative decoding: leave --speculative-config out."
+        )
+    multimodal = vllm_config.model_config.multimodal_config
+    if multimodal is None or multimodal.get_limit_per_prompt("image") == 0:
+        raise ValueError("Images are switched off: give --limit-mm-per-prompt an image limit of 1 or more.")
+    if policy.needs_whole_images:
+        _check_whole_images(vllm_config, tokens_per_image)
+
+
+def _check_whole_images(vllm_config: VllmConfig, tokens_per_image: int) -> None:
+    if not issubclass(vllm_config.scheduler_config.get_scheduler_cls(), WholeImages):
+        raise ValueError(
+            "This routing policy needs each image in one step: start with `prismoe serve`, or pass "
+            "prismoe.model_plugins.scheduler.WholeImageScheduler as --scheduler-cls "
+            "(WholeImageAsyncScheduler where vLLM schedules asynchronously)."
+        )
+    if vllm_config.cache_config.enable_prefix_caching:
+        raise ValueError(
+            "This routing policy needs each image in one step, and a prefix-cache hit can end inside one: "
+            "pass --no-enable-prefix-caching."
+        )
+    if vllm_config.scheduler_config.max_num_batched_tokens < tokens_per_image:
+        raise ValueError(
+            f"This routing policy needs each image in one step, and an image is {tokens_per_image} tokens: "
+            f"use --max-num-batched-tokens {tokens_per_image} or more."
+        )

@@ -1,0 +1,22 @@
+"""vLLM's options that prismoe sets, for the server and for offline use."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prismoe.model_plugins.routing import ROUTING_KEY
+
+
+def engine_options(routing: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Keyword arguments of vLLM's LLM or EngineArgs under which every policy is right.
+
+    `routing` overrides what the checkpoint says; None leaves it in force.
+    """
+    from vllm.platforms import current_platform
+
+    scheduler = "WholeImageScheduler" if current_platform.is_cpu() else "WholeImageAsyncScheduler"
+    return {
+        "scheduler_cls": f"prismoe.model_plugins.scheduler.{scheduler}",
+        "enable_prefix_caching": False,
+        "worker_extension_cls": "prismoe.model_plugins.worker.RoutingWorkerExtension",
+        "additional_config": {} if routing is None else {ROUTING_KEY: dict(routing)},
+    }

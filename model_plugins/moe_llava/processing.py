@@ -1,0 +1,132 @@
+"""From an image and a prompt to pixel values and tokens, as MoE-LLaVA's own code does it."""
+
+from collections.abc import Mapping, Sequence
+
+from PIL import Image
+from transformers import BatchFeature, PreTrainedTokenizerBase
+from vllm.config.multimodal import MultiModalDummyOptions
+from vllm.inputs import MultiModalDataDict
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+from vllm.multimodal.parse import MultiModalDataItems
+from vllm.multimodal.processing import (
+    BaseDummyInputsBuilder,
+    BaseMultiModalProcessor,
+    BaseProcessingInfo,
+    PromptReplacement,
+    PromptUpdate,
+)
+from vllm.multimodal.processing.processor import MultiModalPromptUpdates, PlaceholderFeaturesInfo
+
+from prismoe.model_plugins.moe_llava.tower import tokens_per_image, tower_config, tower_image_processor
+
+IMAGE_MARK = "<image>"
+"""Stands for an image in a prompt's text."""
+
+
+def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """The image in the middle of a square of its longer side (`image_aspect_ratio: pad`)."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+class MoELLaVAProcessingInfo(BaseProcessingInfo):
+    """What vLLM asks about the model's inputs."""
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        return {"image": None}
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        return {"image": self.tokens_per_image}
+
+    @property
+    def tokens_per_image(self) -> int:
+        return tokens_per_image(self.get_hf_config(), self.ctx.model_config.model)
+
+    @property
+    def image_size(self) -> int:
+        """The side of the tower's picture in pixels."""
+        size: int = tower_config(self.get_hf_config().mm_image_tower, self.ctx.model_config.model).image_size
+        return size
+
+    @property
+    def image_token_id(self) -> int:
+        """The id at an image's positions: the tokenizer's image token, else the vocabulary's last id."""
+        vocabulary = self.get_tokenizer().get_vocab()
+        return int(vocabulary.get(IMAGE_MARK, self.get_hf_config().vocab_size - 1))
+
+    def pixel_values(self, images: Sequence[Image.Image]) -> BatchFeature:
+        """`[N, 3, H, W]` by the tower's own image processor."""
+        config = self.get_hf_config()
+        processor = tower_image_processor(config.mm_image_tower, self.ctx.model_config.model)
+        if getattr(config, "image_aspect_ratio", None) == "pad":
+            red, green, blue = (int(255 * mean) for mean in processor.image_mean)
+            images = [pad_to_square(image.convert("RGB"), (red, green, blue)) for image in images]
+        return processor(images=list(images), return_tensors="pt")
+
+
+class MoELLaVADummyInputs(BaseDummyInputsBuilder[MoELLaVAProcessingInfo]):
+    """The inputs that vLLM measures memory with."""
+
+    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
+        return IMAGE_MARK * mm_counts.get("image", 0)
+
+    def get_dummy_mm_data(
+        self, seq_len: int, mm_counts: Mapping[str, int], mm_options: MultiModalDummyOptions
+    ) -> MultiModalDataDict:
+        side = self.info.image_size
+        images = self._get_dummy_images(
+            width=side, height=side, num_images=mm_counts.get("image", 0), overrides=mm_options.get("image")
+        )
+        return {"image": images}
+
+
+class MoELLaVAProcessor(BaseMultiModalProcessor[MoELLaVAProcessingInfo]):
+    """Pixel values from images, and placeholders where the prompt says `<image>`."""
+
+    def _call_hf_processor(
+        self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
+    ) -> BatchFeature:
+        images: Sequence[Image.Image] = hf_data["images"]  # type: ignore[assignment]
+        return self.info.pixel_values(images)
+
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        return {"pixel_values": MultiModalFieldConfig.batched("image")}
+
+    def _get_prompt_updates(
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, object],
+        out_mm_kwargs: MultiModalKwargsItems,
+    ) -> Sequence[PromptUpdate]:
+        mark = self.info.get_tokenizer().encode(IMAGE_MARK, add_special_tokens=False)
+        placeholders = [self.info.image_token_id] * self.info.tokens_per_image
+        return [PromptReplacement(modality="image", target=mark, replacement=placeholders)]
+
+    def _apply_prompt_updates(
+        self, token_ids: list[int], mm_prompt_updates: MultiModalPromptUpdates
+    ) -> tuple[list[int], Mapping[str, list[PlaceholderFeaturesInfo]]]:
+        """Put each image's placeholders where the text says `<image>`.
+
+        The text between two marks is tokenized by itself, as the authors' code does: a mark is not a token
+        of the original tokenizers, so its characters would merge with their neighbours.
+        """
+        tokenizer: PreTrainedTokenizerBase = self.info.get_tokenizer()
+        updates = mm_prompt_updates.get("image", [])
+        text = tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        chunks = text.split(IMAGE_MARK, len(updates))
+        if len(chunks) != len(updates) + 1:
+            raise ValueError(
+                f"The request has {len(updates)} images, but its prompt says {IMAGE_MARK} "
+                f"{len(chunks) - 1} times: write one {IMAGE_MARK} for each image."
+            )
+        prompt = list(tokenizer.encode(chunks[0], add_special_tokens=False))
+        placeholders = []
+        for index, ((update,), chunk) in enumerate(zip(updates, chunks[1:], strict=True)):
+            image = update.content.full
+            placeholders.append(PlaceholderFeaturesInfo("image", index, len(prompt), image, is_embed=None))
+            prompt += [*image, *tokenizer.encode(chunk, add_special_tokens=False)]
+        return prompt, {"image": placeholders} if placeholders else {}

@@ -1,0 +1,31 @@
+"""The routing equations one token at a time, in float64: what the fast forms are tested against."""
+
+import numpy as np
+
+TEXT, PADDING = -1, -2
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Seed 003, Eq. 6."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def tail(probs: np.ndarray, segments: list[int]) -> list[bool]:
+    """Seed 003, Eqs. 9 and 11, with the mean over the token's own image."""
+    rpv = [float(np.mean((row - row.mean()) ** 2)) for row in probs]
+    flags = []
+    for token, image in enumerate(segments):
+        same_image = [rpv[other] for other, segment in enumerate(segments) if segment == image]
+        flags.append(image >= 0 and rpv[token] > sum(same_image) / len(same_image))
+    return flags
+
+
+def experts(probs: np.ndarray, counts: list[int], renormalize: bool) -> list[dict[int, float]]:
+    """Seed 003, Eqs. 7 and 12: each token's experts and weights; ties take the lower index."""
+    chosen = []
+    for row, count in zip(probs, counts, strict=True):
+        order = sorted(range(len(row)), key=lambda expert: (-row[expert], expert))[:count]
+        total = sum(row[expert] for expert in order) if renormalize else 1.0
+        chosen.append({expert: row[expert] / total for expert in order})
+    return chosen

@@ -1,0 +1,83 @@
+"""vLLM engines for tests, and a recorder of what the routers decide in them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from vllm import LLM, SamplingParams
+
+from prismoe.model_plugins.engine_options import engine_options
+
+DATA = Path(__file__).parent.parent / "data"
+PHI = DATA / "moe-llava-phi-tiny"
+
+
+@contextmanager
+def engine(checkpoint: Path, routing: Mapping[str, Any] | None = None, **options: Any) -> Iterator[LLM]:
+    """An eager float32 engine that gives raw logits and ends with the block."""
+    settings = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 512,
+        "max_logprobs": -1,
+        "logprobs_mode": "raw_logits",
+        "disable_log_stats": True,
+    }
+    llm = LLM(str(checkpoint), **settings | engine_options(routing) | options)
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def greedy(max_tokens: int, with_prompt: bool = True) -> SamplingParams:
+    """Greedy sampling that returns the logits of the whole vocabulary."""
+    return SamplingParams(
+        temperature=0,
+        max_tokens=max_tokens,
+        ignore_eos=True,
+        logprobs=-1,
+        prompt_logprobs=-1 if with_prompt else None,
+    )
+
+
+def logits(positions: list[Any]) -> np.ndarray:
+    """`[positions, vocabulary]` from vLLM's logprobs in the mode raw_logits."""
+    return np.array([[entry[token].logprob for token in range(len(entry))] for entry in positions])
+
+
+def start_recording(model: nn.Module) -> None:
+    """Keep the gate's logits and the router's experts and weights of each MoE layer from now on."""
+    recording: dict[int, dict[str, list[Tensor]]] = {}
+    for layer, decoder_layer in enumerate(model.model.layers):
+        if layer in model.experts_by_layer:
+            recording[layer] = {"logits": [], "experts": [], "weights": []}
+            _record_layer(decoder_layer.mlp, recording[layer])
+    model.recording = recording
+
+
+def _record_layer(mlp: Any, record: dict[str, list[Tensor]]) -> None:
+    route = mlp.experts.router._compute_routing
+
+    def recorded(hidden: Tensor, gate_logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        weights, experts = route(hidden, gate_logits, *args, **kwargs)
+        for name, value in (("logits", gate_logits), ("experts", experts), ("weights", weights)):
+            record[name].append(value.clone())
+        return weights, experts
+
+    mlp.experts.router._compute_routing = recorded
+
+
+def take_recording(model: nn.Module) -> dict[int, dict[str, list[np.ndarray]]]:
+    """By layer, the tensors of each step since the last call."""
+    taken = {
+        layer: {name: [step.numpy() for step in steps] for name, steps in record.items()}
+        for layer, record in model.recording.items()
+    }
+    for record in model.recording.values():
+        for steps in record.values():
+            steps.clear()
+    return taken

@@ -1,0 +1,60 @@
+"""Settings under which routing would be wrong stop the start with a sentence."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from prismoe.model_plugins.engine_checks import check_engine
+from prismoe.model_plugins.routing.ltdr import LTDR
+from prismoe.model_plugins.routing.topk import TopK
+from prismoe.model_plugins.scheduler import WholeImageScheduler
+
+TOPK, NEEDS_WHOLE_IMAGES = TopK(top_k=2, norm_topk_prob=True), LTDR(top_k=2, norm_topk_prob=True)
+
+
+def config(scheduler: type = WholeImageScheduler, image_limit: int = 1, **changes: Any) -> Any:
+    settings = {
+        "pipeline_parallel_size": 1,
+        "data_parallel_size": 1,
+        "speculative_config": None,
+        "enable_prefix_caching": False,
+        "max_num_batched_tokens": 64,
+    } | changes
+    namespace = SimpleNamespace(**settings)
+    namespace.get_scheduler_cls = lambda: scheduler
+    namespace.multimodal_config = SimpleNamespace(get_limit_per_prompt=lambda modality: image_limit)
+    return SimpleNamespace(
+        parallel_config=namespace,
+        speculative_config=namespace.speculative_config,
+        model_config=namespace,
+        scheduler_config=namespace,
+        cache_config=namespace,
+    )
+
+
+def test_the_settings_of_prismoe_serve_pass() -> None:
+    check_engine(config(), NEEDS_WHOLE_IMAGES, tokens_per_image=64)
+
+
+def test_topk_runs_with_vllms_own_scheduler_and_cache() -> None:
+    plain = config(scheduler=Scheduler, enable_prefix_caching=True, max_num_batched_tokens=8)
+    check_engine(plain, TOPK, tokens_per_image=64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        (config(pipeline_parallel_size=2), "--pipeline-parallel-size 1"),
+        (config(data_parallel_size=2), "several servers"),
+        (config(speculative_config=object()), "--speculative-config"),
+        (config(image_limit=0), "--limit-mm-per-prompt"),
+        (config(scheduler=Scheduler), "prismoe serve"),
+        (config(enable_prefix_caching=True), "--no-enable-prefix-caching"),
+        (config(max_num_batched_tokens=63), "--max-num-batched-tokens 64"),
+    ],
+)
+def test_what_would_route_wrongly_is_refused(settings: Any, advice: str) -> None:
+    with pytest.raises(ValueError, match=advice):
+        check_engine(settings, NEEDS_WHOLE_IMAGES, tokens_per_image=64)

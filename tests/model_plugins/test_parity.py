@@ -1,0 +1,83 @@
+"""The Phi fixture through vLLM gives what the authors' code gave (float32, with and without an image)."""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+from vllm import LLM, RequestOutput
+
+from tests.model_plugins.engine import DATA, PHI, engine, greedy, logits, start_recording, take_recording
+
+REFERENCE = np.load(PHI / "reference_deterministic.npz")
+META = json.loads((PHI / "meta.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with engine(PHI) as llm:
+        llm.apply_model(start_recording)
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def answer(llm: LLM) -> tuple[RequestOutput, dict]:
+    image = Image.open(DATA / "image.png")
+    prompt = {"prompt": META["prompt"], "multi_modal_data": {"image": image}}
+    (output,) = llm.generate(prompt, greedy(12))
+    return output, llm.apply_model(take_recording)[0]
+
+
+@pytest.fixture(scope="module")
+def text_answer(llm: LLM, answer: object) -> tuple[RequestOutput, dict]:
+    prompt = {"prompt_token_ids": REFERENCE["text_input_ids"][0].tolist()}
+    (output,) = llm.generate(prompt, greedy(1))
+    return output, llm.apply_model(take_recording)[0]
+
+
+def all_logits(output: RequestOutput) -> np.ndarray:
+    """The logits at each position of the prompt."""
+    return logits([*output.prompt_logprobs[1:], output.outputs[0].logprobs[0]])
+
+
+def test_prompt_tokens(answer: tuple[RequestOutput, dict]) -> None:
+    expected = REFERENCE["input_ids"][0].tolist()
+    image = expected.index(-200)
+    actual = answer[0].prompt_token_ids
+    assert actual[:image] == expected[:image]
+    assert actual[image + META["n_image_tokens"] :] == expected[image + 1 :]
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_routing(answer: tuple[RequestOutput, dict], layer: int) -> None:
+    step = {name: steps[0] for name, steps in answer[1][layer].items()}
+    np.testing.assert_allclose(step["logits"], REFERENCE[f"layer{layer}_router_logits"], atol=1e-4)
+    np.testing.assert_array_equal(step["experts"], REFERENCE[f"layer{layer}_topk_ids"])
+    np.testing.assert_allclose(step["weights"], REFERENCE[f"layer{layer}_topk_weights"], atol=1e-4)
+
+
+def test_logits_at_all_positions(answer: tuple[RequestOutput, dict]) -> None:
+    actual = all_logits(answer[0])
+    assert actual.shape == (58, 512)
+    np.testing.assert_allclose(actual, REFERENCE["logits"][0], atol=1e-3)
+
+
+def test_greedy_tokens(answer: tuple[RequestOutput, dict]) -> None:
+    completion = answer[0].outputs[0]
+    assert list(completion.token_ids) == REFERENCE["greedy_ids"].tolist()
+    np.testing.assert_allclose(logits(completion.logprobs), REFERENCE["greedy_prefill_logits"], atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_text_only_routing(text_answer: tuple[RequestOutput, dict], layer: int) -> None:
+    step = {name: steps[0] for name, steps in text_answer[1][layer].items()}
+    expected = REFERENCE[f"text_layer{layer}_router_logits"]
+    np.testing.assert_allclose(step["logits"], expected, atol=1e-4)
+    np.testing.assert_array_equal(step["experts"], np.argsort(-expected)[:, :2])
+
+
+def test_text_only_logits(text_answer: tuple[RequestOutput, dict]) -> None:
+    expected = REFERENCE["text_logits"][0]
+    np.testing.assert_allclose(all_logits(text_answer[0]), expected, atol=1e-3)
+    assert text_answer[0].outputs[0].token_ids[0] == expected[-1].argmax()
