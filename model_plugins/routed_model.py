@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig
 
 from prismoe.kernels.expert_load import EXTRA_COLUMNS, MODALITIES
-from prismoe.model_plugins.engine_checks import check_engine
 from prismoe.model_plugins.router import PolicyRouter
 from prismoe.model_plugins.routing import ROUTING_KEY
 from prismoe.model_plugins.routing.registry import RoutingInForce
@@ -27,10 +26,9 @@ def operator_routing(vllm_config: VllmConfig) -> Mapping[str, Any] | None:
 class ModalityRouting(nn.Module):
     """Routers that share a policy, and the load they count."""
 
-    def __init__(self, vllm_config: VllmConfig, in_force: RoutingInForce, tokens_per_image: int) -> None:
+    def __init__(self, vllm_config: VllmConfig, in_force: RoutingInForce) -> None:
         super().__init__()
         self.in_force = in_force
-        check_engine(vllm_config, in_force.policy, tokens_per_image)
         self.segments = TokenSegments(vllm_config.scheduler_config.max_num_batched_tokens)
         self.loads: dict[int, Tensor] = {}
 

@@ -29,7 +29,7 @@ from prismoe.model_plugins.moe_llava.processing import (
     MoELLaVAProcessingInfo,
     MoELLaVAProcessor,
 )
-from prismoe.model_plugins.moe_llava.tower import drops_cls, tokens_per_image, tower_config
+from prismoe.model_plugins.moe_llava.tower import drops_cls, tower_config
 from prismoe.model_plugins.routed_model import ModalityRouting, operator_routing
 
 
@@ -82,14 +82,9 @@ class MoELLaVAPhiForCausalLM(nn.Module, SupportsMultiModal):
         config: MoELLaVAPhiConfig = vllm_config.model_config.hf_config
         self.config = config
         self.experts_by_layer = MoESettings.model_validate(config.moe).experts_by_layer()
-        checkpoint = vllm_config.model_config.model
-        self.routing = ModalityRouting(
-            vllm_config,
-            routing_in_force(config, operator_routing(vllm_config)),
-            tokens_per_image(config, checkpoint),
-        )
+        self.routing = ModalityRouting(vllm_config, routing_in_force(config, operator_routing(vllm_config)))
 
-        vision = tower_config(config.mm_image_tower, checkpoint)
+        vision = tower_config(config.mm_image_tower, vllm_config.model_config.model)
         with self._mark_tower_model(vllm_config, "image"):
             self.image_tower = CLIPVisionModel(
                 vision,

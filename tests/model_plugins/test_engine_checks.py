@@ -4,12 +4,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from prismoe.model_plugins.engine_checks import check_engine
+from prismoe.model_plugins.engine_options import engine_options
 from prismoe.model_plugins.routing.ltdr import LTDR
 from prismoe.model_plugins.routing.topk import TopK
 from prismoe.model_plugins.scheduler import WholeImageScheduler
+from tests.model_plugins.engine import PHI
 
 TOPK, NEEDS_WHOLE_IMAGES = TopK(top_k=2, norm_topk_prob=True), LTDR(top_k=2, norm_topk_prob=True)
 
@@ -58,3 +61,18 @@ def test_topk_runs_with_vllms_own_scheduler_and_cache() -> None:
 def test_what_would_route_wrongly_is_refused(settings: Any, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
         check_engine(settings, NEEDS_WHOLE_IMAGES, tokens_per_image=64)
+
+
+@pytest.mark.parametrize(
+    ("routing", "options", "advice"),
+    [
+        ({"policy": "ltdr", "tail_experts": 9}, {}, "tail_experts is 9: give a number from"),
+        ({"policy": "ltdr"}, {"enable_prefix_caching": True}, "--no-enable-prefix-caching"),
+    ],
+)
+def test_vllm_refuses_before_it_starts_an_engine(
+    routing: dict[str, Any], options: dict[str, Any], advice: str
+) -> None:
+    arguments = EngineArgs(model=str(PHI), **engine_options(routing) | options)
+    with pytest.raises(ValueError, match=advice):
+        arguments.create_engine_config()

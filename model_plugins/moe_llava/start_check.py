@@ -1,0 +1,21 @@
+"""The check that vLLM runs on a MoE-LLaVA checkpoint's settings before it starts an engine."""
+
+from vllm.config import VllmConfig
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from prismoe.model_plugins.engine_checks import check_engine
+from prismoe.model_plugins.moe_llava.config import routing_in_force
+from prismoe.model_plugins.moe_llava.tower import tokens_per_image
+from prismoe.model_plugins.routed_model import operator_routing
+
+
+class MoELLaVAStartCheck(VerifyAndUpdateConfig):
+    """Refuses settings under which the checkpoint would route wrongly."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """Raise ValueError with a sentence, in the process that the user started."""
+        config = vllm_config.model_config.hf_config
+        in_force = routing_in_force(config, operator_routing(vllm_config))
+        image_size = tokens_per_image(config, vllm_config.model_config.model)
+        check_engine(vllm_config, in_force.policy, image_size)
