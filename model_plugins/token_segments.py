@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from prismoe.kernels.routing import PADDING, TEXT
 
@@ -28,8 +30,8 @@ class TokenSegments(nn.Module):
         if is_vision_T is None or not image_sizes:
             step.fill_(TEXT)
             return
-        sizes = torch.tensor(image_sizes)
-        images = torch.arange(len(image_sizes)).repeat_interleave(sizes).to(step.device, non_blocking=True)
+        image_of_vision_token = np.repeat(np.arange(len(image_sizes)), image_sizes)
+        images = async_tensor_h2d(image_of_vision_token, device=step.device)
         is_vision_T = is_vision_T.to(step.device, non_blocking=True)
         nth_vision_token_T = (is_vision_T.cumsum(0) - 1).clamp(min=0)
         step.copy_(torch.where(is_vision_T, images[nth_vision_token_T], TEXT))
