@@ -1,0 +1,41 @@
+# Each target does its own set-up: a virtual environment with CPU torch and vLLM, made again when pyproject.toml changes.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PARTS := server model_plugins kernels training
+
+# "+cpu" keeps pip from taking the CUDA build that PyPI serves; only the PyTorch project's own index has it.
+TORCH := torch==2.13.0+cpu
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test lint install
+
+demo: $(INSTALLED)
+	@$(BIN)/prismoe demo $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) $(PARTS:%=.links/prismoe/%)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	MYPYPATH=.links $(BIN)/mypy --package prismoe
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@echo "Installing CPU torch and vLLM into $(VENV). The first time, this takes a few minutes."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet '$(TORCH)' 2>/dev/null || $(BIN)/pip install --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	$(BIN)/pip install --editable '.[cpu,dev]'
+	@# vLLM asks for these; beside CPU torch the builds on PyPI fail to import, and transformers with them.
+	for package in torchvision torchaudio torchcodec; do \
+		$(BIN)/python -c "import $$package" 2>/dev/null || $(BIN)/pip uninstall --yes $$package; \
+	done
+	touch $@
+
+# mypy can't see how pyproject.toml maps folders to packages; it can see links.
+.links/prismoe/%:
+	mkdir -p $(@D)
+	ln -s ../../$* $@

@@ -1,0 +1,52 @@
+"""vLLM's engine, started as vLLM's launcher starts it, only sooner on CPU."""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+
+from prismoe.server.sentences import sentence
+
+METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class StartRefused(Exception):
+    """The server can't start; the message tells the user why."""
+
+
+class EngineArgs(AsyncEngineArgs):
+    """vLLM's engine arguments, whose errors are sentences."""
+
+    def create_engine_config(self, *args: Any, **kwargs: Any) -> VllmConfig:
+        """vLLM's configuration. On the way, choose how the engine process will start."""
+        asked_for = METHOD in os.environ
+        try:
+            config = super().create_engine_config(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            raise StartRefused(sentence(error)) from error
+        if not asked_for:
+            # vLLM chooses spawn, with which each process imports everything anew: 5 s. On CPU nothing in this
+            # process stands against a fork; CUDA would.
+            forkable = current_platform.is_cpu() and sys.platform == "linux"
+            os.environ[METHOD] = "fork" if forkable else "spawn"
+        return config
+
+
+def prepare_fork(listener: socket.socket) -> None:
+    """What an engine process forked from this one (on Linux) must do differently."""
+
+    def after_fork() -> None:
+        # End when this process ends, even if it is killed.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        # Its workers need a fresh process: OpenMP reads thread counts and bindings when it is loaded.
+        os.environ[METHOD] = "spawn"
+        listener.close()
+
+    os.register_at_fork(after_in_child=after_fork)

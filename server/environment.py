@@ -1,0 +1,18 @@
+"""Environment variables that must be set before vLLM, transformers and prometheus_client are imported."""
+
+import os
+from pathlib import Path
+
+MEDIA_CONNECTOR = "prismoe"
+"""The name in vLLM's registry of what fetches a request's images (`prismoe.server.media`)."""
+
+
+def prepare_environment(model: str) -> None:
+    """Set what prismoe wants where the user has not said otherwise."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("VLLM_MEDIA_CONNECTOR", MEDIA_CONNECTOR)
+    if Path(model).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # There is one API process: metrics of several would hide those that prismoe adds to the registry.
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)

@@ -1,0 +1,102 @@
+"""One server's life: the engine, the app on it, and the HTTP server, out of vLLM's launchers."""
+
+import asyncio
+import socket
+from argparse import Namespace
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+from fastapi import FastAPI
+from vllm import envs
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.launcher import serve_http, setup_server
+from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+from vllm.utils.system_utils import decorate_logs
+from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+from prismoe.server import (
+    media,  # noqa: F401  (registers what fetches images)
+    routes,
+)
+from prismoe.server.engine import EngineArgs, StartRefused, prepare_fork
+from prismoe.server.expert_load import ExpertLoadReader
+from prismoe.server.metrics import ExpertLoadCollector, vllm_tokens
+from prismoe.server.roles import RoleGuard
+
+
+async def run_server(args: Namespace, expert_load_interval: float) -> None:
+    """Start everything, serve until a signal, and end everything."""
+    decorate_logs("APIServer", skip_if_decorated=True)
+    listener = _listen(args)
+    prepare_fork(listener)
+    try:
+        async with AsyncExitStack() as stack:
+            try:
+                engine = await stack.enter_async_context(
+                    build_async_engine_client_from_engine_args(EngineArgs.from_cli_args(args))
+                )
+            except RuntimeError as error:
+                raise StartRefused(f"The engine did not start. {error}") from error
+            app = await build_routed_app(engine, args)
+            polling = asyncio.create_task(app.state.expert_load.poll(expert_load_interval))
+            stack.callback(polling.cancel)
+            shutdown = await _serve_http(app, listener, args)
+        await shutdown
+    finally:
+        listener.close()
+
+
+async def build_routed_app(engine: EngineClient, args: Namespace) -> FastAPI:
+    """vLLM's app with prismoe's routes, metrics and checks."""
+    tasks = await engine.get_supported_tasks()
+    args.middleware = [*args.middleware, f"{RoleGuard.__module__}.{RoleGuard.__name__}"]
+    app: FastAPI = build_app(args, tasks, engine.model_config)
+    app.include_router(routes.router)
+    await init_app_state(engine, app.state, args, tasks)
+    registry = get_prometheus_registry()
+    app.state.expert_load = ExpertLoadReader(engine, lambda: vllm_tokens(registry))
+    try:
+        await app.state.expert_load.read()
+    except Exception as error:
+        raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error
+    registry.register(ExpertLoadCollector(app.state.expert_load, str(engine.model_config.served_model_name)))
+    return app
+
+
+def _listen(args: Namespace) -> socket.socket:
+    try:
+        listener: socket.socket = setup_server(args, reuse_port=False)[1]
+    except OSError as error:
+        where = args.uds or f"port {args.port}"
+        raise StartRefused(
+            f"Can't listen on {where}: {error.strerror}. Choose another with --port."
+        ) from error
+    return listener
+
+
+async def _serve_http(app: FastAPI, listener: socket.socket, args: Namespace) -> Coroutine[Any, Any, None]:
+    log_config = get_uvicorn_log_config(args)
+    uvicorn_options: dict[str, Any] = {} if log_config is None else {"log_config": log_config}
+    shutdown: Coroutine[Any, Any, None] = await serve_http(
+        app,
+        sock=listener,
+        enable_ssl_refresh=args.enable_ssl_refresh,
+        host=args.host,
+        port=args.port,
+        log_level=args.uvicorn_log_level,
+        access_log=not args.disable_uvicorn_access_log,
+        timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        ssl_keyfile=args.ssl_keyfile,
+        ssl_certfile=args.ssl_certfile,
+        ssl_ca_certs=args.ssl_ca_certs,
+        ssl_cert_reqs=args.ssl_cert_reqs,
+        ssl_ciphers=args.ssl_ciphers,
+        h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
+        h11_max_header_count=args.h11_max_header_count,
+        **uvicorn_options,
+    )
+    return shutdown

@@ -1,0 +1,46 @@
+"""vLLM's own options, with prismoe's defaults where the user gave none."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from prismoe.model_plugins.engine_options import engine_options
+from prismoe.server.arguments import USAGE
+from prismoe.server.settings import ServeSettings
+
+MIB = 2**20
+
+
+def parse_engine_options(settings: ServeSettings) -> Namespace:
+    """vLLM's arguments for these settings. Raises ValueError where they can't be served."""
+    routed = engine_options(settings.routing)
+    parser = make_arg_parser(FlexibleArgumentParser(prog="prismoe serve", usage=USAGE))
+    parser.set_defaults(**_defaults(settings) | routed)
+    args: Namespace = parser.parse_args([settings.model, *settings.engine_options])
+    args.model = settings.model
+    args.additional_config = {**(args.additional_config or {}), **routed["additional_config"]}
+    if args.worker_extension_cls != routed["worker_extension_cls"]:
+        raise ValueError("prismoe reads the routers through --worker-extension-cls: leave this option out.")
+    if args.headless or args.grpc or (args.api_server_count or 1) != 1:
+        raise ValueError(
+            "prismoe runs one HTTP process: leave out --headless, --grpc and --api-server-count."
+        )
+    validate_parsed_serve_args(args)
+    return args
+
+
+def _defaults(settings: ServeSettings) -> dict[str, Any]:
+    # Seconds in which requests under way finish and each process ends by itself.
+    defaults: dict[str, Any] = {"limit_mm_per_prompt": {"image": 8}, "shutdown_timeout": 10}
+    if settings.bundled:
+        defaults |= {"served_model_name": [Path(settings.model).name], "dtype": "float32"}
+    if current_platform.is_cpu():
+        # Compiling takes longer than a small model's whole start; --no-enforce-eager asks for it.
+        defaults["enforce_eager"] = True
+        # With a size given there is nothing to profile. vLLM would take most of the machine's memory.
+        defaults["kv_cache_memory_bytes"] = (256 if settings.bundled else 1024) * MIB
+    return defaults

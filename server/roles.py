@@ -1,0 +1,66 @@
+"""Refuses chat messages with an unknown role, which a chat template could pass over in silence."""
+
+import json
+from collections.abc import Iterator
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
+class RoleGuard:
+    """ASGI middleware: a JSON request whose `messages` have a role outside ROLES is answered with 400.
+
+    It looks on as the app reads the body, so what the app does before that (authentication) comes first, and
+    the app's own handler turns the refusal into an answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, with the guard at its body."""
+        if not _may_have_messages(scope):
+            await self.app(scope, receive, send)
+            return
+        body = bytearray()
+
+        async def receive_and_check() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                body.extend(message.get("body", b""))
+                if not message.get("more_body", False) and (refusal := role_refusal(body)):
+                    raise HTTPException(400, refusal)
+            return message
+
+        await self.app(scope, receive_and_check, send)
+
+
+def role_refusal(body: bytes | bytearray) -> str | None:
+    """What is wrong with the roles in a request's body; None where nothing is."""
+    try:
+        request = json.loads(body)
+    except ValueError:
+        return None  # vLLM says what is wrong with it.
+    messages = request.get("messages") if isinstance(request, dict) else None
+    for where, role in _roles(messages, "messages"):
+        if role not in ROLES:
+            return f"{where}.role is {role!r}. The roles are: {', '.join(ROLES)}."
+    return None
+
+
+def _roles(messages: object, where: str) -> Iterator[tuple[str, object]]:
+    """Every role that is given, and where. A batch request holds a list of conversations."""
+    if isinstance(messages, list):
+        for index, message in enumerate(messages):
+            yield from _roles(message, f"{where}[{index}]")
+    elif isinstance(messages, dict) and "role" in messages:
+        yield where, messages["role"]
+
+
+def _may_have_messages(scope: Scope) -> bool:
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return False
+    return Headers(scope=scope).get("content-type", "").startswith("application/json")

@@ -1,0 +1,43 @@
+"""What prismoe adds to vLLM's HTTP API."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict
+
+from prismoe.server.expert_load import ExpertLoad
+
+router = APIRouter(prefix="/v1/routing", tags=["routing"])
+
+
+class LayerRouting(BaseModel):
+    """How one decoder layer routes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int
+    experts: int
+    policy: dict[str, Any]
+
+
+class RoutingInForce(BaseModel):
+    """How the model routes, and where that was said."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str
+    layers: list[LayerRouting]
+
+
+@router.get("")
+async def routing(request: Request) -> RoutingInForce:
+    """The routing policy in force, per MoE layer."""
+    ranks = await request.app.state.engine_client.collective_rpc("prismoe_routing")
+    return RoutingInForce.model_validate(ranks[0])
+
+
+@router.get("/load")
+async def routing_load(request: Request) -> ExpertLoad:
+    """The expert load, read now. /metrics has the same counts as of the last interval."""
+    load: ExpertLoad = await request.app.state.expert_load.read()
+    return load

@@ -1,0 +1,92 @@
+"""A `prismoe` command as a child process, and every process that descends from it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+
+START_LIMIT_S = 240
+STOP_LIMIT_S = 40
+
+
+class Command:
+    """`prismoe <arguments>`, with its output in a file."""
+
+    def __init__(self, log: Path, *arguments: str) -> None:
+        self.log = log
+        self.family: set[psutil.Process] = set()
+        # vLLM's settings of other tests would hide the server's own.
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "HF_"))
+        }
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "prismoe.server.cli", *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        """All that it printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def watch(self) -> bool:
+        """Note its descendants; whether it still runs."""
+        if self.process.poll() is not None:
+            return False
+        self.family.update(psutil.Process(self.process.pid).children(recursive=True))
+        return True
+
+    def wait(self, limit_s: float = START_LIMIT_S) -> int:
+        """Wait for its end; its exit status."""
+        end = time.monotonic() + limit_s
+        while self.watch():
+            assert time.monotonic() < end, self.output
+            time.sleep(0.1)
+        return int(self.process.returncode)
+
+    def stop(self, signal_number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal to this process alone and wait; its exit status."""
+        self.watch()
+        self.process.send_signal(signal_number)
+        return int(self.process.wait(STOP_LIMIT_S))
+
+    def survivors(self) -> list[psutil.Process]:
+        """The descendants that stay after its end."""
+        return psutil.wait_procs(self.family, timeout=STOP_LIMIT_S)[1]
+
+
+class Server(Command):
+    """A running `prismoe serve`."""
+
+    def __init__(self, log: Path, *arguments: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        super().__init__(log, "serve", *arguments, "--host", "127.0.0.1", "--port", str(port))
+
+    def wait_until_ready(self) -> None:
+        """Return when it answers."""
+        end = time.monotonic() + START_LIMIT_S
+        while not self.answers():
+            assert self.watch() and time.monotonic() < end, self.output
+            time.sleep(0.2)
+
+    def answers(self) -> bool:
+        """Whether it answers."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return True
+        except (urllib.error.URLError, ConnectionError):
+            return False

@@ -1,0 +1,89 @@
+"""A bad request harms only itself: a 4xx that says what is wrong, and the next request is answered."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import image_part, text_part, url_part, user
+
+pytestmark = pytest.mark.usefixtures("server")
+
+
+def ask(http: httpx.Client, messages: object, **options: object) -> httpx.Response:
+    request = {"model": "prismoji", "messages": messages, "max_tokens": 4, **options}
+    return http.post("/v1/chat/completions", json=request)
+
+
+def refusal(http: httpx.Client, messages: object, good: object, **options: object) -> str:
+    """The sentence that a bad request gets; then a good one must be answered."""
+    answer = ask(http, messages, **options)
+    assert 400 <= answer.status_code < 500, answer.text
+    assert ask(http, good).status_code == 200
+    error: dict[str, Any] = answer.json()["error"]
+    assert error["code"] == answer.status_code
+    return str(error["message"])
+
+
+@pytest.fixture
+def good(picture: bytes) -> object:
+    return user(image_part(picture), "What is this?")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png;base64,!!!!",
+        "data:image/png;base64," + base64.b64encode(b"not a picture").decode(),
+        "data:image/png;base64,",
+        "data:image/png,raw",
+        "http://127.0.0.1:9/closed-port.png",
+        "ftp://127.0.0.1/picture.png",
+        "file:///etc/hostname",
+    ],
+)
+def test_an_image_that_cannot_be_read(http: httpx.Client, good: object, url: str) -> None:
+    message = refusal(http, user(url_part(url), "What is this?"), good)
+    assert message.startswith("An image of the request can't be read: ") and message.endswith(".")
+
+
+def test_a_truncated_image(http: httpx.Client, good: object, picture: bytes) -> None:
+    assert "truncated" in refusal(http, user(image_part(picture[:100]), "What is this?"), good)
+
+
+def test_a_file_that_is_missing(http: httpx.Client, good: object, picture_folder: Path) -> None:
+    missing = url_part((picture_folder / "missing.png").as_uri())
+    assert "No such file" in refusal(http, user(missing, "What is this?"), good)
+
+
+def test_a_page_that_is_missing(http: httpx.Client, good: object) -> None:
+    missing = url_part(f"{http.base_url}/missing.png")
+    assert "404" in refusal(http, user(missing, "What is this?"), good)
+
+
+def test_a_hundred_images(http: httpx.Client, good: object, picture: bytes) -> None:
+    assert "At most 8 image" in refusal(http, user(*[image_part(picture)] * 100, "What are these?"), good)
+
+
+def test_an_unknown_role(http: httpx.Client, good: object) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "wizard", "content": [text_part("Hi")]}]
+    message = refusal(http, messages, good)
+    assert message.startswith("messages[1].role is 'wizard'.") and message.endswith(".")
+
+
+def test_ten_times_the_context(http: httpx.Client, good: object) -> None:
+    limit = http.get("/v1/models").json()["data"][0]["max_model_len"]
+    assert "maximum context length" in refusal(http, user("cat " * (10 * limit)), good)
+
+
+def test_more_tokens_than_the_context(http: httpx.Client, good: object) -> None:
+    assert "max_tokens" in refusal(http, good, good, max_tokens=10**6)
+
+
+def test_a_body_that_is_not_json(http: httpx.Client, good: object) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = http.post("/v1/chat/completions", content=b'{"messages": [', headers=headers)
+    assert answer.status_code == 400
+    assert ask(http, good).status_code == 200

@@ -1,0 +1,131 @@
+"""Reading, exporting and drawing the expert load, without an engine."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
+
+from prismoe.server.expert_load import ExpertLoad, ExpertLoadReader
+from prismoe.server.load_table import load_table, tail_sentence
+from prismoe.server.metrics import ExpertLoadCollector, vllm_tokens
+
+LOAD = {
+    "layers": [0, 2],
+    "expert_tokens": [[[6, 4, 0, 10], [32, 40, 8, 80]], [[5, 5, 5, 5], [64, 32, 16, 16]]],
+    "tokens": [[10, 64], [10, 64]],
+    "tail_tokens": [16, 0],
+}
+
+
+class FakeEngine:
+    """Answers with what it holds; an exception is raised."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked = 0
+
+    @property
+    def errored(self) -> bool:
+        return self.asked >= len(self.answers)
+
+    async def collective_rpc(self, method: str) -> list[Any]:
+        assert method == "prismoe_expert_load"
+        answer = self.answers[self.asked]
+        self.asked += 1
+        if isinstance(answer, Exception):
+            raise answer
+        return [answer, "the second rank's answer"]
+
+
+def exported(reader: ExpertLoadReader) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    registry = CollectorRegistry()
+    registry.register(ExpertLoadCollector(reader, "model"))
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def test_every_count_is_exported_under_its_labels() -> None:
+    reader = ExpertLoadReader(FakeEngine(LOAD, LOAD))
+    asyncio.run(reader.read())
+    samples = exported(reader)
+    assert len(samples) == 2 * 2 * 4 + 2 + 2
+    name = "prismoe_expert_tokens_total"
+    labels = {"layer": "2", "modality": "vision", "expert": "1", "model_name": "model"}
+    assert samples[name, frozenset(labels.items())] == 32
+    labels = {"modality": "vision", "model_name": "model"}
+    assert samples["prismoe_tokens_total", frozenset(labels.items())] == 64
+    labels = {"layer": "0", "model_name": "model"}
+    assert samples["prismoe_vision_tail_tokens_total", frozenset(labels.items())] == 16
+
+
+def test_nothing_is_exported_before_the_first_reading() -> None:
+    assert exported(ExpertLoadReader(FakeEngine())) == {}
+
+
+def test_a_load_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        asyncio.run(ExpertLoadReader(FakeEngine({**LOAD, "more": 1}, LOAD)).read())
+
+
+def test_polling_outlives_a_failure_and_ends_with_the_engine() -> None:
+    more = {**LOAD, "tail_tokens": [17, 1]}
+    engine = FakeEngine(LOAD, RuntimeError("no answer"), more)
+    reader = ExpertLoadReader(engine)
+    asyncio.run(asyncio.wait_for(reader.poll(0.001), timeout=10))
+    assert engine.asked == 3
+    assert reader.latest == ExpertLoad.model_validate(more)
+
+
+def test_an_idle_engine_is_not_asked() -> None:
+    work = iter([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0, 3.0])
+    engine = FakeEngine(LOAD, LOAD, LOAD)
+    reader = ExpertLoadReader(engine, lambda: next(work))
+
+    async def read_and_poll() -> None:
+        await reader.read()  # at 1
+        await asyncio.wait_for(reader.poll(0.001), timeout=10)
+
+    asyncio.run(read_and_poll())
+    assert engine.asked == 3
+    assert list(work) == []
+
+
+def test_vllms_counters_tell_whether_work_was_done() -> None:
+    registry = CollectorRegistry()
+    assert vllm_tokens(registry) is None
+    prompt = Counter("vllm:prompt_tokens", "", ["engine"], registry=registry)
+    generated = Counter("vllm:generation_tokens", "", ["engine"], registry=registry)
+    Counter("vllm:other", "", registry=registry).inc()
+    prompt.labels("0").inc(40)
+    prompt.labels("1").inc(2)
+    generated.labels("0").inc(8)
+    assert vllm_tokens(registry) == 50
+
+
+def test_the_table_has_a_line_per_layer_and_modality() -> None:
+    lines = load_table(ExpertLoad.model_validate(LOAD)).splitlines()
+    assert len(lines) == 5
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2].split()[:5] == ["0", "vision", "64", "32", "("]
+    assert lines[2].endswith("80 ( 50%)           2.50")
+
+
+def test_the_table_of_layers_with_different_experts() -> None:
+    load = {**LOAD, "expert_tokens": [[[6, 4], [32, 40]], [[5, 5, 5, 5], [64, 32, 16, 16]]]}
+    assert len(load_table(ExpertLoad.model_validate(load)).splitlines()) == 5
+
+
+def test_the_sentence_on_tail_tokens() -> None:
+    layers = [
+        {"layer": layer, "experts": 4, "policy": {"policy": "ltdr", "tail_experts": 4}} for layer in (0, 2)
+    ]
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), layers) == (
+        "16 of 128 vision tokens (12.5%, over 2 MoE layers) were tail tokens and used all 4 experts."
+    )
+    layers[0]["policy"] = layers[1]["policy"] = {"policy": "ltdr", "tail_experts": 3}
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), layers).endswith("tail tokens and used 3 experts.")
+    layers[0]["policy"] = layers[1]["policy"] = {"policy": "topk"}
+    assert "knows no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), layers)

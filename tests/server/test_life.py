@@ -1,0 +1,77 @@
+"""Starts and ends: no process outlives the command, and what can't be served is refused with a sentence."""
+
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.server.running import Command, Server
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_starting_ends_every_process(tmp_path: Path, signal_number: signal.Signals) -> None:
+    server = Server(tmp_path / "log")
+    while server.watch() and len(server.family) < 2:
+        time.sleep(0.1)
+    assert server.stop(signal_number) == 128 + signal_number
+    assert server.survivors() == []
+
+
+def test_the_demo_shows_answers_and_load_and_ends_every_process(tmp_path: Path) -> None:
+    demo = Command(tmp_path / "log", "demo", "--once")
+    assert demo.wait() == 0, demo.output
+    assert len(demo.family) >= 3
+    assert demo.survivors() == []
+    assert demo.output.count("What is this?") >= 4
+    assert "were tail tokens and used all 4 experts" in demo.output
+
+
+def test_the_demos_command_works_when_pasted(server: Server, picture_folder: Path) -> None:
+    from prismoe.server.demo import curl_line
+
+    picture = shutil.copy(picture_folder / "ball.png", picture_folder / "it's a ball.png")
+    line = curl_line(server.url, "prismoji", Path(picture), 'What is "this", 100%?')
+    answer = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert '"role":"assistant"' in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_signal_while_serving_ends_every_process(
+    tmp_path: Path, signal_number: signal.Signals, status: int
+) -> None:
+    server = Server(tmp_path / "log")
+    server.wait_until_ready()
+    assert server.stop(signal_number) == status
+    assert len(server.family) >= 2
+    assert server.survivors() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--routing", '{"policy": "nothing"}'), "routing"),
+        (("--enable-prefix-caching",), "--no-enable-prefix-caching"),
+        (("--limit-mm-per-prompt", '{"image": 0}'), "--limit-mm-per-prompt"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_a_sentence(
+    tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    server = Server(tmp_path / "log", *arguments)
+    assert server.wait() == 1
+    assert server.survivors() == []
+    last = server.output.rstrip().splitlines()[-1]
+    assert last.startswith("prismoe: ") and sentence in last, last
+    assert "Traceback" not in server.output
+
+
+def test_a_port_in_use_is_refused_with_a_sentence(server: Server, tmp_path: Path) -> None:
+    port = server.url.rpartition(":")[2]
+    second = Command(tmp_path / "log", "serve", "--host", "127.0.0.1", "--port", port)
+    assert second.wait() == 1
+    assert second.output.rstrip().splitlines()[-1].startswith(f"prismoe: Can't listen on port {port}: ")

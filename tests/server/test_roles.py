@@ -1,0 +1,71 @@
+"""The guard of roles, without an engine."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from prismoe.server.roles import ROLES, RoleGuard, role_refusal
+
+app = FastAPI()
+app.add_middleware(RoleGuard)
+
+
+@app.post("/chat")
+async def echo(body: dict[str, Any]) -> dict[str, int]:
+    return {"filler": len(body["filler"])}
+
+
+def post(body: dict[str, Any]) -> httpx.Response:
+    """Ask the guarded app, with the body in several pieces."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        text = json.dumps(body).encode()
+        for start in range(0, len(text), 1000):
+            yield text[start : start + 1000]
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            headers = {"Content-Type": "application/json; charset=utf-8"}
+            return await client.post("/chat", content=pieces(), headers=headers)
+
+    return asyncio.run(ask())
+
+
+def messages(*roles: Any) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": "Hi"} for role in roles], "filler": "x" * 5000}
+
+
+@pytest.mark.parametrize("role", ["wizard", "User", "", None, 3, ["user"], {"user": 1}])
+def test_other_roles_are_refused(role: Any) -> None:
+    refusal = role_refusal(json.dumps(messages("user", role)).encode())
+    assert refusal is not None and refusal.startswith(
+        f"messages[1].role is {role!r}. The roles are: system, "
+    )
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'{"messages": 3}', b'{"messages": [3]}', b'{"prompt": "Hi"}', b"\xff"]
+)
+def test_what_is_no_chat_is_left_to_vllm(body: bytes) -> None:
+    assert role_refusal(body) is None
+
+
+def test_every_conversation_of_a_batch_is_looked_at() -> None:
+    batch = {"messages": [messages("user")["messages"], messages("user", "wizard")["messages"]]}
+    refusal = role_refusal(json.dumps(batch).encode())
+    assert refusal is not None and refusal.startswith("messages[1][1].role is")
+
+
+def test_the_app_gets_the_whole_body() -> None:
+    answer = post(messages(*ROLES))
+    assert answer.status_code == 200 and answer.json() == {"filler": 5000}
+
+
+def test_the_app_answers_the_refusal() -> None:
+    answer = post(messages("wizard"))
+    assert answer.status_code == 400 and "wizard" in answer.json()["detail"]
