@@ -38,7 +38,7 @@ def test_tail_tokens_match_the_reference(segments: list[int], experts: int) -> N
     assert tail_T.tolist() == reference.tail(reference.probabilities(logits_TE.numpy()), segments)
 
 
-@pytest.mark.parametrize(("experts", "renormalize"), itertools.product([2, 3, 4, 7, 64], [True, False]))
+@pytest.mark.parametrize(("experts", "renormalize"), list(itertools.product([2, 3, 4, 7, 64], [True, False])))
 def test_top_experts_match_the_reference(experts: int, renormalize: bool) -> None:
     tokens = 17
     logits_TE = random_logits(tokens, experts)

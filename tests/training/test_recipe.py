@@ -1,0 +1,115 @@
+"""Pictures, splits, the eye, and the whole recipe on pictures made up here."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from prismoe.training import teacher
+from prismoe.training.augment import Augment, on_white
+from prismoe.training.card import card
+from prismoe.training.checkpoint import load
+from prismoe.training.concepts import CANDIDATES, CONCEPT_BY_EMOJI, CONCEPTS
+from prismoe.training.eye import EyeSettings, rate_share
+from prismoe.training.measured import Measured
+from prismoe.training.pictures import SIDE, STYLE_BY_NAME, STYLES, UNSEEN_FAMILY, Drawing, Pictures
+from prismoe.training.prismoji import Recipe, train
+from prismoe.training.splits import held_out_families, split
+
+
+class MadeUpPictures(Pictures):
+    """Coloured noise, each emoji in each style."""
+
+    def __init__(self, folder: Path, emoji: list[str]) -> None:
+        super().__init__(folder)
+        self.short_names = emoji
+
+    def load(self) -> tuple[list[Drawing], NDArray[np.uint8]]:
+        drawings = [Drawing(e, style.name, "made up") for style in STYLES for e in self.short_names]
+        noise = np.random.default_rng(0).integers(0, 255, (len(drawings), SIDE, SIDE, 4), dtype=np.uint8)
+        return drawings, noise
+
+    def render(self, drawing: Drawing, side: int) -> NDArray[np.uint8]:
+        return np.zeros((side, side, 4), np.uint8)
+
+
+def every_drawing() -> list[Drawing]:
+    emoji = [short_name for candidate in CANDIDATES for short_name in candidate.emoji]
+    return [Drawing(e, style.name, "") for style in STYLES for e in [*emoji, "another"]]
+
+
+def test_what_is_kept_back_is_not_trained_on() -> None:
+    drawings = every_drawing()
+    splits = split(drawings)
+    trained = {(drawings[i].emoji, drawings[i].family) for i in splits.train}
+    kept = {(drawings[i].emoji, drawings[i].family) for i in splits.held_out + splits.unseen_style}
+    assert not trained & kept
+    assert all(family != UNSEEN_FAMILY for _, family in trained)
+    assert {drawings[i].family for i in splits.unseen_style} == {UNSEEN_FAMILY}
+    assert ("another", "noto") in trained
+
+
+def test_a_quarter_of_the_candidates_have_a_family_held_out() -> None:
+    families = held_out_families()
+    assert len(families) / len(CANDIDATES) == pytest.approx(0.25, abs=0.01)
+    assert set(Counter(families.values())) <= {style.family for style in STYLES} - {UNSEEN_FAMILY}
+
+
+def test_plain_view_is_on_white() -> None:
+    drawing = torch.zeros(1, SIDE, SIDE, 4, dtype=torch.uint8)
+    assert on_white(drawing, 32).min() == 1
+    drawing[..., 3] = 255
+    view = on_white(drawing, 32)
+    assert view[0, :, 16, 16].max() == 0 and view[0, :, 0, 0].min() == 1
+
+
+def test_augmentation_is_repeatable_and_in_range() -> None:
+    drawing = torch.randint(0, 255, (5, SIDE, SIDE, 4), dtype=torch.uint8)
+    first, second = (Augment(3)(drawing, 64) for _ in range(2))
+    assert first.shape == (5, 3, 64, 64) and torch.equal(first, second)
+    assert first.min() >= 0 and first.max() <= 1
+    assert not torch.equal(first, Augment(4)(drawing, 64))
+
+
+def test_teacher_sees_a_fine_and_a_coarse_grid() -> None:
+    fine, coarse = teacher.Teacher()(torch.rand(2, 3, teacher.SIDE, teacher.SIDE))
+    assert fine.shape == (2, 64, teacher.FINE_CHANNELS) and coarse.shape == (2, 16, teacher.COARSE_CHANNELS)
+
+
+def test_learning_rate_rises_holds_and_falls() -> None:
+    assert rate_share(0.0) < 0.01 and rate_share(0.3) == pytest.approx(1, abs=0.01) and rate_share(1.0) < 0.01
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        EyeSettings.model_validate({"round": 3})
+
+
+def test_the_whole_recipe(tmp_path: Path) -> None:
+    emoji = [concept.emoji[0] for concept in CONCEPTS if concept.name in held_out_families()][:2]
+    pictures = MadeUpPictures(tmp_path, [*emoji, "dog", "another"])
+    output = tmp_path / "checkpoint"
+    measured = train(Recipe.quick(), pictures, tmp_path / "cache", output)
+    assert [record.stage for record in measured.stages] == ["eye", "read", "align", "teach", "upcycle"]
+    assert {score.split for score in measured.scores} == {"held-out drawings", "unseen style"}
+    assert all(0 < layer.tail_share < 1 for layer in measured.routing)
+    assert Measured.read(output) == measured and (output / "README.md").read_text() == card(measured)
+    assert load(output).config.moe_layers == (0, 2)
+    config = json.loads((output / "config.json").read_text())
+    assert config["prismoe_routing"] == {"policy": "ltdr", "tail_experts": 4, "norm_topk_prob": True}
+    shipped = json.loads((output / "pictures" / "pictures.json").read_text())
+    names = {CONCEPT_BY_EMOJI[short_name].name for short_name in emoji}
+    assert {entry["name"] for entry in shipped} <= names
+    assert all(entry["licence"] in ("Apache-2.0", "MIT") for entry in shipped)
+    again = train(Recipe.quick(), pictures, tmp_path / "cache", output)  # resumes: every stage is done
+    assert again == measured
+
+
+def test_styles_are_pinned() -> None:
+    assert all(style.version.count(".") == 2 for style in STYLES)
+    assert STYLE_BY_NAME["fluent-3d"].family == STYLE_BY_NAME["fluent-flat"].family

@@ -1,0 +1,333 @@
+"""MoE-LLaVA on Phi in plain PyTorch, with the tensor names of the original's checkpoints (Lin et al. 2024).
+
+Each block is parallel: attention and MLP read one LayerNorm of the block's input. A layer's MLP is dense,
+or a mixture of experts routed as LTDR does (seed 003): top-k with weights renormalised, and all experts for
+vision tail tokens.
+
+Shape legend: that of kernels/routing.py, and B sequences, S positions, N image tokens, V tower width, Y
+vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prismoe.kernels.routing import TEXT, router_probabilities, tail_tokens, top_experts
+from prismoe.training.tower import ImageTower, TowerConfig, attend
+
+
+class ModelConfig(BaseModel):
+    """The fields of the checkpoint's `config.json` that shape the network."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    vocab_size: int
+    hidden_size: int = 192
+    intermediate_size: int = 768
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 6
+    partial_rotary_factor: float = 0.5
+    rope_theta: float = 10000.0
+    layer_norm_eps: float = 1e-5
+    mm_vision_select_layer: int = -1
+    moe_layers: tuple[int, ...] = ()  # empty: the dense model
+    experts: int = 4
+    top_k: int = 2
+    tail_experts: int | None = 4  # experts of a vision tail token (EEA); None: as many as any other token
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of sequences. Image tokens follow one another in the order of the pictures.
+
+    `segment_BS` is the picture's index in the batch, TEXT or PADDING; `mask_BSS` says which keys a query
+    may see.
+    """
+
+    token_BS: Tensor
+    position_BS: Tensor
+    segment_BS: Tensor
+    mask_BSS: Tensor
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What one MoE layer decided for the batch's tokens, flattened to T."""
+
+    logits_TE: Tensor
+    experts_TA: Tensor
+    weights_TA: Tensor
+    is_tail_T: Tensor
+    segment_T: Tensor
+
+
+class Rotary(nn.Module):
+    """Rotary positions on the first share of each head's width (Su et al. 2021; Phi's
+    `partial_rotary_factor`).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        head_width = config.hidden_size // config.num_attention_heads
+        self.width = int(head_width * config.partial_rotary_factor)
+        powers = torch.arange(0, self.width, 2).float() / self.width
+        self.frequency: Tensor
+        self.register_buffer("frequency", config.rope_theta**-powers, persistent=False)
+
+    def forward(self, x_BHSD: Tensor, position_BS: Tensor) -> Tensor:
+        angle_B1SD = (position_BS[:, None, :, None].float() * self.frequency).repeat(1, 1, 1, 2)
+        turned, rest = x_BHSD[..., : self.width].float(), x_BHSD[..., self.width :]
+        first, second = turned.chunk(2, dim=-1)
+        turned = turned * angle_B1SD.cos() + torch.cat([-second, first], dim=-1) * angle_B1SD.sin()
+        return torch.cat([turned.to(rest.dtype), rest], dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention under the batch's mask."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.rotary = Rotary(config)
+        self.q_proj, self.k_proj, self.v_proj, self.dense = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x_BSD: Tensor, position_BS: Tensor, bias_B1SS: Tensor) -> Tensor:
+        query, key, value = (
+            projection(x_BSD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = self.rotary(query, position_BS), self.rotary(key, position_BS)
+        mixed_BHSD = attend(query, key, value, bias_B1SS.to(value.dtype))
+        return self.dense(mixed_BHSD.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear maps around GELU in its tanh form (`gelu_new`); an expert has the same shape."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Gate(nn.Module):
+    """The router's weight, where DeepSpeed keeps it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.wg = nn.Linear(config.hidden_size, config.experts, bias=False)
+        nn.init.normal_(self.wg.weight, std=0.02)
+
+
+class Experts(nn.Module):
+    """The experts, where DeepSpeed keeps them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.deepspeed_experts = nn.ModuleList(MLP(config) for _ in range(config.experts))
+
+
+class DeepSpeedMoE(nn.Module):
+    """Route each token, run its experts, and sum their outputs by weight (seed 003, Eqs. 6 to 12)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Gate(config)
+        self.experts = Experts(config)
+        self.top_k, self.tail_experts = config.top_k, config.tail_experts or config.top_k
+
+    def route(self, x_TD: Tensor, segment_T: Tensor) -> Routing:
+        """The router works in float32, outside autocast."""
+        with torch.autocast(x_TD.device.type, enabled=False):
+            logits_TE = functional.linear(x_TD.float(), self.gate.wg.weight.float())
+            probs_TE = router_probabilities(logits_TE)
+            is_tail_T = tail_tokens(probs_TE.detach(), segment_T)
+            count_T = torch.where(is_tail_T, self.tail_experts, self.top_k)
+            slots = max(self.top_k, self.tail_experts)
+            experts_TA, weights_TA = top_experts(probs_TE, count_T, slots, renormalize=True)
+        return Routing(logits_TE, experts_TA, weights_TA, is_tail_T, segment_T)
+
+    def forward(self, x_TD: Tensor, segment_T: Tensor) -> tuple[Tensor, Routing]:
+        routing = self.route(x_TD, segment_T)
+        weights_TE = torch.zeros_like(routing.logits_TE).scatter_add(
+            1, routing.experts_TA, routing.weights_TA
+        )
+        y_TD = torch.zeros_like(x_TD)
+        for expert, mlp in enumerate(self.experts.deepspeed_experts):
+            rows = (weights_TE[:, expert] > 0).nonzero().squeeze(1)
+            out = mlp(x_TD[rows]) * weights_TE[rows, expert, None].to(x_TD.dtype)
+            y_TD = y_TD.index_add(0, rows, out.to(y_TD.dtype))
+        return y_TD, routing
+
+
+class MoE(nn.Module):
+    """The wrapper that gives DeepSpeed's tensor names their middle part."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.deepspeed_moe = DeepSpeedMoE(config)
+
+    def forward(self, x_BSD: Tensor, segment_BS: Tensor) -> tuple[Tensor, Routing]:
+        y_TD, routing = self.deepspeed_moe(x_BSD.flatten(0, 1), segment_BS.flatten())
+        return y_TD.view_as(x_BSD), routing
+
+
+class Block(nn.Module):
+    """Attention and MLP side by side on one LayerNorm."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = Attention(config)
+        self.mlp = MoE(config) if layer in config.moe_layers else MLP(config)
+
+    def forward(self, x_BSD: Tensor, tokens: Tokens, bias_B1SS: Tensor) -> tuple[Tensor, Routing | None]:
+        normed_BSD = self.input_layernorm(x_BSD)
+        attended_BSD = self.self_attn(normed_BSD, tokens.position_BS, bias_B1SS)
+        if isinstance(self.mlp, MoE):
+            fed_BSD, routing = self.mlp(normed_BSD, tokens.segment_BS)
+        else:
+            fed_BSD, routing = self.mlp(normed_BSD), None
+        return x_BSD + attended_BSD + fed_BSD, routing
+
+
+class Projector(nn.Module):
+    """`mlp2x_gelu`: from the tower's width to the language model's."""
+
+    def __init__(self, tower_width: int, width: int) -> None:
+        super().__init__()
+        self.image_spatial_proj = nn.Sequential(
+            nn.Linear(tower_width, width), nn.GELU(), nn.Linear(width, width)
+        )
+
+    def forward(self, x_BNV: Tensor) -> Tensor:
+        return self.image_spatial_proj(x_BNV)
+
+
+class TowerHolder(nn.Module):
+    """The wrapper that gives the tower's tensor names their middle part."""
+
+    def __init__(self, tower: ImageTower) -> None:
+        super().__init__()
+        self.image_tower = tower
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return self.image_tower(image_BCHW)
+
+
+class Decoder(nn.Module):
+    """Everything below the language-model head."""
+
+    def __init__(self, config: ModelConfig, tower: ImageTower) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        nn.init.normal_(self.embed_tokens.weight, std=0.02)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mm_projector = Projector(tower.config.hidden_size, config.hidden_size)
+        self.image_tower = TowerHolder(tower)
+
+
+class MoELLaVA(nn.Module):
+    """The whole model: pictures and tokens in, logits of the next token and each MoE layer's routing out."""
+
+    def __init__(self, config: ModelConfig, tower_config: TowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config, ImageTower(tower_config, config.mm_vision_select_layer))
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(
+        self, image_BCHW: Tensor, tokens: Tokens, wanted_BS: Tensor | None = None
+    ) -> tuple[Tensor, list[Routing]]:
+        """`image_BCHW` holds the pictures in the order of their segments, normalised for the tower.
+
+        The logits are `[B, S, Y]`, or `[W, Y]` for the W positions that are true in `wanted_BS`.
+        """
+        x_BSD = self.model.embed_tokens(tokens.token_BS)
+        if len(image_BCHW):
+            vision_TD = self.model.mm_projector(self.model.image_tower(image_BCHW)).flatten(0, 1)
+            is_vision_BS1 = (tokens.segment_BS >= 0)[:, :, None]
+            x_BSD = x_BSD.masked_scatter(is_vision_BS1, vision_TD.to(x_BSD.dtype))
+        bias_B1SS = torch.zeros(tokens.mask_BSS.shape).masked_fill(~tokens.mask_BSS, -1e4)[:, None]
+        if torch.is_autocast_enabled("cpu"):
+            bias_B1SS = bias_B1SS.bfloat16()
+        routings = []
+        for block in self.model.layers:
+            x_BSD, routing = block(x_BSD, tokens, bias_B1SS)
+            if routing is not None:
+                routings.append(routing)
+        hidden = x_BSD if wanted_BS is None else x_BSD[wanted_BS]
+        return self.lm_head(self.model.final_layernorm(hidden)), routings
+
+
+def balance_loss(routing: Routing) -> Tensor:
+    """Load balance over the language tokens alone: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯) (seed 003, Eq. 10).
+
+    Fᵢ is the share of the language tokens' choices that fall on expert i, Gᵢ the mean probability of expert
+    i.
+    """
+    is_text_T = (routing.segment_T == TEXT).float()
+    probs_TE = router_probabilities(routing.logits_TE)
+    chosen_TE = torch.zeros_like(probs_TE).scatter_add(
+        1, routing.experts_TA, (routing.weights_TA > 0).float()
+    )
+    share_E = (chosen_TE * is_text_T[:, None]).sum(0) / (chosen_TE.sum(1) * is_text_T).sum().clamp(min=1)
+    mean_E = (probs_TE * is_text_T[:, None]).sum(0) / is_text_T.sum().clamp(min=1)
+    return (share_E.detach() * mean_E).sum()
+
+
+def upcycle(dense: MoELLaVA, moe_layers: tuple[int, ...]) -> MoELLaVA:
+    """Sparse upcycling (Komatsuzaki et al. 2023): each expert starts as a copy of the dense MLP, the
+    routers anew.
+    """
+    sparse = MoELLaVA(
+        dense.config.model_copy(update={"moe_layers": moe_layers}), dense.model.image_tower.image_tower.config
+    )
+    weights = dense.state_dict()
+    for layer in moe_layers:
+        for part in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"):
+            weight = weights.pop(f"model.layers.{layer}.mlp.{part}")
+            moe = f"model.layers.{layer}.mlp.deepspeed_moe"
+            weights |= {
+                f"{moe}.experts.deepspeed_experts.{e}.{part}": weight for e in range(sparse.config.experts)
+            }
+    missing, unexpected = sparse.load_state_dict(weights, strict=False)
+    assert not unexpected and all(name.endswith("gate.wg.weight") for name in missing)
+    return sparse
+
+
+def prompt_tokens(token_BS: Tensor, image_token: int) -> Tokens:
+    """Prompts of one length as a batch: causal, and each run of `image_token` is one picture."""
+    is_vision_BS = token_BS == image_token
+    starts_BS = is_vision_BS & ~functional.pad(is_vision_BS, (1, -1))
+    picture_BS = starts_BS.flatten().cumsum(0).view_as(token_BS) - 1
+    length = token_BS.shape[1]
+    return Tokens(
+        token_BS=token_BS.masked_fill(is_vision_BS, 0),
+        position_BS=torch.arange(length).expand_as(token_BS),
+        segment_BS=torch.where(is_vision_BS, picture_BS, TEXT),
+        mask_BSS=torch.ones(length, length).tril().bool().expand(len(token_BS), -1, -1),
+    )
+
+
+@torch.inference_mode()
+def generate(
+    model: MoELLaVA, image_BCHW: Tensor, token_BS: Tensor, image_token: int, end: int, limit: int
+) -> Tensor:
+    """Greedy continuations `[B, ≤ limit]` of prompts of one length; what follows an `end` is `end`."""
+    done_B = torch.zeros(len(token_BS), dtype=torch.bool)
+    start = token_BS.shape[1]
+    while token_BS.shape[1] - start < limit and not done_B.all():
+        logits_BSY, _ = model(image_BCHW, prompt_tokens(token_BS, image_token))
+        next_B = logits_BSY[:, -1].argmax(-1).masked_fill(done_B, end)
+        done_B |= next_B == end
+        token_BS = torch.cat([token_BS, next_B[:, None]], dim=1)
+    return token_BS[:, start:]

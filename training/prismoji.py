@@ -1,0 +1,182 @@
+"""Train prismoji, the bundled model, from nothing: `python -m prismoe.training.prismoji`.
+
+Fetch and render the pictures, distil the eye, teach the language model in four stages, export, measure,
+write the model card. Every stage leaves a file in the cache, so an interrupted run goes on where it
+stopped.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import PreTrainedTokenizerFast
+
+from prismoe.training.batches import Composer
+from prismoe.training.card import write_card
+from prismoe.training.cases import build_exam, score
+from prismoe.training.checkpoint import export
+from prismoe.training.concepts import CANDIDATE_BY_EMOJI, CANDIDATES
+from prismoe.training.demo import write_demo
+from prismoe.training.evaluate import Asker
+from prismoe.training.eye import Eye, EyeSettings, Pool, train_eye
+from prismoe.training.measured import Measured, StageRecord
+from prismoe.training.model import ModelConfig, MoELLaVA, upcycle
+from prismoe.training.pictures import Drawing, Pictures
+from prismoe.training.questions import TEMPLATES
+from prismoe.training.splits import split
+from prismoe.training.stages import PictureSource, Stage, StageSettings, train_stage
+from prismoe.training.tokenizer import build_tokenizer
+from prismoe.training.tower import ImageTower, TowerConfig
+
+OUTPUT = Path(__file__).parents[1] / "model_plugins" / "checkpoints" / "prismoji"
+STAGES: tuple[Stage, ...] = ("read", "align", "teach", "upcycle")
+
+
+class Recipe(BaseModel):
+    """Every choice of the training."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int = 0
+    moe_layers: tuple[int, ...] = (0, 2)
+    eye: EyeSettings = EyeSettings()
+    read: StageSettings = StageSettings(steps=500, language_rate=2e-3)
+    align: StageSettings = StageSettings(steps=250, projector_rate=2e-3)
+    teach: StageSettings = StageSettings(steps=1400, language_rate=1e-3, projector_rate=1e-3, tower_rate=1e-4)
+    upcycle: StageSettings = StageSettings(steps=600, language_rate=5e-4, projector_rate=3e-4)
+
+    @classmethod
+    def quick(cls) -> "Recipe":
+        """The same path in a minute or so, for a test; nothing is learnt."""
+        short = {"steps": 2, "batch": 4}
+        recipe = cls(eye=EyeSettings(rounds=1, steps_per_round=2, batch=16))
+        return recipe.model_copy(update={s: getattr(recipe, s).model_copy(update=short) for s in STAGES})
+
+
+class Trainer:
+    """Runs the stages in order, each only if the cache lacks its file."""
+
+    def __init__(self, recipe: Recipe, pictures: Pictures, cache: Path) -> None:
+        """Load the pictures, and build the tokenizer."""
+        cache.mkdir(parents=True, exist_ok=True)
+        self.recipe, self.cache = recipe, cache
+        self.drawings, pixels = pictures.load()
+        self.rgba_NHWC = torch.from_numpy(pixels)
+        self.splits = split(self.drawings)
+        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
+        self.records: list[StageRecord] = []
+        torch.manual_seed(recipe.seed)
+
+    def model(self) -> MoELLaVA:
+        """Run what is still to run; the trained model."""
+        model = MoELLaVA(ModelConfig(vocab_size=len(self.tokenizer)), TowerConfig())
+        tower = model.model.image_tower.image_tower
+        self._stage("eye", tower, partial(self._train_eye, tower))
+        for seed, stage in enumerate(STAGES):
+            if stage == "upcycle":
+                model = self._upcycled(model)
+            self._stage(stage, model, partial(self._train, stage, model, seed))
+        return model
+
+    def untrained_experts(self) -> MoELLaVA:
+        """The taught model, upcycled, its experts still alike: what the routing is compared with."""
+        dense = MoELLaVA(ModelConfig(vocab_size=len(self.tokenizer)), TowerConfig())
+        dense.load_state_dict(torch.load(self.cache / "teach.pt")["weights"])
+        return self._upcycled(dense)
+
+    def _upcycled(self, dense: MoELLaVA) -> MoELLaVA:
+        """The same new routers each time."""
+        torch.manual_seed(self.recipe.seed)
+        return upcycle(dense, self.recipe.moe_layers)
+
+    def _stage(self, name: str, part: torch.nn.Module, train: Callable[[], list[dict[str, float]]]) -> None:
+        file = self.cache / f"{name}.pt"
+        if not file.exists():
+            began = time.monotonic()
+            curve = train()
+            record = StageRecord(stage=name, seconds=time.monotonic() - began, curve=curve)
+            draft = file.with_suffix(".draft")
+            torch.save({"weights": part.state_dict(), "record": record.model_dump()}, draft)
+            draft.replace(file)
+        saved = torch.load(file)
+        part.load_state_dict(saved["weights"])
+        self.records.append(StageRecord(**saved["record"]))
+
+    def _train_eye(self, tower: ImageTower) -> list[dict[str, float]]:
+        """On every training drawing, those of the candidates twice."""
+        names = [self._label(drawing) for drawing in self.drawings]
+        labels = {name: number for number, name in enumerate(sorted({names[i] for i in self.splits.train}))}
+        candidates = {candidate.name for candidate in CANDIDATES}
+        shown = self.splits.train + [i for i in self.splits.train if names[i] in candidates]
+        label_B = torch.tensor([labels[names[i]] for i in shown])
+        pool = Pool(self.rgba_NHWC[shown], label_B, self.recipe.eye, tower.config.image_size)
+        return train_eye(Eye(tower, len(labels)), pool, self.recipe.eye)
+
+    def _label(self, drawing: Drawing) -> str:
+        candidate = CANDIDATE_BY_EMOJI.get(drawing.emoji)
+        return candidate.name if candidate else f"emoji {drawing.emoji}"
+
+    def _train(self, stage: Stage, model: MoELLaVA, seed: int) -> list[dict[str, float]]:
+        config = model.model.image_tower.image_tower.config
+        source = PictureSource(self.drawings, self.rgba_NHWC, self.splits.train, config.image_size, seed)
+        composer = Composer(self.tokenizer, config.tokens, tuple(TEMPLATES), seed)
+        return train_stage(stage, model, source, composer, getattr(self.recipe, stage))
+
+
+def train(recipe: Recipe, pictures: Pictures, cache: Path, output: Path) -> Measured:
+    """Train, export to `output`, measure there, and write the model card."""
+    trainer = Trainer(recipe, pictures, cache)
+    model = trainer.model()
+    export(model, trainer.tokenizer, output)
+    before = cache / "before"
+    export(trainer.untrained_experts(), trainer.tokenizer, before)
+    exam = build_exam(pictures)
+    asker = Asker(output)
+    measured = Measured(
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        moe_layers=list(recipe.moe_layers),
+        stages=trainer.records,
+        routing_before=Asker(before).routing(exam),
+        routing=asker.routing(exam),
+        scored="offline",
+        scores=score(exam.cases, asker.answers(exam)),
+    )
+    measured.write(output)
+    write_demo(pictures, output)
+    write_card(output)
+    return measured
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="packages, pictures and stage files"
+    )
+    parser.add_argument(
+        "--output", type=Path, help=f"the checkpoint's folder (default: {OUTPUT.name} in the package)"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--quick", action="store_true", help="a minute's run that learns nothing")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    pictures = Pictures(arguments.cache / "emoji")
+    pictures.fetch()
+    recipe = Recipe.quick() if arguments.quick else Recipe()
+    cache = arguments.cache / ("prismoji-quick" if arguments.quick else "prismoji")
+    output = arguments.output or (cache / "checkpoint" if arguments.quick else OUTPUT)
+    measured = train(recipe, pictures, cache, output)
+    summary: list[dict[str, Any]] = [result.model_dump() for result in measured.scores]
+    print(json.dumps(summary, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Score a running server: `python -m prismoe.training.score --url http://127.0.0.1:8000`.
+
+Asks it every test question over its OpenAI chat endpoint, prints the table, and with `--write` puts the
+scores into the checkpoint's `measured.json` and model card.
+"""
+
+import argparse
+import base64
+import json
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from prismoe.training.card import write_card
+from prismoe.training.cases import Exam, build_exam, score
+from prismoe.training.evaluate import ANSWER_LIMIT
+from prismoe.training.measured import Measured
+from prismoe.training.pictures import Pictures
+
+CONCURRENCY = 8
+TIMEOUT = 120  # seconds
+
+
+class Server:
+    """An OpenAI chat endpoint."""
+
+    def __init__(self, url: str) -> None:
+        """Use the first model that `url` serves."""
+        self.url = url.rstrip("/")
+        self.model: str = self._call("/v1/models")["data"][0]["id"]
+
+    def answer(self, png: bytes, question: str) -> str:
+        """The greedy answer to a question about a picture."""
+        picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
+        reply = self._call(
+            "/v1/chat/completions",
+            {
+                "model": self.model,
+                "messages": [{"role": "user", "content": content}],
+                "temperature": 0,
+                "max_tokens": ANSWER_LIMIT,
+            },
+        )
+        return str(reply["choices"][0]["message"]["content"])
+
+    def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            return json.load(response)
+
+
+def ask_all(server: Server, exam: Exam) -> list[str]:
+    """Its answers, in the order of the cases."""
+    with ThreadPoolExecutor(CONCURRENCY) as workers:
+        replies = workers.map(lambda case: server.answer(exam.png[case.drawing], case.question), exam.cases)
+        return list(tqdm(replies, total=len(exam.cases), desc="ask"))
+
+
+def main() -> None:
+    """Parse the command line and score."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="where the pictures are, or will be fetched"
+    )
+    parser.add_argument("--write", type=Path, help="a checkpoint's folder whose figures and card to renew")
+    arguments = parser.parse_args()
+    pictures = Pictures(arguments.cache / "emoji")
+    pictures.fetch()
+    exam = build_exam(pictures)
+    scores = score(exam.cases, ask_all(Server(arguments.url), exam))
+    for row in scores:
+        print(
+            f"{row.split:18} {row.topic:9} {row.questions:4} {row.right:7.1%} (commonest answer "
+            f"{row.majority:.1%})"
+        )
+    if arguments.write:
+        measured = Measured.read(arguments.write)
+        measured.model_copy(update={"scores": scores, "scored": "served"}).write(arguments.write)
+        write_card(arguments.write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The language model's stages: read, align, teach, upcycle.
+
+Read: it learns the questions in words, a thing's name standing in the picture's place. Then MoE-LLaVA's
+three stages (Lin et al. 2024): align the projector alone; teach the dense model with pictures; copy its
+MLPs into experts and train those with LTDR's language-only balance loss (seed 003, Eq. 10).
+"""
+
+import random
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from prismoe.training.augment import Augment
+from prismoe.training.batches import IGNORED, Batch, Composer
+from prismoe.training.concepts import CONCEPT_BY_EMOJI, Concept
+from prismoe.training.eye import normalise
+from prismoe.training.model import MoELLaVA, balance_loss
+from prismoe.training.pictures import Drawing
+
+Stage = Literal["read", "align", "teach", "upcycle"]
+BALANCE_COEFFICIENT = 0.01
+RENDER_SIDE = 128  # drawings are varied at this size, then shrunk to the tower's
+
+
+class StageSettings(BaseModel):
+    """One stage: its length, and the learning rates of the model's three parts (0 freezes a part)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int
+    language_rate: float = 0.0
+    projector_rate: float = 0.0
+    tower_rate: float = 0.0
+    batch: int = 32
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+class PictureSource:
+    """Endless varied pictures of the known concepts, every concept equally often."""
+
+    def __init__(
+        self, drawings: list[Drawing], rgba_NHWC: Tensor, indices: Iterable[int], side: int, seed: int
+    ) -> None:
+        """Use the drawings at `indices`; `side` is the tower's picture size."""
+        self.rgba_NHWC, self.side = rgba_NHWC, side
+        self.augment, self.draw = Augment(seed), random.Random(seed)
+        self.by_concept: dict[Concept, list[int]] = {}
+        for index in indices:
+            if concept := CONCEPT_BY_EMOJI.get(drawings[index].emoji):
+                self.by_concept.setdefault(concept, []).append(index)
+
+    def concepts(self, count: int) -> list[Concept]:
+        """Concepts at random."""
+        return self.draw.choices(list(self.by_concept), k=count)
+
+    def pictures(self, concepts: list[Concept]) -> Tensor:
+        """A varied drawing of each, normalised for the tower."""
+        indices = [self.draw.choice(self.by_concept[concept]) for concept in concepts]
+        image_BCHW = self.augment(self.rgba_NHWC[indices], RENDER_SIDE)
+        return normalise(functional.interpolate(image_BCHW, self.side, mode="area"))
+
+
+def parameter_groups(model: MoELLaVA, settings: StageSettings) -> list[dict[str, Any]]:
+    """The trained parts with their rates; the others are frozen."""
+    decoder = model.model
+    parts = {"tower": decoder.image_tower, "projector": decoder.mm_projector}
+    taken = {id(p) for part in parts.values() for p in part.parameters()}
+    rates = {"tower": settings.tower_rate, "projector": settings.projector_rate}
+    groups: list[tuple[float, list[nn.Parameter]]] = [
+        (rates[n], list(part.parameters())) for n, part in parts.items()
+    ]
+    groups.append((settings.language_rate, [p for p in model.parameters() if id(p) not in taken]))
+    for rate, parameters in groups:
+        for parameter in parameters:
+            parameter.requires_grad_(rate > 0)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups if rate > 0]
+
+
+def train_stage(
+    stage: Stage,
+    model: MoELLaVA,
+    source: PictureSource,
+    composer: Composer,
+    settings: StageSettings,
+) -> list[dict[str, float]]:
+    """Train in place; returns the smoothed losses every 50 steps."""
+    groups = parameter_groups(model, settings)
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    rates = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=settings.steps, pct_start=0.1
+    )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    curve: list[dict[str, float]] = []
+    smooth: dict[str, float] = {}
+    for step in (progress := tqdm(range(1, settings.steps + 1), desc=stage)):
+        losses = _losses(stage, model, source, composer, settings.batch)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        smooth = {
+            name: smooth.get(name, loss.item()) * 0.98 + loss.item() * 0.02 for name, loss in losses.items()
+        }
+        if step % 50 == 0:
+            progress.set_postfix({name: f"{value:.4f}" for name, value in smooth.items()})
+            curve.append({"step": step, **smooth})
+    return curve
+
+
+def _losses(
+    stage: Stage, model: MoELLaVA, source: PictureSource, composer: Composer, batch: int
+) -> dict[str, Tensor]:
+    concepts = source.concepts(batch)
+    if stage == "read":
+        asked, image_BCHW = composer.words(concepts), torch.empty(0)
+    else:
+        asked, image_BCHW = composer.pictures(concepts), source.pictures(concepts)
+    return batch_losses(model, image_BCHW, asked)
+
+
+def batch_losses(model: MoELLaVA, image_BCHW: Tensor, asked: Batch) -> dict[str, Tensor]:
+    """The answers' next-token loss (seed 003, Eq. 5), and for a model with experts the weighted balance
+    loss, summed over its MoE layers.
+    """
+    wanted_BS = asked.target_BS != IGNORED
+    with torch.autocast("cpu", torch.bfloat16):
+        logits_WY, routings = model(image_BCHW, asked.tokens, wanted_BS)
+    losses = {"answer": functional.cross_entropy(logits_WY.float(), asked.target_BS[wanted_BS])}
+    if routings:
+        losses["balance"] = (
+            BALANCE_COEFFICIENT * torch.stack([balance_loss(routing) for routing in routings]).sum()
+        )
+    return losses
