@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from prismoe.model_plugins.bundled import bundled_checkpoint
@@ -23,6 +24,15 @@ QUESTIONS = ("What is this?", "Which category does it belong to?")
 PICTURES = 3
 START_LIMIT_S = 300
 LOG_LINES = 25
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, and what its artist drew."""
+
+    path: Path
+    name: str
+    category: str
 
 
 def demo(arguments: Sequence[str]) -> int:
@@ -123,21 +133,22 @@ def _server_failed(server: subprocess.Popen[bytes], log: Path) -> int:
     return fail(f"The server {ended}. The end of its log is above; the whole is {log}")
 
 
-def _show(client: Client, pictures: Sequence[Path]) -> None:
+def _show(client: Client, pictures: Sequence[Picture]) -> None:
     model = client.model()
     for picture in pictures:
-        print(f"\n  {picture}")
+        print(f"\n  {picture.path}\n    (drawn as: {picture.name}, {picture.category})")
         for question in QUESTIONS:
-            print(f"    {question:<36}{client.ask(model, picture, question)}", flush=True)
+            print(f"    {question:<36}{client.ask(model, picture.path, question)}", flush=True)
     load = ExpertLoad.model_validate(client.get("/v1/routing/load"))
     print("\nExpert load by modality: how many tokens used each expert, and its share\n")
     print(load_table(load))
     print("\n" + tail_sentence(load, client.get("/v1/routing")["layers"]))
     print("\nTo ask it yourself:\n")
-    print(curl_line(client.url, model, pictures[0], QUESTIONS[0]), flush=True)
+    print(curl_line(client.url, model, pictures[0].path, QUESTIONS[0]), flush=True)
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _pictures(folder: Path) -> list[Picture]:
     """A few of the pictures that the bundled model never saw, from all over their list."""
     listed = json.loads((folder / "pictures.json").read_text())
-    return [folder / picture["file"] for picture in listed[:: max(1, len(listed) // PICTURES)][:PICTURES]]
+    chosen = listed[:: max(1, len(listed) // PICTURES)][:PICTURES]
+    return [Picture(folder / entry["file"], entry["name"], entry["category"]) for entry in chosen]
