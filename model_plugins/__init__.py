@@ -1,19 +1,32 @@
 """What runs inside vLLM's processes. Importing this package imports neither torch nor vLLM."""
 
+from pathlib import Path
+
+FAMILIES = {"phi": "Phi", "stablelm": "Stablelm", "qwen": "QWen"}
+"""The modules of `moe_llava` and how the authors' class names spell them."""
+
+CHAT_TEMPLATE = Path(__file__).parent / "moe_llava" / "chat_template.jinja"
+
 
 def register() -> None:
     """Make the MoE-LLaVA models known to vLLM. vLLM calls this in each of its processes."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.transformers_utils.chat_templates.registry import register_chat_template_fallback_path
 
-    from prismoe.model_plugins.moe_llava.config import MoELLaVAPhiConfig
+    from prismoe.model_plugins.moe_llava import config, tokenizers
     from prismoe.model_plugins.moe_llava.start_check import MoELLaVAStartCheck
 
-    AutoConfig.register(MoELLaVAPhiConfig.model_type, MoELLaVAPhiConfig, exist_ok=True)
-    # Re-saving a model that was loaded for evaluation prefixes its architecture's name with Eval.
-    for architecture in ("MoELLaVAPhiForCausalLM", "EvalMoELLaVAPhiForCausalLM"):
-        ModelRegistry.register_model(
-            architecture, "prismoe.model_plugins.moe_llava.model:MoELLaVAPhiForCausalLM"
-        )
-        MODELS_CONFIG_MAP[architecture] = MoELLaVAStartCheck
+    for module, family in FAMILIES.items():
+        model = f"prismoe.model_plugins.moe_llava.{module}:MoELLaVA{family}ForCausalLM"
+        for kind in (f"MoELLaVA{family}", f"Llava{family}"):
+            config_class = getattr(config, f"{kind}Config")
+            AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+            register_chat_template_fallback_path(config_class.model_type, CHAT_TEMPLATE)
+            if tokenizer := tokenizers.RANKS_TOKENIZERS.get(family):
+                AutoTokenizer.register(config_class, fast_tokenizer_class=tokenizer, exist_ok=True)
+            # Re-saving a model that was loaded for evaluation prefixes its architecture's name with Eval.
+            for architecture in (f"{kind}ForCausalLM", f"Eval{kind}ForCausalLM"):
+                ModelRegistry.register_model(architecture, model)
+                MODELS_CONFIG_MAP[architecture] = MoELLaVAStartCheck

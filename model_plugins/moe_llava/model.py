@@ -1,7 +1,8 @@
-"""MoE-LLaVA with a Phi decoder, from its authors' checkpoint format."""
+"""MoE-LLaVA from its authors' checkpoint format: what its three families share."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,27 +11,36 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.models.clip import CLIPVisionModel
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings, SupportsMultiModal
-from vllm.model_executor.models.utils import (
-    AutoWeightsLoader,
-    WeightsMapper,
-    get_layer_index,
-)
-from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.sequence import IntermediateTensors
 
-from prismoe.model_plugins.moe_llava.config import MoELLaVAPhiConfig, MoESettings, routing_in_force
-from prismoe.model_plugins.moe_llava.moe import PhiMoE, constant_partner
-from prismoe.model_plugins.moe_llava.phi import PhiMLP, PhiModel
-from prismoe.model_plugins.moe_llava.processing import (
-    IMAGE_MARK,
-    MoELLaVADummyInputs,
-    MoELLaVAProcessingInfo,
-    MoELLaVAProcessor,
-)
-from prismoe.model_plugins.moe_llava.tower import drops_cls, tower_config
+from prismoe.model_plugins.moe_llava.config import experts_by_layer, moe_settings, routing_in_force
+from prismoe.model_plugins.moe_llava.decoder import Decoder
+from prismoe.model_plugins.moe_llava.moe import ExpertKind, MoE, constant_partner
+from prismoe.model_plugins.moe_llava.processing import IMAGE_MARK
+from prismoe.model_plugins.moe_llava.tower import drops_first_token, make_tower, tower_config
 from prismoe.model_plugins.routed_model import ModalityRouting, operator_routing
+
+
+def checkpoint_names(trunk: str) -> WeightsMapper:
+    """From the names in a checkpoint whose decoder is called `trunk` to those here, for every family."""
+    return WeightsMapper(
+        orig_to_new_prefix={
+            f"{trunk}.image_tower.image_tower.": "image_tower.",
+            f"{trunk}.mm_projector.image_spatial_proj.0.": "mm_projector.linear_1.",
+            f"{trunk}.mm_projector.image_spatial_proj.2.": "mm_projector.linear_2.",
+        },
+        orig_to_new_substr={
+            ".deepspeed_moe.gate.wg.": ".gate.",
+            ".deepspeed_moe.experts.deepspeed_experts.": ".experts.",
+        },
+        orig_to_new_stacked={
+            ".self_attn.q_proj": (".self_attn.qkv_proj", "q"),
+            ".self_attn.k_proj": (".self_attn.qkv_proj", "k"),
+            ".self_attn.v_proj": (".self_attn.qkv_proj", "v"),
+        },
+    )
 
 
 class Projector(nn.Module):
@@ -48,28 +58,11 @@ class Projector(nn.Module):
         return output
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    MoELLaVAProcessor, info=MoELLaVAProcessingInfo, dummy_inputs=MoELLaVADummyInputs
-)
-class MoELLaVAPhiForCausalLM(nn.Module, SupportsMultiModal):
-    """CLIP tower, projector and Phi decoder whose MoE layers route by modality."""
+class MoELLaVA(nn.Module, SupportsMultiModal):
+    """Image tower, projector and a decoder whose MoE layers route by modality."""
 
-    hf_to_vllm_mapper = WeightsMapper(
-        orig_to_new_prefix={
-            "model.image_tower.image_tower.": "image_tower.",
-            "model.mm_projector.image_spatial_proj.0.": "mm_projector.linear_1.",
-            "model.mm_projector.image_spatial_proj.2.": "mm_projector.linear_2.",
-        },
-        orig_to_new_substr={
-            ".deepspeed_moe.gate.wg.": ".gate.",
-            ".deepspeed_moe.experts.deepspeed_experts.": ".experts.",
-        },
-        orig_to_new_stacked={
-            ".self_attn.q_proj": (".self_attn.qkv_proj", "q"),
-            ".self_attn.k_proj": (".self_attn.qkv_proj", "k"),
-            ".self_attn.v_proj": (".self_attn.qkv_proj", "v"),
-        },
-    )
+    hf_to_vllm_mapper: ClassVar[WeightsMapper]
+    expert_kind: ClassVar[ExpertKind]
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
@@ -79,47 +72,59 @@ class MoELLaVAPhiForCausalLM(nn.Module, SupportsMultiModal):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        config: MoELLaVAPhiConfig = vllm_config.model_config.hf_config
-        self.config = config
-        self.experts_by_layer = MoESettings.model_validate(config.moe).experts_by_layer()
+        config = vllm_config.model_config.hf_config
+        self.config, self.vllm_config = config, vllm_config
+        self.experts_by_layer = experts_by_layer(config)
         self.routing = ModalityRouting(vllm_config, routing_in_force(config, operator_routing(vllm_config)))
-
         vision = tower_config(config.mm_image_tower, vllm_config.model_config.model)
         with self._mark_tower_model(vllm_config, "image"):
-            self.image_tower = CLIPVisionModel(
-                vision,
-                num_hidden_layers_override=get_layer_index(
-                    config.mm_vision_select_layer, vision.num_hidden_layers
-                ),
-                require_post_norm=False,
-                prefix="image_tower",
-            )
+            self.image_tower = make_tower(vision, config.mm_vision_select_layer)
             self.mm_projector = Projector(vision.hidden_size, config.hidden_size)
-
-        def make_mlp(index: int, prefix: str) -> nn.Module:
-            num_experts = self.experts_by_layer.get(index)
-            if num_experts is None:
-                return PhiMLP(config, vllm_config.quant_config, prefix)
-            return PhiMoE(
-                config.hidden_size,
-                config.intermediate_size,
-                config.hidden_act,
-                num_experts,
-                self.routing.router(index, num_experts),
-                vllm_config.quant_config,
-                prefix,
-            )
-
         with self._mark_language_model(vllm_config):
-            self.model = PhiModel(vllm_config=vllm_config, make_mlp=make_mlp, prefix="model")
+            self.model = Decoder(
+                vllm_config=vllm_config, make_block=self._make_block, norm=self.make_norm, prefix="model"
+            )
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix="lm_head")
         self.logits_processor = LogitsProcessor(config.vocab_size)
+
+    @property
+    @abstractmethod
+    def expert_width(self) -> int:
+        """F: the width of an expert, which is that of a dense feed-forward layer."""
+
+    @abstractmethod
+    def make_norm(self) -> nn.Module:
+        """A norm over the hidden size."""
+
+    @abstractmethod
+    def make_dense(self, prefix: str) -> nn.Module:
+        """The feed-forward layer of a block without experts."""
+
+    @abstractmethod
+    def make_block(self, mlp: nn.Module, prefix: str) -> nn.Module:
+        """A decoder block around its feed-forward layer."""
+
+    def _make_block(self, index: int, prefix: str) -> nn.Module:
+        num_experts = self.experts_by_layer.get(index)
+        if num_experts is None:
+            return self.make_block(self.make_dense(f"{prefix}.mlp"), prefix)
+        moe = MoE(
+            self.expert_kind,
+            self.config.hidden_size,
+            self.expert_width,
+            num_experts,
+            self.routing.router(index, num_experts),
+            self.make_dense(f"{prefix}.mlp.mlp") if moe_settings(self.config).use_residual else None,
+            self.vllm_config.quant_config,
+            f"{prefix}.mlp",
+        )
+        return self.make_block(moe, prefix)
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         pixel_values = kwargs.get("pixel_values")
         if pixel_values is None:
             return []
-        strategy = "default" if drops_cls(self.config) else "full"
+        strategy = "default" if drops_first_token(self.config) else "full"
         features = self.image_tower(pixel_values, feature_select_strategy=strategy)
         embeds: Tensor = self.mm_projector(features)
         return embeds
@@ -162,24 +167,25 @@ class MoELLaVAPhiForCausalLM(nn.Module, SupportsMultiModal):
 
     def _expert_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint's weights, with what vLLM's experts need beyond them."""
+        down = self.expert_kind.names[1]
         for name, weight in weights:
-            yield name, self._bias_of_one_rank(name, weight)
+            is_down_bias = ".deepspeed_experts." in name and name.endswith(f".{down}.bias")
+            yield name, self._on_one_rank(weight) if is_down_bias else weight
+        if self.expert_kind.needs_constant_partner:
+            yield from self._constant_partners()
+
+    def _constant_partners(self) -> Iterator[tuple[str, Tensor]]:
+        partner = constant_partner(self.expert_width, self.config.hidden_size)
         for layer, num_experts in self.experts_by_layer.items():
-            if not self._experts(layer).activation.is_gated:
-                continue
-            partner = constant_partner(self.config.intermediate_size, self.config.hidden_size)
             for expert in range(num_experts):
                 for kind, weight in partner.items():
-                    yield f"model.layers.{layer}.mlp.experts.{expert}.partner.{kind}", weight
+                    yield (
+                        f"model.layers.{layer}.mlp.experts.{expert}.{self.expert_kind.names[2]}.{kind}",
+                        weight,
+                    )
 
-    def _bias_of_one_rank(self, name: str, weight: Tensor) -> Tensor:
-        """Tensor-parallel ranks sum the experts' outputs, so just one of them may add the second bias."""
-        if ".deepspeed_experts." not in name or not name.endswith(".fc2.bias"):
-            return weight
-        layer = int(name.split(".layers.")[1].split(".")[0])
-        return weight if self._experts(layer).moe_config.tp_rank == 0 else torch.zeros_like(weight)
-
-    def _experts(self, layer: int) -> MoERunner:
-        mlp: Any = self.model.layers[layer].mlp
+    def _on_one_rank(self, bias: Tensor) -> Tensor:
+        """Tensor-parallel ranks sum the experts' outputs, so just one of them may add the last bias."""
+        mlp: Any = self.model.layers[next(iter(self.experts_by_layer))].mlp
         experts: MoERunner = mlp.experts
-        return experts
+        return bias if experts.moe_config.tp_rank == 0 else torch.zeros_like(bias)

@@ -1,4 +1,6 @@
-"""The MoE feed-forward layer of a Phi decoder: gate, routing policy, experts."""
+"""The MoE feed-forward layer: gate, routing policy, experts."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +12,28 @@ from vllm.platforms import current_platform
 from prismoe.model_plugins.router import PolicyRouter
 
 
-def expert_activation(hidden_act: str) -> str:
-    """vLLM's name for Phi's activation: non-gated, except on CPU, whose kernel has gated forms only.
+@dataclass(frozen=True)
+class ExpertKind:
+    """What an expert of a family is, and what its projections are called in a checkpoint."""
 
-    There the experts get a gate's partner that is 1 for every input (`constant_partner`).
-    """
-    if hidden_act != "gelu_new":
-        raise ValueError(
-            f"hidden_act is {hidden_act!r} in the checkpoint's config; Phi experts use 'gelu_new'."
+    activation: str
+    """vLLM's name for the gated form: down(activation(gate(x)) · up(x))."""
+    names: tuple[str, str, str]
+    """The checkpoint's names of gate, down and up. Without a gate, the first layer stands in its place."""
+    is_gated: bool = True
+    has_bias: bool = False
+
+    @property
+    def needs_constant_partner(self) -> bool:
+        """Whether `up` is made up, as a projection that gives 1: vLLM's CPU kernel has gated forms only."""
+        return not self.is_gated and current_platform.is_cpu()
+
+    @property
+    def vllm_activation(self) -> str:
+        """The activation to ask vLLM for on this platform."""
+        return (
+            self.activation if self.is_gated or self.needs_constant_partner else f"{self.activation}_no_mul"
         )
-    return "gelu_tanh" if current_platform.is_cpu() else "gelu_tanh_no_mul"
 
 
 def constant_partner(width: int, hidden: int) -> dict[str, Tensor]:
@@ -27,16 +41,21 @@ def constant_partner(width: int, hidden: int) -> dict[str, Tensor]:
     return {"weight": torch.zeros(width, hidden), "bias": torch.ones(width)}
 
 
-class PhiMoE(nn.Module):
-    """Experts of two biased layers, chosen per token by `router`."""
+class MoE(nn.Module):
+    """Experts, chosen per token by `router`.
+
+    With a `residual` layer the output is a mix of both, in shares that depend on the token (DeepSpeed's
+    residual MoE, `use_residual`).
+    """
 
     def __init__(
         self,
+        kind: ExpertKind,
         hidden_size: int,
         expert_width: int,
-        hidden_act: str,
         num_experts: int,
         router: PolicyRouter,
+        residual: nn.Module | None,
         quant_config: QuantizationConfig | None,
         prefix: str,
     ) -> None:
@@ -52,14 +71,20 @@ class PhiMoE(nn.Module):
             intermediate_size=expert_width,
             quant_config=quant_config,
             router=router,
-            activation=expert_activation(hidden_act),
-            has_bias=True,
-            ckpt_names=("fc1", "fc2", "partner"),
+            activation=kind.vllm_activation,
+            has_bias=kind.has_bias,
+            ckpt_names=kind.names,
             router_logits_dtype=torch.float32,
             prefix=f"{prefix}.experts",
         )
+        self.mlp = residual
+        if residual is not None:
+            self.coefficient = ReplicatedLinear(hidden_size, 2, prefix=f"{prefix}.coefficient")
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
         logits_TE, _ = self.gate(hidden_TD.float())
         output_TD: Tensor = self.experts(hidden_TD, logits_TE)
-        return output_TD
+        if self.mlp is None:
+            return output_TD
+        shares_T2 = torch.softmax(self.coefficient(hidden_TD)[0], dim=-1)
+        return output_TD * shares_T2[:, :1] + self.mlp(hidden_TD) * shares_T2[:, 1:]

@@ -4,7 +4,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from prismoe.model_plugins.engine_checks import check_engine
-from prismoe.model_plugins.moe_llava.config import routing_in_force
+from prismoe.model_plugins.moe_llava.config import check_servable, routing_in_force
 from prismoe.model_plugins.moe_llava.tower import tokens_per_image
 from prismoe.model_plugins.routed_model import operator_routing
 
@@ -16,6 +16,7 @@ class MoELLaVAStartCheck(VerifyAndUpdateConfig):
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         """Raise ValueError with a sentence, in the process that the user started."""
         config = vllm_config.model_config.hf_config
+        check_servable(config)
         in_force = routing_in_force(config, operator_routing(vllm_config))
         image_size = tokens_per_image(config, vllm_config.model_config.model)
         check_engine(vllm_config, in_force.policy, image_size)

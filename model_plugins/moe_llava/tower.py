@@ -1,52 +1,80 @@
-"""Finding the vision tower that a checkpoint names, and its settings."""
+"""The image tower that a checkpoint names (CLIP or SigLIP): finding it, its settings, its module."""
 
+import json
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
-from transformers import CLIPVisionConfig, PretrainedConfig
+from huggingface_hub import try_to_load_from_cache
+from transformers import BaseImageProcessor, CLIPVisionConfig, PretrainedConfig, SiglipVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from vllm.model_executor.models.clip import CLIPVisionModel
+from vllm.model_executor.models.siglip import SiglipVisionModel
+from vllm.model_executor.models.utils import get_layer_index
+
+TowerConfig: TypeAlias = CLIPVisionConfig | SiglipVisionConfig
 
 
 @lru_cache
 def find_tower(name: str, checkpoint: str) -> Path:
     """The folder of the tower that `mm_image_tower` names.
 
-    It is looked for as a path, in the checkpoint's folder and beside that.
-
-    Raises FileNotFoundError that says where it was looked for.
+    It is looked for as a path, in the checkpoint's folder, beside that, and in the local hub cache.
+    Raises FileNotFoundError that says so.
     """
     folder = Path(checkpoint)
     candidates = [Path(name), folder / name, folder.parent / name]
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return candidate
+    if name.count("/") == 1 and isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
+        return Path(cached).parent
     looked = ", ".join(str(candidate) for candidate in candidates)
     raise FileNotFoundError(
-        f"The checkpoint's vision tower {name!r} was not found (looked for config.json in {looked}). "
-        "Put the tower's folder, with config.json and preprocessor_config.json, in one of these places."
+        f"The checkpoint's image tower {name!r} was not found (looked for config.json in {looked} and in the "
+        f"Hugging Face cache). Fetch it with `hf download {name} config.json preprocessor_config.json`, "
+        "or put a folder with these two files in one of those places."
     )
 
 
+def _tower_family(path: Path) -> str:
+    model_type = str(json.loads((path / "config.json").read_text()).get("model_type"))
+    for family in ("clip", "siglip"):
+        if model_type in (family, f"{family}_vision_model"):
+            return family
+    raise ValueError(f"The image tower in {path} is a {model_type!r}; prismoe serves CLIP and SigLIP towers.")
+
+
 @lru_cache
-def tower_config(name: str, checkpoint: str) -> CLIPVisionConfig:
-    """The settings of a CLIP tower."""
+def tower_config(name: str, checkpoint: str) -> TowerConfig:
+    """The settings of the tower's network."""
     path = find_tower(name, checkpoint)
-    config = CLIPVisionConfig.from_pretrained(path)
-    if config.model_type != "clip_vision_model":
-        raise ValueError(
-            f"The vision tower in {path} is a {config.model_type!r}; prismoe serves CLIP towers."
-        )
-    return config
+    kind = CLIPVisionConfig if _tower_family(path) == "clip" else SiglipVisionConfig
+    return kind.from_pretrained(path)
 
 
 @lru_cache
-def tower_image_processor(name: str, checkpoint: str) -> CLIPImageProcessorPil:
+def tower_image_processor(name: str, checkpoint: str) -> BaseImageProcessor:
     """The tower's image processor, in the form that resizes with Pillow as the authors' code does."""
-    return CLIPImageProcessorPil.from_pretrained(find_tower(name, checkpoint))
+    path = find_tower(name, checkpoint)
+    kind = CLIPImageProcessorPil if _tower_family(path) == "clip" else SiglipImageProcessorPil
+    return kind.from_pretrained(path)
 
 
-def drops_cls(config: PretrainedConfig) -> bool:
-    """Whether the tower's CLS token is left out (`mm_vision_select_feature`)."""
+def make_tower(vision: TowerConfig, select_layer: int) -> CLIPVisionModel | SiglipVisionModel:
+    """The tower up to the layer whose output is taken (`mm_vision_select_layer`; -2 is the last but one)."""
+    kind = CLIPVisionModel if isinstance(vision, CLIPVisionConfig) else SiglipVisionModel
+    layers = get_layer_index(select_layer, vision.num_hidden_layers)
+    return kind(vision, num_hidden_layers_override=layers, require_post_norm=False, prefix="image_tower")
+
+
+def drops_first_token(config: PretrainedConfig) -> bool:
+    """Whether the tower's first output is left out (`mm_vision_select_feature`).
+
+    It is CLIP's class token. SigLIP has none, and there the authors' code loses the first patch: so does
+    this, since their checkpoints were trained so.
+    """
     feature = getattr(config, "mm_vision_select_feature", "patch")
     if feature not in ("patch", "cls_patch"):
         raise ValueError(
@@ -57,6 +85,8 @@ def drops_cls(config: PretrainedConfig) -> bool:
 
 
 def tokens_per_image(config: PretrainedConfig, checkpoint: str) -> int:
-    """How many tokens an image becomes: its patches, and CLS where it is kept."""
+    """How many tokens an image becomes."""
     vision = tower_config(config.mm_image_tower, checkpoint)
-    return (vision.image_size // vision.patch_size) ** 2 + (0 if drops_cls(config) else 1)
+    patches: int = (vision.image_size // vision.patch_size) ** 2
+    class_token = 1 if isinstance(vision, CLIPVisionConfig) else 0
+    return patches + class_token - (1 if drops_first_token(config) else 0)

@@ -84,3 +84,21 @@ def test_a_vision_setting_changes_images_and_leaves_text_bit_for_bit(alone: list
             (output,) = other.generate(request, greedy(NEW_TOKENS, with_prompt=False), use_tqdm=False)
             same = np.array_equal(logits(output.outputs[0].logprobs), logits(expected.outputs[0].logprobs))
             assert same == ("<image>" not in request["prompt"])
+
+
+def test_the_same_request_gets_the_same_answer_20_times(llm: LLM) -> None:
+    request, others = requests()[2], [requests()[index % 5] for index in range(15)]
+    batches = [[request]] * 10 + [
+        [*others[:place], request, *others[place:]] for place in range(0, 15, 3)
+    ] * 2
+    answers = {
+        tuple(
+            llm.generate(batch, greedy(NEW_TOKENS, with_prompt=False), use_tqdm=False)[index]
+            .outputs[0]
+            .token_ids
+        )
+        for batch in batches
+        for index in [batch.index(request)]
+    }
+    assert len(batches) == 20
+    assert len(answers) == 1

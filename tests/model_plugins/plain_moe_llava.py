@@ -1,0 +1,155 @@
+"""MoE-LLaVA in plain PyTorch, one request at a time, written from the equations of its three decoders."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+
+IMAGE = -200
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Trace:
+    """What a request's forward pass gave; the lists by MoE layer."""
+
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    router_logits: dict[int, Tensor] = field(default_factory=dict)
+    experts: dict[int, Tensor] = field(default_factory=dict)
+
+
+class PlainMoELLaVA:
+    """A checkpoint's forward pass in float32, without a cache."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.config: dict[str, Any] = json.loads((checkpoint / "config.json").read_text())
+        self.family = self.config["model_type"].rpartition("_")[2]
+        self.trunk = "transformer" if self.family == "qwen" else "model"
+        self.weights = {
+            name: weight.float() for name, weight in load_file(checkpoint / "model.safetensors").items()
+        }
+        self.tower = self._tower(checkpoint.parent / self.config["mm_image_tower"])
+
+    @torch.inference_mode()
+    def __call__(self, token_ids: list[int], images: Tensor) -> Trace:
+        """`token_ids` say IMAGE for an image; `images` are pixel values `[N, 3, H, W]`."""
+        trace = Trace()
+        x = self._embed(token_ids, images)
+        for layer in range(self.config["num_hidden_layers"]):
+            x = self._block(layer, x, trace)
+        final = {"phi": "final_layernorm", "stablelm": "norm", "qwen": "ln_f"}[self.family]
+        trace.logits = self._linear(self._norm(x, f"{self.trunk}.{final}"), "lm_head")
+        return trace
+
+    def _tower(self, folder: Path) -> CLIPVisionModel | SiglipVisionModel:
+        clip = "clip" in json.loads((folder / "config.json").read_text())["model_type"]
+        config_kind, kind = (
+            (CLIPVisionConfig, CLIPVisionModel) if clip else (SiglipVisionConfig, SiglipVisionModel)
+        )
+        model = kind(config_kind.from_pretrained(folder)).eval()
+        prefix = f"{self.trunk}.image_tower.image_tower."
+        stored = {name.removeprefix(prefix): w for name, w in self.weights.items() if name.startswith(prefix)}
+        own = {name: name if name in stored else f"vision_model.{name}" for name in model.state_dict()}
+        model.load_state_dict({name: stored[source] for name, source in own.items()})
+        return model
+
+    def _embed(self, token_ids: list[int], images: Tensor) -> Tensor:
+        embedding = self.weights[f"{self.trunk}.{'wte' if self.family == 'qwen' else 'embed_tokens'}.weight"]
+        rows, remaining = [], list(images)
+        for token in token_ids:
+            rows.append(self._image(remaining.pop(0)) if token == IMAGE else embedding[token][None])
+        return torch.cat(rows)
+
+    def _image(self, pixel_values: Tensor) -> Tensor:
+        hidden = self.tower(pixel_values[None], output_hidden_states=True).hidden_states
+        features = hidden[self.config["mm_vision_select_layer"]][0]
+        if self.config["mm_vision_select_feature"] == "patch":
+            features = features[1:]
+        projector = f"{self.trunk}.mm_projector.image_spatial_proj"
+        return self._linear(functional.gelu(self._linear(features, f"{projector}.0")), f"{projector}.2")
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        return functional.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        weight = self.weights[f"{name}.weight"]
+        if self.family == "qwen":
+            scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config["layer_norm_epsilon"])
+            return x * scale * weight
+        eps = self.config["layer_norm_eps" if self.family == "phi" else "norm_eps"]
+        return functional.layer_norm(x, x.shape[-1:], weight, self.weights[f"{name}.bias"], eps)
+
+    def _block(self, layer: int, x: Tensor, trace: Trace) -> Tensor:
+        prefix = f"{self.trunk}.{'h' if self.family == 'qwen' else 'layers'}.{layer}"
+        if self.family == "phi":
+            normed = self._norm(x, f"{prefix}.input_layernorm")
+            return x + self._attention(normed, prefix) + self._feed_forward(normed, layer, prefix, trace)
+        first, second = (
+            ("ln_1", "ln_2") if self.family == "qwen" else ("input_layernorm", "post_attention_layernorm")
+        )
+        x = x + self._attention(self._norm(x, f"{prefix}.{first}"), prefix)
+        return x + self._feed_forward(self._norm(x, f"{prefix}.{second}"), layer, prefix, trace)
+
+    def _attention(self, x: Tensor, prefix: str) -> Tensor:
+        heads = self.config["num_attention_heads"]
+        if self.family == "qwen":
+            q, k, v = self._linear(x, f"{prefix}.attn.c_attn").chunk(3, dim=-1)
+            output = f"{prefix}.attn.c_proj"
+        else:
+            q, k, v = (self._linear(x, f"{prefix}.self_attn.{name}_proj") for name in "qkv")
+            output = f"{prefix}.self_attn.{'dense' if self.family == 'phi' else 'o_proj'}"
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(0, 1) for part in (q, k, v))
+        q, k = self._rotate(q), self._rotate(k)
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        future = torch.ones(len(x), len(x)).triu(1).bool()
+        mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ v
+        return self._linear(mixed.transpose(0, 1).flatten(1), output)
+
+    def _rotate(self, heads: Tensor) -> Tensor:
+        part = {"phi": "partial_rotary_factor", "stablelm": "rope_pct", "qwen": "rotary_pct"}[self.family]
+        base = self.config["rotary_emb_base" if self.family == "qwen" else "rope_theta"]
+        size = int(heads.shape[-1] * self.config[part])
+        frequencies = base ** (-torch.arange(0, size, 2) / size)
+        angles = torch.arange(heads.shape[1])[:, None] * frequencies
+        cos, sin = angles.cos(), angles.sin()
+        first, second, rest = heads.split([size // 2, size // 2, heads.shape[-1] - size], dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+    def _feed_forward(self, x: Tensor, layer: int, prefix: str, trace: Trace) -> Tensor:
+        moe = self.config.get("moe", {"moe_layers_idx": []})
+        if layer not in moe["moe_layers_idx"]:
+            return self._expert(x, f"{prefix}.mlp")
+        logits = x @ self.weights[f"{prefix}.mlp.deepspeed_moe.gate.wg.weight"].T
+        probs, chosen = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
+        top_k = moe["top_k_experts"]
+        weights, chosen = probs[:, :top_k], chosen[:, :top_k]
+        if top_k > 1:
+            weights = weights / weights.sum(-1, keepdim=True)
+        trace.router_logits[layer], trace.experts[layer] = logits, chosen
+        output = torch.zeros_like(x)
+        for token in range(len(x)):
+            for weight, expert in zip(weights[token], chosen[token].tolist(), strict=True):
+                name = f"{prefix}.mlp.deepspeed_moe.experts.deepspeed_experts.{expert}"
+                output[token] += weight * self._expert(x[token], name)
+        if not moe["use_residual"]:
+            return output
+        shares = self._linear(x, f"{prefix}.mlp.coefficient").softmax(-1)
+        return output * shares[:, :1] + self._expert(x, f"{prefix}.mlp.mlp") * shares[:, 1:]
+
+    def _expert(self, x: Tensor, name: str) -> Tensor:
+        if self.family == "phi":
+            return self._linear(
+                functional.gelu(self._linear(x, f"{name}.fc1"), approximate="tanh"), f"{name}.fc2"
+            )
+        if self.family == "qwen":
+            inner = self._linear(x, f"{name}.w1") * functional.silu(self._linear(x, f"{name}.w2"))
+            return self._linear(inner, f"{name}.c_proj")
+        inner = functional.silu(self._linear(x, f"{name}.gate_proj")) * self._linear(x, f"{name}.up_proj")
+        return self._linear(inner, f"{name}.down_proj")

@@ -1,0 +1,106 @@
+"""Every family and tower through vLLM against the plain implementation (float32)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from vllm import LLM, RequestOutput
+
+from prismoe.model_plugins.moe_llava.processing import pad_to_square
+from prismoe.model_plugins.moe_llava.tower import tower_image_processor
+from tests.model_plugins.engine import engine, greedy, logits, start_recording, take_recording
+from tests.model_plugins.plain_moe_llava import IMAGE, PlainMoELLaVA
+from tests.model_plugins.tiny_checkpoints import FAMILIES, MOE, TOWERS, make_checkpoint
+
+NEW_TOKENS = 4
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+IMAGES = [picture(1, (40, 56)), picture(2, (70, 30)), picture(3, (56, 56))]
+REQUESTS: list[tuple[str, list[Image.Image]]] = [
+    ("USER: <image>\nWhat is this? ASSISTANT:", IMAGES[:1]),
+    ("USER: <image>\n<image>\nAre these alike? ASSISTANT:", IMAGES[1:]),
+    ("USER: What is a router? ASSISTANT:", []),
+]
+
+
+def as_prompt(request: tuple[str, list[Image.Image]]) -> dict[str, Any]:
+    text, images = request
+    return {"prompt": text, **({"multi_modal_data": {"image": images}} if images else {})}
+
+
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    f"{family}-{tower}": {"family": family, "tower": tower} for family in FAMILIES for tower in TOWERS
+} | {
+    "phi-residual": {"family": "phi", "moe": MOE | {"use_residual": True}},
+    "stablelm-k1": {"family": "stablelm", "moe": MOE | {"top_k_experts": 1, "num_experts": [4, 3]}},
+    "qwen-dense": {"family": "qwen", "moe": None, "image_aspect_ratio": "square"},
+}
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoints"), **request.param)
+
+
+@pytest.fixture(scope="module")
+def llm(checkpoint: Path) -> Iterator[LLM]:
+    with engine(checkpoint, limit_mm_per_prompt={"image": 2}, max_num_seqs=8) as llm:
+        llm.apply_model(start_recording)
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint: Path) -> PlainMoELLaVA:
+    return PlainMoELLaVA(checkpoint)
+
+
+def pixel_values(plain: PlainMoELLaVA, checkpoint: Path, images: list[Image.Image]) -> torch.Tensor:
+    processor = tower_image_processor(plain.config["mm_image_tower"], str(checkpoint))
+    if plain.config["image_aspect_ratio"] == "pad":
+        red, green, blue = (int(255 * mean) for mean in processor.image_mean)
+        images = [pad_to_square(image, (red, green, blue)) for image in images]
+    return processor(images=images, return_tensors="pt")["pixel_values"] if images else torch.empty(0)
+
+
+def tokens(llm: LLM, text: str) -> list[int]:
+    first, *rest = (
+        llm.get_tokenizer().encode(chunk, add_special_tokens=False) for chunk in text.split("<image>")
+    )
+    return [*first, *(token for chunk in rest for token in [IMAGE, *chunk])]
+
+
+def prompt_logits(output: RequestOutput) -> np.ndarray:
+    return logits([*output.prompt_logprobs[1:], output.outputs[0].logprobs[0]])
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=["one image", "two images", "text"])
+def test_a_request_alone(llm: LLM, plain: PlainMoELLaVA, checkpoint: Path, request_: Any) -> None:
+    llm.apply_model(take_recording)
+    (output,) = llm.generate(as_prompt(request_), greedy(1), use_tqdm=False)
+    recording = llm.apply_model(take_recording)[0]
+    trace = plain(tokens(llm, request_[0]), pixel_values(plain, checkpoint, request_[1]))
+    np.testing.assert_allclose(prompt_logits(output), trace.logits, atol=1e-3)
+    for layer, expected in trace.router_logits.items():
+        np.testing.assert_allclose(recording[layer]["logits"][0], expected, atol=1e-4)
+        np.testing.assert_array_equal(recording[layer]["experts"][0], trace.experts[layer])
+
+
+def test_a_mixed_batch_of_8(llm: LLM, plain: PlainMoELLaVA, checkpoint: Path) -> None:
+    batch = [REQUESTS[index % 3] for index in range(8)]
+    outputs = llm.generate([as_prompt(request) for request in batch], greedy(NEW_TOKENS), use_tqdm=False)
+    for request, output in zip(batch, outputs, strict=True):
+        images = pixel_values(plain, checkpoint, request[1])
+        ids = tokens(llm, request[0])
+        trace = plain([*ids, *output.outputs[0].token_ids[:-1]], images)
+        split = len(trace.logits) - NEW_TOKENS + 1
+        np.testing.assert_allclose(prompt_logits(output), trace.logits[:split], atol=1e-3)
+        assert list(output.outputs[0].token_ids) == trace.logits[split - 1 :].argmax(-1).tolist()
