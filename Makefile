@@ -24,7 +24,6 @@ lint: $(INSTALLED) $(PARTS:%=.links/prismoe/%)
 
 # Trains the bundled model anew: an hour and a half on two cores, and npm to fetch the pictures.
 train: $(INSTALLED)
-	$(BIN)/pip install --quiet --editable '.[training]'
 	$(BIN)/python -m prismoe.training.prismoji $(ARGS)
 
 install: $(INSTALLED)
@@ -33,7 +32,7 @@ $(INSTALLED): pyproject.toml
 	@echo "Installing CPU torch and vLLM into $(VENV). The first time, this takes a few minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet '$(TORCH)' 2>/dev/null || $(BIN)/pip install --extra-index-url $(TORCH_INDEX) '$(TORCH)'
-	$(BIN)/pip install --editable '.[cpu,dev]'
+	$(BIN)/pip install --editable '.[cpu,training,dev]'
 	@# vLLM asks for these; beside CPU torch the builds on PyPI fail to import, and transformers with them.
 	for package in torchvision torchaudio torchcodec; do \
 		$(BIN)/python -c "import $$package" 2>/dev/null || $(BIN)/pip uninstall --yes $$package; \

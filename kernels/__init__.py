@@ -1,1 +1,1 @@
-"""Fast forms of the arithmetic that routing policies share, each beside its plain reference."""
+"""The arithmetic that routing policies share, in PyTorch; its float64 reference is in the tests."""

@@ -12,20 +12,21 @@ PADDING = -2
 
 
 def router_probabilities(logits_TE: Tensor) -> Tensor:
-    """Softmax over the experts in float32 (seed 003, Eq. 6)."""
+    """Softmax over the experts in float32 (LTDR, Eq. 6)."""
     return torch.softmax(logits_TE.float(), dim=-1)
 
 
 def routing_probability_variance(probs_TE: Tensor) -> Tensor:
-    """RPV: the variance of each token's routing probabilities, `[T]` (seed 003, Eq. 9)."""
+    """RPV: the variance of each token's routing probabilities, `[T]` (LTDR, Eq. 9)."""
     return probs_TE.var(dim=-1, unbiased=False)
 
 
 def segment_mean(values_T: Tensor, segment_T: Tensor) -> Tensor:
     """For each vision token the mean of `values_T` over its own image, `[T]` in float64; 0 elsewhere.
 
-    Summing float32 values in float64 makes the mean of equal values exact, and so the same for an image
-    wherever it stands in the batch.
+    Summing float32 values in float64 makes the mean of equal values exact. Of other values the sum rounds
+    some 29 bits below float32, in an order that may differ on a GPU: a token as close to the mean as that
+    can fall on either side.
     """
     is_vision_T = segment_T >= 0
     slot_T = segment_T.clamp(min=0).long()  # a step holds at most T images
@@ -37,13 +38,13 @@ def segment_mean(values_T: Tensor, segment_T: Tensor) -> Tensor:
 
 
 def tail_tokens(probs_TE: Tensor, segment_T: Tensor) -> Tensor:
-    """Vision tail tokens, boolean `[T]`: RPV above the mean RPV of the token's image (seed 003, Eq. 11)."""
+    """Vision tail tokens, boolean `[T]`: RPV above the mean RPV of the token's image (LTDR, Eq. 11)."""
     rpv_T = routing_probability_variance(probs_TE)
     return (segment_T >= 0) & (rpv_T.double() > segment_mean(rpv_T, segment_T))
 
 
 def top_experts(probs_TE: Tensor, count_T: Tensor, slots: int, renormalize: bool) -> tuple[Tensor, Tensor]:
-    """The `count_T` most probable experts of each token (seed 003, Eqs. 7 and 12).
+    """The `count_T` most probable experts of each token (LTDR, Eqs. 7 and 12).
 
     Returns `experts_TA` (int64) and `weights_TA` (float32) with A = `slots`, most probable first; equal
     probabilities take the lower expert index. A slot beyond a token's count repeats its first expert at

@@ -13,6 +13,10 @@ def check_engine(vllm_config: VllmConfig, policy: RoutingPolicy, tokens_per_imag
         raise ValueError(
             "Modality routing needs the whole model on each rank: use --pipeline-parallel-size 1."
         )
+    if parallel.prefill_context_parallel_size > 1:
+        raise ValueError(
+            "Modality routing needs each prompt on one rank: use --prefill-context-parallel-size 1."
+        )
     if parallel.data_parallel_size > 1:
         raise ValueError(
             "Modality routing does not run with --data-parallel-size above 1: start several servers."
@@ -40,8 +44,15 @@ def _check_whole_images(vllm_config: VllmConfig, tokens_per_image: int) -> None:
             "This routing policy needs each image in one step, and a prefix-cache hit can end inside one: "
             "pass --no-enable-prefix-caching."
         )
-    if vllm_config.scheduler_config.max_num_batched_tokens < tokens_per_image:
+    if vllm_config.kv_transfer_config is not None:
         raise ValueError(
-            f"This routing policy needs each image in one step, and an image is {tokens_per_image} tokens: "
-            f"use --max-num-batched-tokens {tokens_per_image} or more."
+            "This routing policy needs each image in one step, and transferred KV blocks can end inside one: "
+            "leave --kv-transfer-config out."
         )
+    for option in ("max_num_batched_tokens", "max_num_scheduled_tokens", "long_prefill_token_threshold"):
+        limit = getattr(vllm_config.scheduler_config, option)
+        if limit and limit < tokens_per_image:
+            raise ValueError(
+                "This routing policy needs each image in one step, and an image is "
+                f"{tokens_per_image} tokens: use --{option.replace('_', '-')} {tokens_per_image} or more."
+            )

@@ -35,6 +35,7 @@ class ModalityRouting(nn.Module):
     def router(self, layer: int, num_experts: int) -> PolicyRouter:
         """The router of decoder layer `layer`."""
         load_MC = torch.zeros(len(MODALITIES), num_experts + EXTRA_COLUMNS, dtype=torch.int64)
+        self.register_buffer(f"load_of_layer_{layer}", load_MC, persistent=False)
         self.loads[layer] = load_MC
         return PolicyRouter(self.in_force.policy, num_experts, self.segments.segments, load_MC)
 
@@ -47,8 +48,13 @@ class ModalityRouting(nn.Module):
         ]
         return {"source": self.in_force.source, "layers": layers}
 
+    def reset_load(self) -> None:
+        """Count from zero: on CUDA vLLM warms up with made-up requests, which look like real ones here."""
+        for load_MC in self.loads.values():
+            load_MC.zero_()
+
     def load(self) -> Mapping[str, Sequence[Any]]:
-        """The load counted since the start, each list by layer; `expert_tokens` by modality and expert."""
+        """The load counted so far, each list by layer; `expert_tokens` by modality and expert."""
         loads = [load_MC.tolist() for load_MC in self.loads.values()]
         return {
             "layers": list(self.loads),

@@ -16,6 +16,7 @@ def _route(
     hidden_TD: Tensor, logits_TE: Tensor, segments: Tensor, load_MC: Tensor, policy: str
 ) -> tuple[Tensor, Tensor]:
     segment_T = segments[: logits_TE.shape[0]]
+    assert segment_T.shape[0] == logits_TE.shape[0], "the step holds more tokens than the segment buffer"
     routing = policy_from_json(policy).route(hidden_TD, logits_TE, segment_T)
     count_expert_load(load_MC, routing.experts_TA, routing.count_T, routing.tail_T, segment_T)
     return routing.weights_TA, routing.experts_TA.int()

@@ -13,8 +13,8 @@ from prismoe.kernels.routing import PADDING, TEXT
 class TokenSegments(nn.Module):
     """`segments[:n]` describes the n tokens of the step: an image's index, TEXT or PADDING.
 
-    vLLM runs warm-up and dummy steps without embedding tokens; the buffer then says PADDING throughout, so
-    such steps are never counted.
+    vLLM runs dummy steps without embedding tokens; the buffer then says PADDING throughout, so such steps
+    are never counted.
     """
 
     segments: Tensor

@@ -13,6 +13,10 @@ class RoutingWorkerExtension:
         return description
 
     def prismoe_expert_load(self) -> Mapping[str, Any]:
-        """The load counted since the start (`ModalityRouting.load`)."""
+        """The load counted so far (`ModalityRouting.load`)."""
         load: Mapping[str, Any] = self.model_runner.get_model().routing.load()  # type: ignore[attr-defined]
         return load
+
+    def prismoe_reset_expert_load(self) -> None:
+        """Count from zero (`ModalityRouting.reset_load`)."""
+        self.model_runner.get_model().routing.reset_load()  # type: ignore[attr-defined]

@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prismoe serve",
         usage=USAGE,
-        description="Serve MODEL (a folder or a Hugging Face name; without it, the bundled one) over HTTP.",
+        description="Serve MODEL (a folder; without it, the bundled one) over HTTP.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,

@@ -38,12 +38,15 @@ class Picture:
 def demo(arguments: Sequence[str]) -> int:
     """Run the demo and return its exit status."""
     own, rest = _parser().parse_known_args(list(arguments))
-    port = own.port or _free_port()
+    port = _free_port(own.port)
+    if port is None:
+        return fail(f"Port {own.port} is in use. Choose another with --port.")
     serve_settings(rest)  # What can't be served is refused here, before the wait.
     pictures = _pictures(bundled_checkpoint() / "pictures")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = [
         sys.executable,
+        "-P",  # the folders of the directory it runs in are no packages
         "-m",
         "prismoe.server.cli",
         "serve",
@@ -105,8 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _free_port() -> int:
-    for port in (8000, 0):
+def _free_port(wanted: int | None) -> int | None:
+    """The port that is wanted, else 8000 or any that is free; None where it is in use."""
+    for port in (8000, 0) if wanted is None else (wanted,):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -114,7 +118,7 @@ def _free_port() -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise OSError("no port is free")
+    return None
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], client: Client) -> bool:

@@ -60,6 +60,7 @@ async def build_routed_app(engine: EngineClient, args: Namespace) -> FastAPI:
     registry = get_prometheus_registry()
     app.state.expert_load = ExpertLoadReader(engine, lambda: vllm_tokens(registry))
     try:
+        await engine.collective_rpc("prismoe_reset_expert_load")
         await app.state.expert_load.read()
     except Exception as error:
         raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error

@@ -1,6 +1,5 @@
 """Fetches a request's images as vLLM does, but blames the request where that fails (vLLM: 500 for some)."""
 
-import asyncio
 from typing import Any
 
 import aiohttp
@@ -20,7 +19,7 @@ class RequestMedia(MediaConnector):
             return await super().load_from_url_async(url, media_io, fetch_timeout=fetch_timeout)
         except VLLMClientError:
             raise
-        except (ValueError, OSError, RuntimeError, aiohttp.ClientError, asyncio.TimeoutError) as error:
+        except (TimeoutError, ValueError, OSError, RuntimeError, aiohttp.ClientError) as error:
             # NotImplementedError is a RuntimeError. A system error's own text would show the server's paths.
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise VLLMValidationError(

@@ -1,1 +1,1 @@
-"""prismoe."""
+"""How prismoji, the bundled model, is trained: `python -m prismoe.training.prismoji`."""

@@ -101,7 +101,7 @@ class Augment:
         return first_BC[:, :, None, None] * (1 - ramp_BHW) + second_BC[:, :, None, None] * ramp_BHW
 
     def _soften(self, image_BCHW: Tensor) -> Tensor:
-        """A third are blurred by up to three pixels' mean; some are blotted out in one rectangle."""
+        """A third are blurred by up to three pixels' mean."""
         blurred_BCHW = functional.avg_pool2d(image_BCHW, 3, stride=1, padding=1, count_include_pad=False)
         amount_B = self._uniform(len(image_BCHW), 0, 1) * self._chance(len(image_BCHW), 0.33)
         return image_BCHW.lerp(blurred_BCHW, amount_B[:, None, None, None])

@@ -45,7 +45,7 @@ The LTDR paper reports a long tail, about 13% of vision tokens above the mean. T
 
 ## How it was trained
 
-From nothing, on two CPU cores, by `python -m prismoe.training.prismoji`.
+From nothing, on two CPU cores, in the stages of `python -m prismoe.training.prismoji`.
 
 {stages}{notes}
 

@@ -24,7 +24,7 @@ class Score(BaseModel):
 
 
 class LayerRouting(BaseModel):
-    """One MoE layer over the test pictures: tail tokens (seed 003, Eq. 11), RPV, and loads by modality."""
+    """One MoE layer over the test pictures: tail tokens (LTDR, Eq. 11), RPV, and loads by modality."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,7 +1,7 @@
 """MoE-LLaVA on Phi in plain PyTorch, with the tensor names of the original's checkpoints (Lin et al. 2024).
 
 Each block is parallel: attention and MLP read one LayerNorm of the block's input. A layer's MLP is dense,
-or a mixture of experts routed as LTDR does (seed 003): top-k with weights renormalised, and all experts for
+or a mixture of experts routed as LTDR does: top-k with weights renormalised, and all experts for
 vision tail tokens.
 
 Shape legend: that of kernels/routing.py, and B sequences, S positions, N image tokens, V tower width, Y
@@ -135,7 +135,7 @@ class Experts(nn.Module):
 
 
 class DeepSpeedMoE(nn.Module):
-    """Route each token, run its experts, and sum their outputs by weight (seed 003, Eqs. 6 to 12)."""
+    """Route each token, run its experts, and sum their outputs by weight (LTDR, Eqs. 6 to 12)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ class MoELLaVA(nn.Module):
 
 
 def balance_loss(routing: Routing) -> Tensor:
-    """Load balance over the language tokens alone: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯) (seed 003, Eq. 10).
+    """Load balance over the language tokens alone: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯) (LTDR, Eq. 10).
 
     Fᵢ is the share of the language tokens' choices that fall on expert i, Gᵢ the mean probability of expert
     i.

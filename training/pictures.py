@@ -1,4 +1,4 @@
-"""The pictures: emoji drawn by seven teams, fetched from npm and rendered once to RGBA arrays.
+"""The pictures: emoji in eight styles, fetched from npm and rendered once to RGBA arrays.
 
 A *style* is one set of drawings; a *family* is the styles that share their drawings (a 3D render and its
 flat twin), which must stay on one side of a split. A *drawing* is one emoji in one style.

@@ -2,7 +2,7 @@
 
 Read: it learns the questions in words, a thing's name standing in the picture's place. Then MoE-LLaVA's
 three stages (Lin et al. 2024): align the projector alone; teach the dense model with pictures; copy its
-MLPs into experts and train those with LTDR's language-only balance loss (seed 003, Eq. 10).
+MLPs into experts and train those with LTDR's language-only balance loss (LTDR, Eq. 10).
 """
 
 import random
@@ -38,7 +38,6 @@ class StageSettings(BaseModel):
     tower_rate: float = 0.0
     batch: int = 32
     weight_decay: float = 0.05
-    seed: int = 0
 
 
 class PictureSource:
@@ -127,7 +126,7 @@ def _losses(
 
 
 def batch_losses(model: MoELLaVA, image_BCHW: Tensor, asked: Batch) -> dict[str, Tensor]:
-    """The answers' next-token loss (seed 003, Eq. 5), and for a model with experts the weighted balance
+    """The answers' next-token loss (LTDR, Eq. 5), and for a model with experts the weighted balance
     loss, summed over its MoE layers.
     """
     wanted_BS = asked.target_BS != IGNORED

@@ -22,7 +22,7 @@ CHAT_TEMPLATE = r"""{%- for message in messages -%}
       {%- endif -%}
     {%- endfor -%}
   {%- endif -%}
-  {%- if message.role == 'system' -%}
+  {%- if message.role in ('system', 'developer') -%}
     {{- ns.text + ' ' -}}
   {%- elif message.role == 'user' -%}
     {{- 'USER: ' + ns.text + ' ASSISTANT:' -}}

@@ -1,1 +1,1 @@
-"""MoE-LLaVA in its authors' checkpoint format: CLIP tower, two-layer projector, decoder with MoE layers."""
+"""MoE-LLaVA in its authors' checkpoint format: image tower, two-layer projector, decoder with MoE layers."""

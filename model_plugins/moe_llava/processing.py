@@ -117,7 +117,7 @@ class MoELLaVAProcessor(BaseMultiModalProcessor[MoELLaVAProcessingInfo]):
         tokenizer: PreTrainedTokenizerBase = self.info.get_tokenizer()
         updates = mm_prompt_updates.get("image", [])
         text = tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        chunks = text.split(IMAGE_MARK, len(updates))
+        chunks = text.split(IMAGE_MARK)
         if len(chunks) != len(updates) + 1:
             raise ValueError(
                 f"The request has {len(updates)} images, but its prompt says {IMAGE_MARK} "

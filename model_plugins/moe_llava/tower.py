@@ -20,11 +20,11 @@ TowerConfig: TypeAlias = CLIPVisionConfig | SiglipVisionConfig
 def find_tower(name: str, checkpoint: str) -> Path:
     """The folder of the tower that `mm_image_tower` names.
 
-    It is looked for as a path, in the checkpoint's folder, beside that, and in the local hub cache.
+    It is looked for in the checkpoint's folder, beside that, as a path, and in the local hub cache.
     Raises FileNotFoundError that says so.
     """
     folder = Path(checkpoint)
-    candidates = [Path(name), folder / name, folder.parent / name]
+    candidates = [folder / name, folder.parent / name, Path(name)]
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return candidate

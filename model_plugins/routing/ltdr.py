@@ -1,4 +1,4 @@
-"""`ltdr`: vision tail tokens get more experts (LTDR, seed 003, Eqs. 6, 7, 9, 11 and 12)."""
+"""`ltdr`: vision tail tokens get more experts (LTDR, arXiv 2507.01351, Eqs. 6, 7, 9, 11 and 12)."""
 
 from typing import ClassVar, Literal
 

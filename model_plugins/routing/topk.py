@@ -1,4 +1,4 @@
-"""`topk`: the same number of experts for every token, as MoE-LLaVA routes (seed 003, Eqs. 6 and 7)."""
+"""`topk`: the same number of experts for every token, as MoE-LLaVA routes (LTDR, Eqs. 6 and 7)."""
 
 from typing import Literal
 

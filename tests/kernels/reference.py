@@ -6,13 +6,13 @@ TEXT, PADDING = -1, -2
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Seed 003, Eq. 6."""
+    """LTDR, Eq. 6."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def tail(probs: np.ndarray, segments: list[int]) -> list[bool]:
-    """Seed 003, Eqs. 9 and 11, with the mean over the token's own image."""
+    """LTDR, Eqs. 9 and 11, with the mean over the token's own image."""
     rpv = [float(np.mean((row - row.mean()) ** 2)) for row in probs]
     flags = []
     for token, image in enumerate(segments):
@@ -22,7 +22,7 @@ def tail(probs: np.ndarray, segments: list[int]) -> list[bool]:
 
 
 def experts(probs: np.ndarray, counts: list[int], renormalize: bool) -> list[dict[int, float]]:
-    """Seed 003, Eqs. 7 and 12: each token's experts and weights; ties take the lower index."""
+    """LTDR, Eqs. 7 and 12: each token's experts and weights; ties take the lower index."""
     chosen = []
     for row, count in zip(probs, counts, strict=True):
         order = sorted(range(len(row)), key=lambda expert: (-row[expert], expert))[:count]

@@ -46,3 +46,5 @@ def test_several_turns_and_images() -> None:
 def test_a_system_message_takes_the_sentences_place() -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert render(messages) == "Be brief. USER: Hi ASSISTANT:"
+    messages.insert(1, {"role": "developer", "content": "Be kind."})
+    assert render(messages) == "Be brief. Be kind. USER: Hi ASSISTANT:"

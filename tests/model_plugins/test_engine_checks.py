@@ -24,6 +24,10 @@ def config(scheduler: type = WholeImageScheduler, image_limit: int = 1, **change
         "speculative_config": None,
         "enable_prefix_caching": False,
         "max_num_batched_tokens": 64,
+        "max_num_scheduled_tokens": None,
+        "long_prefill_token_threshold": 0,
+        "prefill_context_parallel_size": 1,
+        "kv_transfer_config": None,
     } | changes
     namespace = SimpleNamespace(**settings)
     namespace.get_scheduler_cls = lambda: scheduler
@@ -31,6 +35,7 @@ def config(scheduler: type = WholeImageScheduler, image_limit: int = 1, **change
     return SimpleNamespace(
         parallel_config=namespace,
         speculative_config=namespace.speculative_config,
+        kv_transfer_config=namespace.kv_transfer_config,
         model_config=namespace,
         scheduler_config=namespace,
         cache_config=namespace,
@@ -55,7 +60,11 @@ def test_topk_runs_with_vllms_own_scheduler_and_cache() -> None:
         (config(image_limit=0), "--limit-mm-per-prompt"),
         (config(scheduler=Scheduler), "prismoe serve"),
         (config(enable_prefix_caching=True), "--no-enable-prefix-caching"),
+        (config(kv_transfer_config=object()), "--kv-transfer-config"),
+        (config(prefill_context_parallel_size=2), "--prefill-context-parallel-size 1"),
         (config(max_num_batched_tokens=63), "--max-num-batched-tokens 64"),
+        (config(max_num_scheduled_tokens=63), "--max-num-scheduled-tokens 64"),
+        (config(long_prefill_token_threshold=63), "--long-prefill-token-threshold 64"),
     ],
 )
 def test_what_would_route_wrongly_is_refused(settings: Any, advice: str) -> None:

@@ -49,6 +49,11 @@ def load_of(llm: LLM, prompts: list[dict[str, Any]]) -> tuple[list[RequestOutput
     return outputs, {name: np.array(after[name]) - np.array(before[name]) for name in names}
 
 
+def test_before_any_request_nothing_is_counted(llm: LLM) -> None:
+    load = llm.collective_rpc("prismoe_expert_load")[0]
+    assert not any(np.any(load[name]) for name in ("expert_tokens", "tokens", "tail_tokens"))
+
+
 @pytest.fixture(scope="module")
 def alone(llm: LLM) -> list[tuple[RequestOutput, dict[str, np.ndarray]]]:
     answers = [load_of(llm, [request]) for request in requests()]

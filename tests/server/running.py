@@ -28,7 +28,7 @@ class Command:
         }
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "prismoe.server.cli", *arguments],
+                [sys.executable, "-P", "-m", "prismoe.server.cli", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
