@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 from vllm import LLM, RequestOutput
 
+from prismoe.kernels.routing import PADDING
 from tests.model_plugins.engine import DATA, PHI, engine, greedy, logits
 
 TOKENS_PER_IMAGE, NEW_TOKENS = 16, 5
@@ -107,3 +109,17 @@ def test_the_same_request_gets_the_same_answer_20_times(llm: LLM) -> None:
     }
     assert len(batches) == 20
     assert len(answers) == 1
+
+
+def forgot_the_step(model: nn.Module) -> bool:
+    return bool((model.routing.segments.segments == PADDING).all())
+
+
+def test_after_a_step_a_dummy_step_would_count_nothing(llm: LLM, alone: list) -> None:
+    assert llm.apply_model(forgot_the_step) == [True]
+
+
+def test_counting_can_start_from_zero(llm: LLM, alone: list) -> None:
+    assert np.any(llm.collective_rpc("prismoe_expert_load")[0]["expert_tokens"])
+    llm.collective_rpc("prismoe_reset_expert_load")
+    test_before_any_request_nothing_is_counted(llm)

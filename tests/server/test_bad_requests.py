@@ -67,6 +67,11 @@ def test_a_hundred_images(http: httpx.Client, good: object, picture: bytes) -> N
     assert "At most 8 image" in refusal(http, user(*[image_part(picture)] * 100, "What are these?"), good)
 
 
+def test_a_question_that_spells_the_image_mark(http: httpx.Client, good: object, picture: bytes) -> None:
+    message = refusal(http, user(image_part(picture), "Is <image> a word?"), good)
+    assert "write one <image> for each image" in message
+
+
 def test_an_unknown_role(http: httpx.Client, good: object) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "wizard", "content": [text_part("Hi")]}]
     message = refusal(http, messages, good)
