@@ -21,6 +21,19 @@ def check_engine(vllm_config: VllmConfig, policy: RoutingPolicy, tokens_per_imag
         raise ValueError(
             "Modality routing does not run with --data-parallel-size above 1: start several servers."
         )
+    if parallel.use_ubatching:
+        raise ValueError(
+            "Modality routing needs a step's tokens together: leave --enable-dbo and --ubatch-size out."
+        )
+    if parallel.use_sequence_parallel_moe:
+        raise ValueError(
+            "Modality routing does not run with tensor, data and expert parallelism together (vLLM then splits "
+            "a step's tokens over the ranks): leave --enable-expert-parallel out."
+        )
+    if vllm_config.lora_config is not None:
+        raise ValueError(
+            "prismoe serves no LoRA adapters: leave --enable-lora out, and merge an adapter into its checkpoint."
+        )
     if vllm_config.speculative_config is not None:
         raise ValueError(
             "Modality routing does not run with speculative decoding: leave --speculative-config out."
@@ -38,11 +51,6 @@ def _check_whole_images(vllm_config: VllmConfig, tokens_per_image: int) -> None:
             "This routing policy needs each image in one step: start with `prismoe serve`, or pass "
             "prismoe.model_plugins.scheduler.WholeImageScheduler as --scheduler-cls "
             "(WholeImageAsyncScheduler where vLLM schedules asynchronously)."
-        )
-    if vllm_config.cache_config.enable_prefix_caching:
-        raise ValueError(
-            "This routing policy needs each image in one step, and a prefix-cache hit can end inside one: "
-            "pass --no-enable-prefix-caching."
         )
     if vllm_config.kv_transfer_config is not None:
         raise ValueError(

@@ -16,7 +16,6 @@ def engine_options(routing: Mapping[str, Any] | None = None) -> dict[str, Any]:
     scheduler = "WholeImageScheduler" if current_platform.is_cpu() else "WholeImageAsyncScheduler"
     return {
         "scheduler_cls": f"prismoe.model_plugins.scheduler.{scheduler}",
-        "enable_prefix_caching": False,
         "worker_extension_cls": "prismoe.model_plugins.worker.RoutingWorkerExtension",
         "additional_config": {} if routing is None else {ROUTING_KEY: dict(routing)},
     }

@@ -21,8 +21,10 @@ def config(scheduler: type = WholeImageScheduler, image_limit: int = 1, **change
     settings = {
         "pipeline_parallel_size": 1,
         "data_parallel_size": 1,
+        "use_ubatching": False,
+        "use_sequence_parallel_moe": False,
+        "lora_config": None,
         "speculative_config": None,
-        "enable_prefix_caching": False,
         "max_num_batched_tokens": 64,
         "max_num_scheduled_tokens": None,
         "long_prefill_token_threshold": 0,
@@ -35,10 +37,10 @@ def config(scheduler: type = WholeImageScheduler, image_limit: int = 1, **change
     return SimpleNamespace(
         parallel_config=namespace,
         speculative_config=namespace.speculative_config,
+        lora_config=namespace.lora_config,
         kv_transfer_config=namespace.kv_transfer_config,
         model_config=namespace,
         scheduler_config=namespace,
-        cache_config=namespace,
     )
 
 
@@ -46,8 +48,8 @@ def test_the_settings_of_prismoe_serve_pass() -> None:
     check_engine(config(), NEEDS_WHOLE_IMAGES, tokens_per_image=64)
 
 
-def test_topk_runs_with_vllms_own_scheduler_and_cache() -> None:
-    plain = config(scheduler=Scheduler, enable_prefix_caching=True, max_num_batched_tokens=8)
+def test_topk_runs_with_vllms_own_scheduler() -> None:
+    plain = config(scheduler=Scheduler, max_num_batched_tokens=8)
     check_engine(plain, TOPK, tokens_per_image=64)
 
 
@@ -59,7 +61,9 @@ def test_topk_runs_with_vllms_own_scheduler_and_cache() -> None:
         (config(speculative_config=object()), "--speculative-config"),
         (config(image_limit=0), "--limit-mm-per-prompt"),
         (config(scheduler=Scheduler), "prismoe serve"),
-        (config(enable_prefix_caching=True), "--no-enable-prefix-caching"),
+        (config(use_ubatching=True), "--enable-dbo"),
+        (config(use_sequence_parallel_moe=True), "--enable-expert-parallel"),
+        (config(lora_config=object()), "--enable-lora"),
         (config(kv_transfer_config=object()), "--kv-transfer-config"),
         (config(prefill_context_parallel_size=2), "--prefill-context-parallel-size 1"),
         (config(max_num_batched_tokens=63), "--max-num-batched-tokens 64"),
@@ -76,7 +80,8 @@ def test_what_would_route_wrongly_is_refused(settings: Any, advice: str) -> None
     ("routing", "options", "advice"),
     [
         ({"policy": "ltdr", "tail_experts": 9}, {}, "tail_experts is 9: give a number from"),
-        ({"policy": "ltdr"}, {"enable_prefix_caching": True}, "--no-enable-prefix-caching"),
+        ({"policy": "ltdr"}, {"max_num_batched_tokens": 15}, "--max-num-batched-tokens 16"),
+        ({"policy": "topk"}, {"enable_lora": True}, "--enable-lora"),
     ],
 )
 def test_vllm_refuses_before_it_starts_an_engine(

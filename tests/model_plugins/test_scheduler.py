@@ -3,27 +3,46 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prismoe.model_plugins.scheduler import tokens_before_cut
+from prismoe.model_plugins.scheduler import cached_tokens_before_cut, tokens_before_cut
 
 gaps_and_lengths = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 20)), max_size=5)
 
 
-@given(gaps_and_lengths, st.integers(1, 60))
-def test_a_prefill_in_steps_never_cuts_an_image(layout: list[tuple[int, int]], budget: int) -> None:
+def images_of(layout: list[tuple[int, int]]) -> list[tuple[int, int]]:
     images, position = [], 0
     for gap, length in layout:
         images.append((position + gap, length))
         position += gap + length
-    total = position + 5
+    return images
+
+
+def is_cut(images: list[tuple[int, int]], position: int) -> bool:
+    return any(offset < position < offset + length for offset, length in images)
+
+
+@given(gaps_and_lengths, st.integers(1, 60))
+def test_a_prefill_in_steps_never_cuts_an_image(layout: list[tuple[int, int]], budget: int) -> None:
+    images = images_of(layout)
+    total = sum(map(sum, layout)) + 5
     budget = max([budget, *(length for _, length in images)])
     start = 0
     while start < total:
         count = tokens_before_cut(images, start, min(budget, total - start))
         assert 0 < count <= budget
         start += count
-        assert not any(offset < start < offset + length for offset, length in images)
+        assert not is_cut(images, start)
 
 
 def test_an_image_larger_than_the_budget_waits() -> None:
     assert tokens_before_cut([(0, 16)], 0, 14) == 0
     assert tokens_before_cut([(3, 16)], 0, 14) == 3
+
+
+@given(gaps_and_lengths, st.integers(0, 12), st.sampled_from([1, 2, 8, 16]))
+def test_a_cache_hit_never_cuts_an_image(layout: list[tuple[int, int]], blocks: int, block_size: int) -> None:
+    images = images_of(layout)
+    cached = cached_tokens_before_cut(images, blocks * block_size, block_size)
+    assert cached % block_size == 0
+    assert not is_cut(images, cached)
+    longer = range(cached + block_size, blocks * block_size + 1, block_size)
+    assert all(is_cut(images, end) for end in longer)

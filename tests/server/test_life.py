@@ -62,7 +62,7 @@ def test_a_signal_while_serving_ends_every_process(
     ("arguments", "sentence"),
     [
         (("--routing", '{"policy": "nothing"}'), "routing"),
-        (("--enable-prefix-caching",), "--no-enable-prefix-caching"),
+        (("--max-num-batched-tokens", "15"), "--max-num-batched-tokens 64"),
         (("--limit-mm-per-prompt", '{"image": 0}'), "--limit-mm-per-prompt"),
     ],
 )
