@@ -27,12 +27,12 @@ def check_engine(vllm_config: VllmConfig, policy: RoutingPolicy, tokens_per_imag
         )
     if parallel.use_sequence_parallel_moe:
         raise ValueError(
-            "Modality routing does not run with tensor, data and expert parallelism together (vLLM then splits "
-            "a step's tokens over the ranks): leave --enable-expert-parallel out."
+            "Modality routing needs a step's tokens together, and with tensor, data and expert parallelism at "
+            "once vLLM splits them over the ranks: leave --enable-expert-parallel out."
         )
     if vllm_config.lora_config is not None:
         raise ValueError(
-            "prismoe serves no LoRA adapters: leave --enable-lora out, and merge an adapter into its checkpoint."
+            "prismoe serves no LoRA adapters: leave --enable-lora out, and merge the adapter into the checkpoint."
         )
     if vllm_config.speculative_config is not None:
         raise ValueError(

@@ -74,7 +74,8 @@ def rows(steps: Sequence[Mapping[str, Any]]) -> list[Row]:
             int(step["positions"][index]),
             int(step["segments"][index]),
             tuple(
-                frozenset(experts[index][weights[index] > 0].tolist()) for _, experts, weights in step["layers"]
+                frozenset(experts[index][weights[index] > 0].tolist())
+                for _, experts, weights in step["layers"]
             ),
             np.stack([logits[index] for logits, _, _ in step["layers"]]),
         )

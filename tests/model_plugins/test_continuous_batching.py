@@ -1,4 +1,4 @@
-"""Promise 1 under continuous batching: a request is routed as it is alone on an idle engine with cold caches."""
+"""Under continuous batching a request is routed as it is alone on an idle engine with cold caches."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -205,7 +205,10 @@ def assert_routed_alike(question: Question, answer: Answer, expected: Answer) ->
 def is_near_tie(position: int, alone: Answer) -> bool:
     """Whether float noise can change what this token, or one before it, is routed to."""
     return any(
-        margin < FLOAT_NOISE for row in alone.rows if row.position <= position for margin in margins(row, alone)
+        margin < FLOAT_NOISE
+        for row in alone.rows
+        if row.position <= position
+        for margin in margins(row, alone)
     )
 
 

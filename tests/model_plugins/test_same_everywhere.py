@@ -1,0 +1,40 @@
+"""Compiled engines and tensor-parallel ranks route, count and answer as one eager rank does (float32)."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.model_plugins.engine import DATA, PHI, engine, greedy, logits
+
+
+def answer_and_loads(**options: Any) -> tuple[Any, list[Any]]:
+    """The answers, and each rank's load."""
+    image = Image.open(DATA / "image.png")
+    prompts: list[Any] = [
+        {"prompt": "USER: <image>\nWhat is this? ASSISTANT:", "multi_modal_data": {"image": image}},
+        {"prompt": "USER: Hello ASSISTANT:"},
+    ]
+    with engine(PHI, {"policy": "ltdr"}, **options) as llm:
+        outputs = llm.generate(prompts, greedy(5), use_tqdm=False)
+        return [output.outputs[0] for output in outputs], llm.collective_rpc("prismoe_expert_load")
+
+
+@pytest.fixture(scope="module")
+def eager() -> tuple[Any, list[Any]]:
+    return answer_and_loads()
+
+
+@pytest.mark.parametrize("options", [{"enforce_eager": False}, {"tensor_parallel_size": 2}], ids=str)
+def test_equals_one_eager_rank(
+    eager: tuple[Any, list[Any]], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "tensor_parallel_size" in options:
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    answers, loads = answer_and_loads(**options)
+    assert len(loads) == options.get("tensor_parallel_size", 1)
+    assert all(load == eager[1][0] for load in loads)
+    for mine, theirs in zip(answers, eager[0], strict=True):
+        assert mine.token_ids == theirs.token_ids
+        np.testing.assert_allclose(logits(mine.logprobs), logits(theirs.logprobs), atol=1e-4)
