@@ -1,12 +1,11 @@
-"""What of vLLM's settings a policy needs, and what can't be combined with modality routing yet."""
+"""What of vLLM's settings routing needs, and what can't be combined with modality routing yet."""
 
 from vllm.config import VllmConfig
 
-from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.scheduler import WholeImages
 
 
-def check_engine(vllm_config: VllmConfig, policy: RoutingPolicy, tokens_per_image: int) -> None:
+def check_engine(vllm_config: VllmConfig, needs_whole_images: bool, tokens_per_image: int) -> None:
     """Stop the start with a sentence where routing would be wrong (ValueError)."""
     parallel = vllm_config.parallel_config
     if parallel.pipeline_parallel_size > 1:
@@ -41,7 +40,7 @@ def check_engine(vllm_config: VllmConfig, policy: RoutingPolicy, tokens_per_imag
     multimodal = vllm_config.model_config.multimodal_config
     if multimodal is None or multimodal.get_limit_per_prompt("image") == 0:
         raise ValueError("Images are switched off: give --limit-mm-per-prompt an image limit of 1 or more.")
-    if policy.needs_whole_images:
+    if needs_whole_images:
         _check_whole_images(vllm_config, tokens_per_image)
 
 

@@ -1,9 +1,10 @@
-"""The routing layer of a model: one policy, the running step's segments, and each MoE layer's load.
+"""The routing layer of a model: each MoE layer's policy and load, and the running step's segments.
 
 It knows nothing of the model: the model asks it for a router per MoE layer and tells it what each step holds.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from vllm.config import VllmConfig
 from prismoe.kernels.expert_load import EXTRA_COLUMNS, MODALITIES
 from prismoe.model_plugins.router import PolicyRouter
 from prismoe.model_plugins.routing import ROUTING_KEY
+from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.token_segments import TokenSegments
 
@@ -23,8 +25,27 @@ def operator_routing(vllm_config: VllmConfig) -> Mapping[str, Any] | None:
     return settings.get(ROUTING_KEY)
 
 
+def router_parameters(policy: RoutingPolicy, hidden_size: int, num_experts: int) -> nn.ParameterDict:
+    """The policy's parameters by name, to be loaded from a checkpoint."""
+    parameters = nn.ParameterDict()
+    for name, shape in policy.parameters(hidden_size, num_experts).items():
+        parameter = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)
+        parameter.weight_loader = partial(_load, name)  # type: ignore[attr-defined]  # vLLM's protocol
+        parameters[name] = parameter
+    return parameters
+
+
+def _load(name: str, parameter: Tensor, weight: Tensor) -> None:
+    if parameter.shape != weight.shape:
+        raise ValueError(
+            f"The checkpoint's router parameter {name} has shape {tuple(weight.shape)}, but its routing "
+            f"policy needs {tuple(parameter.shape)}: correct the policy's settings or the checkpoint."
+        )
+    parameter.copy_(weight)
+
+
 class ModalityRouting(nn.Module):
-    """Routers that share a policy, and the load they count."""
+    """The routers of a model, and the load they count."""
 
     def __init__(self, vllm_config: VllmConfig, in_force: RoutingInForce) -> None:
         super().__init__()
@@ -32,18 +53,26 @@ class ModalityRouting(nn.Module):
         self.segments = TokenSegments(vllm_config.scheduler_config.max_num_batched_tokens)
         self.loads: dict[int, Tensor] = {}
 
-    def router(self, layer: int, num_experts: int) -> PolicyRouter:
-        """The router of decoder layer `layer`."""
+    def router(self, layer: int, num_experts: int, hidden_size: int) -> PolicyRouter:
+        """The router of decoder layer `layer`. The model registers its `parameters`, and loads them."""
         load_MC = torch.zeros(len(MODALITIES), num_experts + EXTRA_COLUMNS, dtype=torch.int64)
         self.register_buffer(f"load_of_layer_{layer}", load_MC, persistent=False)
         self.loads[layer] = load_MC
-        return PolicyRouter(self.in_force.policy, num_experts, self.segments.segments, load_MC)
+        policy = self.in_force.layers[layer].policy
+        parameters = router_parameters(policy, hidden_size, num_experts)
+        return PolicyRouter(
+            policy, num_experts, self.segments.segments, self.segments.asked, load_MC, parameters
+        )
 
     def describe(self) -> dict[str, Any]:
-        """What is in force, per layer."""
-        policy = self.in_force.policy.model_dump()
+        """What is in force per layer, and where each setting was said."""
         layers = [
-            {"layer": layer, "experts": load_MC.shape[1] - EXTRA_COLUMNS, "policy": policy}
+            {
+                "layer": layer,
+                "experts": load_MC.shape[1] - EXTRA_COLUMNS,
+                "policy": self.in_force.layers[layer].policy.model_dump(),
+                "sources": dict(self.in_force.layers[layer].sources),
+            }
             for layer, load_MC in self.loads.items()
         ]
         return {"source": self.in_force.source, "layers": layers}

@@ -1,34 +1,64 @@
 """The vLLM router that applies a routing policy: one op, opaque to the compiler."""
 
+from functools import lru_cache
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.library import Library
 from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.utils.torch_utils import direct_register_custom_op
 
-from prismoe.kernels.expert_load import count_expert_load
-from prismoe.model_plugins.routing.policy import RoutingPolicy
+from prismoe.kernels.expert_load import EXTRA_COLUMNS, count_expert_load
+from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
 from prismoe.model_plugins.routing.registry import policy_from_json
 
 
 def _route(
-    hidden_TD: Tensor, logits_TE: Tensor, segments: Tensor, load_MC: Tensor, policy: str
+    hidden_TD: Tensor,
+    logits_TE: Tensor,
+    segments: Tensor,
+    asked: Tensor,
+    load_MC: Tensor,
+    parameters: list[Tensor],
+    policy: str,
 ) -> tuple[Tensor, Tensor]:
-    segment_T = segments[: logits_TE.shape[0]]
-    assert segment_T.shape[0] == logits_TE.shape[0], "the step holds more tokens than the segment buffer"
-    routing = policy_from_json(policy).route(hidden_TD, logits_TE, segment_T)
+    num_tokens, hidden_size = hidden_TD.shape
+    num_experts = load_MC.shape[1] - EXTRA_COLUMNS
+    segment_T = segments[:num_tokens]
+    assert segment_T.shape[0] == num_tokens, "the step holds more tokens than the segment buffer"
+    step = RouterInputs(
+        hidden_TD,
+        logits_TE,
+        segment_T,
+        asked[:num_tokens],
+        dict(zip(_parameter_names(policy, hidden_size, num_experts), parameters, strict=True)),
+        num_experts,
+    )
+    routing = policy_from_json(policy).route(step)
     count_expert_load(load_MC, routing.experts_TA, routing.count_T, routing.tail_T, segment_T)
     return routing.weights_TA, routing.experts_TA.int()
 
 
 def _route_fake(
-    hidden_TD: Tensor, logits_TE: Tensor, segments: Tensor, load_MC: Tensor, policy: str
+    hidden_TD: Tensor,
+    logits_TE: Tensor,
+    segments: Tensor,
+    asked: Tensor,
+    load_MC: Tensor,
+    parameters: list[Tensor],
+    policy: str,
 ) -> tuple[Tensor, Tensor]:
-    shape_TA = (logits_TE.shape[0], policy_from_json(policy).slots(logits_TE.shape[1]))
-    return logits_TE.new_empty(shape_TA, dtype=torch.float32), logits_TE.new_empty(
+    slots = policy_from_json(policy).slots(load_MC.shape[1] - EXTRA_COLUMNS)
+    shape_TA = (hidden_TD.shape[0], slots)
+    return hidden_TD.new_empty(shape_TA, dtype=torch.float32), hidden_TD.new_empty(
         shape_TA, dtype=torch.int32
     )
+
+
+@lru_cache
+def _parameter_names(policy: str, hidden_size: int, num_experts: int) -> tuple[str, ...]:
+    return tuple(policy_from_json(policy).parameters(hidden_size, num_experts))
 
 
 _library = Library("prismoe", "FRAGMENT")  # the op lives as long as this object
@@ -38,12 +68,27 @@ direct_register_custom_op(
 
 
 class PolicyRouter(BaseRouter):
-    """Routes one MoE layer by `policy` and adds its load to `load_MC` (see `count_expert_load`)."""
+    """Routes one MoE layer by `policy` and adds its load to `load_MC` (see `count_expert_load`).
 
-    def __init__(self, policy: RoutingPolicy, num_experts: int, segments: Tensor, load_MC: Tensor) -> None:
+    `segments` and `asked` are the buffers of `TokenSegments`; `parameters` are the policy's, by name.
+    """
+
+    def __init__(
+        self,
+        policy: RoutingPolicy,
+        num_experts: int,
+        segments: Tensor,
+        asked: Tensor,
+        load_MC: Tensor,
+        parameters: nn.ParameterDict,
+    ) -> None:
         super().__init__(top_k=policy.slots(num_experts), global_num_experts=num_experts)
+        self.gate_rows = policy.gate_rows(num_experts)
+        self.parameters = parameters
+        self._parameter_list: list[Tensor] = list(parameters.values())
         self._policy = policy.model_dump_json()
         self._segments = segments
+        self._asked = asked
         self._load_MC = load_MC
 
     @property
@@ -59,6 +104,12 @@ class PolicyRouter(BaseRouter):
         input_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         weights_TA, experts_TA = torch.ops.prismoe.route(
-            hidden_states, router_logits, self._segments, self._load_MC, self._policy
+            hidden_states,
+            router_logits,
+            self._segments,
+            self._asked,
+            self._load_MC,
+            self._parameter_list,
+            self._policy,
         )
         return weights_TA, experts_TA

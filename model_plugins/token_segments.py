@@ -14,14 +14,17 @@ class TokenSegments(nn.Module):
     """`segments[:n]` describes the n tokens of the step: an image's index, TEXT or PADDING.
 
     vLLM runs dummy steps without embedding tokens; the buffer then says PADDING throughout, so such steps
-    are never counted.
+    are never counted. `asked[:n]` are the numbers of experts that a token's request asks for vision tail and
+    head tokens, 0 where it asks nothing.
     """
 
     segments: Tensor
+    asked: Tensor
 
     def __init__(self, max_tokens: int) -> None:
         super().__init__()
         self.register_buffer("segments", torch.full((max_tokens,), PADDING), persistent=False)
+        self.register_buffer("asked", torch.zeros(max_tokens, 2, dtype=torch.int32), persistent=False)
 
     def mark(self, is_vision_T: Tensor | None, image_sizes: Sequence[int], num_tokens: int) -> None:
         """Describe a step of `num_tokens` tokens, whose vision tokens are those of the images, in order."""

@@ -11,13 +11,14 @@ router = APIRouter(prefix="/v1/routing", tags=["routing"])
 
 
 class LayerRouting(BaseModel):
-    """How one decoder layer routes."""
+    """How one decoder layer routes; `sources` says where each setting of its policy was said."""
 
     model_config = ConfigDict(extra="forbid")
 
     layer: int
     experts: int
     policy: dict[str, Any]
+    sources: dict[str, str]
 
 
 class RoutingInForce(BaseModel):

@@ -103,12 +103,8 @@ def routing_in_force(config: PretrainedConfig, operator: Mapping[str, Any] | Non
         raise ValueError(
             "The checkpoint has no MoE layers, so there is nothing to route: leave --routing out."
         )
-    in_force = choose_routing(
-        operator, getattr(config, ROUTING_KEY, None), moe_settings(config).top_k_experts
-    )
-    for num_experts in experts.values():
-        in_force.policy.slots(num_experts)
-    return in_force
+    checkpoint = getattr(config, ROUTING_KEY, None)
+    return choose_routing(operator, checkpoint, moe_settings(config).top_k_experts, experts)
 
 
 def check_servable(config: PretrainedConfig) -> None:

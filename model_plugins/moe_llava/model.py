@@ -33,6 +33,7 @@ def checkpoint_names(trunk: str) -> WeightsMapper:
         },
         orig_to_new_substr={
             ".deepspeed_moe.gate.wg.": ".gate.",
+            ".deepspeed_moe.router.": ".router.",
             ".deepspeed_moe.experts.deepspeed_experts.": ".experts.",
         },
         orig_to_new_stacked={
@@ -113,7 +114,7 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
             self.config.hidden_size,
             self.expert_width,
             num_experts,
-            self.routing.router(index, num_experts),
+            self.routing.router(index, num_experts, self.config.hidden_size),
             self.make_dense(f"{prefix}.mlp.mlp") if moe_settings(self.config).use_residual else None,
             self.vllm_config.quant_config,
             f"{prefix}.mlp",
@@ -161,9 +162,27 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(
+        # What other policies route with may stay unused: a gate, or the parameters of a router.
+        routers = [
+            f"model.layers.{layer}.mlp.{part}."
+            for layer in self.experts_by_layer
+            for part in ("gate", "router")
+        ]
+        loaded = AutoWeightsLoader(self, ignore_unexpected_prefixes=routers).load_weights(
             self._expert_weights(weights), mapper=self.hf_to_vllm_mapper
         )
+        self._check_router_parameters(loaded)
+        return loaded
+
+    def _check_router_parameters(self, loaded: set[str]) -> None:
+        for layer in self.experts_by_layer:
+            policy = self.routing.in_force.layers[layer].policy
+            names = policy.parameters(self.config.hidden_size, self.experts_by_layer[layer])
+            if missing := {f"model.layers.{layer}.mlp.router.{name}" for name in names} - loaded:
+                raise ValueError(
+                    f"The routing policy {policy.policy} needs {', '.join(sorted(missing))}, "
+                    "which the checkpoint lacks: choose another policy with --routing."
+                )
 
     def _expert_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint's weights, with what vLLM's experts need beyond them."""

@@ -61,9 +61,15 @@ class MoE(nn.Module):
     ) -> None:
         super().__init__()
         # The authors' gate computes in float32 whatever the model's dtype.
-        self.gate = ReplicatedLinear(
-            hidden_size, num_experts, bias=False, params_dtype=torch.float32, prefix=f"{prefix}.gate"
+        self.gate = (
+            ReplicatedLinear(
+                hidden_size, router.gate_rows, bias=False, params_dtype=torch.float32, prefix=f"{prefix}.gate"
+            )
+            if router.gate_rows
+            else None
         )
+        if router.parameters:
+            self.router = router.parameters
         self.experts = FusedMoEFactory(
             num_experts=num_experts,
             top_k=router.top_k,
@@ -82,7 +88,9 @@ class MoE(nn.Module):
             self.coefficient = ReplicatedLinear(hidden_size, 2, prefix=f"{prefix}.coefficient")
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        logits_TE, _ = self.gate(hidden_TD.float())
+        logits_TE = (
+            hidden_TD.new_empty(len(hidden_TD), 0) if self.gate is None else self.gate(hidden_TD.float())[0]
+        )
         output_TD: Tensor = self.experts(hidden_TD, logits_TE)
         if self.mlp is None:
             return output_TD

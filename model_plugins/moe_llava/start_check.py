@@ -19,4 +19,4 @@ class MoELLaVAStartCheck(VerifyAndUpdateConfig):
         check_servable(config)
         in_force = routing_in_force(config, operator_routing(vllm_config))
         image_size = tokens_per_image(config, vllm_config.model_config.model)
-        check_engine(vllm_config, in_force.policy, image_size)
+        check_engine(vllm_config, in_force.needs_whole_images, image_size)

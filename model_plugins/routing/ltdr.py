@@ -1,13 +1,12 @@
 """`ltdr`: vision tail tokens get more experts (LTDR, arXiv 2507.01351, Eqs. 6, 7, 9, 11 and 12)."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts
-from prismoe.model_plugins.routing.policy import Routing, RoutingPolicy
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 
 
 class LTDR(RoutingPolicy):
@@ -15,8 +14,6 @@ class LTDR(RoutingPolicy):
 
     A vision token is a tail token when its routing-probability variance is above the mean of its own image.
     """
-
-    needs_whole_images: ClassVar[bool] = True
 
     policy: Literal["ltdr"] = "ltdr"
     top_k: int = Field(ge=1)
@@ -32,10 +29,14 @@ class LTDR(RoutingPolicy):
             )
         return tail_experts
 
-    def route(self, hidden_TD: Tensor, logits_TE: Tensor, segment_T: Tensor) -> Routing:
-        slots = self.slots(logits_TE.shape[1])
-        probs_TE = router_probabilities(logits_TE)
-        tail_T = tail_tokens(probs_TE, segment_T)
+    @property
+    def needs_whole_images(self) -> bool:
+        return True
+
+    def route(self, step: RouterInputs) -> Routing:
+        slots = self.slots(step.num_experts)
+        probs_TE = router_probabilities(step.logits_TE)
+        tail_T = tail_tokens(probs_TE, step.segment_T)
         count_T = torch.where(tail_T, slots, self.top_k)
         experts_TA, weights_TA = top_experts(probs_TE, count_T, slots, self.norm_topk_prob)
         return Routing(experts_TA, weights_TA, count_T, tail_T)

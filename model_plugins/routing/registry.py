@@ -1,53 +1,113 @@
 """The policies by name, and which one is in force: the operator's, else the checkpoint's, else top-k."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from prismoe.model_plugins.routing.ltdr import LTDR
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.topk import TopK
 
-AnyPolicy = Annotated[TopK | LTDR, Field(discriminator="policy")]
+POLICIES: dict[str, type[RoutingPolicy]] = {
+    "topk": TopK,
+    "ltdr": LTDR,
+}
 
-_adapter: TypeAdapter[RoutingPolicy] = TypeAdapter(AnyPolicy)
+Source = Literal["--routing", "checkpoint", "default"]
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LayerRouting:
+    """How one MoE layer routes, and where each of its policy's settings was said."""
+
+    policy: RoutingPolicy
+    sources: Mapping[str, Source]
 
 
 @dataclass(frozen=True)
 class RoutingInForce:
-    """A policy and where it was said."""
+    """How each MoE layer routes, by the decoder's layer index, and where that was said."""
 
-    policy: RoutingPolicy
-    source: Literal["--routing", "checkpoint", "default"]
+    source: Source
+    layers: Mapping[int, LayerRouting]
+
+    @property
+    def needs_whole_images(self) -> bool:
+        """Whether all tokens of an image must be routed in the same step."""
+        return any(layer.policy.needs_whole_images for layer in self.layers.values())
 
 
 def choose_routing(
-    operator: Mapping[str, Any] | None, checkpoint: Mapping[str, Any] | None, top_k: int
+    operator: Settings | None, checkpoint: Settings | None, top_k: int, experts_by_layer: Mapping[int, int]
 ) -> RoutingInForce:
-    """The policy in force. Settings that are not given are the checkpoint's k, renormalised when k > 1.
+    """How each layer of `experts_by_layer` routes.
 
-    Raises ValueError with a sentence when the settings are not a policy's.
+    Settings are a policy's, and under `layers` those that differ in a layer; a layer that names another
+    policy starts from that policy's defaults. What is not given is the checkpoint's k, renormalised when
+    k > 1.
+
+    Raises ValueError with a sentence when the settings are not a policy's or make no sense for a layer.
     """
+    source: Source
     if operator is not None:
-        return RoutingInForce(_parse(operator, top_k, "--routing"), "--routing")
-    if checkpoint is not None:
-        return RoutingInForce(_parse(checkpoint, top_k, "the checkpoint's prismoe_routing"), "checkpoint")
-    return RoutingInForce(_parse({"policy": "topk"}, top_k, "the default"), "default")
-
-
-def _parse(settings: Mapping[str, Any], top_k: int, said_in: str) -> RoutingPolicy:
-    top_k = settings.get("top_k", top_k)
+        source, said_in, settings = "--routing", "--routing", operator
+    elif checkpoint is not None:
+        source, said_in, settings = "checkpoint", "the checkpoint's prismoe_routing", checkpoint
+    else:
+        source, said_in, settings = "default", "the default", {"policy": "topk"}
     try:
-        return _adapter.validate_python({"top_k": top_k, "norm_topk_prob": top_k != 1, **settings})
+        layers = {
+            layer: _layer_routing(layer_settings, source, top_k, experts_by_layer[layer])
+            for layer, layer_settings in _by_layer(settings, list(experts_by_layer)).items()
+        }
+    except ValueError as error:
+        raise ValueError(f"The routing settings in {said_in} cannot be used: {error}") from error
+    return RoutingInForce(source, layers)
+
+
+def _by_layer(settings: Settings, layers: list[int]) -> dict[int, Settings]:
+    common = {name: value for name, value in settings.items() if name != "layers"}
+    overrides = settings.get("layers", {})
+    if not isinstance(overrides, dict) or not all(isinstance(value, dict) for value in overrides.values()):
+        raise ValueError('layers takes an object of settings for each layer, as in {"2": {"top_k": 1}}.')
+    if unknown := sorted(set(overrides) - set(map(str, layers))):
+        raise ValueError(
+            f"layers names {', '.join(unknown)}, but the MoE layers are {', '.join(map(str, layers))}."
+        )
+    return {layer: _merged(common, overrides.get(str(layer), {})) for layer in layers}
+
+
+def _merged(common: Settings, override: Settings) -> Settings:
+    names_another_policy = override.get("policy", common.get("policy")) != common.get("policy")
+    return override if names_another_policy else {**common, **override}
+
+
+def _layer_routing(settings: Settings, source: Source, top_k: int, num_experts: int) -> LayerRouting:
+    name = settings.get("policy")
+    if not isinstance(name, str) or name not in POLICIES:
+        raise ValueError(f"policy is {name!r}: give one of {', '.join(POLICIES)}.")
+    kind = POLICIES[name]
+    defaults = {"top_k": top_k, "norm_topk_prob": settings.get("top_k", top_k) != 1}
+    own_defaults = {name: value for name, value in defaults.items() if name in kind.model_fields}
+    try:
+        policy = kind.model_validate({**own_defaults, **settings})
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'policy'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"The routing settings in {said_in} cannot be used: {faults}.") from error
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{faults}.") from error
+    policy.slots(num_experts)
+    implied: dict[str, Source] = {"top_k": "checkpoint"}
+    sources = {
+        name: source if name in settings else implied.get(name, "default") for name in kind.model_fields
+    }
+    return LayerRouting(policy, sources)
 
 
 @lru_cache
 def policy_from_json(settings: str) -> RoutingPolicy:
     """The policy whose `model_dump_json()` this is."""
-    return _adapter.validate_json(settings)
+    return POLICIES[json.loads(settings)["policy"]].model_validate_json(settings)

@@ -4,10 +4,9 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from prismoe.kernels.routing import router_probabilities, top_experts
-from prismoe.model_plugins.routing.policy import Routing, RoutingPolicy
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 
 
 class TopK(RoutingPolicy):
@@ -22,8 +21,10 @@ class TopK(RoutingPolicy):
             raise ValueError(f"top_k is {self.top_k}, but the layer has {num_experts} experts: lower top_k.")
         return self.top_k
 
-    def route(self, hidden_TD: Tensor, logits_TE: Tensor, segment_T: Tensor) -> Routing:
-        probs_TE = router_probabilities(logits_TE)
-        count_T = torch.full_like(segment_T, self.top_k)
+    def route(self, step: RouterInputs) -> Routing:
+        probs_TE = router_probabilities(step.logits_TE)
+        count_T = torch.full_like(step.segment_T, self.top_k)
         experts_TA, weights_TA = top_experts(probs_TE, count_T, self.top_k, self.norm_topk_prob)
-        return Routing(experts_TA, weights_TA, count_T, tail_T=torch.zeros_like(segment_T, dtype=torch.bool))
+        return Routing(
+            experts_TA, weights_TA, count_T, tail_T=torch.zeros_like(step.segment_T, dtype=torch.bool)
+        )

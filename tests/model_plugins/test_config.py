@@ -38,7 +38,7 @@ def test_experts_that_do_not_fit_the_layers_are_refused() -> None:
 
 def test_k_of_1_keeps_the_routers_probability() -> None:
     moe = {"moe_layers_idx": [0], "num_experts": [4], "top_k_experts": 1}
-    assert routing_in_force(config(moe), None).policy == TopK(top_k=1, norm_topk_prob=False)
+    assert routing_in_force(config(moe), None).layers[0].policy == TopK(top_k=1, norm_topk_prob=False)
 
 
 def test_a_dense_checkpoint_has_nothing_to_route() -> None:

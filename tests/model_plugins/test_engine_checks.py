@@ -9,12 +9,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from prismoe.model_plugins.engine_checks import check_engine
 from prismoe.model_plugins.engine_options import engine_options
-from prismoe.model_plugins.routing.ltdr import LTDR
-from prismoe.model_plugins.routing.topk import TopK
 from prismoe.model_plugins.scheduler import WholeImageScheduler
 from tests.model_plugins.engine import PHI
-
-TOPK, NEEDS_WHOLE_IMAGES = TopK(top_k=2, norm_topk_prob=True), LTDR(top_k=2, norm_topk_prob=True)
 
 
 def config(scheduler: type = WholeImageScheduler, image_limit: int = 1, **changes: Any) -> Any:
@@ -45,12 +41,12 @@ def config(scheduler: type = WholeImageScheduler, image_limit: int = 1, **change
 
 
 def test_the_settings_of_prismoe_serve_pass() -> None:
-    check_engine(config(), NEEDS_WHOLE_IMAGES, tokens_per_image=64)
+    check_engine(config(), needs_whole_images=True, tokens_per_image=64)
 
 
 def test_topk_runs_with_vllms_own_scheduler() -> None:
     plain = config(scheduler=Scheduler, max_num_batched_tokens=8)
-    check_engine(plain, TOPK, tokens_per_image=64)
+    check_engine(plain, needs_whole_images=False, tokens_per_image=64)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +69,7 @@ def test_topk_runs_with_vllms_own_scheduler() -> None:
 )
 def test_what_would_route_wrongly_is_refused(settings: Any, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
-        check_engine(settings, NEEDS_WHOLE_IMAGES, tokens_per_image=64)
+        check_engine(settings, needs_whole_images=True, tokens_per_image=64)
 
 
 @pytest.mark.parametrize(

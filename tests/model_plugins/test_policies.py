@@ -7,13 +7,20 @@ import pytest
 import torch
 
 from prismoe.model_plugins.routing.ltdr import LTDR
-from prismoe.model_plugins.routing.policy import Routing
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing
 from prismoe.model_plugins.routing.registry import choose_routing, policy_from_json
 from prismoe.model_plugins.routing.topk import TopK
 from tests.kernels import reference
 from tests.kernels.test_routing import SEGMENTS, random_logits
 
-HIDDEN = torch.empty(0)
+LAYERS = {0: 4, 2: 4}
+
+
+def inputs(logits_TE: torch.Tensor, segments: list[int]) -> RouterInputs:
+    """A step whose requests ask nothing, for a policy that looks at the gate's logits alone."""
+    segment_T, num_experts = torch.tensor(segments), logits_TE.shape[1]
+    asked_T2 = torch.zeros(len(segments), 2, dtype=torch.int32)
+    return RouterInputs(torch.empty(len(segments), 0), logits_TE, segment_T, asked_T2, {}, num_experts)
 
 
 def used(routing: Routing) -> list[dict[int, float]]:
@@ -34,7 +41,7 @@ def assert_same(actual: list[dict[int, float]], expected: list[dict[int, float]]
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
 def test_ltdr_matches_the_reference(segments: list[int], experts: int, renormalize: bool) -> None:
     logits_TE = random_logits(len(segments), experts)
-    routing = LTDR(top_k=2, norm_topk_prob=renormalize).route(HIDDEN, logits_TE, torch.tensor(segments))
+    routing = LTDR(top_k=2, norm_topk_prob=renormalize).route(inputs(logits_TE, segments))
     probs = reference.probabilities(logits_TE.numpy())
     tail = reference.tail(probs, segments)
     assert routing.tail_T.tolist() == tail
@@ -45,15 +52,15 @@ def test_ltdr_matches_the_reference(segments: list[int], experts: int, renormali
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
 def test_topk_matches_the_reference(segments: list[int], top_k: int) -> None:
     logits_TE = random_logits(len(segments), 5)
-    routing = TopK(top_k=top_k, norm_topk_prob=top_k > 1).route(HIDDEN, logits_TE, torch.tensor(segments))
+    routing = TopK(top_k=top_k, norm_topk_prob=top_k > 1).route(inputs(logits_TE, segments))
     probs = reference.probabilities(logits_TE.numpy())
     assert_same(used(routing), reference.experts(probs, [top_k] * len(segments), renormalize=top_k > 1))
 
 
 def test_text_is_routed_alike_by_ltdr_and_topk() -> None:
-    logits_TE, segment_T = random_logits(11, 4), torch.full((11,), reference.TEXT)
-    ltdr = LTDR(top_k=2, norm_topk_prob=True).route(HIDDEN, logits_TE, segment_T)
-    topk = TopK(top_k=2, norm_topk_prob=True).route(HIDDEN, logits_TE, segment_T)
+    step = inputs(random_logits(11, 4), [reference.TEXT] * 11)
+    ltdr = LTDR(top_k=2, norm_topk_prob=True).route(step)
+    topk = TopK(top_k=2, norm_topk_prob=True).route(step)
     assert torch.equal(ltdr.experts_TA[:, :2], topk.experts_TA)
     assert torch.equal(ltdr.weights_TA[:, :2], topk.weights_TA)
     assert not ltdr.weights_TA[:, 2:].any()
@@ -61,26 +68,58 @@ def test_text_is_routed_alike_by_ltdr_and_topk() -> None:
 
 def test_the_operator_comes_before_the_checkpoint_and_that_before_topk() -> None:
     operator, checkpoint = {"policy": "topk", "top_k": 1}, {"policy": "ltdr", "tail_experts": 3}
-    chosen = choose_routing(operator, checkpoint, top_k=2)
-    assert (chosen.policy, chosen.source) == (TopK(top_k=1, norm_topk_prob=False), "--routing")
-    chosen = choose_routing(None, checkpoint, top_k=2)
-    assert chosen.policy == LTDR(top_k=2, norm_topk_prob=True, tail_experts=3)
+    chosen = choose_routing(operator, checkpoint, 2, LAYERS)
+    assert chosen.source == "--routing"
+    assert chosen.layers[2].policy == TopK(top_k=1, norm_topk_prob=False)
+    chosen = choose_routing(None, checkpoint, 2, LAYERS)
     assert chosen.source == "checkpoint"
-    assert choose_routing(None, None, top_k=2).policy == TopK(top_k=2, norm_topk_prob=True)
+    assert chosen.layers[2].policy == LTDR(top_k=2, norm_topk_prob=True, tail_experts=3)
+    chosen = choose_routing(None, None, 2, LAYERS)
+    assert chosen.source == "default"
+    assert chosen.layers[2].policy == TopK(top_k=2, norm_topk_prob=True)
+
+
+def test_where_each_setting_was_said() -> None:
+    operator = {"policy": "ltdr", "tail_experts": 3}
+    assert choose_routing(operator, None, 2, LAYERS).layers[0].sources == {
+        "policy": "--routing",
+        "top_k": "checkpoint",
+        "norm_topk_prob": "default",
+        "tail_experts": "--routing",
+    }
+
+
+def test_a_layer_differs_from_the_others() -> None:
+    operator = {"policy": "ltdr", "tail_experts": 4, "layers": {"2": {"tail_experts": 3}}}
+    layers = choose_routing(operator, None, 2, LAYERS).layers
+    assert layers[0].policy == LTDR(top_k=2, norm_topk_prob=True, tail_experts=4)
+    assert layers[2].policy == LTDR(top_k=2, norm_topk_prob=True, tail_experts=3)
+
+
+def test_a_layer_of_another_policy_starts_from_its_defaults() -> None:
+    operator = {"policy": "ltdr", "top_k": 1, "tail_experts": 4, "layers": {"2": {"policy": "topk"}}}
+    in_force = choose_routing(operator, None, 2, LAYERS)
+    assert in_force.layers[2].policy == TopK(top_k=2, norm_topk_prob=True)
+    assert in_force.needs_whole_images
 
 
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"policy": "best"}, "'topk', 'ltdr'"),
-        ({}, "discriminator"),
+        ({"policy": "best"}, "policy is 'best': give one of topk, ltdr"),
+        ({"policy": ["topk"]}, "give one of topk, ltdr"),
+        ({}, "policy is None: give one of topk, ltdr"),
         ({"policy": "ltdr", "tail": 4}, "tail: Extra inputs"),
         ({"policy": "topk", "top_k": 0}, "top_k: Input should be greater than or equal to 1"),
+        ({"policy": "topk", "layers": {"1": {}, "7": {}}}, "layers names 1, 7, but the MoE layers are 0, 2."),
+        ({"policy": "topk", "layers": [2]}, "layers takes an object"),
+        ({"policy": "topk", "layers": {"2": 1}}, "layers takes an object"),
+        ({"policy": "topk", "layers": {"2": {"tail": 1}}}, "tail: Extra inputs"),
     ],
 )
 def test_settings_that_are_no_policys_are_refused(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match="The routing settings in --routing cannot be used") as error:
-        choose_routing(settings, None, top_k=2)
+        choose_routing(settings, None, 2, LAYERS)
     assert complaint in str(error.value)
 
 

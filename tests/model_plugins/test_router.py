@@ -1,5 +1,7 @@
 """The routing op as the compiler and the engine see it."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,9 +16,19 @@ from tests.kernels.test_routing import random_logits
 POLICIES = [TopK(top_k=2, norm_topk_prob=True), LTDR(top_k=2, norm_topk_prob=True)]
 
 
-def arguments(policy: RoutingPolicy, segments: list[int]) -> tuple[torch.Tensor, ...]:
+def arguments(policy: RoutingPolicy, segments: list[int]) -> tuple[Any, ...]:
     load_MC = torch.zeros(2, 6, dtype=torch.int64)
-    return torch.empty(5, 8), random_logits(5, 4), torch.tensor(segments), load_MC, policy.model_dump_json()
+    asked = torch.zeros(len(segments), 2, dtype=torch.int32)
+    parameters: list[torch.Tensor] = []
+    return (
+        torch.empty(5, 8),
+        random_logits(5, 4),
+        torch.tensor(segments),
+        asked,
+        load_MC,
+        parameters,
+        policy.model_dump_json(),
+    )
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -32,7 +44,7 @@ def test_the_op_is_what_it_tells_the_compiler(policy: RoutingPolicy) -> None:
 def test_a_step_of_padding_counts_nothing(policy: RoutingPolicy) -> None:
     inputs = arguments(policy, [-2] * 9)
     weights_TA, experts_TA = torch.ops.prismoe.route(*inputs)
-    assert not inputs[3].any()
+    assert not inputs[4].any()
     assert experts_TA.min() >= 0  # an id of -1 would corrupt memory in vLLM's CPU kernel
     torch.testing.assert_close(weights_TA.sum(dim=1), torch.ones(5))
 

@@ -72,3 +72,4 @@ def test_what_is_in_force(http: httpx.Client) -> None:
         assert layer["experts"] == 4
         assert layer["policy"]["policy"] == "ltdr"
         assert layer["policy"]["tail_experts"] == 4
+        assert layer["sources"]["tail_experts"] == "checkpoint"
