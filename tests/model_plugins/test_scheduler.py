@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prismoe.model_plugins.scheduler import cached_tokens_before_cut, tokens_before_cut
+from prismoe.model_plugins.scheduler import tokens_before_cut
 
 gaps_and_lengths = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 20)), max_size=5)
 
@@ -36,13 +36,3 @@ def test_a_prefill_in_steps_never_cuts_an_image(layout: list[tuple[int, int]], b
 def test_an_image_larger_than_the_budget_waits() -> None:
     assert tokens_before_cut([(0, 16)], 0, 14) == 0
     assert tokens_before_cut([(3, 16)], 0, 14) == 3
-
-
-@given(gaps_and_lengths, st.integers(0, 12), st.sampled_from([1, 2, 8, 16]))
-def test_a_cache_hit_never_cuts_an_image(layout: list[tuple[int, int]], blocks: int, block_size: int) -> None:
-    images = images_of(layout)
-    cached = cached_tokens_before_cut(images, blocks * block_size, block_size)
-    assert cached % block_size == 0
-    assert not is_cut(images, cached)
-    longer = range(cached + block_size, blocks * block_size + 1, block_size)
-    assert all(is_cut(images, end) for end in longer)

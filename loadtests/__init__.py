@@ -1,0 +1,1 @@
+"""Measurements of a running server, over its HTTP API alone."""

@@ -1,0 +1,49 @@
+"""How much sooner the first token comes when a picture and its question are asked again.
+
+`python -m prismoe.loadtests.repeated_image URL`: every round asks about new pictures twice; the first time
+nothing of them is cached.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+from typing import Any
+
+from prismoe.loadtests.traffic import QUESTIONS, chat, client, picture, send
+
+
+async def measure(url: str, pictures: int, rounds: int) -> dict[str, Any]:
+    """First-token times of both askings, in seconds (medians), and the median of their ratios."""
+    new = random.Random()
+    cold, repeated = [], []
+    async with client(url) as session:
+        await send(session, chat([picture(0)], QUESTIONS[0], 2))
+        for _ in range(rounds):
+            seeds = [new.getrandbits(64) for _ in range(pictures)]
+            request = chat([picture(seed) for seed in seeds], QUESTIONS[0], 2)
+            cold.append((await send(session, request)).first_token_s)
+            repeated.append((await send(session, request)).first_token_s)
+    ratios = [first / second for first, second in zip(cold, repeated, strict=True)]
+    return {
+        "pictures": pictures,
+        "rounds": rounds,
+        "cold_s": statistics.median(cold),
+        "repeated_s": statistics.median(repeated),
+        "times_faster": statistics.median(ratios),
+    }
+
+
+def main() -> None:
+    """Print the measurement as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("--pictures", type=int, default=1, help="how many a request holds (default: 1)")
+    parser.add_argument("--rounds", type=int, default=30)
+    args = parser.parse_args()
+    print(json.dumps(asyncio.run(measure(args.url, args.pictures, args.rounds)), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Chat requests to measure with: seeded pictures and questions, sent as a stream and timed."""
+
+import asyncio
+import base64
+import io
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from PIL import Image
+
+PICTURE_SIDE = 224
+QUESTIONS = ["What is this?", "What kind of thing is shown in this picture?", "Is this an animal?"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a request took, in seconds from its start, and how many tokens it brought."""
+
+    first_token_s: float
+    total_s: float
+    tokens: int
+
+
+def picture(seed: int) -> str:
+    """A picture of random coloured squares as a data URL; the same seed gives the same picture."""
+    cells = Image.frombytes("RGB", (8, 8), random.Random(seed).randbytes(8 * 8 * 3))
+    png = io.BytesIO()
+    cells.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.NEAREST).save(png, "PNG")
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+
+
+def chat(pictures: Sequence[str], question: str, max_tokens: int) -> dict[str, Any]:
+    """An OpenAI chat request that always runs to `max_tokens`."""
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
+    return {
+        "messages": [{"role": "user", "content": [*images, {"type": "text", "text": question}]}],
+        "temperature": 0,
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+async def send(client: httpx.AsyncClient, request: dict[str, Any]) -> Timing:
+    """Send one request and time it. Raises httpx.HTTPStatusError where it is refused."""
+    start, first, tokens = time.perf_counter(), None, 0
+    async with client.stream("POST", "/v1/chat/completions", json=request) as response:
+        if response.is_error:
+            await response.aread()
+            raise httpx.HTTPStatusError(response.text, request=response.request, response=response)
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            if first is None and event["choices"] and event["choices"][0]["delta"].get("content"):
+                first = time.perf_counter()
+            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+    end = time.perf_counter()
+    return Timing((first or end) - start, end - start, tokens)
+
+
+async def send_all(
+    client: httpx.AsyncClient, requests: Sequence[dict[str, Any]], at_once: int
+) -> list[Timing]:
+    """Send the requests in order, `at_once` of them under way at any time."""
+    free = asyncio.Semaphore(at_once)
+
+    async def one(request: dict[str, Any]) -> Timing:
+        async with free:
+            return await send(client, request)
+
+    return await asyncio.gather(*(one(request) for request in requests))
+
+
+def client(url: str) -> httpx.AsyncClient:
+    """A client of the server at `url`."""
+    return httpx.AsyncClient(base_url=url, timeout=300)
