@@ -26,18 +26,23 @@ class TokenSegments(nn.Module):
         self.register_buffer("segments", torch.full((max_tokens,), PADDING), persistent=False)
         self.register_buffer("asked", torch.zeros(max_tokens, 2, dtype=torch.int32), persistent=False)
 
-    def mark(self, is_vision_T: Tensor | None, image_sizes: Sequence[int], num_tokens: int) -> None:
-        """Describe a step of `num_tokens` tokens, whose vision tokens are those of the images, in order."""
+    def mark(self, is_vision_T: Tensor | None, images: Sequence[Tensor], num_tokens: int) -> None:
+        """Describe a step of `num_tokens` tokens.
+
+        Its vision tokens are those of `images`, in order: for each what its tokens ask for, `[tokens, 2]`.
+        """
         self.segments.fill_(PADDING)
-        step = self.segments[:num_tokens]
-        if is_vision_T is None or not image_sizes:
-            step.fill_(TEXT)
+        segment_T, asked_T2 = self.segments[:num_tokens], self.asked[:num_tokens]
+        if is_vision_T is None or not images:
+            segment_T.fill_(TEXT)
+            asked_T2.zero_()
             return
-        image_of_vision_token = np.repeat(np.arange(len(image_sizes)), image_sizes)
-        images = async_tensor_h2d(image_of_vision_token, device=step.device)
-        is_vision_T = is_vision_T.to(step.device, non_blocking=True)
+        image_of_token = np.repeat(np.arange(len(images)), [len(image) for image in images])
+        image_of_vision_token = async_tensor_h2d(image_of_token, device=segment_T.device)
+        is_vision_T = is_vision_T.to(segment_T.device, non_blocking=True)
         nth_vision_token_T = (is_vision_T.cumsum(0) - 1).clamp(min=0)
-        step.copy_(torch.where(is_vision_T, images[nth_vision_token_T], TEXT))
+        segment_T.copy_(torch.where(is_vision_T, image_of_vision_token[nth_vision_token_T], TEXT))
+        asked_T2.copy_(torch.where(is_vision_T[:, None], torch.cat([*images])[nth_vision_token_T], 0))
 
     def clear(self) -> None:
         """Forget the step, so that a dummy step after it counts nothing."""

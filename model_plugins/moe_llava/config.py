@@ -9,6 +9,9 @@ from transformers import PhiConfig, PretrainedConfig
 from prismoe.model_plugins.routing import ROUTING_KEY
 from prismoe.model_plugins.routing.registry import RoutingInForce, choose_routing
 
+MOST_REQUEST_EXPERTS = "prismoe_request_experts"
+"""Where a loaded config keeps how many experts a request may ask for; no checkpoint holds it."""
+
 
 class MoELLaVAPhiConfig(PhiConfig):
     """A Phi decoder's config with MoE-LLaVA's keys (`moe`, `mm_*`, …) beside Phi's own."""

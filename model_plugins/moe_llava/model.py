@@ -20,6 +20,7 @@ from prismoe.model_plugins.moe_llava.decoder import Decoder
 from prismoe.model_plugins.moe_llava.moe import ExpertKind, MoE, constant_partner
 from prismoe.model_plugins.moe_llava.processing import IMAGE_MARK
 from prismoe.model_plugins.moe_llava.tower import drops_first_token, make_tower, tower_config
+from prismoe.model_plugins.request_routing import with_numbers, without_numbers
 from prismoe.model_plugins.routed_model import ModalityRouting, operator_routing
 
 
@@ -127,8 +128,8 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
             return []
         strategy = "default" if drops_first_token(self.config) else "full"
         features = self.image_tower(pixel_values, feature_select_strategy=strategy)
-        embeds: Tensor = self.mm_projector(features)
-        return embeds
+        asked_N2: Any = kwargs["asked_experts"]
+        return with_numbers(self.mm_projector(features), asked_N2)
 
     def embed_input_ids(
         self,
@@ -137,13 +138,9 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
         *,
         is_multimodal: Tensor | None = None,
     ) -> Tensor:
-        sizes = [len(embeds) for embeds in multimodal_embeddings or ()]
-        self.routing.segments.mark(is_multimodal, sizes, len(input_ids))
-        return super().embed_input_ids(
-            input_ids,
-            multimodal_embeddings,  # type: ignore[arg-type]  # the two overloads say None or not, this is either
-            is_multimodal=is_multimodal,
-        )
+        images, asked = without_numbers([*(multimodal_embeddings or [])])
+        self.routing.segments.mark(is_multimodal, asked, len(input_ids))
+        return super().embed_input_ids(input_ids, images, is_multimodal=is_multimodal)  # type: ignore[arg-type]
 
     def forward(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from vllm.config.multimodal import MultiModalDummyOptions
@@ -17,7 +18,9 @@ from vllm.multimodal.processing import (
 )
 from vllm.multimodal.processing.processor import MultiModalPromptUpdates, PlaceholderFeaturesInfo
 
+from prismoe.model_plugins.moe_llava.config import MOST_REQUEST_EXPERTS
 from prismoe.model_plugins.moe_llava.tower import tokens_per_image, tower_config, tower_image_processor
+from prismoe.model_plugins.request_routing import asked_experts
 
 IMAGE_MARK = "<image>"
 """Stands for an image in a prompt's text."""
@@ -56,14 +59,15 @@ class MoELLaVAProcessingInfo(BaseProcessingInfo):
         vocabulary = self.get_tokenizer().get_vocab()
         return int(vocabulary.get(IMAGE_MARK, self.get_hf_config().vocab_size - 1))
 
-    def pixel_values(self, images: Sequence[Image.Image]) -> BatchFeature:
+    def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """`[N, 3, H, W]` by the tower's own image processor."""
         config = self.get_hf_config()
         processor = tower_image_processor(config.mm_image_tower, self.ctx.model_config.model)
         if getattr(config, "image_aspect_ratio", None) == "pad":
             red, green, blue = (int(255 * mean) for mean in processor.image_mean)
             images = [pad_to_square(image.convert("RGB"), (red, green, blue)) for image in images]
-        return processor(images=list(images), return_tensors="pt")
+        pixel_values: torch.Tensor = processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return pixel_values
 
 
 class MoELLaVADummyInputs(BaseDummyInputsBuilder[MoELLaVAProcessingInfo]):
@@ -89,12 +93,18 @@ class MoELLaVAProcessor(BaseMultiModalProcessor[MoELLaVAProcessingInfo]):
         self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
     ) -> BatchFeature:
         images: Sequence[Image.Image] = hf_data["images"]  # type: ignore[assignment]
-        return self.info.pixel_values(images)
+        asked = asked_experts(hf_kwargs, most=getattr(self.info.get_hf_config(), MOST_REQUEST_EXPERTS))
+        return BatchFeature(
+            {
+                "pixel_values": self.info.pixel_values(images),
+                "asked_experts": torch.tensor([asked] * len(images)),
+            }
+        )
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        return {"pixel_values": MultiModalFieldConfig.batched("image")}
+        return dict.fromkeys(["pixel_values", "asked_experts"], MultiModalFieldConfig.batched("image"))
 
     def _get_prompt_updates(
         self,

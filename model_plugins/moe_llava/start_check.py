@@ -4,7 +4,11 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from prismoe.model_plugins.engine_checks import check_engine
-from prismoe.model_plugins.moe_llava.config import check_servable, routing_in_force
+from prismoe.model_plugins.moe_llava.config import (
+    MOST_REQUEST_EXPERTS,
+    check_servable,
+    routing_in_force,
+)
 from prismoe.model_plugins.moe_llava.tower import tokens_per_image
 from prismoe.model_plugins.routed_model import operator_routing
 
@@ -18,5 +22,7 @@ class MoELLaVAStartCheck(VerifyAndUpdateConfig):
         config = vllm_config.model_config.hf_config
         check_servable(config)
         in_force = routing_in_force(config, operator_routing(vllm_config))
+        # What processes requests sees the checkpoint's config, but not the operator's settings.
+        setattr(config, MOST_REQUEST_EXPERTS, in_force.request_experts)
         image_size = tokens_per_image(config, vllm_config.model_config.model)
         check_engine(vllm_config, in_force.needs_whole_images, image_size)

@@ -57,6 +57,10 @@ class RoutingPolicy(BaseModel, ABC):
         """Whether all tokens of an image must be routed in the same step."""
         return False
 
+    def request_experts(self, num_experts: int) -> int:
+        """The most experts that a request may ask for its vision tokens (`asked_T2`); 0: none."""
+        return 0
+
     def gate_rows(self, num_experts: int) -> int:
         """How many logits the layer's linear gate gives: 0 where the policy has a router of its own."""
         return num_experts

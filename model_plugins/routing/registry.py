@@ -27,6 +27,8 @@ class LayerRouting:
 
     policy: RoutingPolicy
     sources: Mapping[str, Source]
+    request_experts: int
+    """The most experts that a request may ask for its vision tokens."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class RoutingInForce:
     def needs_whole_images(self) -> bool:
         """Whether all tokens of an image must be routed in the same step."""
         return any(layer.policy.needs_whole_images for layer in self.layers.values())
+
+    @property
+    def request_experts(self) -> int:
+        """The most experts that a request may ask for; a layer that has fewer slots gives all of them."""
+        return max((layer.request_experts for layer in self.layers.values()), default=0)
 
 
 def choose_routing(
@@ -104,7 +111,7 @@ def _layer_routing(settings: Settings, source: Source, top_k: int, num_experts: 
     sources = {
         name: source if name in settings else implied.get(name, "default") for name in kind.model_fields
     }
-    return LayerRouting(policy, sources)
+    return LayerRouting(policy, sources, policy.request_experts(num_experts))
 
 
 @lru_cache

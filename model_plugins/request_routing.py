@@ -1,0 +1,62 @@
+"""How a request may route its own images: `mm_processor_kwargs: {"routing": {"tail_experts": 4}}`.
+
+The numbers ride behind each image's embeddings, as further columns. So they go wherever vLLM keeps or sends
+an image (encoder cache, preemption, chunks), and vLLM's caches tell images of different routing apart, since
+it hashes an image together with its `mm_processor_kwargs`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+NUMBERS = 2
+"""How many columns ride behind an image's embeddings: the experts of its tail and of its head tokens."""
+
+
+class RequestRouting(BaseModel):
+    """The experts that a request asks for its vision tail and head tokens; the rest stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    tail_experts: int | None = Field(default=None, ge=1)
+    head_experts: int | None = Field(default=None, ge=1)
+
+
+def asked_experts(mm_processor_kwargs: Mapping[str, object], most: int) -> tuple[int, int]:
+    """The experts that a request asks for tail and head tokens, 0 where it asks for none.
+
+    `most` is the largest number that it may ask for. Raises ValueError with a sentence for the client.
+    """
+    if unknown := sorted(set(mm_processor_kwargs) - {"routing"}):
+        raise ValueError(f"mm_processor_kwargs takes routing alone, not {', '.join(unknown)}.")
+    if "routing" not in mm_processor_kwargs:
+        return 0, 0
+    if most == 0:
+        raise ValueError(
+            "The routing policy in force takes no numbers from requests: "
+            "leave mm_processor_kwargs.routing out."
+        )
+    try:
+        routing = RequestRouting.model_validate(mm_processor_kwargs["routing"])
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"mm_processor_kwargs.routing cannot be used: {faults}.") from error
+    for name, experts in routing:
+        if (experts or 0) > most:
+            raise ValueError(
+                f"mm_processor_kwargs.routing asks for {name} {experts}; this server allows up to {most}."
+            )
+    return routing.tail_experts or 0, routing.head_experts or 0
+
+
+def with_numbers(embeds_NTD: Tensor, asked_N2: Tensor) -> Tensor:
+    """Each image's embeddings with the numbers it asks for behind them, `[N, T, D + 2]`."""
+    numbers_NT2 = asked_N2.to(embeds_NTD)[:, None].expand(-1, embeds_NTD.shape[1], -1)
+    return torch.cat([embeds_NTD, numbers_NT2], dim=-1)
+
+
+def without_numbers(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The images' embeddings, `[T, D]` each, and the numbers they came with, `[T, 2]` each."""
+    return [image[:, :-NUMBERS] for image in images], [image[:, -NUMBERS:] for image in images]
