@@ -21,6 +21,6 @@ def count_expert_load(
     is_real_T = segment_T != PADDING
     row_T = (segment_T >= 0) * columns
     used_TA = torch.arange(experts_TA.shape[1], device=experts_TA.device) < count_T[:, None]
-    cells = torch.cat([(row_T[:, None] + experts_TA).flatten(), row_T + columns - 2, row_T + columns - 1])
+    cells = torch.cat([(row_T[:, None] + experts_TA).flatten(), row_T + (columns - 2), row_T + (columns - 1)])
     amounts = torch.cat([(used_TA & is_real_T[:, None]).flatten(), is_real_T, is_real_T & tail_T])
     load_MC.view(-1).index_add_(0, cells, amounts.to(load_MC.dtype))

@@ -21,26 +21,65 @@ def routing_probability_variance(probs_TE: Tensor) -> Tensor:
     return probs_TE.var(dim=-1, unbiased=False)
 
 
+def routing_entropy(probs_TE: Tensor) -> Tensor:
+    """The entropy of each token's routing probabilities in nats, `[T]`: from 0 to log E."""
+    return torch.special.entr(probs_TE).sum(dim=-1)
+
+
 def segment_mean(values_T: Tensor, segment_T: Tensor) -> Tensor:
-    """For each vision token the mean of `values_T` over its own image, `[T]` in float64; 0 elsewhere.
+    """For each vision token the mean of `values_T` over its own image, `[T]` in float64.
+
+    Of other tokens it says nothing.
 
     Summing float32 values in float64 makes the mean of equal values exact. Of other values the sum rounds
     some 29 bits below float32, in an order that may differ on a GPU: a token as close to the mean as that
     can fall on either side.
     """
-    is_vision_T = segment_T >= 0
-    slot_T = segment_T.clamp(min=0).long()  # a step holds at most T images
-    value_T = torch.where(is_vision_T, values_T, 0).double()
-    sum_S = torch.zeros_like(value_T).index_add(0, slot_T, value_T)
-    size_S = torch.zeros_like(value_T).index_add(0, slot_T, is_vision_T.double())
-    mean_S = sum_S / size_S.clamp(min=1)
-    return torch.where(is_vision_T, mean_S[slot_T], 0)
+    slot_T = segment_T.clamp(min=-1) + 1  # slot 0 is not of an image; a step holds at most T images
+    value_T = values_T.double()
+    empty_S = value_T.new_zeros(len(value_T) + 1)
+    sum_S = empty_S.index_add(0, slot_T, value_T)
+    size_S = empty_S.index_add(0, slot_T, torch.ones_like(value_T))
+    return (sum_S / size_S)[slot_T]
 
 
-def tail_tokens(probs_TE: Tensor, segment_T: Tensor) -> Tensor:
-    """Vision tail tokens, boolean `[T]`: RPV above the mean RPV of the token's image (LTDR, Eq. 11)."""
-    rpv_T = routing_probability_variance(probs_TE)
-    return (segment_T >= 0) & (rpv_T.double() > segment_mean(rpv_T, segment_T))
+def tail_tokens(probs_TE: Tensor, segment_T: Tensor, threshold: float | None = None) -> Tensor:
+    """Vision tail tokens, boolean `[T]`: RPV above the mean RPV of the token's image (LTDR, Eq. 11).
+
+    With a `threshold` the RPV is held against that instead.
+    """
+    rpv_T = routing_probability_variance(probs_TE).double()
+    return (segment_T >= 0) & (rpv_T > (segment_mean(rpv_T, segment_T) if threshold is None else threshold))
+
+
+def by_modality(is_vision_T: Tensor, rows_2X: Tensor) -> Tensor:
+    """For each token the first row where it is text, the second where it is vision, `[T, X]`."""
+    return torch.where(is_vision_T[:, None], rows_2X[1], rows_2X[0])
+
+
+def ranked_experts(scores_TE: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """The `slots` best experts of each token and their scores, best first; ties take the lower index."""
+    scores_TA, experts_TA = torch.sort(scores_TE, dim=-1, descending=True, stable=True)
+    return experts_TA[:, :slots], scores_TA[:, :slots]
+
+
+def use_first(
+    experts_TA: Tensor, weights_TA: Tensor, count_T: Tensor, renormalize: bool
+) -> tuple[Tensor, Tensor]:
+    """Use the first `count_T` slots of each token; the others repeat its first expert at weight 0.
+
+    With `renormalize` the used weights of a token sum to 1.
+    """
+    used_TA = torch.arange(experts_TA.shape[1], device=experts_TA.device) < count_T[:, None]
+    weights_TA = torch.where(used_TA, weights_TA, 0)
+    if renormalize:
+        weights_TA = normalized(weights_TA)
+    return torch.where(used_TA, experts_TA, experts_TA[:, :1]), weights_TA
+
+
+def normalized(weights_TA: Tensor) -> Tensor:
+    """The weights of each token, scaled to a sum of 1."""
+    return weights_TA / weights_TA.sum(dim=-1, keepdim=True)
 
 
 def top_experts(probs_TE: Tensor, count_T: Tensor, slots: int, renormalize: bool) -> tuple[Tensor, Tensor]:
@@ -50,10 +89,26 @@ def top_experts(probs_TE: Tensor, count_T: Tensor, slots: int, renormalize: bool
     probabilities take the lower expert index. A slot beyond a token's count repeats its first expert at
     weight 0. With `renormalize` the used weights of a token sum to 1, else they are its probabilities.
     """
-    weights_TA, experts_TA = torch.sort(probs_TE, dim=-1, descending=True, stable=True)
-    weights_TA, experts_TA = weights_TA[:, :slots], experts_TA[:, :slots]
-    used_TA = torch.arange(slots, device=probs_TE.device) < count_T[:, None]
-    weights_TA = torch.where(used_TA, weights_TA, 0)
+    experts_TA, weights_TA = ranked_experts(probs_TE, slots)
+    return use_first(experts_TA, weights_TA, count_T, renormalize)
+
+
+def picked_experts(scores_TE: Tensor, probs_TE: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    """The k experts with the best scores, weighed by `probs_TE`: some other view of the same token."""
+    experts_TA, _ = ranked_experts(scores_TE, k)
+    weights_TA = probs_TE.gather(1, experts_TA)
     if renormalize:
-        weights_TA = weights_TA / weights_TA.sum(dim=-1, keepdim=True)
-    return torch.where(used_TA, experts_TA, experts_TA[:, :1]), weights_TA
+        weights_TA = normalized(weights_TA.clamp(min=torch.finfo(weights_TA.dtype).tiny))
+    return experts_TA, weights_TA
+
+
+def with_shared_experts(
+    experts_TA: Tensor, weights_TA: Tensor, count_T: Tensor, shared: int, num_experts: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The routing of each token with the layer's last `shared` experts in front, at weight 1."""
+    first_shared, num_tokens = num_experts - shared, len(experts_TA)
+    used_TA = torch.arange(experts_TA.shape[1], device=experts_TA.device) < count_T[:, None]
+    routed_TA = torch.where(used_TA, experts_TA, first_shared)
+    shared_TA = torch.arange(first_shared, num_experts, device=experts_TA.device).expand(num_tokens, -1)
+    weights_TA = torch.cat([weights_TA.new_ones(num_tokens, shared), weights_TA], dim=1)
+    return torch.cat([shared_TA, routed_TA], dim=1), weights_TA, count_T + shared

@@ -6,37 +6,50 @@ import torch
 from pydantic import Field
 
 from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts
-from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
 
 
 class LTDR(RoutingPolicy):
-    """Top-k for text and vision head tokens; `tail_experts` (all by default) for vision tail tokens.
+    """`text_experts` for text, `tail_experts` for vision tail tokens, `head_experts` for other vision tokens.
 
-    A vision token is a tail token when its routing-probability variance is above the mean of its own image.
+    A vision token is a tail token when its routing-probability variance is above the mean of its own image
+    (the paper's VTT), or above a fixed `threshold`, for which an image may be split over steps. With the
+    selection "head" the tokens that are no tail tokens get `tail_experts` instead (the paper's VHT, Table 7).
+    Not given, `tail_experts` is all experts, and the other two are `top_k`.
+
+    A request may ask for other numbers of tail and head experts, up to the largest number of the settings.
     """
 
     policy: Literal["ltdr"] = "ltdr"
     top_k: int = Field(ge=1)
     norm_topk_prob: bool
     tail_experts: int | None = Field(default=None, ge=1)
+    head_experts: int | None = Field(default=None, ge=1)
+    text_experts: int | None = Field(default=None, ge=1)
+    selection: Literal["tail", "head"] = "tail"
+    threshold: float | None = Field(default=None, ge=0)
 
     def slots(self, num_experts: int) -> int:
-        tail_experts = self.tail_experts or num_experts
-        if not self.top_k <= tail_experts <= num_experts:
-            raise ValueError(
-                f"tail_experts is {tail_experts}: give a number from top_k ({self.top_k}) "
-                f"to the layer's {num_experts} experts."
-            )
-        return tail_experts
+        for name in ("top_k", "tail_experts", "head_experts", "text_experts"):
+            check_experts(name, getattr(self, name), num_experts)
+        return max(
+            self.tail_experts or num_experts, self.head_experts or self.top_k, self.text_experts or self.top_k
+        )
 
     @property
     def needs_whole_images(self) -> bool:
-        return True
+        return self.threshold is None
 
     def route(self, step: RouterInputs) -> Routing:
         slots = self.slots(step.num_experts)
         probs_TE = router_probabilities(step.logits_TE)
-        tail_T = tail_tokens(probs_TE, step.segment_T)
-        count_T = torch.where(tail_T, slots, self.top_k)
+        tail_T = tail_tokens(probs_TE, step.segment_T, self.threshold)
+        selected_T = tail_T if self.selection == "tail" else step.is_vision_T & ~tail_T
+        head, text = self.head_experts or self.top_k, self.text_experts or self.top_k
+        unselected = text if head == text else torch.where(step.is_vision_T, head, text)
+        count_T = torch.where(selected_T, self.tail_experts or step.num_experts, unselected)
+        asked_of_tail_T, asked_of_head_T = step.asked_T2.unbind(dim=1)
+        asked_T = torch.where(selected_T, asked_of_tail_T, asked_of_head_T)
+        count_T = torch.where(asked_T > 0, asked_T.clamp(max=slots), count_T)
         experts_TA, weights_TA = top_experts(probs_TE, count_T, slots, self.norm_topk_prob)
         return Routing(experts_TA, weights_TA, count_T, tail_T)

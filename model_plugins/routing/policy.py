@@ -2,10 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict
+import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+
+from prismoe.kernels.routing import normalized, ranked_experts
 
 
 class RouterInputs(NamedTuple):
@@ -14,11 +17,14 @@ class RouterInputs(NamedTuple):
     hidden_TD: Tensor  # in the model's dtype
     logits_TE: Tensor  # float32, the gate's: as many columns as the policy's `gate_rows` says
     segment_T: Tensor  # int64, as in `prismoe.kernels.routing`
-    asked_T2: (
-        Tensor  # int32: the experts that its request asks for vision tail and head tokens; 0 asks nothing
-    )
+    asked_T2: Tensor  # int32: the experts its request asks for vision tail and head tokens; 0 asks nothing
     parameters: Mapping[str, Tensor]  # float32, those that `RoutingPolicy.parameters` names
     num_experts: int
+
+    @property
+    def is_vision_T(self) -> Tensor:
+        """Which tokens are an image's."""
+        return self.segment_T >= 0
 
 
 class Routing(NamedTuple):
@@ -31,6 +37,23 @@ class Routing(NamedTuple):
     weights_TA: Tensor  # float32
     count_T: Tensor  # int64
     tail_T: Tensor  # bool: vision tail tokens, all false where the policy knows none
+
+    @classmethod
+    def without_tail(cls, experts_TA: Tensor, weights_TA: Tensor, count_T: Tensor) -> Self:
+        """The routing of a policy that knows no tail tokens."""
+        return cls(experts_TA, weights_TA, count_T, torch.zeros_like(count_T, dtype=torch.bool))
+
+    @classmethod
+    def of_equal_counts(cls, experts_TA: Tensor, weights_TA: Tensor) -> Self:
+        """The same, where every token uses all of its slots."""
+        num_tokens, slots = experts_TA.shape
+        return cls.without_tail(experts_TA, weights_TA, experts_TA.new_full((num_tokens,), slots))
+
+
+def check_experts(setting: str, value: int | None, most: int) -> None:
+    """Raise ValueError with a sentence when a setting asks for more experts than there are."""
+    if value is not None and value > most:
+        raise ValueError(f"{setting} is {value}: give a number from 1 to the layer's {most} experts.")
 
 
 class RoutingPolicy(BaseModel, ABC):
@@ -68,3 +91,22 @@ class RoutingPolicy(BaseModel, ABC):
     def parameters(self, hidden_size: int, num_experts: int) -> Mapping[str, tuple[int, ...]]:
         """The shapes of the tensors that the policy owns in a checkpoint, by name."""
         return {}
+
+
+class TopKPolicy(RoutingPolicy, ABC):
+    """A policy under which a token uses at most `top_k` experts."""
+
+    top_k: int = Field(ge=1)
+    norm_topk_prob: bool
+    """Whether the weights of a token's experts are scaled to a sum of 1."""
+
+    def slots(self, num_experts: int) -> int:
+        check_experts("top_k", self.top_k, num_experts)
+        return self.top_k
+
+    def top_k_of(self, probs_TE: Tensor) -> Routing:
+        """The `top_k` most probable experts for every token."""
+        experts_TA, weights_TA = ranked_experts(probs_TE, self.top_k)
+        return Routing.of_equal_counts(
+            experts_TA, normalized(weights_TA) if self.norm_topk_prob else weights_TA
+        )

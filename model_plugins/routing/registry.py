@@ -8,13 +8,33 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from prismoe.model_plugins.routing.bias_corrected import BiasCorrected
+from prismoe.model_plugins.routing.cosine import Cosine
+from prismoe.model_plugins.routing.dual_threshold import DualThreshold
+from prismoe.model_plugins.routing.entropy import Entropy
+from prismoe.model_plugins.routing.equiroute import EquiRoute
+from prismoe.model_plugins.routing.fine_grained import FineGrained
+from prismoe.model_plugins.routing.gmm import GMM
 from prismoe.model_plugins.routing.ltdr import LTDR
+from prismoe.model_plugins.routing.modality_conditioned import ModalityConditioned
+from prismoe.model_plugins.routing.modality_groups import ModalityGroups
 from prismoe.model_plugins.routing.policy import RoutingPolicy
+from prismoe.model_plugins.routing.top_any import TopAny
 from prismoe.model_plugins.routing.topk import TopK
 
 POLICIES: dict[str, type[RoutingPolicy]] = {
     "topk": TopK,
     "ltdr": LTDR,
+    "gmm": GMM,
+    "modality_conditioned": ModalityConditioned,
+    "modality_groups": ModalityGroups,
+    "equiroute": EquiRoute,
+    "top_any": TopAny,
+    "cosine": Cosine,
+    "bias_corrected": BiasCorrected,
+    "fine_grained": FineGrained,
+    "dual_threshold": DualThreshold,
+    "entropy": Entropy,
 }
 
 Source = Literal["--routing", "checkpoint", "default"]
@@ -100,7 +120,8 @@ def _layer_routing(settings: Settings, source: Source, top_k: int, num_experts: 
         raise ValueError(f"policy is {name!r}: give one of {', '.join(POLICIES)}.")
     kind = POLICIES[name]
     defaults = {"top_k": top_k, "norm_topk_prob": settings.get("top_k", top_k) != 1}
-    own_defaults = {name: value for name, value in defaults.items() if name in kind.model_fields}
+    required = {name for name, field in kind.model_fields.items() if field.is_required()}
+    own_defaults = {name: value for name, value in defaults.items() if name in required}
     try:
         policy = kind.model_validate({**own_defaults, **settings})
     except ValidationError as error:

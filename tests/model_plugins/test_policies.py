@@ -1,136 +1,336 @@
-"""Policies against the float64 reference, and how the one in force is chosen."""
+"""Every policy against its float64 reference, and what its settings change."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from prismoe.kernels.routing import router_probabilities
 from prismoe.model_plugins.routing.ltdr import LTDR
-from prismoe.model_plugins.routing.policy import RouterInputs, Routing
-from prismoe.model_plugins.routing.registry import choose_routing, policy_from_json
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
+from prismoe.model_plugins.routing.registry import POLICIES
 from prismoe.model_plugins.routing.topk import TopK
 from tests.kernels import reference
-from tests.kernels.test_routing import SEGMENTS, random_logits
+from tests.kernels.test_routing import SEGMENTS
+from tests.model_plugins.policy_reference import RULES, Pairs, Step, ltdr_tail
 
-LAYERS = {0: 4, 2: 4}
+HIDDEN_SIZE = 24
+TOP_2 = {"top_k": 2, "norm_topk_prob": True}
+
+CASES: dict[str, dict[str, Any]] = {
+    "topk": {"policy": "topk", **TOP_2},
+    "topk of probabilities": {"policy": "topk", "top_k": 2, "norm_topk_prob": False},
+    "topk of 1": {"policy": "topk", "top_k": 1, "norm_topk_prob": False},
+    "ltdr": {"policy": "ltdr", **TOP_2},
+    "ltdr of probabilities": {"policy": "ltdr", "top_k": 2, "norm_topk_prob": False},
+    "ltdr with one expert for heads": {"policy": "ltdr", **TOP_2, "tail_experts": 3, "head_experts": 1},
+    "ltdr with three for text": {"policy": "ltdr", **TOP_2, "text_experts": 3, "tail_experts": 2},
+    "ltdr of heads": {"policy": "ltdr", **TOP_2, "selection": "head", "head_experts": 1},
+    "ltdr by threshold": {"policy": "ltdr", **TOP_2, "threshold": 0.03},
+    "gmm": {"policy": "gmm", "top_k": 2, "latent": 5, "components": 3},
+    "gmm of 1": {"policy": "gmm", "top_k": 1, "latent": 32, "components": 16},
+    "gmm with more mixtures than experts": {"policy": "gmm", "top_k": 9, "latent": 2, "components": 1},
+    "modality added": {"policy": "modality_conditioned", **TOP_2},
+    "modality behind": {"policy": "modality_conditioned", **TOP_2, "form": "concat", "embedding_size": 6},
+    "modality bias": {"policy": "modality_conditioned", "top_k": 2, "norm_topk_prob": False, "form": "bias"},
+    "groups": {"policy": "modality_groups"},
+    "uneven groups": {
+        "policy": "modality_groups",
+        "vision_group": 2,
+        "vision_experts": 2,
+        "shared_experts": 1,
+    },
+    "renormalised groups": {"policy": "modality_groups", "text_experts": 2, "norm_topk_prob": True},
+    "equiroute": {"policy": "equiroute", **TOP_2},
+    "equiroute of probabilities": {"policy": "equiroute", "top_k": 2, "norm_topk_prob": False},
+    "top_any": {"policy": "top_any"},
+    "cosine": {"policy": "cosine", **TOP_2, "latent": 6},
+    "cosine of 1": {"policy": "cosine", "top_k": 1, "norm_topk_prob": False},
+    "bias": {"policy": "bias_corrected", **TOP_2},
+    "bias of sigmoids": {"policy": "bias_corrected", "top_k": 2, "norm_topk_prob": False, "score": "sigmoid"},
+    "fine experts": {"policy": "fine_grained", "top_k": 2},
+    "fine experts renormalised": {
+        "policy": "fine_grained",
+        "top_k": 1,
+        "shared_experts": 2,
+        "norm_topk_prob": True,
+    },
+    "two thresholds": {"policy": "dual_threshold", **TOP_2, "text_threshold": 0.05, "vision_threshold": 0.3},
+    "two thresholds, all skipped": {
+        "policy": "dual_threshold",
+        "top_k": 2,
+        "norm_topk_prob": False,
+        "importance": 0.1,
+        "vision_threshold": 0.9,
+    },
+    "entropy": {"policy": "entropy", "norm_topk_prob": True},
+    "entropy within bounds": {
+        "policy": "entropy",
+        "norm_topk_prob": False,
+        "min_experts": 2,
+        "max_experts": 3,
+        "low": 0.4,
+        "high": 0.8,
+    },
+}
 
 
-def inputs(logits_TE: torch.Tensor, segments: list[int]) -> RouterInputs:
-    """A step whose requests ask nothing, for a policy that looks at the gate's logits alone."""
-    segment_T, num_experts = torch.tensor(segments), logits_TE.shape[1]
-    asked_T2 = torch.zeros(len(segments), 2, dtype=torch.int32)
-    return RouterInputs(torch.empty(len(segments), 0), logits_TE, segment_T, asked_T2, {}, num_experts)
+def make(settings: Mapping[str, Any]) -> RoutingPolicy:
+    return POLICIES[settings["policy"]].model_validate(settings)
 
 
-def used(routing: Routing) -> list[dict[int, float]]:
+def random_step(policy: RoutingPolicy, segments: list[int], num_experts: int, seed: int = 0) -> RouterInputs:
+    """A step whose requests ask nothing."""
+    generator = torch.Generator().manual_seed(seed + 7 * num_experts + len(segments))
+    tokens = len(segments)
+    return RouterInputs(
+        hidden_TD=torch.randn(tokens, HIDDEN_SIZE, generator=generator),
+        logits_TE=2 * torch.randn(tokens, policy.gate_rows(num_experts), generator=generator),
+        segment_T=torch.tensor(segments),
+        asked_T2=torch.zeros(tokens, 2, dtype=torch.int32),
+        parameters={
+            name: random_parameter(name, shape, generator)
+            for name, shape in policy.parameters(HIDDEN_SIZE, num_experts).items()
+        },
+        num_experts=num_experts,
+    )
+
+
+def random_parameter(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Values of a size that matters; pressures and temperatures are positive."""
+    noise = torch.randn(shape, generator=generator)
+    if name in ("pressure", "temperature"):
+        return 0.3 + noise.abs()
+    if name in ("encoder", "projection", "weight"):
+        return noise * HIDDEN_SIZE**-0.5 * 2
+    return noise * {"expert_bias": 0.2, "thresholds": 0.2, "log_mixing": 20.0}.get(name, 1.0)
+
+
+def in_float64(step: RouterInputs) -> Step:
+    return Step(
+        hidden=step.hidden_TD.double().numpy(),
+        logits=step.logits_TE.double().numpy(),
+        segments=step.segment_T.tolist(),
+        asked=step.asked_T2.numpy(),
+        parameters={name: value.double().numpy() for name, value in step.parameters.items()},
+        num_experts=step.num_experts,
+    )
+
+
+def used(routing: Routing) -> list[Pairs]:
     rows = zip(
         routing.experts_TA.tolist(), routing.weights_TA.tolist(), routing.count_T.tolist(), strict=True
     )
-    return [dict(zip(experts[:count], weights[:count], strict=True)) for experts, weights, count in rows]
+    return [list(zip(experts, weights, strict=True))[:count] for experts, weights, count in rows]
 
 
-def assert_same(actual: list[dict[int, float]], expected: list[dict[int, float]]) -> None:
+def assert_same(actual: list[Pairs], expected: list[Pairs]) -> None:
     for mine, theirs in zip(actual, expected, strict=True):
-        assert list(mine) == list(theirs)
-        np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-5)
+        assert [expert for expert, _ in mine] == [expert for expert, _ in theirs]
+        np.testing.assert_allclose([w for _, w in mine], [w for _, w in theirs], rtol=2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("renormalize", [True, False])
-@pytest.mark.parametrize("experts", [2, 4, 7])
+def assert_well_formed(routing: Routing, slots: int, num_experts: int) -> None:
+    """What `Routing` promises, and what vLLM's kernels need."""
+    assert routing.experts_TA.shape == routing.weights_TA.shape == (len(routing.count_T), slots)
+    assert routing.experts_TA.dtype == routing.count_T.dtype == torch.int64
+    assert routing.weights_TA.dtype == torch.float32
+    assert routing.tail_T.dtype == torch.bool
+    assert 0 <= routing.experts_TA.min() <= routing.experts_TA.max() < num_experts
+    assert 1 <= routing.count_T.min() <= routing.count_T.max() <= slots
+    unused_TA = torch.arange(slots) >= routing.count_T[:, None]
+    assert not routing.weights_TA[unused_TA].any()
+    first_TA = routing.experts_TA[:, :1].expand(-1, slots)
+    assert torch.equal(routing.experts_TA[unused_TA], first_TA[unused_TA])
+
+
+@pytest.mark.parametrize("num_experts", [4, 7, 16])
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
-def test_ltdr_matches_the_reference(segments: list[int], experts: int, renormalize: bool) -> None:
-    logits_TE = random_logits(len(segments), experts)
-    routing = LTDR(top_k=2, norm_topk_prob=renormalize).route(inputs(logits_TE, segments))
-    probs = reference.probabilities(logits_TE.numpy())
-    tail = reference.tail(probs, segments)
-    assert routing.tail_T.tolist() == tail
-    assert_same(used(routing), reference.experts(probs, [experts if t else 2 for t in tail], renormalize))
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_policy_matches_its_reference(
+    settings: dict[str, Any], segments: list[int], num_experts: int
+) -> None:
+    policy = make(settings)
+    step = random_step(policy, segments, num_experts)
+    routing = policy.route(step)
+    assert_well_formed(routing, policy.slots(num_experts), num_experts)
+    assert_same(used(routing), RULES[policy.policy](policy, in_float64(step)))
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 3])
-@pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
-def test_topk_matches_the_reference(segments: list[int], top_k: int) -> None:
-    logits_TE = random_logits(len(segments), 5)
-    routing = TopK(top_k=top_k, norm_topk_prob=top_k > 1).route(inputs(logits_TE, segments))
-    probs = reference.probabilities(logits_TE.numpy())
-    assert_same(used(routing), reference.experts(probs, [top_k] * len(segments), renormalize=top_k > 1))
+def test_every_policy_has_a_case() -> None:
+    assert {settings["policy"] for settings in CASES.values()} == set(POLICIES) == set(RULES)
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_equal_scores_take_the_lower_experts(settings: dict[str, Any]) -> None:
+    policy = make(settings)
+    step = random_step(policy, [-1, 0, 0], 4)
+    step = step._replace(
+        logits_TE=torch.zeros_like(step.logits_TE),
+        parameters={name: torch.ones_like(value) for name, value in step.parameters.items()},
+    )
+    assert_same(used(policy.route(step)), RULES[policy.policy](policy, in_float64(step)))
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_token_is_routed_by_itself(settings: dict[str, Any]) -> None:
+    """Text next to an image, and images next to each other, change nothing for either."""
+    policy = make(settings)
+    segments = [-1, 0, 0, 0, 0, -1, 1, 1, 1]
+    together = random_step(policy, segments, 7)
+    all_pairs = used(policy.route(together))
+    for segment, rows in ((-1, [0]), (-1, [5]), (0, [1, 2, 3, 4]), (1, [6, 7, 8])):
+        alone = together._replace(
+            hidden_TD=together.hidden_TD[rows],
+            logits_TE=together.logits_TE[rows],
+            segment_T=torch.tensor([min(segment, 0)] * len(rows)),
+            asked_T2=together.asked_T2[rows],
+        )
+        assert_same(used(policy.route(alone)), [all_pairs[row] for row in rows])
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_policy_survives_its_json(settings: dict[str, Any]) -> None:
+    policy = make(settings)
+    assert type(policy).model_validate_json(policy.model_dump_json()) == policy
+
+
+MIXED = SEGMENTS["two images in text"]
+
+VISION_SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("ltdr", {"tail_experts": 3}),
+    ("ltdr", {"head_experts": 1}),
+    ("ltdr", {"selection": "head"}),
+    ("ltdr", {"threshold": 0.001}),
+    ("groups", {"vision_experts": 2}),
+    ("two thresholds", {"vision_threshold": 0.0}),
+]
+"""Changes that concern vision alone."""
+
+SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("topk", {"top_k": 1}),
+    ("topk", {"norm_topk_prob": False}),
+    ("groups", {"vision_group": 4}),
+    ("groups", {"shared_experts": 1}),
+    ("bias", {"score": "sigmoid"}),
+    ("fine experts", {"shared_experts": 2}),
+    ("two thresholds", {"importance": 3.0}),
+    ("entropy", {"min_experts": 3}),
+    ("entropy", {"max_experts": 2}),
+    ("entropy", {"low": 0.7}),
+    ("entropy", {"high": 0.5}),
+]
+"""Changes that concern both modalities."""
+
+
+def with_settings(case: str, change: dict[str, Any]) -> tuple[list[Pairs], list[Pairs]]:
+    before, after = make(CASES[case]), make(CASES[case] | change)
+    step = random_step(before, MIXED, 7)
+    fewer_rows = step.logits_TE[:, : after.gate_rows(7)]
+    return used(before.route(step)), used(after.route(step._replace(logits_TE=fewer_rows)))
+
+
+def vision(pairs: list[Pairs]) -> list[Pairs]:
+    return [token for token, segment in zip(pairs, MIXED, strict=True) if segment >= 0]
+
+
+def text(pairs: list[Pairs]) -> list[Pairs]:
+    return [token for token, segment in zip(pairs, MIXED, strict=True) if segment < 0]
+
+
+@pytest.mark.parametrize(("case", "change"), VISION_SETTINGS)
+def test_a_vision_setting_changes_vision_and_leaves_text_alone(case: str, change: dict[str, Any]) -> None:
+    before, after = with_settings(case, change)
+    assert vision(before) != vision(after)
+    assert text(before) == text(after)
+
+
+@pytest.mark.parametrize(("case", "change"), SETTINGS)
+def test_a_setting_changes_vision(case: str, change: dict[str, Any]) -> None:
+    before, after = with_settings(case, change)
+    assert vision(before) != vision(after)
+
+
+def test_a_text_setting_leaves_vision_alone() -> None:
+    for case, change in (("ltdr", {"text_experts": 1}), ("two thresholds", {"text_threshold": 0.9})):
+        before, after = with_settings(case, change)
+        assert vision(before) == vision(after)
+        assert text(before) != text(after)
+
+
+BY_MODALITY = {"modality_embedding", "modality_bias", "pressure", "reservation"}
+"""Parameters whose second row is vision's own."""
+
+PARAMETERS = [
+    (case, name) for case, settings in CASES.items() for name in make(settings).parameters(HIDDEN_SIZE, 7)
+]
+
+
+@pytest.mark.parametrize(("case", "name"), PARAMETERS)
+def test_a_parameter_changes_vision_and_its_own_row_leaves_text_alone(case: str, name: str) -> None:
+    policy = make(CASES[case])
+    step = random_step(policy, MIXED, 7)
+    other = random_step(policy, MIXED, 7, seed=1).parameters[name].clone()
+    if name in BY_MODALITY:
+        other[0] = step.parameters[name][0]
+    before = used(policy.route(step))
+    after = used(policy.route(step._replace(parameters={**step.parameters, name: other})))
+    assert vision(before) != vision(after)
+    if name in BY_MODALITY:
+        assert text(before) == text(after)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("ltdr")])
+@pytest.mark.parametrize("asked", [(3, 1), (0, 1), (4, 0), (100, 100)])
+def test_a_request_asks_for_numbers_of_experts(case: str, asked: tuple[int, int]) -> None:
+    policy = make(CASES[case])
+    assert isinstance(policy, LTDR)
+    step = random_step(policy, SEGMENTS["two images in text"], 4)
+    step.asked_T2[1:4] = torch.tensor(asked)  # the first image's request asks, the second's does not
+    routing = policy.route(step)
+    assert_well_formed(routing, policy.slots(4), 4)
+    assert_same(used(routing), RULES["ltdr"](policy, in_float64(step)))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("ltdr")])
+def test_ltdr_tells_which_tokens_are_tail_tokens(case: str) -> None:
+    policy = make(CASES[case])
+    step = random_step(policy, SEGMENTS["images side by side, then padding"], 7)
+    assert policy.route(step).tail_T.tolist() == ltdr_tail(policy, in_float64(step))
+
+
+def test_only_a_mean_over_an_image_needs_it_whole() -> None:
+    needy = {case for case, settings in CASES.items() if make(settings).needs_whole_images}
+    assert needy == {case for case in CASES if case.startswith("ltdr")} - {"ltdr by threshold"}
 
 
 def test_text_is_routed_alike_by_ltdr_and_topk() -> None:
-    step = inputs(random_logits(11, 4), [reference.TEXT] * 11)
-    ltdr = LTDR(top_k=2, norm_topk_prob=True).route(step)
-    topk = TopK(top_k=2, norm_topk_prob=True).route(step)
-    assert torch.equal(ltdr.experts_TA[:, :2], topk.experts_TA)
-    assert torch.equal(ltdr.weights_TA[:, :2], topk.weights_TA)
-    assert not ltdr.weights_TA[:, 2:].any()
+    topk, ltdr = TopK(top_k=2, norm_topk_prob=True), LTDR(top_k=2, norm_topk_prob=True)
+    step = random_step(topk, [reference.TEXT] * 11, 4)
+    topk_routing, ltdr_routing = topk.route(step), ltdr.route(step)
+    assert torch.equal(ltdr_routing.experts_TA[:, :2], topk_routing.experts_TA)
+    assert torch.equal(ltdr_routing.weights_TA[:, :2], topk_routing.weights_TA)
+    assert not ltdr_routing.weights_TA[:, 2:].any()
 
 
-def test_the_operator_comes_before_the_checkpoint_and_that_before_topk() -> None:
-    operator, checkpoint = {"policy": "topk", "top_k": 1}, {"policy": "ltdr", "tail_experts": 3}
-    chosen = choose_routing(operator, checkpoint, 2, LAYERS)
-    assert chosen.source == "--routing"
-    assert chosen.layers[2].policy == TopK(top_k=1, norm_topk_prob=False)
-    chosen = choose_routing(None, checkpoint, 2, LAYERS)
-    assert chosen.source == "checkpoint"
-    assert chosen.layers[2].policy == LTDR(top_k=2, norm_topk_prob=True, tail_experts=3)
-    chosen = choose_routing(None, None, 2, LAYERS)
-    assert chosen.source == "default"
-    assert chosen.layers[2].policy == TopK(top_k=2, norm_topk_prob=True)
-
-
-def test_where_each_setting_was_said() -> None:
-    operator = {"policy": "ltdr", "tail_experts": 3}
-    assert choose_routing(operator, None, 2, LAYERS).layers[0].sources == {
-        "policy": "--routing",
-        "top_k": "checkpoint",
-        "norm_topk_prob": "default",
-        "tail_experts": "--routing",
+def test_two_mixtures_may_pick_the_same_expert() -> None:
+    policy = make({"policy": "gmm", "top_k": 2, "latent": 4, "components": 2})
+    step = random_step(policy, [-1, 0], 4)
+    own = {
+        name: value if name.startswith("encoder") else value[:1].expand_as(value)
+        for name, value in step.parameters.items()
     }
+    for pairs in used(policy.route(step._replace(parameters=own))):
+        assert pairs == [(pairs[0][0], 0.5)] * 2
 
 
-def test_a_layer_differs_from_the_others() -> None:
-    operator = {"policy": "ltdr", "tail_experts": 4, "layers": {"2": {"tail_experts": 3}}}
-    layers = choose_routing(operator, None, 2, LAYERS).layers
-    assert layers[0].policy == LTDR(top_k=2, norm_topk_prob=True, tail_experts=4)
-    assert layers[2].policy == LTDR(top_k=2, norm_topk_prob=True, tail_experts=3)
-
-
-def test_a_layer_of_another_policy_starts_from_its_defaults() -> None:
-    operator = {"policy": "ltdr", "top_k": 1, "tail_experts": 4, "layers": {"2": {"policy": "topk"}}}
-    in_force = choose_routing(operator, None, 2, LAYERS)
-    assert in_force.layers[2].policy == TopK(top_k=2, norm_topk_prob=True)
-    assert in_force.needs_whole_images
-
-
-@pytest.mark.parametrize(
-    ("settings", "complaint"),
-    [
-        ({"policy": "best"}, "policy is 'best': give one of topk, ltdr"),
-        ({"policy": ["topk"]}, "give one of topk, ltdr"),
-        ({}, "policy is None: give one of topk, ltdr"),
-        ({"policy": "ltdr", "tail": 4}, "tail: Extra inputs"),
-        ({"policy": "topk", "top_k": 0}, "top_k: Input should be greater than or equal to 1"),
-        ({"policy": "topk", "layers": {"1": {}, "7": {}}}, "layers names 1, 7, but the MoE layers are 0, 2."),
-        ({"policy": "topk", "layers": [2]}, "layers takes an object"),
-        ({"policy": "topk", "layers": {"2": 1}}, "layers takes an object"),
-        ({"policy": "topk", "layers": {"2": {"tail": 1}}}, "tail: Extra inputs"),
-    ],
-)
-def test_settings_that_are_no_policys_are_refused(settings: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValueError, match="The routing settings in --routing cannot be used") as error:
-        choose_routing(settings, None, 2, LAYERS)
-    assert complaint in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "policy", [TopK(top_k=5, norm_topk_prob=True), LTDR(top_k=2, norm_topk_prob=True, tail_experts=9)]
-)
-def test_more_experts_than_the_layer_has_are_refused(policy: TopK | LTDR) -> None:
-    with pytest.raises(ValueError, match="4 experts"):
-        policy.slots(num_experts=4)
-
-
-def test_a_policy_survives_its_json() -> None:
-    policy = LTDR(top_k=2, norm_topk_prob=False, tail_experts=3)
-    assert policy_from_json(policy.model_dump_json()) == policy
+def test_an_expert_picked_by_its_bias_alone_has_a_weight() -> None:
+    """Its probability may round to 0, which must not be divided by."""
+    policy = make({"policy": "bias_corrected", "top_k": 1, "norm_topk_prob": True})
+    step = random_step(policy, [0], 4)._replace(logits_TE=torch.tensor([[0.0, 200.0, 0.0, 0.0]]))
+    step = step._replace(parameters={"expert_bias": torch.tensor([0.0, 0.0, 0.0, 9.0])})
+    assert router_probabilities(step.logits_TE)[0, 3] == 0
+    assert used(policy.route(step)) == [[(3, 1.0)]]

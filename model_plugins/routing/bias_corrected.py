@@ -1,0 +1,28 @@
+"""`bias_corrected`: a bias picks, the unbiased score weighs (AuxFree-MoE, arXiv 2408.15664, Eq. 3)."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+
+from prismoe.kernels.routing import picked_experts, router_probabilities
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
+
+
+class BiasCorrected(TopKPolicy):
+    """Top-k of score plus bias, which training moved to balance the load; the score alone is the weight.
+
+    The score is the gate's softmax, or its sigmoid, as DeepSeek-V3 has it.
+    """
+
+    policy: Literal["bias_corrected"] = "bias_corrected"
+    score: Literal["softmax", "sigmoid"] = "softmax"
+
+    def parameters(self, hidden_size: int, num_experts: int) -> Mapping[str, tuple[int, ...]]:
+        return {"expert_bias": (num_experts,)}
+
+    def route(self, step: RouterInputs) -> Routing:
+        score = router_probabilities if self.score == "softmax" else torch.sigmoid
+        scores_TE = score(step.logits_TE)
+        biased_TE = scores_TE + step.parameters["expert_bias"]
+        return Routing.of_equal_counts(*picked_experts(biased_TE, scores_TE, self.top_k, self.norm_topk_prob))

@@ -1,0 +1,36 @@
+"""`cosine`: similarity on a low-dimensional sphere (X-MoE, arXiv 2204.09179, Eqs. 5 and 6)."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+from torch.nn.functional import linear, normalize
+
+from prismoe.kernels.routing import router_probabilities
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
+
+
+class Cosine(TopKPolicy):
+    """Softmax over the cosine similarities of projected token and experts, divided by a learned temperature.
+
+    The paper projects to half as many dimensions as there are experts; `latent` says how many.
+    """
+
+    policy: Literal["cosine"] = "cosine"
+    latent: int = Field(default=16, ge=1)
+
+    def gate_rows(self, num_experts: int) -> int:
+        return 0
+
+    def parameters(self, hidden_size: int, num_experts: int) -> Mapping[str, tuple[int, ...]]:
+        return {
+            "projection": (self.latent, hidden_size),
+            "expert_embeddings": (num_experts, self.latent),
+            "temperature": (1,),
+        }
+
+    def route(self, step: RouterInputs) -> Routing:
+        own = step.parameters
+        latent_TL = normalize(linear(step.hidden_TD.float(), own["projection"]), dim=-1)
+        similarity_TE = linear(latent_TL, normalize(own["expert_embeddings"], dim=-1))
+        return self.top_k_of(router_probabilities(similarity_TE / own["temperature"]))

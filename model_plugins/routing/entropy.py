@@ -1,0 +1,49 @@
+"""`entropy`: the less certain the gate, the more experts (GeMoE, arXiv 2606.26287)."""
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from prismoe.kernels.routing import router_probabilities, routing_entropy, top_experts
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
+
+
+class Entropy(RoutingPolicy):
+    """From `min_experts` to `max_experts` (all by default) as the gate's entropy goes from `low` to `high`.
+
+    Of the paper the abstract is at hand: the gating entropy measures a token's complexity and determines
+    its number of experts. Inferred: the entropy is divided by its largest value, log E, and what lies between
+    `low` and `high` is cut in equal parts, one for each number of experts.
+    """
+
+    policy: Literal["entropy"] = "entropy"
+    norm_topk_prob: bool
+    min_experts: int = Field(default=1, ge=1)
+    max_experts: int | None = Field(default=None, ge=1)
+    low: float = Field(default=0.0, ge=0, le=1)
+    high: float = Field(default=1.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> "Entropy":
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low} and high is {self.high}: give a low below high")
+        return self
+
+    def slots(self, num_experts: int) -> int:
+        check_experts("max_experts", self.max_experts, num_experts)
+        slots = self.max_experts or num_experts
+        if self.min_experts > slots:
+            raise ValueError(
+                f"min_experts is {self.min_experts}: give a number from 1 to max_experts ({slots})."
+            )
+        return slots
+
+    def route(self, step: RouterInputs) -> Routing:
+        slots = self.slots(step.num_experts)
+        probs_TE = router_probabilities(step.logits_TE)
+        entropy_T = routing_entropy(probs_TE) / math.log(max(step.num_experts, 2))
+        part_T = (entropy_T - self.low) / (self.high - self.low) * (slots - self.min_experts + 1)
+        count_T = (self.min_experts + part_T.floor().long()).clamp(min=self.min_experts, max=slots)
+        experts_TA, weights_TA = top_experts(probs_TE, count_T, slots, self.norm_topk_prob)
+        return Routing.without_tail(experts_TA, weights_TA, count_T)

@@ -1,0 +1,51 @@
+"""`modality_conditioned`: the router is told each token's modality (arXiv 2604.08134)."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import linear
+
+from prismoe.kernels.routing import by_modality, router_probabilities
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
+
+
+class ModalityConditioned(TopKPolicy):
+    """Top-k of a gate that sees a learned embedding of the token's modality.
+
+    The form says where: "add" to the hidden state, W(x + e_m); "concat" behind it, W[x; e_m]; or "bias", the
+    plain twin, Wx + b_m with the layer's own gate, which is all that the other two can express. The source at
+    hand names the embedding without its place: add and concat are two readings. Row 0 is text's.
+    """
+
+    policy: Literal["modality_conditioned"] = "modality_conditioned"
+    form: Literal["add", "concat", "bias"] = "add"
+    embedding_size: int = Field(default=32, ge=1)
+    """The width of the embedding in the form "concat"."""
+
+    def gate_rows(self, num_experts: int) -> int:
+        return num_experts if self.form == "bias" else 0
+
+    def parameters(self, hidden_size: int, num_experts: int) -> Mapping[str, tuple[int, ...]]:
+        match self.form:
+            case "add":
+                return {"weight": (num_experts, hidden_size), "modality_embedding": (2, hidden_size)}
+            case "concat":
+                width = hidden_size + self.embedding_size
+                return {"weight": (num_experts, width), "modality_embedding": (2, self.embedding_size)}
+            case "bias":
+                return {"modality_bias": (2, num_experts)}
+
+    def route(self, step: RouterInputs) -> Routing:
+        logits_TE, bias_2E = self._without_modality(step)
+        return self.top_k_of(router_probabilities(logits_TE + by_modality(step.is_vision_T, bias_2E)))
+
+    def _without_modality(self, step: RouterInputs) -> tuple[Tensor, Tensor]:
+        """The token's share of the logits, and the two that a modality can add."""
+        if self.form == "bias":
+            return step.logits_TE, step.parameters["modality_bias"]
+        weight, embedding = step.parameters["weight"], step.parameters["modality_embedding"]
+        hidden_size = step.hidden_TD.shape[1]
+        modality_part = weight if self.form == "add" else weight[:, hidden_size:]
+        return linear(step.hidden_TD.float(), weight[:, :hidden_size]), linear(embedding, modality_part)

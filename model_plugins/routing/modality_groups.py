@@ -1,0 +1,59 @@
+"""`modality_groups`: each modality has experts of its own (LTDR, App. B.1; MoMa, arXiv 2407.21770)."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from prismoe.kernels.routing import router_probabilities, top_experts, with_shared_experts
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
+
+
+class ModalityGroups(RoutingPolicy):
+    """A softmax over the experts of the token's modality, and the most probable of them.
+
+    The first `vision_group` experts are vision's (half of them by default), the next ones text's, and the
+    last `shared_experts` every token's, at weight 1. With 4 experts the defaults are LTDR's v2Top1-t2Top1;
+    with 8 experts and 2 for `vision_experts` and `text_experts` it is v4Top2-t4Top2.
+    """
+
+    policy: Literal["modality_groups"] = "modality_groups"
+    vision_group: int | None = Field(default=None, ge=1)
+    vision_experts: int = Field(default=1, ge=1)
+    text_experts: int = Field(default=1, ge=1)
+    shared_experts: int = Field(default=0, ge=0)
+    norm_topk_prob: bool = False
+
+    def slots(self, num_experts: int) -> int:
+        vision, text = self._group_sizes(num_experts)
+        if text < 1:
+            raise ValueError(
+                f"vision_group {vision} and shared_experts {self.shared_experts} leave none of the layer's "
+                f"{num_experts} experts to text: lower one of them."
+            )
+        check_experts("vision_experts", self.vision_experts, vision)
+        check_experts("text_experts", self.text_experts, text)
+        return max(self.vision_experts, self.text_experts) + self.shared_experts
+
+    def gate_rows(self, num_experts: int) -> int:
+        return num_experts - self.shared_experts
+
+    def route(self, step: RouterInputs) -> Routing:
+        vision, _ = self._group_sizes(step.num_experts)
+        is_vision_T = step.is_vision_T
+        is_visions_E = torch.arange(step.logits_TE.shape[1], device=step.logits_TE.device) < vision
+        others_TE = is_visions_E != is_vision_T[:, None]
+        probs_TE = router_probabilities(step.logits_TE.masked_fill(others_TE, -torch.inf))
+        count_T = torch.where(is_vision_T, self.vision_experts, self.text_experts)
+        slots = max(self.vision_experts, self.text_experts)
+        experts_TA, weights_TA = top_experts(probs_TE, count_T, slots, self.norm_topk_prob)
+        if self.shared_experts:
+            experts_TA, weights_TA, count_T = with_shared_experts(
+                experts_TA, weights_TA, count_T, self.shared_experts, step.num_experts
+            )
+        return Routing.without_tail(experts_TA, weights_TA, count_T)
+
+    def _group_sizes(self, num_experts: int) -> tuple[int, int]:
+        routed = num_experts - self.shared_experts
+        vision = self.vision_group or routed // 2
+        return vision, routed - vision

@@ -1,0 +1,39 @@
+"""`top_any`: each expert takes the tokens above its own threshold (DynMoE, arXiv 2405.14297, Eqs. 2 to 6)."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch.nn.functional import linear, normalize
+
+from prismoe.kernels.routing import ranked_experts, use_first
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
+
+
+class TopAny(RoutingPolicy):
+    """All experts whose cosine similarity with the token passes their threshold, at equal weights.
+
+    The paper compares sigmoids of similarity and threshold; a sigmoid is increasing, so they are compared
+    without it. A token that passes no threshold gets the most similar expert, as the paper does when testing.
+    """
+
+    policy: Literal["top_any"] = "top_any"
+
+    def slots(self, num_experts: int) -> int:
+        return num_experts
+
+    def gate_rows(self, num_experts: int) -> int:
+        return 0
+
+    def parameters(self, hidden_size: int, num_experts: int) -> Mapping[str, tuple[int, ...]]:
+        return {"expert_embeddings": (num_experts, hidden_size), "thresholds": (num_experts,)}
+
+    def route(self, step: RouterInputs) -> Routing:
+        embeddings_ED = normalize(step.parameters["expert_embeddings"], dim=-1)
+        similarity_TE = linear(normalize(step.hidden_TD.float(), dim=-1), embeddings_ED)
+        passes_TE = similarity_TE > step.parameters["thresholds"]
+        count_T = passes_TE.sum(dim=-1).clamp(min=1)
+        behind_TE = torch.where(passes_TE, similarity_TE, similarity_TE - 4)  # a cosine is from -1 to 1
+        experts_TA, _ = ranked_experts(behind_TE, step.num_experts)
+        equal_TA = torch.ones_like(similarity_TE)
+        return Routing.without_tail(*use_first(experts_TA, equal_TA, count_T, renormalize=True), count_T)
