@@ -25,7 +25,7 @@ from prismoe.server import (
 from prismoe.server.engine import EngineArgs, StartRefused, prepare_fork
 from prismoe.server.expert_load import ExpertLoadReader
 from prismoe.server.metrics import ExpertLoadCollector, vllm_tokens
-from prismoe.server.roles import RoleGuard
+from prismoe.server.request_guard import RequestGuard
 
 
 async def run_server(args: Namespace, expert_load_interval: float) -> None:
@@ -53,7 +53,7 @@ async def run_server(args: Namespace, expert_load_interval: float) -> None:
 async def build_routed_app(engine: EngineClient, args: Namespace) -> FastAPI:
     """vLLM's app with prismoe's routes, metrics and checks."""
     tasks = await engine.get_supported_tasks()
-    args.middleware = [*args.middleware, f"{RoleGuard.__module__}.{RoleGuard.__name__}"]
+    args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
     app: FastAPI = build_app(args, tasks, engine.model_config)
     app.include_router(routes.router)
     await init_app_state(engine, app.state, args, tasks)

@@ -34,8 +34,10 @@ def parse_engine_options(settings: ServeSettings) -> Namespace:
 
 
 def _defaults(settings: ServeSettings) -> dict[str, Any]:
+    # A request's mm_processor_kwargs may choose numbers of experts; the model's processor refuses all else.
+    defaults: dict[str, Any] = {"trust_request_mm_kwargs": True}
     # Seconds in which requests under way finish and each process ends by itself.
-    defaults: dict[str, Any] = {"limit_mm_per_prompt": {"image": 8}, "shutdown_timeout": 10}
+    defaults |= {"limit_mm_per_prompt": {"image": 8}, "shutdown_timeout": 10}
     if settings.bundled:
         defaults |= {"served_model_name": [Path(settings.model).name], "dtype": "float32"}
     if current_platform.is_cpu():

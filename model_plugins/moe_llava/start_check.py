@@ -23,6 +23,6 @@ class MoELLaVAStartCheck(VerifyAndUpdateConfig):
         check_servable(config)
         in_force = routing_in_force(config, operator_routing(vllm_config))
         # What processes requests sees the checkpoint's config, but not the operator's settings.
-        setattr(config, MOST_REQUEST_EXPERTS, in_force.request_experts)
+        setattr(config, MOST_REQUEST_EXPERTS, in_force.most_request_experts)
         image_size = tokens_per_image(config, vllm_config.model_config.model)
         check_engine(vllm_config, in_force.needs_whole_images, image_size)

@@ -17,7 +17,8 @@ class LTDR(RoutingPolicy):
     selection "head" the tokens that are no tail tokens get `tail_experts` instead (the paper's VHT, Table 7).
     Not given, `tail_experts` is all experts, and the other two are `top_k`.
 
-    A request may ask for other numbers of tail and head experts, up to the largest number of the settings.
+    A request may ask for other numbers of tail and head experts, up to `request_experts`: not given, the
+    largest number of the others; 0 for none.
     """
 
     policy: Literal["ltdr"] = "ltdr"
@@ -28,13 +29,17 @@ class LTDR(RoutingPolicy):
     text_experts: int | None = Field(default=None, ge=1)
     selection: Literal["tail", "head"] = "tail"
     threshold: float | None = Field(default=None, ge=0)
+    request_experts: int | None = Field(default=None, ge=0)
 
     def slots(self, num_experts: int) -> int:
-        for name in ("top_k", "tail_experts", "head_experts", "text_experts"):
+        for name in ("top_k", "tail_experts", "head_experts", "text_experts", "request_experts"):
             check_experts(name, getattr(self, name), num_experts)
-        return max(
-            self.tail_experts or num_experts, self.head_experts or self.top_k, self.text_experts or self.top_k
-        )
+        tail = self.tail_experts or num_experts
+        head, text = self.head_experts or self.top_k, self.text_experts or self.top_k
+        return max(tail, head, text, self.request_experts or 0)
+
+    def most_request_experts(self, num_experts: int) -> int:
+        return self.slots(num_experts) if self.request_experts is None else self.request_experts
 
     @property
     def needs_whole_images(self) -> bool:

@@ -80,7 +80,7 @@ class RoutingPolicy(BaseModel, ABC):
         """Whether all tokens of an image must be routed in the same step."""
         return False
 
-    def request_experts(self, num_experts: int) -> int:
+    def most_request_experts(self, num_experts: int) -> int:
         """The most experts that a request may ask for its vision tokens (`asked_T2`); 0: none."""
         return 0
 

@@ -47,7 +47,7 @@ class LayerRouting:
 
     policy: RoutingPolicy
     sources: Mapping[str, Source]
-    request_experts: int
+    most_request_experts: int
     """The most experts that a request may ask for its vision tokens."""
 
 
@@ -64,9 +64,9 @@ class RoutingInForce:
         return any(layer.policy.needs_whole_images for layer in self.layers.values())
 
     @property
-    def request_experts(self) -> int:
+    def most_request_experts(self) -> int:
         """The most experts that a request may ask for; a layer that has fewer slots gives all of them."""
-        return max((layer.request_experts for layer in self.layers.values()), default=0)
+        return max((layer.most_request_experts for layer in self.layers.values()), default=0)
 
 
 def choose_routing(
@@ -132,7 +132,7 @@ def _layer_routing(settings: Settings, source: Source, top_k: int, num_experts: 
     sources = {
         name: source if name in settings else implied.get(name, "default") for name in kind.model_fields
     }
-    return LayerRouting(policy, sources, policy.request_experts(num_experts))
+    return LayerRouting(policy, sources, policy.most_request_experts(num_experts))
 
 
 @lru_cache

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from vllm import LLM, SamplingParams
+from vllm.v1.core.sched.scheduler import Scheduler
 
 from prismoe.kernels.routing import TEXT
 from prismoe.model_plugins.scheduler import WholeImageScheduler
@@ -21,26 +22,42 @@ MIXES = 300
 TOKENS_PER_IMAGE = 16
 BLOCK_SIZE = 32
 BLOCKS = 8  # some 220 tokens of KV cache: two or three requests at once, and then preemption
-FLOAT_NOISE = 1e-5  # of gate logits, whose parity tests hold to 1e-4
+THRESHOLD = 0.04  # about the mean RPV of the checkpoint's vision tokens
+LOGIT_NOISE, RPV_NOISE = 1e-5, 1e-6  # how far float32 may be off
 
 
-class RecordingScheduler(WholeImageScheduler):
-    """The scheduler under test, telling where prefix-cache hits end."""
-
-    hits: list[tuple[str, int]]
+class RecordingHits:
+    """Counts, in a scheduler, where prefix-cache hits end."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.hits = []
+        self.hits: Counter[str] = Counter()
 
     def _get_local_prefix_cache_hit(self, request: Any) -> Any:
-        cached = self.kv_cache_manager.get_computed_blocks(request)[1]
+        hit = super()._get_local_prefix_cache_hit(request)
         for feature in request.mm_features:
             start, end = feature.mm_position.offset, feature.mm_position.offset + feature.mm_position.length
-            place = "inside an image" if start < cached < end else "at an image's edge"
-            if start <= cached <= end:
-                self.hits.append((place, cached))
-        return super()._get_local_prefix_cache_hit(request)
+            if start <= hit[1] <= end:
+                self.hits["inside an image" if start < hit[1] < end else "at an image's edge"] += 1
+        return hit
+
+
+class RecordingWholeImageScheduler(RecordingHits, WholeImageScheduler):
+    pass
+
+
+class RecordingVllmScheduler(RecordingHits, Scheduler):
+    pass
+
+
+# Comparing tokens with their image's mean needs images whole; a fixed threshold lets vLLM cut them.
+ENGINES: dict[str, dict[str, Any]] = {
+    "mean": {"routing": {"policy": "ltdr"}, "scheduler_cls": RecordingWholeImageScheduler},
+    "threshold": {
+        "routing": {"policy": "ltdr", "threshold": THRESHOLD},
+        "scheduler_cls": RecordingVllmScheduler,
+    },
+}
 
 
 def picture(seed: int) -> Image.Image:
@@ -56,11 +73,19 @@ class Question(NamedTuple):
     text: str
     pictures: tuple[int, ...]
     new_tokens: int
+    tail_experts: int | None = None  # that the request asks for
 
     @property
     def prompt(self) -> dict[str, Any]:
         images = [PICTURES[index] for index in self.pictures]
-        return {"prompt": self.text, **({"multi_modal_data": {"image": images}} if images else {})}
+        asks = (
+            {"routing": {"tail_experts": self.tail_experts, "head_experts": 1}} if self.tail_experts else {}
+        )
+        return {
+            "prompt": self.text,
+            **({"multi_modal_data": {"image": images}} if images else {}),
+            "mm_processor_kwargs": asks,
+        }
 
 
 # Prompts share beginnings, so that the prefix cache hits; the beginnings' lengths put images across blocks,
@@ -77,10 +102,11 @@ IMAGES: list[tuple[str, tuple[int, ...]]] = [
 ]
 ENDINGS = [("What is this? ASSISTANT:", 4), ("Which of all these is the largest one? ASSISTANT:", 40)]
 POOL = [
-    Question(beginning + marks + ending, pictures, new_tokens)
+    Question(beginning + marks + ending, pictures, new_tokens, asked)
     for beginning in BEGINNINGS
     for marks, pictures in IMAGES
     for ending, new_tokens in ENDINGS
+    for asked in ((None, 3) if pictures else (None,))
 ]
 
 
@@ -98,12 +124,12 @@ class Answer(NamedTuple):
     rows: list[Row]
 
 
-@pytest.fixture(scope="module")
-def llm() -> Iterator[LLM]:
+@pytest.fixture(scope="module", params=ENGINES.values(), ids=ENGINES.keys())
+def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # this test takes the steps itself
         options = {
-            "scheduler_cls": RecordingScheduler,
+            **request.param,
             "block_size": BLOCK_SIZE,
             "num_gpu_blocks_override": BLOCKS,
             "max_model_len": 192,
@@ -111,12 +137,13 @@ def llm() -> Iterator[LLM]:
             "max_num_batched_tokens": 192,
             "limit_mm_per_prompt": {"image": 3},
         }
-        with engine(PHI, {"policy": "ltdr"}, **options) as llm:
+        with engine(PHI, **options) as llm:
+            SEEN.clear()
             llm.collective_rpc(start_recording_rows)
             yield llm
 
 
-def scheduler(llm: LLM) -> RecordingScheduler:
+def scheduler(llm: LLM) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
@@ -157,11 +184,21 @@ def alone(llm: LLM) -> dict[Question, Answer]:
     return answered
 
 
-arrivals = st.lists(st.builds(Arrival, st.sampled_from(POOL), st.integers(0, 6)), min_size=1, max_size=6)
-"""Half of the pool's requests at least share their images, so repeats are common."""
-
 SEEN: Counter[str] = Counter()
 NEAR_TIES: set[tuple[str, int]] = set()
+
+
+def test_a_request_gets_the_experts_it_asks_for(alone: dict[Question, Answer]) -> None:
+    for question, answer in alone.items():
+        vision = {len(experts) for row in answer.rows if row.segment != TEXT for experts in row.experts}
+        text = {len(experts) for row in answer.rows if row.segment == TEXT for experts in row.experts}
+        assert text == {2}
+        if question.pictures:
+            assert vision == ({2, 4} if question.tail_experts is None else {1, 3})
+
+
+arrivals = st.lists(st.builds(Arrival, st.sampled_from(POOL), st.integers(0, 6)), min_size=1, max_size=6)
+"""Half of the pool's requests at least share their images, so repeats are common."""
 
 
 @settings(
@@ -204,23 +241,18 @@ def assert_routed_alike(question: Question, answer: Answer, expected: Answer) ->
 
 def is_near_tie(position: int, alone: Answer) -> bool:
     """Whether float noise can change what this token, or one before it, is routed to."""
-    return any(
-        margin < FLOAT_NOISE
-        for row in alone.rows
-        if row.position <= position
-        for margin in margins(row, alone)
-    )
+    return any(margin < 0 for row in alone.rows if row.position <= position for margin in margins(row, alone))
 
 
 def margins(row: Row, alone: Answer) -> Iterator[float]:
-    """How far each decision about a token is from the other outcome."""
+    """How much farther than float noise each decision about a token is from its other outcome."""
     image = [other for other in alone.rows if row.segment != TEXT and other.segment == row.segment]
     for layer, logits in enumerate(row.logits):
-        ranked = np.sort(logits)[::-1]
-        yield ranked[1] - ranked[2]
+        yield np.diff(np.sort(logits)).min() - LOGIT_NOISE
         if image:
             rpv = [reference.probabilities(other.logits[layer : layer + 1])[0].var() for other in image]
-            yield abs(rpv[image.index(row)] - np.mean(rpv))
+            mine = rpv[image.index(row)]
+            yield min(abs(mine - np.mean(rpv)), abs(mine - THRESHOLD)) - RPV_NOISE
 
 
 def load(llm: LLM) -> np.ndarray:
@@ -239,7 +271,7 @@ def load_of_rows(computed: Sequence[Row]) -> np.ndarray:
 
 
 def test_the_mixes_met_what_they_are_for(llm: LLM) -> None:
-    SEEN.update(place for place, _ in scheduler(llm).hits)
+    SEEN.update(scheduler(llm).hits)
     print("\nmet:", dict(SEEN), "near ties:", sorted(NEAR_TIES))
     assert SEEN["mixes"] >= MIXES
     assert SEEN["inside an image"] > MIXES / 10

@@ -35,6 +35,7 @@ def test_where_each_setting_was_said() -> None:
         "text_experts": "default",
         "selection": "default",
         "threshold": "default",
+        "request_experts": "default",
     }
 
 

@@ -72,6 +72,16 @@ def test_a_question_that_spells_the_image_mark(http: httpx.Client, good: object,
     assert "write one <image> for each image" in message
 
 
+def test_more_experts_than_the_server_allows(http: httpx.Client, good: object) -> None:
+    message = refusal(http, good, good, mm_processor_kwargs={"routing": {"tail_experts": 5}})
+    assert "this server allows up to 4" in message
+
+
+def test_an_unknown_routing_number(http: httpx.Client, good: object) -> None:
+    message = refusal(http, good, good, mm_processor_kwargs={"routing": {"text_experts": 1}})
+    assert "text_experts: Extra inputs are not permitted" in message
+
+
 def test_an_unknown_role(http: httpx.Client, good: object) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "wizard", "content": [text_part("Hi")]}]
     message = refusal(http, messages, good)

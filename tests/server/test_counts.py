@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -56,7 +57,7 @@ def mixed_requests(picture: bytes, other_picture: bytes) -> Iterator[Request]:
             "model": "prismoji",
             "messages": messages,
             "max_tokens": 1 + number % 7,
-            "seed": number,
+            "cache_salt": str(uuid4()),  # so that every token is computed
         }
         if number % 2:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -89,6 +90,23 @@ def test_load_is_the_count_by_hand(
         )
         assert text_picks == TOP_K * text
         assert vision_picks == TOP_K * (vision - tail) + TAIL_EXPERTS * tail
+
+
+def test_a_request_gets_the_experts_it_asks_for(http: httpx.Client, picture: bytes) -> None:
+    body = {
+        "model": "prismoji",
+        "messages": user(image_part(picture), "What is this?"),
+        "max_tokens": 1,
+        "mm_processor_kwargs": {"routing": {"tail_experts": 3, "head_experts": 1}},
+    }
+    before = load(http)
+    _, vision = Request(body, images=1).computed(http)
+    after = load(http)
+    for index in range(len(after["layers"])):
+        tail = after["tail_tokens"][index] - before["tail_tokens"][index]
+        picks = sum(after["expert_tokens"][index][1]) - sum(before["expert_tokens"][index][1])
+        assert 0 < tail < vision
+        assert picks == (vision - tail) + 3 * tail
 
 
 def test_refused_requests_count_nothing(http: httpx.Client) -> None:

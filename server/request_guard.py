@@ -1,4 +1,4 @@
-"""Refuses chat messages with an unknown role, which a chat template could pass over in silence."""
+"""Refuses, with a sentence, what vLLM would take from a request and prismoe must not."""
 
 import json
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 ROLES = ("system", "developer", "user", "assistant")
 
 
-class RoleGuard:
-    """ASGI middleware: a JSON request whose `messages` have a role outside ROLES is answered with 400.
+class RequestGuard:
+    """ASGI middleware: a JSON request that `refusal` finds fault with is answered with 400.
 
     It looks on as the app reads the body, so what the app does before that (authentication) comes first, and
     the app's own handler turns the refusal into an answer.
@@ -22,7 +22,7 @@ class RoleGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, with the guard at its body."""
-        if not _may_have_messages(scope):
+        if not _is_json_post(scope):
             await self.app(scope, receive, send)
             return
         body = bytearray()
@@ -31,21 +31,28 @@ class RoleGuard:
             message = await receive()
             if message["type"] == "http.request":
                 body.extend(message.get("body", b""))
-                if not message.get("more_body", False) and (refusal := role_refusal(body)):
-                    raise HTTPException(400, refusal)
+                if not message.get("more_body", False) and (fault := refusal(body)):
+                    raise HTTPException(400, fault)
             return message
 
         await self.app(scope, receive_and_check, send)
 
 
-def role_refusal(body: bytes | bytearray) -> str | None:
-    """What is wrong with the roles in a request's body; None where nothing is."""
+def refusal(body: bytes | bytearray) -> str | None:
+    """What is wrong with a request's body; None where nothing is.
+
+    Roles outside ROLES, which a chat template could pass over in silence, and `media_io_kwargs`, with which
+    vLLM trusts every client once it takes `mm_processor_kwargs`.
+    """
     try:
         request = json.loads(body)
     except ValueError:
         return None  # vLLM says what is wrong with it.
-    messages = request.get("messages") if isinstance(request, dict) else None
-    for where, role in _roles(messages, "messages"):
+    if not isinstance(request, dict):
+        return None
+    if request.get("media_io_kwargs"):
+        return "media_io_kwargs is the operator's to set: leave it out of the request."
+    for where, role in _roles(request.get("messages"), "messages"):
         if role not in ROLES:
             return f"{where}.role is {role!r}. The roles are: {', '.join(ROLES)}."
     return None
@@ -60,7 +67,7 @@ def _roles(messages: object, where: str) -> Iterator[tuple[str, object]]:
         yield where, messages["role"]
 
 
-def _may_have_messages(scope: Scope) -> bool:
+def _is_json_post(scope: Scope) -> bool:
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
     return Headers(scope=scope).get("content-type", "").startswith("application/json")

@@ -1,4 +1,4 @@
-"""The guard of roles, without an engine."""
+"""The guard of requests, without an engine."""
 
 import asyncio
 import json
@@ -9,10 +9,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from prismoe.server.roles import ROLES, RoleGuard, role_refusal
+from prismoe.server.request_guard import ROLES, RequestGuard, refusal
 
 app = FastAPI()
-app.add_middleware(RoleGuard)
+app.add_middleware(RequestGuard)
 
 
 @app.post("/chat")
@@ -42,23 +42,26 @@ def messages(*roles: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("role", ["wizard", "User", "", None, 3, ["user"], {"user": 1}])
 def test_other_roles_are_refused(role: Any) -> None:
-    refusal = role_refusal(json.dumps(messages("user", role)).encode())
-    assert refusal is not None and refusal.startswith(
-        f"messages[1].role is {role!r}. The roles are: system, "
-    )
+    fault = refusal(json.dumps(messages("user", role)).encode())
+    assert fault is not None and fault.startswith(f"messages[1].role is {role!r}. The roles are: system, ")
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b'{"messages": 3}', b'{"messages": [3]}', b'{"prompt": "Hi"}', b"\xff"]
 )
 def test_what_is_no_chat_is_left_to_vllm(body: bytes) -> None:
-    assert role_refusal(body) is None
+    assert refusal(body) is None
 
 
 def test_every_conversation_of_a_batch_is_looked_at() -> None:
     batch = {"messages": [messages("user")["messages"], messages("user", "wizard")["messages"]]}
-    refusal = role_refusal(json.dumps(batch).encode())
-    assert refusal is not None and refusal.startswith("messages[1][1].role is")
+    fault = refusal(json.dumps(batch).encode())
+    assert fault is not None and fault.startswith("messages[1][1].role is")
+
+
+def test_a_request_may_not_say_how_media_are_read() -> None:
+    fault = refusal(json.dumps({**messages("user"), "media_io_kwargs": {"image": {"size": 9}}}).encode())
+    assert fault is not None and fault.startswith("media_io_kwargs is the operator's to set")
 
 
 def test_the_app_gets_the_whole_body() -> None:
