@@ -5,27 +5,30 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from prismoe.kernels.routing import router_probabilities, top_experts
+from prismoe.kernels.routing import normalized, ranked_experts, router_probabilities, use_first
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
 
 class DualThreshold(TopKPolicy):
     """Top-k without the experts whose importance is below the threshold of the token's modality.
 
-    An expert's importance is the layer's `importance` (the paper's α) times its routing probability.
-    Inferred, as the text at hand does not say: a token keeps its best expert in any case, and where
-    probabilities are renormalised, they are so over the experts that are kept.
+    An expert's importance is its weight among the k times the layer's own, for each modality (the paper's α).
+    The weights of the experts that are kept stay as they are. Inferred, as it is not said: a token keeps its
+    best expert in any case.
     """
 
     policy: Literal["dual_threshold"] = "dual_threshold"
-    importance: float = Field(default=1.0, ge=0)
+    text_importance: float = Field(default=1.0, ge=0)
+    vision_importance: float = Field(default=1.0, ge=0)
     text_threshold: float = Field(default=0.0, ge=0)
     vision_threshold: float = Field(default=0.0, ge=0)
 
     def route(self, step: RouterInputs) -> Routing:
-        probs_TE = router_probabilities(step.logits_TE)
+        experts_TA, weights_TA = ranked_experts(router_probabilities(step.logits_TE), self.top_k)
+        if self.norm_topk_prob:
+            weights_TA = normalized(weights_TA)
+        importance_T = torch.where(step.is_vision_T, self.vision_importance, self.text_importance)
         threshold_T = torch.where(step.is_vision_T, self.vision_threshold, self.text_threshold)
-        kept_TE = self.importance * probs_TE >= threshold_T[:, None]
-        count_T = kept_TE.sum(dim=-1).clamp(min=1, max=self.top_k)
-        experts_TA, weights_TA = top_experts(probs_TE, count_T, self.top_k, self.norm_topk_prob)
+        count_T = (importance_T[:, None] * weights_TA >= threshold_T[:, None]).sum(dim=-1).clamp(min=1)
+        experts_TA, weights_TA = use_first(experts_TA, weights_TA, count_T, renormalize=False)
         return Routing.without_tail(experts_TA, weights_TA, count_T)

@@ -184,14 +184,15 @@ def fine_grained(policy: RoutingPolicy, step: Step) -> list[Pairs]:
 
 
 def dual_threshold(policy: RoutingPolicy, step: Step) -> list[Pairs]:
-    """MoDES: an expert is skipped when α π is below the modality's threshold."""
+    """MoDES: an expert is skipped when α w is below the modality's threshold; the others keep their weight."""
     tokens = []
     for row, segment in zip(step.logits, step.segments, strict=True):
         probs = softmax(row)
-        threshold = policy.vision_threshold if segment >= 0 else policy.text_threshold
-        top = best(probs, policy.top_k)
-        kept = [expert for expert in top if policy.importance * probs[expert] >= threshold] or top[:1]
-        tokens.append(weighed(kept, probs, policy.norm_topk_prob))
+        pairs = weighed(best(probs, policy.top_k), probs, policy.norm_topk_prob)
+        modality = "vision" if segment >= 0 else "text"
+        importance = getattr(policy, f"{modality}_importance")
+        threshold = getattr(policy, f"{modality}_threshold")
+        tokens.append([pair for pair in pairs if importance * pair[1] >= threshold] or pairs[:1])
     return tokens
 
 

@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
         "policy": "dual_threshold",
         "top_k": 2,
         "norm_topk_prob": False,
-        "importance": 0.1,
+        "vision_importance": 0.1,
         "vision_threshold": 0.9,
     },
     "entropy": {"policy": "entropy", "norm_topk_prob": True},
@@ -207,6 +207,7 @@ VISION_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("ltdr", {"threshold": 0.001}),
     ("groups", {"vision_experts": 2}),
     ("two thresholds", {"vision_threshold": 0.0}),
+    ("two thresholds", {"vision_importance": 0.5}),
 ]
 """Changes that concern vision alone."""
 
@@ -217,7 +218,6 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("groups", {"shared_experts": 1}),
     ("bias", {"score": "sigmoid"}),
     ("fine experts", {"shared_experts": 2}),
-    ("two thresholds", {"importance": 3.0}),
     ("entropy", {"min_experts": 3}),
     ("entropy", {"max_experts": 2}),
     ("entropy", {"low": 0.7}),
