@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.library import Library
 from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from prismoe.kernels.expert_load import EXTRA_COLUMNS, count_expert_load
@@ -93,7 +94,9 @@ class PolicyRouter(BaseRouter):
 
     @property
     def routing_method_type(self) -> RoutingMethodType:
-        return RoutingMethodType.Custom
+        # vLLM's CPU kernels of quantised experts ask for a method by name, and then take these experts and
+        # weights as they are. Elsewhere a kernel may route by itself, unless the method is Custom.
+        return RoutingMethodType.Renormalize if current_platform.is_cpu() else RoutingMethodType.Custom
 
     def _compute_routing(
         self,

@@ -39,7 +39,7 @@ async def run_server(args: Namespace, expert_load_interval: float) -> None:
                 engine = await stack.enter_async_context(
                     build_async_engine_client_from_engine_args(EngineArgs.from_cli_args(args))
                 )
-            except RuntimeError as error:
+            except (RuntimeError, ValueError, OSError) as error:
                 raise StartRefused(f"The engine did not start. {error}") from error
             app = await build_routed_app(engine, args)
             polling = asyncio.create_task(app.state.expert_load.poll(expert_load_interval))

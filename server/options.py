@@ -9,6 +9,8 @@ from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from prismoe.model_plugins.engine_options import engine_options
+from prismoe.model_plugins.hub import checkpoint_folder
+from prismoe.model_plugins.moe_llava.config import check_config_file
 from prismoe.server.arguments import USAGE
 from prismoe.server.settings import ServeSettings
 
@@ -21,7 +23,9 @@ def parse_engine_options(settings: ServeSettings) -> Namespace:
     parser = make_arg_parser(FlexibleArgumentParser(prog="prismoe serve", usage=USAGE))
     parser.set_defaults(**_defaults(settings) | routed)
     args: Namespace = parser.parse_args([settings.model, *settings.engine_options])
-    args.model = settings.model
+    folder = checkpoint_folder(settings.model, args.revision, args.download_dir)
+    check_config_file(Path(args.hf_config_path or folder))
+    args.model = str(folder)
     args.additional_config = {**(args.additional_config or {}), **routed["additional_config"]}
     if args.worker_extension_cls != routed["worker_extension_cls"]:
         raise ValueError("prismoe reads the routers through --worker-extension-cls: leave this option out.")
@@ -40,6 +44,8 @@ def _defaults(settings: ServeSettings) -> dict[str, Any]:
     defaults |= {"limit_mm_per_prompt": {"image": 8}, "shutdown_timeout": 10}
     if settings.bundled:
         defaults |= {"served_model_name": [Path(settings.model).name], "dtype": "float32"}
+    elif not Path(settings.model).is_dir():
+        defaults["served_model_name"] = [settings.model]
     if current_platform.is_cpu():
         # Compiling takes longer than a small model's whole start; --no-enforce-eager asks for it.
         defaults["enforce_eager"] = True

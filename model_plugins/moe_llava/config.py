@@ -1,19 +1,116 @@
 """The config.json of a MoE-LLaVA checkpoint, for each of its three decoders."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError
 from transformers import PhiConfig, PretrainedConfig
 
 from prismoe.model_plugins.routing import ROUTING_KEY
 from prismoe.model_plugins.routing.registry import RoutingInForce, choose_routing
+from prismoe.model_plugins.weight_files import read_json
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 MOST_REQUEST_EXPERTS = "prismoe_request_experts"
 """Where a loaded config keeps how many experts a request may ask for; no checkpoint holds it."""
 
 
-class MoELLaVAPhiConfig(PhiConfig):
+class DecoderSettings(BaseModel):
+    """The keys without which no decoder can be built."""
+
+    architectures: Annotated[list[str], Field(min_length=1)]
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    mm_vision_select_layer: int
+
+
+class PhiSettings(DecoderSettings):
+    """Phi's own; transformers knows Phi, and the defaults of what is left out."""
+
+    max_position_embeddings: PositiveInt
+    layer_norm_eps: PositiveFloat
+
+
+class StablelmSettings(DecoderSettings):
+    """StableLM's own."""
+
+    num_key_value_heads: PositiveInt
+    max_position_embeddings: PositiveInt
+    norm_eps: PositiveFloat
+    rope_pct: PositiveFloat
+    rope_theta: PositiveFloat
+    use_qkv_bias: bool
+
+
+class QWenSettings(DecoderSettings):
+    """Qwen's own."""
+
+    layer_norm_epsilon: PositiveFloat
+    no_bias: bool
+    rotary_emb_base: PositiveFloat
+    rotary_pct: PositiveFloat
+    seq_length: PositiveInt
+
+
+SETTINGS: dict[str, type[DecoderSettings]] = {
+    "phi": PhiSettings,
+    "stablelm": StablelmSettings,
+    "qwen": QWenSettings,
+}
+"""By the family, which ends a checkpoint's model_type."""
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Raise ValueError with a sentence where config.json lacks a key of its decoder, or has a wrong one."""
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"The checkpoint's config.json gives the model_type {model_type!r}; prismoe serves "
+            f"{', '.join(MODEL_TYPES)}."
+        )
+    decoder = _validated(SETTINGS[model_type.rpartition("_")[2]], config)
+    if decoder.hidden_size % decoder.num_attention_heads:
+        raise ValueError(
+            f"hidden_size is {decoder.hidden_size} in the checkpoint's config.json, which is no multiple of "
+            f"num_attention_heads ({decoder.num_attention_heads})."
+        )
+
+
+def check_config_file(folder: Path) -> None:
+    """Raise ValueError with a sentence where a folder's config.json is missing, damaged or no MoE-LLaVA's."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no config.json, so it is no checkpoint.")
+    check_keys(read_json(file))
+
+
+def _validated(kind: type[Settings], values: object, where: str = "") -> Settings:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = where + ".".join(map(str, fault["loc"]))
+        if fault["type"] == "missing":
+            raise ValueError(f"The checkpoint's config.json lacks {key}.") from error
+        message = fault["msg"][:1].lower() + fault["msg"][1:]
+        raise ValueError(
+            f"{key} is {fault['input']!r} in the checkpoint's config.json: {message}."
+        ) from error
+
+
+class _CheckedConfig(PretrainedConfig):
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        check_keys(config_dict)
+        return super().from_dict(config_dict, **kwargs)
+
+
+class MoELLaVAPhiConfig(_CheckedConfig, PhiConfig):
     """A Phi decoder's config with MoE-LLaVA's keys (`moe`, `mm_*`, …) beside Phi's own."""
 
     model_type = "moe_llava_phi"
@@ -25,7 +122,7 @@ class LlavaPhiConfig(MoELLaVAPhiConfig):
     model_type = "llava_phi"
 
 
-class MoELLaVAStablelmConfig(PretrainedConfig):
+class MoELLaVAStablelmConfig(_CheckedConfig):
     """A StableLM decoder's config as it was before transformers had StableLM, with MoE-LLaVA's keys."""
 
     model_type = "moe_llava_stablelm"
@@ -37,7 +134,7 @@ class LlavaStablelmConfig(MoELLaVAStablelmConfig):
     model_type = "llava_stablelm"
 
 
-class MoELLaVAQWenConfig(PretrainedConfig):
+class MoELLaVAQWenConfig(_CheckedConfig):
     """The config of a Qwen decoder of the first generation, with MoE-LLaVA's keys."""
 
     model_type = "moe_llava_qwen"
@@ -49,14 +146,22 @@ class LlavaQWenConfig(MoELLaVAQWenConfig):
     model_type = "llava_qwen"
 
 
+MODEL_TYPES = [f"{kind}llava_{family}" for family in SETTINGS for kind in ("moe_", "")]
+
+
+def family(config: PretrainedConfig) -> str:
+    """Which of SETTINGS' decoders it is."""
+    return str(config.model_type).rpartition("_")[2]
+
+
 class MoESettings(BaseModel):
     """The keys of a checkpoint's `moe` object that matter when serving; the others are its training's."""
 
     moe_enable: bool = True
     moe_mode: Literal["first_half", "second_half", "sparse", "dense"] = "sparse"
     moe_layers_idx: list[int] | None = None
-    num_experts: list[int] = []
-    top_k_experts: int = 2
+    num_experts: list[PositiveInt] = []
+    top_k_experts: PositiveInt = 2
     use_residual: bool = False
 
     def experts_by_layer(self, num_layers: int) -> dict[int, int]:
@@ -69,6 +174,11 @@ class MoESettings(BaseModel):
         layers = self.moe_layers_idx
         if layers is None:
             layers = list(_LAYERS_OF_MODE[self.moe_mode](num_layers))
+        if sorted(set(layers) & set(range(num_layers))) != sorted(layers):
+            raise ValueError(
+                f"The checkpoint's config makes experts of layers {layers}, but has layers 0 to "
+                f"{num_layers - 1}: correct moe.moe_layers_idx in config.json."
+            )
         counts = self.num_experts * (len(layers) if len(self.num_experts) == 1 else 1)
         if len(counts) != len(layers):
             raise ValueError(
@@ -88,7 +198,7 @@ _LAYERS_OF_MODE = {
 
 def moe_settings(config: PretrainedConfig) -> MoESettings:
     """The checkpoint's `moe` object; a dense checkpoint has none."""
-    return MoESettings.model_validate(getattr(config, "moe", {"moe_enable": False}))
+    return _validated(MoESettings, getattr(config, "moe", {"moe_enable": False}), "moe.")
 
 
 def experts_by_layer(config: PretrainedConfig) -> dict[int, int]:
@@ -120,6 +230,11 @@ def check_servable(config: PretrainedConfig) -> None:
         raise ValueError(
             "The checkpoint marks images with tokens of their own (mm_use_im_start_end), "
             "which prismoe does not serve."
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            "The checkpoint's weights are quantised already (quantization_config in its config.json); "
+            "prismoe serves full-precision checkpoints."
         )
     projector = getattr(config, "image_projector_type", "mlp2x_gelu")
     if projector != "mlp2x_gelu":

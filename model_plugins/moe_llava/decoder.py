@@ -18,6 +18,7 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.platforms import current_platform
 
 SMALLEST_HEAD = 32
 """vLLM's attention kernels start at this head size; smaller heads are padded with zeros, which is exact."""
@@ -53,7 +54,10 @@ class DecoderAttention(nn.Module):
         self.o_proj = RowParallelLinear(
             hidden, hidden, bias=output_bias, quant_config=quant_config, prefix=f"{prefix}.o_proj"
         )
-        self.rotary_emb = get_rope(head_size, max_position=max_positions, rope_parameters=rope)
+        rotary = get_rope(head_size, max_position=max_positions, rope_parameters=rope)
+        # vLLM's CPU kernel writes beyond a head where half of what is rotated is no multiple of its vectors.
+        overruns = current_platform.is_cpu() and rotary.rotary_dim % 16
+        self.rotate: Callable[..., tuple[Tensor, Tensor]] = rotary.forward_native if overruns else rotary
         ranks = get_tensor_model_parallel_world_size()
         rank_heads, rank_kv_heads = num_heads // ranks, max(1, num_kv_heads // ranks)
         self.head_size = head_size
@@ -72,7 +76,7 @@ class DecoderAttention(nn.Module):
     def forward(self, positions_T: Tensor, hidden_TD: Tensor) -> Tensor:
         qkv, _ = self.qkv_proj(hidden_TD)
         query, key, value = qkv.split(self.head_splits, dim=-1)
-        query, key = self.rotary_emb(positions_T, query, key)
+        query, key = self.rotate(positions_T, query, key)
         if self.head_padding:
             query, key, value = (self._pad(heads) for heads in (query, key, value))
         attended = self.attn(query, key, value)

@@ -19,7 +19,14 @@ from prismoe.model_plugins.moe_llava.config import experts_by_layer, moe_setting
 from prismoe.model_plugins.moe_llava.decoder import Decoder
 from prismoe.model_plugins.moe_llava.moe import ExpertKind, MoE, constant_partner
 from prismoe.model_plugins.moe_llava.processing import IMAGE_MARK
-from prismoe.model_plugins.moe_llava.tower import drops_first_token, make_tower, tower_config
+from prismoe.model_plugins.moe_llava.tensors import TensorList
+from prismoe.model_plugins.moe_llava.tower import (
+    drops_first_token,
+    find_tower,
+    make_tower,
+    tower_config,
+    tower_weights,
+)
 from prismoe.model_plugins.request_routing import with_numbers, without_numbers
 from prismoe.model_plugins.routed_model import ModalityRouting, operator_routing
 
@@ -79,6 +86,8 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
         self.experts_by_layer = experts_by_layer(config)
         self.routing = ModalityRouting(vllm_config, routing_in_force(config, operator_routing(vllm_config)))
         vision = tower_config(config.mm_image_tower, vllm_config.model_config.model)
+        self.tensors = TensorList(config, vision, self.routing.in_force)
+        self.unused_tensors: list[str] = []
         with self._mark_tower_model(vllm_config, "image"):
             self.image_tower = make_tower(vision, config.mm_vision_select_layer)
             self.mm_projector = Projector(vision.hidden_size, config.hidden_size)
@@ -159,27 +168,35 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        # What other policies route with may stay unused: a gate, or the parameters of a router.
-        routers = [
-            f"model.layers.{layer}.mlp.{part}."
-            for layer in self.experts_by_layer
-            for part in ("gate", "router")
-        ]
-        loaded = AutoWeightsLoader(self, ignore_unexpected_prefixes=routers).load_weights(
-            self._expert_weights(weights), mapper=self.hf_to_vllm_mapper
-        )
-        self._check_router_parameters(loaded)
-        return loaded
+        """Load every tensor of a checkpoint, or name it in `unused_tensors`.
 
-    def _check_router_parameters(self, loaded: set[str]) -> None:
-        for layer in self.experts_by_layer:
-            policy = self.routing.in_force.layers[layer].policy
-            names = policy.parameters(self.config.hidden_size, self.experts_by_layer[layer])
-            if missing := {f"model.layers.{layer}.mlp.router.{name}" for name in names} - loaded:
-                raise ValueError(
-                    f"The routing policy {policy.policy} needs {', '.join(sorted(missing))}, "
-                    "which the checkpoint lacks: choose another policy with --routing."
-                )
+        Raises ValueError with a sentence for a tensor that is missing, misshapen or unexpected.
+        """
+        return AutoWeightsLoader(self).load_weights(
+            self._expert_weights(self._used_weights(weights)), mapper=self.hf_to_vllm_mapper
+        )
+
+    def _used_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        self.unused_tensors = []
+        used = set()
+        for name, weight in self._with_tower(weights):
+            if self.tensors.is_used(name, tuple(weight.shape)):
+                used.add(name)
+                yield name, weight
+            else:
+                self.unused_tensors.append(name)
+        self.tensors.check_complete(used)
+
+    def _with_tower(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The weights, and the tower's from its own folder where the checkpoint has none."""
+        has_tower = False
+        for name, weight in weights:
+            has_tower |= name.startswith(self.tensors.tower_prefix)
+            yield name, weight
+        if not has_tower:
+            tower = find_tower(self.config.mm_image_tower, self.vllm_config.model_config.model)
+            for name, weight in tower_weights(tower):
+                yield self.tensors.tower_prefix + name, weight
 
     def _expert_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint's weights, with what vLLM's experts need beyond them."""

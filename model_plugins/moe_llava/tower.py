@@ -1,17 +1,20 @@
 """The image tower that a checkpoint names (CLIP or SigLIP): finding it, its settings, its module."""
 
-import json
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
 from huggingface_hub import try_to_load_from_cache
+from torch import Tensor
 from transformers import BaseImageProcessor, CLIPVisionConfig, PretrainedConfig, SiglipVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from vllm.model_executor.models.clip import CLIPVisionModel
 from vllm.model_executor.models.siglip import SiglipVisionModel
 from vllm.model_executor.models.utils import get_layer_index
+
+from prismoe.model_plugins.weight_files import Shape, read_json, stored_shapes, stored_tensors
 
 TowerConfig: TypeAlias = CLIPVisionConfig | SiglipVisionConfig
 
@@ -26,20 +29,27 @@ def find_tower(name: str, checkpoint: str) -> Path:
     folder = Path(checkpoint)
     candidates = [folder / name, folder.parent / name, Path(name)]
     for candidate in candidates:
-        if (candidate / "config.json").is_file():
+        if _is_tower(candidate):
             return candidate
     if name.count("/") == 1 and isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
-        return Path(cached).parent
+        folder = Path(cached).parent
+        if _is_tower(folder):
+            return folder
     looked = ", ".join(str(candidate) for candidate in candidates)
     raise FileNotFoundError(
-        f"The checkpoint's image tower {name!r} was not found (looked for config.json in {looked} and in the "
-        f"Hugging Face cache). Fetch it with `hf download {name} config.json preprocessor_config.json`, "
-        "or put a folder with these two files in one of those places."
+        f"The checkpoint's image tower {name!r} was not found (looked for config.json and "
+        f"preprocessor_config.json in {looked} and in the Hugging Face cache). Fetch it with "
+        f"`hf download {name} config.json preprocessor_config.json`, or put a folder with these two files in "
+        "one of those places."
     )
 
 
+def _is_tower(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("config.json", "preprocessor_config.json"))
+
+
 def _tower_family(path: Path) -> str:
-    model_type = str(json.loads((path / "config.json").read_text()).get("model_type"))
+    model_type = str(read_json(path / "config.json").get("model_type"))
     for family in ("clip", "siglip"):
         if model_type in (family, f"{family}_vision_model"):
             return family
@@ -67,6 +77,20 @@ def make_tower(vision: TowerConfig, select_layer: int) -> CLIPVisionModel | Sigl
     kind = CLIPVisionModel if isinstance(vision, CLIPVisionConfig) else SiglipVisionModel
     layers = get_layer_index(select_layer, vision.num_hidden_layers)
     return kind(vision, num_hidden_layers_override=layers, require_post_norm=False, prefix="image_tower")
+
+
+VISION = "vision_model."
+"""How the names of a tower's weights start; in a whole CLIP or SigLIP, the text model's start otherwise."""
+
+
+def tower_shapes(folder: Path) -> dict[str, Shape]:
+    """The tensors of a tower's own folder by name, as `tower_weights` names them."""
+    return {name: shape for name, shape in stored_shapes(folder).items() if name.startswith(VISION)}
+
+
+def tower_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The weights in a tower's own folder, for checkpoints that hold none of it."""
+    return stored_tensors(folder, VISION)
 
 
 def drops_first_token(config: PretrainedConfig) -> bool:

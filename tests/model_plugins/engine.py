@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from torch import Tensor, nn
 from vllm import LLM, SamplingParams
 
@@ -31,6 +32,15 @@ def engine(checkpoint: Path, routing: Mapping[str, Any] | None = None, **options
         yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
+
+
+@contextmanager
+def rank_cores(ranks: int) -> Iterator[None]:
+    """Ranks that share a machine's cores need to be told which are whose."""
+    with pytest.MonkeyPatch.context() as environment:
+        if ranks > 1:
+            environment.setenv("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(ranks))))
+        yield
 
 
 def greedy(max_tokens: int, with_prompt: bool = True) -> SamplingParams:
@@ -81,3 +91,13 @@ def take_recording(model: nn.Module) -> dict[int, dict[str, list[np.ndarray]]]:
         for steps in record.values():
             steps.clear()
     return taken
+
+
+def same_on_all_ranks(recordings: list[dict]) -> dict:
+    """Rank 0's recording; the others hold the same experts and weights bit for bit."""
+    for other in recordings[1:]:
+        for layer, record in recordings[0].items():
+            for name in ("experts", "weights"):
+                for mine, theirs in zip(record[name], other[layer][name], strict=True):
+                    np.testing.assert_array_equal(mine, theirs)
+    return recordings[0]

@@ -12,7 +12,15 @@ from vllm import LLM, RequestOutput
 
 from prismoe.model_plugins.moe_llava.processing import pad_to_square
 from prismoe.model_plugins.moe_llava.tower import tower_image_processor
-from tests.model_plugins.engine import engine, greedy, logits, start_recording, take_recording
+from tests.model_plugins.engine import (
+    engine,
+    greedy,
+    logits,
+    rank_cores,
+    same_on_all_ranks,
+    start_recording,
+    take_recording,
+)
 from tests.model_plugins.plain_moe_llava import IMAGE, PlainMoELLaVA
 from tests.model_plugins.tiny_checkpoints import FAMILIES, MOE, TOWERS, make_checkpoint
 
@@ -43,17 +51,27 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "phi-residual": {"family": "phi", "moe": MOE | {"use_residual": True}},
     "stablelm-k1": {"family": "stablelm", "moe": MOE | {"top_k_experts": 1, "num_experts": [4, 3]}},
     "qwen-dense": {"family": "qwen", "moe": None, "image_aspect_ratio": "square"},
+    "stablelm-two-ranks": {"family": "stablelm", "ranks": 2},
+    "qwen-two-ranks": {"family": "qwen", "ranks": 2},
 }
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoints"), **request.param)
+def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return dict(request.param)
 
 
 @pytest.fixture(scope="module")
-def llm(checkpoint: Path) -> Iterator[LLM]:
-    with engine(checkpoint, limit_mm_per_prompt={"image": 2}, max_num_seqs=8) as llm:
+def checkpoint(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    form = {name: value for name, value in settings.items() if name != "ranks"}
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoints"), **form)
+
+
+@pytest.fixture(scope="module")
+def llm(settings: dict[str, Any], checkpoint: Path) -> Iterator[LLM]:
+    ranks = settings.get("ranks", 1)
+    options = {"limit_mm_per_prompt": {"image": 2}, "max_num_seqs": 8, "tensor_parallel_size": ranks}
+    with rank_cores(ranks), engine(checkpoint, **options) as llm:
         llm.apply_model(start_recording)
         yield llm
 
@@ -86,7 +104,7 @@ def prompt_logits(output: RequestOutput) -> np.ndarray:
 def test_a_request_alone(llm: LLM, plain: PlainMoELLaVA, checkpoint: Path, request_: Any) -> None:
     llm.apply_model(take_recording)
     (output,) = llm.generate(as_prompt(request_), greedy(1), use_tqdm=False)
-    recording = llm.apply_model(take_recording)[0]
+    recording = same_on_all_ranks(llm.apply_model(take_recording))
     trace = plain(tokens(llm, request_[0]), pixel_values(plain, checkpoint, request_[1]))
     np.testing.assert_allclose(prompt_logits(output), trace.logits, atol=1e-3)
     for layer, expected in trace.router_logits.items():

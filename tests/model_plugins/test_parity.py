@@ -8,7 +8,17 @@ import pytest
 from PIL import Image
 from vllm import LLM, RequestOutput
 
-from tests.model_plugins.engine import DATA, PHI, engine, greedy, logits, start_recording, take_recording
+from tests.model_plugins.engine import (
+    DATA,
+    PHI,
+    engine,
+    greedy,
+    logits,
+    rank_cores,
+    same_on_all_ranks,
+    start_recording,
+    take_recording,
+)
 
 REFERENCE = np.load(PHI / "reference_deterministic.npz")
 META = json.loads((PHI / "meta.json").read_text())
@@ -16,12 +26,9 @@ META = json.loads((PHI / "meta.json").read_text())
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
 def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
-    with pytest.MonkeyPatch.context() as environment:
-        if request.param == 2:
-            environment.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-        with engine(PHI, tensor_parallel_size=request.param) as llm:
-            llm.apply_model(start_recording)
-            yield llm
+    with rank_cores(request.param), engine(PHI, tensor_parallel_size=request.param) as llm:
+        llm.apply_model(start_recording)
+        yield llm
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +44,6 @@ def text_answer(llm: LLM, answer: object) -> tuple[RequestOutput, dict]:
     prompt = {"prompt_token_ids": REFERENCE["text_input_ids"][0].tolist()}
     (output,) = llm.generate(prompt, greedy(1))
     return output, same_on_all_ranks(llm.apply_model(take_recording))
-
-
-def same_on_all_ranks(recordings: list[dict]) -> dict:
-    """Rank 0's recording; the others hold the same experts and weights bit for bit."""
-    for other in recordings[1:]:
-        for layer, record in recordings[0].items():
-            for name in ("experts", "weights"):
-                for mine, theirs in zip(record[name], other[layer][name], strict=True):
-                    np.testing.assert_array_equal(mine, theirs)
-    return recordings[0]
 
 
 def all_logits(output: RequestOutput) -> np.ndarray:

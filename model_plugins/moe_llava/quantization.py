@@ -1,0 +1,34 @@
+"""Which of vLLM's ways to quantise weights as they are loaded run with these experts."""
+
+from typing import Any
+
+import torch
+from vllm.config import ModelConfig
+from vllm.platforms import current_platform
+
+CPU_EXPERTS = ("int8_per_channel_static", "fp8_per_block_static")
+"""How vLLM's CPU kernels can hold experts. Its kernels of quantised linear layers fail at a bias."""
+
+
+def check_quantization(model: ModelConfig, family: str) -> None:
+    """Raise ValueError with a sentence for what does not run on CPU; elsewhere vLLM judges."""
+    if model.quantization is None or not current_platform.is_cpu():
+        return
+    if family == "phi":
+        raise ValueError(
+            "vLLM's CPU kernels quantise gated SiLU experts, and Phi's are of another form: "
+            "leave --quantization out."
+        )
+    if not torch.cpu._is_amx_tile_supported():
+        raise ValueError("vLLM's CPU kernels of quantised experts need AMX: leave --quantization out.")
+    if model.quantization != "experts_int8" and not _quantises_experts_alone(model.quantization_config):
+        raise ValueError(
+            f"--quantization {model.quantization} does not run on CPU: use int8_per_channel_weight_only, or "
+            """online with --quantization-config '{"moe": "fp8_per_block"}', which quantise experts alone."""
+        )
+
+
+def _quantises_experts_alone(settings: Any) -> bool:
+    if settings is None or settings.linear is not None or settings.targets is not None:
+        return False
+    return str(settings.moe) in CPU_EXPERTS
