@@ -1,4 +1,4 @@
-"""Writes tiny random-weight checkpoints of every family and tower in the authors' layout."""
+"""Writes random-weight checkpoints of every family and tower in the authors' layout, tiny unless told."""
 
 import json
 import shutil
@@ -69,11 +69,16 @@ _FAMILY_CONFIG: dict[str, dict[str, Any]] = {
 
 
 def make_checkpoint(
-    folder: Path, family: str, tower: str = "clip", moe: dict[str, Any] | None = MOE, **changes: Any
+    folder: Path,
+    family: str,
+    tower: str = "clip",
+    moe: dict[str, Any] | None = MOE,
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
 ) -> Path:
     """A checkpoint in `folder` with its tower's settings beside it; dense where `moe` is None.
 
-    `changes` override its config.
+    `changes` override its config, sizes included.
     """
     checkpoint, tower_folder = folder / f"{family}-{tower}", folder / "towers" / tower
     generator = torch.Generator().manual_seed(FAMILIES.index(family) * 10 + TOWERS.index(tower))
@@ -89,7 +94,7 @@ def make_checkpoint(
     trunk = "transformer" if family == "qwen" else "model"
     weights = {f"{trunk}.image_tower.image_tower.{name}": weight for name, weight in tower_weights.items()}
     for name, shape in _decoder_shapes(family, config, trunk):
-        weights[name] = _random(name, shape, generator)
+        weights[name] = _random(name, shape, generator).to(dtype)
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     return checkpoint
 
@@ -144,73 +149,76 @@ def _write_tower(folder: Path, tower: str) -> dict[str, Tensor]:
 
 
 def _decoder_shapes(family: str, config: dict[str, Any], trunk: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield "lm_head.weight", (VOCABULARY, HIDDEN)
-    yield f"{trunk}.mm_projector.image_spatial_proj.0.weight", (HIDDEN, TOWER_WIDTH)
-    yield f"{trunk}.mm_projector.image_spatial_proj.2.weight", (HIDDEN, HIDDEN)
-    yield from ((f"{trunk}.mm_projector.image_spatial_proj.{index}.bias", (HIDDEN,)) for index in (0, 2))
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    yield "lm_head.weight", (vocabulary, hidden)
+    yield f"{trunk}.mm_projector.image_spatial_proj.0.weight", (hidden, TOWER_WIDTH)
+    yield f"{trunk}.mm_projector.image_spatial_proj.2.weight", (hidden, hidden)
+    yield from ((f"{trunk}.mm_projector.image_spatial_proj.{index}.bias", (hidden,)) for index in (0, 2))
     embedding, final_norm, layers = {
         "phi": ("embed_tokens", "final_layernorm", "layers"),
         "stablelm": ("embed_tokens", "norm", "layers"),
         "qwen": ("wte", "ln_f", "h"),
     }[family]
-    yield f"{trunk}.{embedding}.weight", (VOCABULARY, HIDDEN)
-    yield from _norm(f"{trunk}.{final_norm}", family)
-    for layer in range(LAYERS):
+    yield f"{trunk}.{embedding}.weight", (vocabulary, hidden)
+    yield from _norm(f"{trunk}.{final_norm}", family, hidden)
+    for layer in range(config["num_hidden_layers"]):
         prefix = f"{trunk}.{layers}.{layer}"
-        yield from _attention(prefix, family)
+        yield from _attention(prefix, family, hidden)
         for norm in {
             "phi": ["input_layernorm"],
             "stablelm": ["input_layernorm", "post_attention_layernorm"],
             "qwen": ["ln_1", "ln_2"],
         }[family]:
-            yield from _norm(f"{prefix}.{norm}", family)
+            yield from _norm(f"{prefix}.{norm}", family, hidden)
         moe = config.get("moe") or {"moe_layers_idx": []}
         if layer not in moe["moe_layers_idx"]:
-            yield from _mlp(f"{prefix}.mlp", family)
+            yield from _mlp(f"{prefix}.mlp", family, config)
             continue
         if moe["use_residual"]:
-            yield from _mlp(f"{prefix}.mlp.mlp", family)
-            yield f"{prefix}.mlp.coefficient.weight", (2, HIDDEN)
+            yield from _mlp(f"{prefix}.mlp.mlp", family, config)
+            yield f"{prefix}.mlp.coefficient.weight", (2, hidden)
             yield f"{prefix}.mlp.coefficient.bias", (2,)
         experts = moe["num_experts"][moe["moe_layers_idx"].index(layer)]
-        yield f"{prefix}.mlp.deepspeed_moe.gate.wg.weight", (experts, HIDDEN)
+        yield f"{prefix}.mlp.deepspeed_moe.gate.wg.weight", (experts, hidden)
         for expert in range(experts):
-            yield from _mlp(f"{prefix}.mlp.deepspeed_moe.experts.deepspeed_experts.{expert}", family)
+            yield from _mlp(f"{prefix}.mlp.deepspeed_moe.experts.deepspeed_experts.{expert}", family, config)
 
 
-def _norm(prefix: str, family: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{prefix}.weight", (HIDDEN,)
+def _norm(prefix: str, family: str, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{prefix}.weight", (hidden,)
     if family != "qwen":
-        yield f"{prefix}.bias", (HIDDEN,)
+        yield f"{prefix}.bias", (hidden,)
 
 
-def _attention(prefix: str, family: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _attention(prefix: str, family: str, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     if family == "qwen":
-        yield f"{prefix}.attn.c_attn.weight", (3 * HIDDEN, HIDDEN)
-        yield f"{prefix}.attn.c_attn.bias", (3 * HIDDEN,)
-        yield f"{prefix}.attn.c_proj.weight", (HIDDEN, HIDDEN)
+        yield f"{prefix}.attn.c_attn.weight", (3 * hidden, hidden)
+        yield f"{prefix}.attn.c_attn.bias", (3 * hidden,)
+        yield f"{prefix}.attn.c_proj.weight", (hidden, hidden)
         return
     for name in ("q_proj", "k_proj", "v_proj"):
-        yield f"{prefix}.self_attn.{name}.weight", (HIDDEN, HIDDEN)
-        yield f"{prefix}.self_attn.{name}.bias", (HIDDEN,)
+        yield f"{prefix}.self_attn.{name}.weight", (hidden, hidden)
+        yield f"{prefix}.self_attn.{name}.bias", (hidden,)
     output = "dense" if family == "phi" else "o_proj"
-    yield f"{prefix}.self_attn.{output}.weight", (HIDDEN, HIDDEN)
+    yield f"{prefix}.self_attn.{output}.weight", (hidden, hidden)
     if family == "phi":
-        yield f"{prefix}.self_attn.{output}.bias", (HIDDEN,)
+        yield f"{prefix}.self_attn.{output}.bias", (hidden,)
 
 
-def _mlp(prefix: str, family: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _mlp(prefix: str, family: str, config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden = config["hidden_size"]
+    width = config["intermediate_size"] // (2 if family == "qwen" else 1)
     inner, outer = {
         "phi": (["fc1"], "fc2"),
         "stablelm": (["gate_proj", "up_proj"], "down_proj"),
         "qwen": (["w1", "w2"], "c_proj"),
     }[family]
     for name in inner:
-        yield f"{prefix}.{name}.weight", (WIDTH, HIDDEN)
-    yield f"{prefix}.{outer}.weight", (HIDDEN, WIDTH)
+        yield f"{prefix}.{name}.weight", (width, hidden)
+    yield f"{prefix}.{outer}.weight", (hidden, width)
     if family == "phi":
-        yield f"{prefix}.fc1.bias", (WIDTH,)
-        yield f"{prefix}.fc2.bias", (HIDDEN,)
+        yield f"{prefix}.fc1.bias", (width,)
+        yield f"{prefix}.fc2.bias", (hidden,)
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
