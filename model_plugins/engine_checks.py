@@ -16,9 +16,9 @@ def check_engine(vllm_config: VllmConfig, needs_whole_images: bool, tokens_per_i
         raise ValueError(
             "Modality routing needs each prompt on one rank: use --prefill-context-parallel-size 1."
         )
-    if parallel.data_parallel_size > 1:
+    if parallel.enable_expert_parallel:
         raise ValueError(
-            "Modality routing does not run with --data-parallel-size above 1: start several servers."
+            "Modality routing needs a part of every expert on each rank: leave --enable-expert-parallel out."
         )
     if parallel.use_ubatching:
         raise ValueError(

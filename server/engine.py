@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.protocol import EngineClient
 from vllm.platforms import current_platform
 
 from prismoe.server.sentences import sentence
@@ -37,6 +38,25 @@ class EngineArgs(AsyncEngineArgs):
             forkable = current_platform.is_cpu() and sys.platform == "linux"
             os.environ[METHOD] = "fork" if forkable else "spawn"
         return config
+
+
+class RoutedEngines:
+    """The data-parallel engines behind a client (often one), asked about their routers."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+        self._core: Any = client.engine_core  # type: ignore[attr-defined]  # AsyncLLM's
+
+    @property
+    def errored(self) -> bool:
+        """Whether an engine is dead."""
+        return self._client.errored
+
+    async def ask(self, method: str) -> list[Any]:
+        """Each engine's answer to one of `RoutingWorkerExtension`'s methods."""
+        answers = await self._core.call_utility_all_async("collective_rpc", method, None, (), None)
+        # The ranks of an engine route every token of its requests, so they answer alike.
+        return [ranks[0] for ranks in answers]
 
 
 def prepare_fork(listener: socket.socket) -> None:

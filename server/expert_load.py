@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,6 +27,22 @@ class ExpertLoad(BaseModel):
     tail_tokens: list[int]
     """How many vision tokens were tail tokens."""
 
+    @classmethod
+    def total(cls, loads: Sequence[Self]) -> Self:
+        """What engines that share the requests counted together."""
+        counts = {
+            name: _sum([getattr(load, name) for load in loads])
+            for name in ("expert_tokens", "tokens", "tail_tokens")
+        }
+        return cls(layers=loads[0].layers, **counts)
+
+
+def _sum(counts: Sequence[Any]) -> Any:
+    """The sum of nested lists of equal form, number by number."""
+    if isinstance(counts[0], list):
+        return [_sum(part) for part in zip(*counts, strict=True)]
+    return sum(counts)
+
 
 class Engine(Protocol):
     """What is needed of vLLM's engine client."""
@@ -35,8 +51,8 @@ class Engine(Protocol):
     def errored(self) -> bool:
         """Whether the engine is dead."""
 
-    async def collective_rpc(self, method: str) -> list[Any]:
-        """The answer of each rank's worker."""
+    async def ask(self, method: str) -> list[Any]:
+        """The answer of each data-parallel engine."""
 
 
 class ExpertLoadReader:
@@ -55,8 +71,8 @@ class ExpertLoadReader:
     async def read(self) -> ExpertLoad:
         """Read the load now."""
         work = self._work_done()
-        # Every rank routes every token, so the first rank's counts are the model's.
-        self.latest = ExpertLoad.model_validate((await self._engine.collective_rpc("prismoe_expert_load"))[0])
+        answers = await self._engine.ask("prismoe_expert_load")
+        self.latest = ExpertLoad.total([ExpertLoad.model_validate(answer) for answer in answers])
         self._work_at_latest = work
         return self.latest
 

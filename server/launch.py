@@ -22,7 +22,7 @@ from prismoe.server import (
     media,  # noqa: F401  (registers what fetches images)
     routes,
 )
-from prismoe.server.engine import EngineArgs, StartRefused, prepare_fork
+from prismoe.server.engine import EngineArgs, RoutedEngines, StartRefused, prepare_fork
 from prismoe.server.expert_load import ExpertLoadReader
 from prismoe.server.metrics import ExpertLoadCollector, vllm_tokens
 from prismoe.server.request_guard import RequestGuard
@@ -58,9 +58,10 @@ async def build_routed_app(engine: EngineClient, args: Namespace) -> FastAPI:
     app.include_router(routes.router)
     await init_app_state(engine, app.state, args, tasks)
     registry = get_prometheus_registry()
-    app.state.expert_load = ExpertLoadReader(engine, lambda: vllm_tokens(registry))
+    engines = RoutedEngines(engine)
+    app.state.expert_load = ExpertLoadReader(engines, lambda: vllm_tokens(registry))
     try:
-        await engine.collective_rpc("prismoe_reset_expert_load")
+        await engines.ask("prismoe_reset_expert_load")
         await app.state.expert_load.read()
     except Exception as error:
         raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error

@@ -57,7 +57,7 @@ class DecoderAttention(nn.Module):
         rotary = get_rope(head_size, max_position=max_positions, rope_parameters=rope)
         # vLLM's CPU kernel writes beyond a head where half of what is rotated is no multiple of its vectors.
         overruns = current_platform.is_cpu() and rotary.rotary_dim % 16
-        self.rotate: Callable[..., tuple[Tensor, Tensor]] = rotary.forward_native if overruns else rotary
+        self.rotate: Callable[..., Any] = rotary.forward_native if overruns else rotary
         ranks = get_tensor_model_parallel_world_size()
         rank_heads, rank_kv_heads = num_heads // ranks, max(1, num_kv_heads // ranks)
         self.head_size = head_size

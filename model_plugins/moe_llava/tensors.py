@@ -102,8 +102,8 @@ class TensorList:
         if name in self.needed:
             if shape != self.needed[name]:
                 raise ValueError(
-                    f"The checkpoint's tensor {name} has the shape {list(shape)}, but {self._asker(name)} asks "
-                    f"for {list(self.needed[name])}."
+                    f"The checkpoint's tensor {name} has the shape {list(shape)}, but {self._asker(name)} "
+                    f"asks for {list(self.needed[name])}."
                 )
             return True
         if any(re.search(pattern, name) for pattern in LEFTOVERS):
@@ -123,7 +123,8 @@ class TensorList:
         if missing:
             more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
             raise ValueError(
-                f"The checkpoint lacks the tensor {missing[0]}{more}, which {self._asker(missing[0])} asks for."
+                f"The checkpoint lacks the tensor {missing[0]}{more}, which {self._asker(missing[0])} "
+                "asks for."
             )
 
     def _asker(self, name: str) -> str:

@@ -16,7 +16,7 @@ from tests.model_plugins.engine import PHI
 def config(scheduler: type = WholeImageScheduler, image_limit: int = 1, **changes: Any) -> Any:
     settings = {
         "pipeline_parallel_size": 1,
-        "data_parallel_size": 1,
+        "enable_expert_parallel": False,
         "use_ubatching": False,
         "use_sequence_parallel_moe": False,
         "lora_config": None,
@@ -53,7 +53,7 @@ def test_topk_runs_with_vllms_own_scheduler() -> None:
     ("settings", "advice"),
     [
         (config(pipeline_parallel_size=2), "--pipeline-parallel-size 1"),
-        (config(data_parallel_size=2), "several servers"),
+        (config(enable_expert_parallel=True), "--enable-expert-parallel"),
         (config(speculative_config=object()), "--speculative-config"),
         (config(image_limit=0), "--limit-mm-per-prompt"),
         (config(scheduler=Scheduler), "prismoe serve"),

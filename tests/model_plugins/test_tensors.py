@@ -77,7 +77,10 @@ FC1 = "model.layers.2.mlp.deepspeed_moe.experts.deepspeed_experts.3.fc1.weight"
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda w: {n: t for n, t in w.items() if n != GATE}, f"lacks the tensor {GATE}, which the routing policy topk asks for"),
+        (
+            lambda w: {n: t for n, t in w.items() if n != GATE},
+            f"lacks the tensor {GATE}, which the routing policy topk asks for",
+        ),
         (
             lambda w: w | {GATE: w[GATE][:3].clone()},
             rf"{GATE} has the shape \[3, 64\], .* asks for \[4, 64\]",
@@ -137,5 +140,7 @@ def test_a_missing_tokenizer_file(phi: Path) -> None:
 def test_a_routing_policys_own_parameters(phi: Path) -> None:
     config = AutoConfig.from_pretrained(phi)
     in_force = routing_in_force(config, operator={"policy": "gmm"})
-    with pytest.raises(ValueError, match=r"lacks the tensor .*router\..* which the routing policy gmm asks for"):
+    with pytest.raises(
+        ValueError, match=r"lacks the tensor .*router\..* which the routing policy gmm asks for"
+    ):
         check_weights(config, phi, in_force)

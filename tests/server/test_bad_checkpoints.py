@@ -48,7 +48,7 @@ def ask_for_too_many_experts(folder: Path) -> None:
         (cut_config, "config.json is not JSON"),
         (lose_everything, "holds no config.json, so it is no checkpoint."),
         (lose_a_tensor, "lacks the tensor lm_head.weight, which its config.json asks for."),
-        (ask_for_too_many_experts, "top_k is 5, but the layer has 4 experts"),
+        (ask_for_too_many_experts, "top_k is 5: give a number from 1 to the layer's 4 experts."),
     ],
 )
 def test_one_sentence(tmp_path: Path, spoil: Callable[[Path], None], sentence: str) -> None:

@@ -31,13 +31,13 @@ class FakeEngine:
     def errored(self) -> bool:
         return self.asked >= len(self.answers)
 
-    async def collective_rpc(self, method: str) -> list[Any]:
+    async def ask(self, method: str) -> list[Any]:
         assert method == "prismoe_expert_load"
         answer = self.answers[self.asked]
         self.asked += 1
         if isinstance(answer, Exception):
             raise answer
-        return [answer, "the second rank's answer"]
+        return answer if isinstance(answer, list) else [answer]
 
 
 def exported(reader: ExpertLoadReader) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -59,6 +59,19 @@ def test_every_count_is_exported_under_its_labels() -> None:
     assert samples["prismoe_tokens_total", frozenset(labels.items())] == 64
     labels = {"layer": "0", "model_name": "model"}
     assert samples["prismoe_vision_tail_tokens_total", frozenset(labels.items())] == 16
+
+
+def test_the_engines_of_data_parallelism_are_summed() -> None:
+    idle = {
+        "layers": [0, 2],
+        "expert_tokens": [[[0, 0, 0, 1], [0] * 4], [[1, 0, 0, 0], [0] * 4]],
+        "tokens": [[1, 0], [1, 0]],
+        "tail_tokens": [0, 2],
+    }
+    total = asyncio.run(ExpertLoadReader(FakeEngine([LOAD, idle], LOAD)).read())
+    assert total.expert_tokens == [[[6, 4, 0, 11], [32, 40, 8, 80]], [[6, 5, 5, 5], [64, 32, 16, 16]]]
+    assert total.tokens == [[11, 64], [11, 64]]
+    assert total.tail_tokens == [16, 2]
 
 
 def test_nothing_is_exported_before_the_first_reading() -> None:

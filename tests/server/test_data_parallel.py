@@ -1,0 +1,46 @@
+"""Two data-parallel engines behind one server: both work, and what they counted is summed."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+from openai import OpenAI
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.conftest import image_part, user
+from tests.server.running import Server
+
+REQUESTS = 6
+TOKENS_PER_IMAGE = 64
+
+
+def test_expert_load_of_two_engines(tmp_path: Path, picture: bytes) -> None:
+    server = Server(tmp_path / "log", "--data-parallel-size", "2")
+    try:
+        server.wait_until_ready()
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+        def ask(_: int) -> int:
+            """The tokens that one request made the engines compute; the last one is only sampled."""
+            messages = user(image_part(picture), "What is this?")
+            answer = client.chat.completions.create(
+                model="prismoji", messages=messages, max_tokens=4, extra_body={"ignore_eos": True}
+            )
+            return answer.usage.prompt_tokens + answer.usage.completion_tokens - 1
+
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            computed = sum(pool.map(ask, range(REQUESTS)))
+        load = httpx.get(f"{server.url}/v1/routing/load").json()
+        metrics = httpx.get(f"{server.url}/metrics").text
+    finally:
+        server.stop()
+    assert server.survivors() == []
+    vision = REQUESTS * TOKENS_PER_IMAGE
+    assert load["tokens"] == [[computed - vision, vision]] * len(load["layers"])
+    prompts = {
+        sample.labels["engine"]: sample.value
+        for family in text_string_to_metric_families(metrics)
+        for sample in family.samples
+        if sample.name == "vllm:prompt_tokens_total"
+    }
+    assert prompts.keys() == {"0", "1"} and min(prompts.values()) > 0
