@@ -8,6 +8,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from prismoe.model_plugins.engine_checks import check_engine
+from prismoe.model_plugins.hub import checkpoint_folder
 from prismoe.model_plugins.moe_llava.config import (
     MOST_REQUEST_EXPERTS,
     check_servable,
@@ -40,8 +41,10 @@ class MoELLaVAStartCheck(VerifyAndUpdateConfig):
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         """Raise ValueError with a sentence, in the process that the user started."""
-        model = vllm_config.model_config
+        model, load = vllm_config.model_config, vllm_config.load_config
         config = model.hf_config
+        if load.load_format in LOAD_FORMATS:
+            model.model = str(checkpoint_folder(model.model, model.revision, load.download_dir))
         check_servable(config)
         in_force = routing_in_force(config, operator_routing(vllm_config))
         # What processes requests sees the checkpoint's config, but not the operator's settings.
@@ -50,7 +53,7 @@ class MoELLaVAStartCheck(VerifyAndUpdateConfig):
         check_quantization(model, family(config))
         if not model.skip_tokenizer_init:
             check_tokenizer(config, Path(model.tokenizer))
-        if vllm_config.load_config.load_format in LOAD_FORMATS:
+        if load.load_format in LOAD_FORMATS:
             unused = check_weights(config, Path(model.model), in_force)
             if unused:
                 logger.info(

@@ -2,15 +2,15 @@
 
     python -m tests.model_plugins.measure_loading --family stablelm --dtype bfloat16
 
-It makes a random checkpoint of about a gigabyte, starts an engine on it and on a tiny one, and reports the
-difference. Memory is the worker's anonymous memory (RssAnon), sampled every 10 ms: the pages of a mapped
-safetensors file are not in it, since the system takes them back when it needs them.
+It makes a random checkpoint of about a gigabyte, starts an engine on it and on a tiny one, and reports by how
+much the worker differs, which is the engine's largest process. Time is its processor time, which does not
+depend on what else the machine does. Memory is its anonymous memory (RssAnon), sampled every 10 ms: the pages
+of a mapped safetensors file are not in it, since the system takes them back when it needs them.
 """
 
 import argparse
 import tempfile
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,12 @@ WIDTHS = {"phi": 4096, "stablelm": 2816, "qwen": 2 * 2816}
 
 @dataclass
 class Start:
-    """An engine's start."""
+    """A worker's start."""
 
     seconds: float
+    """Processor time."""
     peak: int
-    """Bytes of the worker's anonymous memory at its peak."""
+    """Bytes of anonymous memory at its peak."""
     after: int
     """The same, when the engine is ready."""
 
@@ -64,11 +65,9 @@ def main() -> None:
         large = start(large_folder, options.dtype)
     peak, after = large.peak - tiny.peak, large.after - tiny.after
     print(f"{options.family} {options.dtype}: {weights / MIB:.0f} MiB of weights")
-    print(f"load: {large.seconds - tiny.seconds:.1f} s longer than a tiny checkpoint's {tiny.seconds:.1f} s")
-    print(
-        f"worker's memory beyond a tiny checkpoint's: peak {peak / MIB:.0f} MiB ({peak / weights:.2f} × the"
-    )
-    print(f"weights), when ready {after / MIB:.0f} MiB ({after / weights:.2f} ×)")
+    print(f"load time beyond a tiny checkpoint's: {large.seconds - tiny.seconds:.1f} s")
+    print(f"memory beyond a tiny checkpoint's: {peak / MIB:.0f} MiB at the peak ({peak / weights:.2f} × the")
+    print(f"weights), {after / MIB:.0f} MiB when ready ({after / weights:.2f} ×)")
 
 
 def pickle_weights(folder: Path) -> None:
@@ -78,34 +77,36 @@ def pickle_weights(folder: Path) -> None:
 
 
 def start(checkpoint: Path, dtype: str) -> Start:
-    """Start an engine with a small cache, watching the largest of its processes."""
-    samples = [0]
-    done = threading.Event()
-    watcher = threading.Thread(target=watch, args=(samples, done))
+    """Start an engine with a small cache, watching its worker."""
+    samples: list[tuple[int, float]] = []
+    ready = threading.Event()
+    watcher = threading.Thread(target=watch, args=(samples, ready))
     watcher.start()
-    begin = time.monotonic()
-    with engine(checkpoint, dtype=dtype, max_num_batched_tokens=512, kv_cache_memory_bytes=64 * MIB):
-        seconds = time.monotonic() - begin
-        done.set()
+    with engine(checkpoint, dtype=dtype, max_num_batched_tokens=512, kv_cache_memory_bytes=256 * MIB):
+        ready.set()
         watcher.join()
-    return Start(seconds, max(samples), samples[-1])
+    after, seconds = samples[-1]
+    return Start(seconds, max(memory for memory, _ in samples), after)
 
 
-def watch(samples: list[int], done: threading.Event) -> None:
-    while not done.wait(0.01):
-        samples.append(
-            max((anonymous(child) for child in psutil.Process().children(recursive=True)), default=0)
-        )
+def watch(samples: list[tuple[int, float]], ready: threading.Event) -> None:
+    """Sample the memory and processor time of the largest child until the engine is ready."""
+    last = False
+    while not last:
+        last = ready.wait(0.01)
+        children = psutil.Process().children(recursive=True)
+        samples.append(max((sample(child) for child in children), default=(0, 0.0)))
 
 
-def anonymous(process: psutil.Process) -> int:
-    """The process's anonymous memory in bytes; 0 where it has just ended."""
+def sample(process: psutil.Process) -> tuple[int, float]:
+    """A process's anonymous memory in bytes and its processor time in seconds; zeros where it has ended."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
-    except OSError:
-        return 0
+        times = process.cpu_times()
+    except (OSError, psutil.NoSuchProcess):
+        return 0, 0.0
     lines = dict(line.split(":", 1) for line in status.splitlines())
-    return int(lines.get("RssAnon", "0 kB").split()[0]) * 1024
+    return int(lines.get("RssAnon", "0 kB").split()[0]) * 1024, times.user + times.system
 
 
 if __name__ == "__main__":
