@@ -38,7 +38,8 @@ def _route(
     )
     routing = policy_from_json(policy).route(step)
     count_expert_load(load_MC, routing.experts_TA, routing.count_T, routing.tail_T, segment_T)
-    return routing.weights_TA, routing.experts_TA.int()
+    # A policy may give slices of wider tensors; vLLM's CPU kernel reads weights as if they were whole.
+    return routing.weights_TA.contiguous(), routing.experts_TA.int().contiguous()
 
 
 def _route_fake(
