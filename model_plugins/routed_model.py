@@ -52,6 +52,7 @@ class ModalityRouting(nn.Module):
         self.in_force = in_force
         self.segments = TokenSegments(vllm_config.scheduler_config.max_num_batched_tokens)
         self.loads: dict[int, Tensor] = {}
+        self.routers: dict[int, PolicyRouter] = {}
 
     def router(self, layer: int, num_experts: int, hidden_size: int) -> PolicyRouter:
         """The router of decoder layer `layer`. The model registers its `parameters`, and loads them."""
@@ -60,9 +61,10 @@ class ModalityRouting(nn.Module):
         self.loads[layer] = load_MC
         policy = self.in_force.layers[layer].policy
         parameters = router_parameters(policy, hidden_size, num_experts)
-        return PolicyRouter(
+        self.routers[layer] = PolicyRouter(
             policy, num_experts, self.segments.segments, self.segments.asked, load_MC, parameters
         )
+        return self.routers[layer]
 
     def describe(self) -> dict[str, Any]:
         """What is in force per layer, and where each setting was said."""

@@ -1,5 +1,6 @@
 """The vLLM router that applies a routing policy: one op, opaque to the compiler."""
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -75,6 +76,9 @@ class PolicyRouter(BaseRouter):
     `segments` and `asked` are the buffers of `TokenSegments`; `parameters` are the policy's, by name.
     """
 
+    observer: Callable[[Tensor, Tensor, Tensor], None] | None = None
+    """Called with the logits, experts and weights of each step of an eager engine."""
+
     def __init__(
         self,
         policy: RoutingPolicy,
@@ -116,4 +120,6 @@ class PolicyRouter(BaseRouter):
             self._parameter_list,
             self._policy,
         )
+        if self.observer is not None:
+            self.observer(router_logits, experts_TA, weights_TA)
         return weights_TA, experts_TA

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 
@@ -10,10 +10,18 @@ from prismoe.server.arguments import serve_settings
 from prismoe.server.demo import demo
 from prismoe.server.sentences import fail, sentence
 from prismoe.server.serve import serve
+from prismoe.server.tools import check, convert
 
 DESCRIPTION = (
     "Serve mixture-of-experts vision-language models whose router knows the modality of every token."
 )
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "serve": lambda arguments: serve(serve_settings(arguments)),
+    "demo": demo,
+    "check": check,
+    "convert": convert,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     command, rest = parser.parse_args(arguments[:1]).command, arguments[1:]
     try:
-        return serve(serve_settings(rest)) if command == "serve" else demo(rest)
+        return COMMANDS[command](rest)
     except ValidationError as error:
         return fail(sentence(error))
 
@@ -33,6 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="serve a model over the OpenAI API", add_help=False)
     commands.add_parser(
         "demo", help="serve the bundled model and ask it about three pictures", add_help=False
+    )
+    commands.add_parser(
+        "check", help="tell what a checkpoint is and how far it is from a reference", add_help=False
+    )
+    commands.add_parser(
+        "convert", help="write a checkpoint that needs nothing beside its folder", add_help=False
     )
     return parser
 

@@ -25,6 +25,15 @@ from prismoe.model_plugins.request_routing import asked_experts
 IMAGE_MARK = "<image>"
 """Stands for an image in a prompt's text."""
 
+IMAGE_FIELDS = dict.fromkeys(["pixel_values", "asked_experts"], MultiModalFieldConfig.batched("image"))
+"""What the model takes of each image."""
+
+
+def image_inputs(pixel_values: torch.Tensor, asked: tuple[int, int] = (0, 0)) -> BatchFeature:
+    """`IMAGE_FIELDS` of images `[N, 3, H, W]` whose request asks for these experts (`asked_experts`)."""
+    asked_N2 = torch.tensor([asked] * len(pixel_values))
+    return BatchFeature({"pixel_values": pixel_values, "asked_experts": asked_N2})
+
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     """The image in the middle of a square of its longer side (`image_aspect_ratio: pad`)."""
@@ -94,17 +103,12 @@ class MoELLaVAProcessor(BaseMultiModalProcessor[MoELLaVAProcessingInfo]):
     ) -> BatchFeature:
         images: Sequence[Image.Image] = hf_data["images"]  # type: ignore[assignment]
         asked = asked_experts(hf_kwargs, most=getattr(self.info.get_hf_config(), MOST_REQUEST_EXPERTS))
-        return BatchFeature(
-            {
-                "pixel_values": self.info.pixel_values(images),
-                "asked_experts": torch.tensor([asked] * len(images)),
-            }
-        )
+        return image_inputs(self.info.pixel_values(images), asked)
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        return dict.fromkeys(["pixel_values", "asked_experts"], MultiModalFieldConfig.batched("image"))
+        return IMAGE_FIELDS
 
     def _get_prompt_updates(
         self,

@@ -3,12 +3,13 @@
 import base64
 import json
 import random
+import shutil
 import unicodedata
 from pathlib import Path
 
 import pytest
 import tiktoken
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from prismoe.model_plugins import register
 from prismoe.model_plugins.moe_llava.tokenizers import (
@@ -17,6 +18,7 @@ from prismoe.model_plugins.moe_llava.tokenizers import (
     QWenTokenizer,
     RanksTokenizer,
 )
+from prismoe.model_plugins.tools.self_contained import write_tokenizer
 from tests.model_plugins.engine import PHI
 
 TEXTS = [
@@ -87,3 +89,22 @@ def test_the_special_tokens_have_the_authors_ids() -> None:
     for token, token_id in (("<|fim_pad|>", 100261), ("<reponame>", 100275), ("<|im_end|>", 100278)):
         assert 100257 + arcade.index(token) == token_id
     assert 100257 + len(arcade) - 1 == 100288
+
+
+def test_a_converted_tokenizer_is_the_same_without_the_plugin(
+    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    register()
+    original = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    folder = tmp_path_factory.mktemp("converted")
+    write_tokenizer(checkpoint, folder)
+    converted = PreTrainedTokenizerFast.from_pretrained(folder)
+    shutil.copy(checkpoint / "config.json", folder)
+    assert type(AutoTokenizer.from_pretrained(folder)) is type(converted)
+    assert (len(converted), converted.eos_token_id) == (len(original), original.eos_token_id)
+    assert converted.model_max_length == original.model_max_length == 2048
+    for text in [*TEXTS, *original.get_added_vocab()]:
+        token_ids = original.encode(text)
+        assert converted.encode(text) == token_ids
+        for skip in (True, False):
+            assert converted.decode(token_ids, skip) == original.decode(token_ids, skip)

@@ -1,0 +1,141 @@
+"""What a checkpoint is, read from its files without an engine."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from prismoe.model_plugins import register
+from prismoe.model_plugins.moe_llava.config import check_servable, experts_by_layer, moe_settings
+from prismoe.model_plugins.moe_llava.tower import find_tower, tokens_per_image, tower_config
+from prismoe.model_plugins.tools.checkpoint_folder import family, read_config
+from prismoe.model_plugins.tools.weight_files import DTYPE_NAMES, open_weights
+
+FAMILY_NAMES = {"phi": "Phi-2", "stablelm": "StableLM", "qwen": "Qwen-1"}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The language model's sizes."""
+
+    layers: int
+    hidden_size: int
+    attention_heads: int
+    vocabulary: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The image tower, and what becomes of an image."""
+
+    name: str
+    folder: str
+    kind: str
+    image_size: int
+    select_layer: int
+    tokens_per_image: int
+    image_aspect_ratio: str
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The tokenizer as it is loaded."""
+
+    kind: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The MoE layers: the number of experts by the decoder's layer index, and k."""
+
+    by_layer: dict[int, int]
+    top_k: int
+    residual: bool
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors in the files; `dtypes` counts them by safetensors' name of their dtype."""
+
+    files: list[str]
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """Everything that the report says of a checkpoint's files."""
+
+    model: str
+    family: str
+    architecture: str
+    decoder: Decoder
+    tower: Tower
+    tokenizer: Tokenizer | None
+    experts: Experts
+    weights: Weights
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def checkpoint_facts(folder: Path) -> CheckpointFacts:
+    """Read them. Raises ValueError or OSError with a sentence where prismoe can't serve the checkpoint."""
+    raw = read_config(folder)
+    weights = _weights(folder)
+    register()
+    config = AutoConfig.from_pretrained(folder)
+    check_servable(config)
+    tower = tower_config(config.mm_image_tower, str(folder))
+    moe = moe_settings(config)
+    return CheckpointFacts(
+        model=str(folder),
+        family=FAMILY_NAMES[family(raw)],
+        architecture=", ".join(raw.get("architectures") or ["none"]),
+        decoder=Decoder(
+            layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            attention_heads=config.num_attention_heads,
+            vocabulary=config.vocab_size,
+            positions=getattr(config, "seq_length", config.max_position_embeddings),
+        ),
+        tower=Tower(
+            name=config.mm_image_tower,
+            folder=str(find_tower(config.mm_image_tower, str(folder))),
+            kind=tower.model_type.removesuffix("_vision_model"),
+            image_size=tower.image_size,
+            select_layer=config.mm_vision_select_layer,
+            tokens_per_image=tokens_per_image(config, str(folder)),
+            image_aspect_ratio=getattr(config, "image_aspect_ratio", None) or "square",
+        ),
+        tokenizer=_tokenizer(folder),
+        experts=Experts(experts_by_layer(config), moe.top_k_experts, moe.use_residual),
+        weights=weights,
+    )
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    """None where there is none that can be loaded."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, TypeError, KeyError):
+        return None
+    return Tokenizer(type(tokenizer).__name__, len(tokenizer))
+
+
+def _weights(folder: Path) -> Weights:
+    files, dtypes = [], Counter[str]()
+    parameters = size = 0
+    for file in open_weights(folder):
+        files.append(file.path.name)
+        for info in file.tensors.values():
+            dtypes[DTYPE_NAMES.get(info.dtype, str(info.dtype))] += 1
+            parameters += info.count
+            size += info.size
+    return Weights(files, dtypes.total(), parameters, size, dict(dtypes))

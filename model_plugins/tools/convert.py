@@ -1,0 +1,47 @@
+"""`prismoe convert`: from a checkpoint as its authors ship it to one that needs nothing beside its folder."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prismoe.model_plugins.tools.checkpoint_folder import read_config
+from prismoe.model_plugins.tools.quiet import quiet
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    routing: Mapping[str, Any] | None,
+    dtype: str | None,
+    max_shard_size: int,
+) -> int:
+    """Write `destination` and return 0.
+
+    Raises ValueError or OSError with a sentence where that can't be done; nothing is left behind then.
+    """
+    read_config(source)
+    with _written_whole(destination) as folder:
+        with quiet(verbose=False):
+            from prismoe.model_plugins.tools.self_contained import write_self_contained
+        write_self_contained(source, folder, routing, dtype, max_shard_size)
+    print(f"Wrote {destination}. To serve it: prismoe serve {destination}")
+    return 0
+
+
+@contextmanager
+def _written_whole(destination: Path) -> Iterator[Path]:
+    """A folder beside `destination` that takes its place at the end of the block, if all went well."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ValueError(f"{destination} exists and is not an empty folder: name another.")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.replace(destination)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise

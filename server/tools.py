@@ -1,0 +1,75 @@
+"""`prismoe check` and `prismoe convert`: their arguments, and how they end."""
+
+import argparse
+import signal
+from collections.abc import Callable, Sequence
+
+from prismoe.server.sentences import fail, sentence
+from prismoe.server.settings import CheckSettings, ConvertSettings
+
+ROUTING_HELP = 'how to route, instead of what the checkpoint says, e.g. {"policy": "topk"}'
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Report what a checkpoint is; 1 where it can't be loaded or a tolerance is broken."""
+    parser = argparse.ArgumentParser(
+        prog="prismoe check",
+        description="Load a checkpoint and tell what it is, how it routes, whether all its tensors are used, "
+        "and how far it is from a reference. Exit status: 0; 1 where it can't be loaded or is too far.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="the checkpoint's folder")
+    parser.add_argument(
+        "--against",
+        metavar="FILE",
+        help="an .npz file of what the authors' code computed (input_ids, pixel_values, logits, …), to "
+        "compare with in float32",
+    )
+    parser.add_argument("--routing", metavar="JSON", help=ROUTING_HELP)
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="show vLLM's log on stderr")
+    settings = CheckSettings.model_validate(vars(parser.parse_args(arguments)))
+
+    def run() -> int:
+        from prismoe.model_plugins.tools.check import check
+
+        return check(**dict(settings))
+
+    return _end(run)
+
+
+def convert(arguments: Sequence[str]) -> int:
+    """Write a self-contained checkpoint; 1 where that can't be done."""
+    parser = argparse.ArgumentParser(
+        prog="prismoe convert",
+        description="Write the checkpoint SRC to the new folder DST, with its image tower, its tokenizer and "
+        "its routing, so that DST can be served anywhere.",
+    )
+    parser.add_argument("source", metavar="SRC", help="the checkpoint's folder")
+    parser.add_argument("destination", metavar="DST", help="a folder that is not there yet")
+    parser.add_argument("--routing", metavar="JSON", help=ROUTING_HELP)
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float16", "float32"], help="of the weights (default: as they are)"
+    )
+    parser.add_argument(
+        "--max-shard-size", metavar="SIZE", default="4GB", help="of a weight file (default: 4GB)"
+    )
+    settings = ConvertSettings.model_validate(vars(parser.parse_args(arguments)))
+
+    def run() -> int:
+        from prismoe.model_plugins.tools.convert import convert
+
+        return convert(**dict(settings))
+
+    return _end(run)
+
+
+def _end(run: Callable[[], int]) -> int:
+    """The exit status of a command that cleans up when it is interrupted, and whose errors are sentences."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return run()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        return fail(sentence(error))
