@@ -66,32 +66,33 @@ def stored_shapes(folder: Path) -> dict[str, Shape]:
 
 def _shapes_in(file: Path) -> list[tuple[str, Shape]]:
     if file.suffix == ".safetensors":
-        with _open_safetensors(file) as tensors:
+        with open_safetensors(file) as tensors:
             return [(name, tuple(tensors.get_slice(name).get_shape())) for name in tensors.offset_keys()]
-    return [(name, tuple(tensor.shape)) for name, tensor in _load_pickled(file, "meta").items()]
+    return [(name, tuple(tensor.shape)) for name, tensor in load_pickled(file, "meta").items()]
 
 
 def stored_tensors(folder: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors in a folder's weight files whose names start with `prefix`, one in memory at a time."""
     for file in weight_files(folder):
         if file.suffix == ".safetensors":
-            with _open_safetensors(file) as tensors:
+            with open_safetensors(file) as tensors:
                 for name in tensors.offset_keys():
                     if name.startswith(prefix):
                         yield name, tensors.get_tensor(name)
         else:
-            pickled = _load_pickled(file, "cpu").items()
+            pickled = load_pickled(file, "cpu").items()
             yield from ((name, tensor) for name, tensor in pickled if name.startswith(prefix))
 
 
-def _open_safetensors(file: Path) -> Any:
+def open_safetensors(file: Path) -> Any:
+    """The safetensors library's view of a file, a context manager."""
     try:
         return safe_open(file, "pt")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is cut short or no safetensors file ({error}): fetch it again.") from error
 
 
-def _load_pickled(file: Path, device: str) -> dict[str, Tensor]:
+def load_pickled(file: Path, device: str) -> dict[str, Tensor]:
     """A .bin file's tensors. Nothing in it is run; on device "meta" the tensors' contents stay unread."""
     try:
         content = torch.load(file, map_location=device, weights_only=True, mmap=_is_zip(file))

@@ -53,7 +53,7 @@ class ServeSettings(RoutingSetting):
 class CheckSettings(RoutingSetting):
     """What `prismoe check` is told."""
 
-    model: Path
+    model: str
     against: Path | None = None
     as_json: bool
     verbose: bool
@@ -62,7 +62,7 @@ class CheckSettings(RoutingSetting):
 class ConvertSettings(RoutingSetting):
     """What `prismoe convert` is told."""
 
-    source: Path
+    source: str
     destination: Path
     dtype: str | None = None
     max_shard_size: ByteSize

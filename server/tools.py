@@ -18,7 +18,7 @@ def check(arguments: Sequence[str]) -> int:
         description="Load a checkpoint and tell what it is, how it routes, whether all its tensors are used, "
         "and how far it is from a reference. Exit status: 0; 1 where it can't be loaded or is too far.",
     )
-    parser.add_argument("model", metavar="MODEL", help="the checkpoint's folder")
+    parser.add_argument("model", metavar="MODEL", help="the checkpoint's folder, or its name on a hub")
     parser.add_argument(
         "--against",
         metavar="FILE",
@@ -45,7 +45,7 @@ def convert(arguments: Sequence[str]) -> int:
         description="Write the checkpoint SRC to the new folder DST, with its image tower, its tokenizer and "
         "its routing, so that DST can be served anywhere.",
     )
-    parser.add_argument("source", metavar="SRC", help="the checkpoint's folder")
+    parser.add_argument("source", metavar="SRC", help="the checkpoint's folder, or its name on a hub")
     parser.add_argument("destination", metavar="DST", help="a folder that is not there yet")
     parser.add_argument("--routing", metavar="JSON", help=ROUTING_HELP)
     parser.add_argument(

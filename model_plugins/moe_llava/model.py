@@ -84,7 +84,6 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
         config = vllm_config.model_config.hf_config
         self.config, self.vllm_config = config, vllm_config
         self.experts_by_layer = experts_by_layer(config)
-        self.unused_tensors: list[str] = []
         self.routing = ModalityRouting(vllm_config, routing_in_force(config, operator_routing(vllm_config)))
         vision = tower_config(config.mm_image_tower, vllm_config.model_config.model)
         self.tensors = TensorList(config, vision, self.routing.in_force)

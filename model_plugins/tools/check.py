@@ -5,39 +5,41 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prismoe.model_plugins.tools.checkpoint_folder import read_config
+from prismoe.model_plugins.hub import checkpoint_folder
 from prismoe.model_plugins.tools.quiet import quiet
 
 
 def check(
-    model: Path, against: Path | None, routing: Mapping[str, Any] | None, as_json: bool, verbose: bool
+    model: str, against: Path | None, routing: Mapping[str, Any] | None, as_json: bool, verbose: bool
 ) -> int:
     """Print the report; 1 where the reference's tolerances are broken.
 
     Raises ValueError or OSError with a sentence where the checkpoint can't be loaded or compared.
     """
-    read_config(model)
+    folder = checkpoint_folder(model)
     with quiet(verbose) as log:
         try:
-            report = _report(model, against, routing)
+            report = _report(folder, against, routing)
         except RuntimeError as error:
             raise ValueError(f"The checkpoint does not load. {log.first_error() or error}") from error
     print(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
     return 0 if report.passed else 1
 
 
-def _report(model: Path, against: Path | None, routing: Mapping[str, Any] | None) -> Any:
+def _report(folder: Path, against: Path | None, routing: Mapping[str, Any] | None) -> Any:
+    from prismoe.model_plugins.moe_llava.config import check_config_file
     from prismoe.model_plugins.tools.check_engine import check_engine
     from prismoe.model_plugins.tools.check_report import CheckReport
     from prismoe.model_plugins.tools.checkpoint_facts import checkpoint_facts
     from prismoe.model_plugins.tools.comparison import compare
     from prismoe.model_plugins.tools.reference import read_reference
 
-    facts = checkpoint_facts(model)
+    check_config_file(folder)
+    facts = checkpoint_facts(folder)
     reference = read_reference(against, facts) if against else None
     if reference is None and facts.tokenizer is None:
         raise ValueError(
-            f"{model} has no tokenizer that can be loaded, so it can't be served: add its files."
+            f"{folder} has no tokenizer that can be loaded, so it can't be served: add its files."
         )
     cases = reference.cases if reference else []
     with check_engine(facts, "float32" if reference else "auto", routing, cases) as engine:

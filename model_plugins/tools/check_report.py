@@ -102,9 +102,9 @@ class CheckReport:
     def _tensors(self) -> Iterator[str]:
         total, unused = self.facts.weights.tensors, self.unused_tensors
         if not unused:
-            yield _line("tensors", f"all {total} used")
+            yield _line("tensors", f"{total}, all used")
             return
-        yield _line("tensors", f"{total - len(unused)} of {total} used; left out:")
+        yield _line("tensors", f"{total}; serving leaves {len(unused)} out:")
         yield from (f"{'':14}{name}" for name in unused)
 
     def _reference(self) -> Iterator[str]:

@@ -8,10 +8,10 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from prismoe.model_plugins import register
-from prismoe.model_plugins.moe_llava.config import check_servable, experts_by_layer, moe_settings
+from prismoe.model_plugins.moe_llava.config import check_servable, experts_by_layer, family, moe_settings
 from prismoe.model_plugins.moe_llava.tower import find_tower, tokens_per_image, tower_config
-from prismoe.model_plugins.tools.checkpoint_folder import family, read_config
-from prismoe.model_plugins.tools.weight_files import DTYPE_NAMES, open_weights
+from prismoe.model_plugins.tools.lazy_tensors import DTYPE_NAMES, lazy_tensors
+from prismoe.model_plugins.weight_files import weight_files
 
 FAMILY_NAMES = {"phi": "Phi-2", "stablelm": "StableLM", "qwen": "Qwen-1"}
 
@@ -87,7 +87,6 @@ class CheckpointFacts:
 
 def checkpoint_facts(folder: Path) -> CheckpointFacts:
     """Read them. Raises ValueError or OSError with a sentence where prismoe can't serve the checkpoint."""
-    raw = read_config(folder)
     weights = _weights(folder)
     register()
     config = AutoConfig.from_pretrained(folder)
@@ -96,8 +95,8 @@ def checkpoint_facts(folder: Path) -> CheckpointFacts:
     moe = moe_settings(config)
     return CheckpointFacts(
         model=str(folder),
-        family=FAMILY_NAMES[family(raw)],
-        architecture=", ".join(raw.get("architectures") or ["none"]),
+        family=FAMILY_NAMES[family(config)],
+        architecture=", ".join(config.architectures),
         decoder=Decoder(
             layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
@@ -130,12 +129,11 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _weights(folder: Path) -> Weights:
-    files, dtypes = [], Counter[str]()
-    parameters = size = 0
-    for file in open_weights(folder):
-        files.append(file.path.name)
-        for info in file.tensors.values():
-            dtypes[DTYPE_NAMES.get(info.dtype, str(info.dtype))] += 1
-            parameters += info.count
-            size += info.size
-    return Weights(files, dtypes.total(), parameters, size, dict(dtypes))
+    tensors = lazy_tensors(folder).values()
+    return Weights(
+        files=[file.name for file in weight_files(folder)],
+        tensors=len(tensors),
+        parameters=sum(tensor.count for tensor in tensors),
+        bytes=sum(tensor.size for tensor in tensors),
+        dtypes=dict(Counter(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)) for tensor in tensors)),
+    )

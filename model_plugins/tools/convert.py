@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prismoe.model_plugins.tools.checkpoint_folder import read_config
+from prismoe.model_plugins.hub import checkpoint_folder
 from prismoe.model_plugins.tools.quiet import quiet
 
 
 def convert(
-    source: Path,
+    source: str,
     destination: Path,
     routing: Mapping[str, Any] | None,
     dtype: str | None,
@@ -22,11 +22,11 @@ def convert(
 
     Raises ValueError or OSError with a sentence where that can't be done; nothing is left behind then.
     """
-    read_config(source)
+    folder_of_source = checkpoint_folder(source)
     with _written_whole(destination) as folder:
         with quiet(verbose=False):
             from prismoe.model_plugins.tools.self_contained import write_self_contained
-        write_self_contained(source, folder, routing, dtype, max_shard_size)
+        write_self_contained(folder_of_source, folder, routing, dtype, max_shard_size)
     print(f"Wrote {destination}. To serve it: prismoe serve {destination}")
     return 0
 

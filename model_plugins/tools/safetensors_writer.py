@@ -1,22 +1,42 @@
-"""Writes safetensors files tensor by tensor: no more than one tensor is in memory at a time."""
+"""Writes safetensors files tensor by tensor, so that no more than one is in memory at a time."""
 
 import json
+import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from tqdm import tqdm
 
-from prismoe.model_plugins.tools.weight_files import DTYPE_NAMES, TensorInfo
+from prismoe.model_plugins.tools.lazy_tensors import DTYPE_NAMES, LazyTensor
 
 ALIGNMENT = 8
+GB = 10**9
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, TensorInfo], read: Callable[[str], Tensor]
-) -> Iterator[int]:
-    """Write the tensors, which `read` gives one after the other; yields each one's size in bytes.
+def write_sharded(folder: Path, tensors: Mapping[str, LazyTensor], max_bytes: int) -> None:
+    """Write files of `max_bytes` of tensors at most, and an index where there are several.
+
+    A tensor that is larger has a file of its own. Shows its progress. Raises OSError where the disk is full.
+    """
+    total = sum(tensor.size for tensor in tensors.values())
+    if total > (free := shutil.disk_usage(folder).free):
+        raise OSError(f"The disk of {folder.parent} has {free / GB:.1f} GB free for {total / GB:.1f} GB.")
+    shards = _shards(tensors, max_bytes)
+    names = _names(len(shards))
+    with tqdm(total=total, unit="B", unit_scale=True, desc="Weights") as progress:
+        for name, shard in zip(names, shards, strict=True):
+            for written in write_safetensors(folder / name, shard):
+                progress.update(written)
+    if len(shards) > 1:
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[int]:
+    """Write one file; yields each tensor's size in bytes once it is written.
 
     The widest dtypes come first, so that each tensor lies at a multiple of its own width.
     """
@@ -24,22 +44,41 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(_header(tensors, order))
         for name in order:
-            tensor = read(name).to(tensors[name].dtype).contiguous().reshape(-1)
+            tensor = tensors[name].read().contiguous().reshape(-1)
             file.write(tensor.view(torch.uint8).numpy().data)
             yield tensors[name].size
 
 
-def _header(tensors: Mapping[str, TensorInfo], order: Sequence[str]) -> bytes:
+def _header(tensors: Mapping[str, LazyTensor], order: Sequence[str]) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in order:
-        info = tensors[name]
+        tensor = tensors[name]
         entries[name] = {
-            "dtype": DTYPE_NAMES[info.dtype],
-            "shape": info.shape,
-            "data_offsets": [offset, offset + info.size],
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": tensor.shape,
+            "data_offsets": [offset, offset + tensor.size],
         }
-        offset += info.size
+        offset += tensor.size
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % ALIGNMENT)
     return struct.pack("<Q", len(header)) + header
+
+
+def _shards(tensors: Mapping[str, LazyTensor], max_bytes: int) -> list[dict[str, LazyTensor]]:
+    """The tensors in their order, parted before a shard would be larger than `max_bytes`."""
+    shards: list[dict[str, LazyTensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.size > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.size
+    return shards
+
+
+def _names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{index:05}-of-{count:05}.safetensors" for index in range(1, count + 1)]

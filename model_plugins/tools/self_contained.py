@@ -3,27 +3,26 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from prismoe.model_plugins import CHAT_TEMPLATE, register
-from prismoe.model_plugins.moe_llava.config import check_servable, routing_in_force
+from prismoe.model_plugins.moe_llava.config import check_config_file, check_servable, routing_in_force
+from prismoe.model_plugins.moe_llava.start_check import check_weights
+from prismoe.model_plugins.moe_llava.tensors import TensorList
 from prismoe.model_plugins.moe_llava.tokenizers import RanksTokenizer
-from prismoe.model_plugins.moe_llava.tower import find_tower, tower_image_processor
+from prismoe.model_plugins.moe_llava.tower import VISION, find_tower, tower_config, tower_image_processor
 from prismoe.model_plugins.routing import ROUTING_KEY
 from prismoe.model_plugins.routing.registry import RoutingInForce
-from prismoe.model_plugins.tools.checkpoint_folder import read_config
-from prismoe.model_plugins.tools.safetensors_writer import write_safetensors
-from prismoe.model_plugins.tools.weight_files import TensorInfo, WeightFile, open_weights
+from prismoe.model_plugins.tools.lazy_tensors import LazyTensor, lazy_tensors
+from prismoe.model_plugins.tools.safetensors_writer import write_sharded
+from prismoe.model_plugins.weight_files import read_json
 
 TOWER_FOLDER = "image_tower"
 COPIED = ("generation_config.json", "README.md", "LICENSE*", "NOTICE*")
-GB = 10**9
 
 
 def write_self_contained(
@@ -38,12 +37,14 @@ def write_self_contained(
     `dtype` is for its floating-point tensors. Raises ValueError or OSError with a sentence where the source
     can't be served.
     """
-    settings = read_config(source)
+    check_config_file(source)
+    settings = read_json(source / "config.json")
     register()
     config = AutoConfig.from_pretrained(source)
     check_servable(config)
     tower_image_processor(config.mm_image_tower, str(source))
     in_force = routing_in_force(config, routing)
+    check_weights(config, source, in_force)
     if in_force.layers:
         settings[ROUTING_KEY] = routing_settings(in_force)
     if dtype is not None:
@@ -52,11 +53,15 @@ def write_self_contained(
     settings["mm_image_tower"] = TOWER_FOLDER
     settings.pop("auto_map", None)  # The code that it names stays behind.
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    _copy_tower(find_tower(config.mm_image_tower, str(source)), folder / TOWER_FOLDER)
+    tower = find_tower(config.mm_image_tower, str(source))
+    _copy_tower(tower, folder / TOWER_FOLDER)
     for file in (file for pattern in COPIED for file in source.glob(pattern)):
         shutil.copyfile(file, folder / file.name)
     write_tokenizer(source, folder)
-    _write_weights(source, folder, None if dtype is None else getattr(torch, dtype), max_shard_bytes)
+    names = TensorList(config, tower_config(config.mm_image_tower, str(source)), in_force)
+    tensors = _with_tower(lazy_tensors(source), tower, names.tower_prefix)
+    torch_dtype = None if dtype is None else getattr(torch, dtype)
+    write_sharded(folder, {name: tensor.to(torch_dtype) for name, tensor in tensors.items()}, max_shard_bytes)
 
 
 def routing_settings(in_force: RoutingInForce) -> dict[str, Any]:
@@ -65,6 +70,14 @@ def routing_settings(in_force: RoutingInForce) -> dict[str, Any]:
     common = next(iter(by_layer.values()))
     differing = {layer: policy for layer, policy in by_layer.items() if policy != common}
     return common | ({"layers": differing} if differing else {})
+
+
+def _with_tower(tensors: dict[str, LazyTensor], tower: Path, prefix: str) -> dict[str, LazyTensor]:
+    """The checkpoint's tensors, and the tower's from its own folder where the checkpoint has none."""
+    if any(name.startswith(prefix) for name in tensors):
+        return tensors
+    own = {prefix + name: tensor for name, tensor in lazy_tensors(tower).items() if name.startswith(VISION)}
+    return tensors | own
 
 
 def _copy_tower(tower: Path, folder: Path) -> None:
@@ -88,49 +101,3 @@ def write_tokenizer(source: Path, folder: Path) -> None:
         )
     tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE.read_text()
     tokenizer.save_pretrained(folder)
-
-
-def _write_weights(source: Path, folder: Path, dtype: torch.dtype | None, max_shard_bytes: int) -> None:
-    files = list(open_weights(source))
-    origin: dict[str, WeightFile] = {name: file for file in files for name in file.tensors}
-    tensors = {name: _as_written(file.tensors[name], dtype) for name, file in origin.items()}
-    total = sum(info.size for info in tensors.values())
-    if total > (free := shutil.disk_usage(folder).free):
-        raise OSError(
-            f"{folder.parent} has {free / GB:.1f} GB free, and the weights take {total / GB:.1f} GB."
-        )
-    shards = _shards(tensors, max_shard_bytes)
-    names = _shard_names(len(shards))
-    with tqdm(total=total, unit="B", unit_scale=True, desc="Weights") as progress:
-        for name, shard in zip(names, shards, strict=True):
-            for written in write_safetensors(
-                folder / name, shard, lambda tensor: origin[tensor].read(tensor)
-            ):
-                progress.update(written)
-    if len(shards) > 1:
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _as_written(info: TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
-    return replace(info, dtype=dtype) if dtype is not None and info.dtype.is_floating_point else info
-
-
-def _shards(tensors: Mapping[str, TensorInfo], max_bytes: int) -> list[dict[str, TensorInfo]]:
-    """The tensors in their order, parted before a shard would be larger than `max_bytes`."""
-    shards: list[dict[str, TensorInfo]] = [{}]
-    size = 0
-    for name, info in tensors.items():
-        if shards[-1] and size + info.size > max_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = info
-        size += info.size
-    return shards
-
-
-def _shard_names(count: int) -> list[str]:
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{index:05}-of-{count:05}.safetensors" for index in range(1, count + 1)]

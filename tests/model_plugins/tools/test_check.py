@@ -70,10 +70,10 @@ def test_what_is_no_checkpoint_is_refused_with_a_sentence(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"model_type": ')
     for folder, complaint in (
-        ("missing", "There is no folder"),
-        ("empty", "is empty"),
-        (".", "has no config.json"),
-        ("llama", "is no MoE-LLaVA checkpoint: its config.json gives the model_type 'llama'"),
+        ("missing", "is neither a folder nor a name on the Hugging Face Hub"),
+        ("empty", "holds no config.json"),
+        (".", "holds no config.json"),
+        ("llama", "config.json gives the model_type 'llama'; prismoe serves"),
         ("broken", "is not JSON"),
     ):
         assert main(["check", str(tmp_path / folder)]) == 1
@@ -96,7 +96,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused_with_a_sentence(
         assert_one_sentence(capfd, complaint)
     weights.unlink()
     assert main(["check", str(checkpoint)]) == 1
-    assert_one_sentence(capfd, "has no weights")
+    assert_one_sentence(capfd, "holds no weights")
     weights.write_bytes(whole)
     (tmp_path / "towers" / "clip" / "config.json").unlink()
     assert main(["check", str(checkpoint)]) == 1

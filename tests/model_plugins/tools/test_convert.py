@@ -128,6 +128,18 @@ def test_an_old_bin_checkpoint(tmp_path: Path) -> None:
     assert_same_weights(tmp_path / "converted", expected)
 
 
+def test_the_towers_weights_come_from_its_folder_where_the_checkpoint_has_none(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path, "qwen", "siglip")
+    expected = load_file(source / "model.safetensors")
+    prefix = "transformer.image_tower.image_tower."
+    own = {name: weight for name, weight in expected.items() if not name.startswith(prefix)}
+    tower = {name.removeprefix(prefix): expected[name] for name in expected.keys() - own.keys()}
+    save_file(own, source / "model.safetensors")
+    save_file(tower | {"text_model.head.weight": torch.ones(1)}, tmp_path / "towers/siglip/model.safetensors")
+    assert convert(source, tmp_path / "converted") == 0
+    assert_same_weights(tmp_path / "converted", expected)
+
+
 def test_another_dtype(tmp_path: Path) -> None:
     assert convert(PHI, tmp_path / "converted", "--dtype", "float32") == 0
     assert config(tmp_path / "converted")["torch_dtype"] == "float32"
@@ -166,6 +178,6 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"{write_self_contained.__module__}._write_weights", interrupt)
+    monkeypatch.setattr(f"{write_self_contained.__module__}.write_sharded", interrupt)
     assert convert(PHI, tmp_path / "new") == 130
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,98 @@
+"""The tensors in a folder's weight files, whatever their format, each read when it is asked for."""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prismoe.model_plugins.weight_files import load_pickled, open_safetensors, weight_files
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""By the names of the safetensors format."""
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """What a file's header says of a tensor, and how to get it."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    @property
+    def count(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.count * self.dtype.itemsize
+
+    def to(self, dtype: torch.dtype | None) -> "LazyTensor":
+        """The same tensor in `dtype` if it is of floating-point numbers; None leaves it as it is."""
+        if dtype is None or not self.dtype.is_floating_point:
+            return self
+        return LazyTensor(dtype, self.shape, lambda: self.read().to(dtype))
+
+
+def lazy_tensors(folder: Path) -> dict[str, LazyTensor]:
+    """A folder's tensors by name. Raises ValueError with a sentence where a file is damaged."""
+    return {
+        name: tensor
+        for path in weight_files(folder)
+        for name, tensor in (_in_safetensors(path) if path.suffix == ".safetensors" else _in_pickle(path))
+    }
+
+
+def _in_safetensors(path: Path) -> Iterator[tuple[str, LazyTensor]]:
+    open_safetensors(path)  # The library checks the header, and the file's size by it.
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+            start, end = (8 + length + offset for offset in entry["data_offsets"])
+            yield name, LazyTensor(dtype, shape, partial(_read, path, start, end - start, dtype, shape))
+
+
+def _read(path: Path, start: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """By a plain read: the pages of a memory map would stay with the process."""
+    if size == 0:
+        return torch.empty(shape, dtype=dtype)
+    content = bytearray(size)
+    with path.open("rb") as file:
+        file.seek(start)
+        file.readinto(content)
+    return torch.frombuffer(content, dtype=dtype).reshape(shape)
+
+
+def _in_pickle(path: Path) -> Iterator[tuple[str, LazyTensor]]:
+    for name, tensor in load_pickled(path, "cpu").items():
+        yield name, LazyTensor(tensor.dtype, tuple(tensor.shape), partial(_itself, tensor))
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
