@@ -32,6 +32,8 @@ def test_the_authors_reference_as_json() -> None:
     assert report["routing"]["source"] == "default"
     assert [layer["layer"] for layer in report["routing"]["layers"]] == [0, 2]
     assert report["weights"]["parameters"] == 350432
+    assert len(report["unused_tensors"]) == 18
+    assert all(".layers.2." in name or "post_layernorm" in name for name in report["unused_tensors"])
     comparisons = {entry["array"]: entry for entry in report["reference"]["comparisons"]}
     assert comparisons["layer2_router_logits"]["tolerance"] == 1e-4
     assert comparisons["greedy_ids"] == {
