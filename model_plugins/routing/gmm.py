@@ -8,7 +8,7 @@ from pydantic import Field
 from torch.nn.functional import linear
 
 from prismoe.kernels.mixture import best_posteriors, log_joint
-from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
 
 
 class GMM(RoutingPolicy):
@@ -25,6 +25,7 @@ class GMM(RoutingPolicy):
     components: int = Field(default=16, ge=1)
 
     def slots(self, num_experts: int) -> int:
+        check_experts("top_k", self.top_k, num_experts)
         return self.top_k
 
     def gate_rows(self, num_experts: int) -> int:

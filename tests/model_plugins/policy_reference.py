@@ -184,7 +184,7 @@ def fine_grained(policy: RoutingPolicy, step: Step) -> list[Pairs]:
 
 
 def dual_threshold(policy: RoutingPolicy, step: Step) -> list[Pairs]:
-    """MoDES: an expert is skipped when α w is below the modality's threshold; the others keep their weight."""
+    """MoDES: an expert is skipped when α w is below the modality's threshold; the others keep theirs."""
     tokens = []
     for row, segment in zip(step.logits, step.segments, strict=True):
         probs = softmax(row)

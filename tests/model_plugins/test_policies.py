@@ -1,123 +1,20 @@
 """Every policy against its float64 reference, and what its settings change."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from prismoe.kernels.routing import router_probabilities
 from prismoe.model_plugins.routing.ltdr import LTDR
-from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
+from prismoe.model_plugins.routing.policy import Routing
 from prismoe.model_plugins.routing.registry import POLICIES
 from prismoe.model_plugins.routing.topk import TopK
 from tests.kernels import reference
 from tests.kernels.test_routing import SEGMENTS
-from tests.model_plugins.policy_reference import RULES, Pairs, Step, ltdr_tail
-
-HIDDEN_SIZE = 24
-TOP_2 = {"top_k": 2, "norm_topk_prob": True}
-
-CASES: dict[str, dict[str, Any]] = {
-    "topk": {"policy": "topk", **TOP_2},
-    "topk of probabilities": {"policy": "topk", "top_k": 2, "norm_topk_prob": False},
-    "topk of 1": {"policy": "topk", "top_k": 1, "norm_topk_prob": False},
-    "ltdr": {"policy": "ltdr", **TOP_2},
-    "ltdr of probabilities": {"policy": "ltdr", "top_k": 2, "norm_topk_prob": False},
-    "ltdr with one expert for heads": {"policy": "ltdr", **TOP_2, "tail_experts": 3, "head_experts": 1},
-    "ltdr with three for text": {"policy": "ltdr", **TOP_2, "text_experts": 3, "tail_experts": 2},
-    "ltdr of heads": {"policy": "ltdr", **TOP_2, "selection": "head", "head_experts": 1},
-    "ltdr by threshold": {"policy": "ltdr", **TOP_2, "threshold": 0.03},
-    "gmm": {"policy": "gmm", "top_k": 2, "latent": 5, "components": 3},
-    "gmm of 1": {"policy": "gmm", "top_k": 1, "latent": 32, "components": 16},
-    "gmm with more mixtures than experts": {"policy": "gmm", "top_k": 9, "latent": 2, "components": 1},
-    "modality added": {"policy": "modality_conditioned", **TOP_2},
-    "modality behind": {"policy": "modality_conditioned", **TOP_2, "form": "concat", "embedding_size": 6},
-    "modality bias": {"policy": "modality_conditioned", "top_k": 2, "norm_topk_prob": False, "form": "bias"},
-    "groups": {"policy": "modality_groups"},
-    "uneven groups": {
-        "policy": "modality_groups",
-        "vision_group": 2,
-        "vision_experts": 2,
-        "shared_experts": 1,
-    },
-    "renormalised groups": {"policy": "modality_groups", "text_experts": 2, "norm_topk_prob": True},
-    "equiroute": {"policy": "equiroute", **TOP_2},
-    "equiroute of probabilities": {"policy": "equiroute", "top_k": 2, "norm_topk_prob": False},
-    "top_any": {"policy": "top_any"},
-    "cosine": {"policy": "cosine", **TOP_2, "latent": 6},
-    "cosine of 1": {"policy": "cosine", "top_k": 1, "norm_topk_prob": False},
-    "bias": {"policy": "bias_corrected", **TOP_2},
-    "bias of sigmoids": {"policy": "bias_corrected", "top_k": 2, "norm_topk_prob": False, "score": "sigmoid"},
-    "fine experts": {"policy": "fine_grained", "top_k": 2},
-    "fine experts renormalised": {
-        "policy": "fine_grained",
-        "top_k": 1,
-        "shared_experts": 2,
-        "norm_topk_prob": True,
-    },
-    "two thresholds": {"policy": "dual_threshold", **TOP_2, "text_threshold": 0.05, "vision_threshold": 0.3},
-    "two thresholds, all skipped": {
-        "policy": "dual_threshold",
-        "top_k": 2,
-        "norm_topk_prob": False,
-        "vision_importance": 0.1,
-        "vision_threshold": 0.9,
-    },
-    "entropy": {"policy": "entropy", "norm_topk_prob": True},
-    "entropy within bounds": {
-        "policy": "entropy",
-        "norm_topk_prob": False,
-        "min_experts": 2,
-        "max_experts": 3,
-        "low": 0.4,
-        "high": 0.8,
-    },
-}
-
-
-def make(settings: Mapping[str, Any]) -> RoutingPolicy:
-    return POLICIES[settings["policy"]].model_validate(settings)
-
-
-def random_step(policy: RoutingPolicy, segments: list[int], num_experts: int, seed: int = 0) -> RouterInputs:
-    """A step whose requests ask nothing."""
-    generator = torch.Generator().manual_seed(seed + 7 * num_experts + len(segments))
-    tokens = len(segments)
-    return RouterInputs(
-        hidden_TD=torch.randn(tokens, HIDDEN_SIZE, generator=generator),
-        logits_TE=2 * torch.randn(tokens, policy.gate_rows(num_experts), generator=generator),
-        segment_T=torch.tensor(segments),
-        asked_T2=torch.zeros(tokens, 2, dtype=torch.int32),
-        parameters={
-            name: random_parameter(name, shape, generator)
-            for name, shape in policy.parameters(HIDDEN_SIZE, num_experts).items()
-        },
-        num_experts=num_experts,
-    )
-
-
-def random_parameter(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Values of a size that matters; pressures and temperatures are positive."""
-    noise = torch.randn(shape, generator=generator)
-    if name in ("pressure", "temperature"):
-        return 0.3 + noise.abs()
-    if name in ("encoder", "projection", "weight"):
-        return noise * HIDDEN_SIZE**-0.5 * 2
-    return noise * {"expert_bias": 0.2, "thresholds": 0.2, "log_mixing": 20.0}.get(name, 1.0)
-
-
-def in_float64(step: RouterInputs) -> Step:
-    return Step(
-        hidden=step.hidden_TD.double().numpy(),
-        logits=step.logits_TE.double().numpy(),
-        segments=step.segment_T.tolist(),
-        asked=step.asked_T2.numpy(),
-        parameters={name: value.double().numpy() for name, value in step.parameters.items()},
-        num_experts=step.num_experts,
-    )
+from tests.model_plugins.policy_reference import RULES, Pairs, ltdr_tail
+from tests.model_plugins.routing_steps import BY_MODALITY, CASES, HIDDEN_SIZE, in_float64, make, random_step
 
 
 def used(routing: Routing) -> list[Pairs]:
@@ -260,9 +157,6 @@ def test_a_text_setting_leaves_vision_alone() -> None:
         assert vision(before) == vision(after)
         assert text(before) != text(after)
 
-
-BY_MODALITY = {"modality_embedding", "modality_bias", "pressure", "reservation"}
-"""Parameters whose second row is vision's own."""
 
 PARAMETERS = [
     (case, name) for case, settings in CASES.items() for name in make(settings).parameters(HIDDEN_SIZE, 7)

@@ -71,6 +71,7 @@ def test_a_layer_of_another_policy_starts_from_its_defaults() -> None:
         ({"policy": "ltdr", "text_experts": 5}, "text_experts is 5: give a number from 1 to"),
         ({"policy": "ltdr", "selection": "both"}, "selection: Input should be 'tail' or 'head'"),
         ({"policy": "ltdr", "threshold": -1}, "threshold: Input should be greater than or equal to 0"),
+        ({"policy": "gmm", "top_k": 5}, "top_k is 5: give a number from 1 to"),
         ({"policy": "gmm", "components": 0}, "components: Input should be greater than or equal to 1"),
         (
             {"policy": "modality_conditioned", "form": "times"},
