@@ -1,0 +1,51 @@
+"""What docs/routers.md says is so."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+import prismoe.model_plugins.router  # noqa: F401  (registers the op)
+from prismoe.kernels.routing import router_probabilities, top_experts
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
+from prismoe.model_plugins.routing.registry import POLICIES, choose_routing
+from tests.model_plugins.routing_steps import CASES, make
+
+PAGE = (Path(__file__).parent.parent / "docs" / "routers.md").read_text()
+ROWS = {cells[1].strip(" `"): cells for cells in (line.split("|") for line in PAGE.splitlines()) if cells[1:]}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_table_names_a_policys_settings_and_parameters(name: str) -> None:
+    _, _, _, _, settings, in_checkpoint, _ = ROWS[name]
+    assert set(re.findall(r"`(\w+)`", settings)) == set(POLICIES[name].model_fields) - {"policy"}
+    cases = [make(case) for case in CASES.values() if case["policy"] == name]
+    assert set(re.findall(r"`(\w+)`", in_checkpoint)) == {p for case in cases for p in case.parameters(8, 4)}
+    assert ("no gate" in in_checkpoint) == (min(case.gate_rows(4) for case in cases) == 0)
+
+
+def test_the_example_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy_code, registry_line = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    # What the imports of the file would give.
+    names: dict[str, Any] = {
+        "Literal": Literal,
+        "RouterInputs": RouterInputs,
+        "Routing": Routing,
+        "TopKPolicy": TopKPolicy,
+        "router_probabilities": router_probabilities,
+        "top_experts": top_experts,
+        "torch": torch,
+    }
+    exec(policy_code, names)
+    ((name, policy_class),) = eval(f"{{{registry_line}}}", names).items()
+    monkeypatch.setitem(POLICIES, name, policy_class)
+    policy = choose_routing({"policy": name}, None, 2, {0: 4}).layers[0].policy
+    segments, load_MC = torch.tensor([-1, 0, 0]), torch.zeros(2, 6, dtype=torch.int64)
+    asked = torch.zeros(3, 2, dtype=torch.int32)
+    weights_TA, _ = torch.ops.prismoe.route(
+        torch.empty(3, 8), torch.randn(3, 4), segments, asked, load_MC, [], policy.model_dump_json()
+    )
+    assert (weights_TA > 0).sum(dim=1).tolist() == [2, 1, 1]
+    assert load_MC[:, 4].tolist() == [1, 2]
