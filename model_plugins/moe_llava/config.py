@@ -163,6 +163,9 @@ class MoESettings(BaseModel):
     num_experts: list[PositiveInt] = []
     top_k_experts: PositiveInt = 2
     use_residual: bool = False
+    expert_width: int | None = None
+    """F, where it is not the width of a dense layer. The authors' format has no such key: their experts are
+    copies of the dense layer. Fine-grained experts are narrower."""
 
     def experts_by_layer(self, num_layers: int) -> dict[int, int]:
         """The number of experts of each MoE layer, by the decoder's layer index.
@@ -199,6 +202,16 @@ _LAYERS_OF_MODE = {
 def moe_settings(config: PretrainedConfig) -> MoESettings:
     """The checkpoint's `moe` object; a dense checkpoint has none."""
     return _validated(MoESettings, getattr(config, "moe", {"moe_enable": False}), "moe.")
+
+
+def dense_width(config: PretrainedConfig) -> int:
+    """The width of a dense feed-forward layer; Qwen's config gives that of both inner projections together."""
+    return int(config.intermediate_size) // (2 if family(config) == "qwen" else 1)
+
+
+def expert_width(config: PretrainedConfig) -> int:
+    """F: the width of an expert."""
+    return moe_settings(config).expert_width or dense_width(config)
 
 
 def experts_by_layer(config: PretrainedConfig) -> dict[int, int]:

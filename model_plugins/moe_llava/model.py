@@ -15,7 +15,12 @@ from vllm.model_executor.models.interfaces import MultiModalEmbeddings, Supports
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.sequence import IntermediateTensors
 
-from prismoe.model_plugins.moe_llava.config import experts_by_layer, moe_settings, routing_in_force
+from prismoe.model_plugins.moe_llava.config import (
+    expert_width,
+    experts_by_layer,
+    moe_settings,
+    routing_in_force,
+)
 from prismoe.model_plugins.moe_llava.decoder import Decoder
 from prismoe.model_plugins.moe_llava.moe import ExpertKind, MoE, constant_partner
 from prismoe.model_plugins.moe_llava.processing import IMAGE_MARK
@@ -98,11 +103,6 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix="lm_head")
         self.logits_processor = LogitsProcessor(config.vocab_size)
 
-    @property
-    @abstractmethod
-    def expert_width(self) -> int:
-        """F: the width of an expert, which is that of a dense feed-forward layer."""
-
     @abstractmethod
     def make_norm(self) -> nn.Module:
         """A norm over the hidden size."""
@@ -122,7 +122,7 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
         moe = MoE(
             self.expert_kind,
             self.config.hidden_size,
-            self.expert_width,
+            expert_width(self.config),
             num_experts,
             self.routing.router(index, num_experts, self.config.hidden_size),
             self.make_dense(f"{prefix}.mlp.mlp") if moe_settings(self.config).use_residual else None,
@@ -208,7 +208,7 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
             yield from self._constant_partners()
 
     def _constant_partners(self) -> Iterator[tuple[str, Tensor]]:
-        partner = constant_partner(self.expert_width, self.config.hidden_size)
+        partner = constant_partner(expert_width(self.config), self.config.hidden_size)
         for layer, num_experts in self.experts_by_layer.items():
             for expert in range(num_experts):
                 for kind, weight in partner.items():

@@ -4,6 +4,7 @@ from torch import nn
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from prismoe.model_plugins.moe_llava.config import dense_width
 from prismoe.model_plugins.moe_llava.decoder import BiasedMLP, DecoderAttention, ParallelBlock
 from prismoe.model_plugins.moe_llava.model import MoELLaVA, checkpoint_names
 from prismoe.model_plugins.moe_llava.moe import ExpertKind
@@ -26,15 +27,11 @@ class MoELLaVAPhiForCausalLM(MoELLaVA):
     )
     expert_kind = ExpertKind("gelu_tanh", ("fc1", "fc2", "partner"), is_gated=False, has_bias=True)
 
-    @property
-    def expert_width(self) -> int:
-        return int(self.config.intermediate_size)
-
     def make_norm(self) -> nn.Module:
         return nn.LayerNorm(self.config.hidden_size, eps=self.config.layer_norm_eps)
 
     def make_dense(self, prefix: str) -> nn.Module:
-        return BiasedMLP(self.vllm_config, self.expert_width, self.config.hidden_act, prefix)
+        return BiasedMLP(self.vllm_config, dense_width(self.config), self.config.hidden_act, prefix)
 
     def make_block(self, mlp: nn.Module, prefix: str) -> nn.Module:
         config = self.config

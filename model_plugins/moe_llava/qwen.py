@@ -5,6 +5,7 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from prismoe.model_plugins.moe_llava.config import dense_width
 from prismoe.model_plugins.moe_llava.decoder import DecoderAttention, GatedMLP, SequentialBlock
 from prismoe.model_plugins.moe_llava.model import MoELLaVA, checkpoint_names
 from prismoe.model_plugins.moe_llava.moe import ExpertKind
@@ -45,15 +46,11 @@ class MoELLaVAQWenForCausalLM(MoELLaVA):
     )
     expert_kind = ExpertKind("silu", ("w2", "c_proj", "w1"))
 
-    @property
-    def expert_width(self) -> int:
-        return int(self.config.intermediate_size) // 2
-
     def make_norm(self) -> nn.Module:
         return RMSNorm(self.config.hidden_size, eps=self.config.layer_norm_epsilon)
 
     def make_dense(self, prefix: str) -> nn.Module:
-        return GatedMLP(self.vllm_config, self.expert_width, prefix)
+        return GatedMLP(self.vllm_config, dense_width(self.config), prefix)
 
     def make_block(self, mlp: nn.Module, prefix: str) -> nn.Module:
         config = self.config

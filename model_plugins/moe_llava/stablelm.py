@@ -4,6 +4,7 @@ from torch import nn
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from prismoe.model_plugins.moe_llava.config import dense_width
 from prismoe.model_plugins.moe_llava.decoder import DecoderAttention, GatedMLP, SequentialBlock
 from prismoe.model_plugins.moe_llava.model import MoELLaVA, checkpoint_names
 from prismoe.model_plugins.moe_llava.moe import ExpertKind
@@ -28,15 +29,11 @@ class MoELLaVAStablelmForCausalLM(MoELLaVA):
     )
     expert_kind = ExpertKind("silu", ("gate_proj", "down_proj", "up_proj"))
 
-    @property
-    def expert_width(self) -> int:
-        return int(self.config.intermediate_size)
-
     def make_norm(self) -> nn.Module:
         return nn.LayerNorm(self.config.hidden_size, eps=self.config.norm_eps)
 
     def make_dense(self, prefix: str) -> nn.Module:
-        return GatedMLP(self.vllm_config, self.expert_width, prefix)
+        return GatedMLP(self.vllm_config, dense_width(self.config), prefix)
 
     def make_block(self, mlp: nn.Module, prefix: str) -> nn.Module:
         config = self.config

@@ -11,7 +11,13 @@ from typing import TypeAlias
 from transformers import CLIPVisionConfig, PretrainedConfig
 from vllm.model_executor.models.utils import get_layer_index
 
-from prismoe.model_plugins.moe_llava.config import experts_by_layer, family, moe_settings
+from prismoe.model_plugins.moe_llava.config import (
+    dense_width,
+    expert_width,
+    experts_by_layer,
+    family,
+    moe_settings,
+)
 from prismoe.model_plugins.moe_llava.tower import TowerConfig
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce
@@ -161,7 +167,7 @@ def _decoder(config: PretrainedConfig, tower_width: int) -> NamedShapes:
         if layer in experts:
             yield from _moe(f"{prefix}.mlp", config, experts[layer])
         else:
-            yield from _mlp(f"{prefix}.mlp", config)
+            yield from _mlp(f"{prefix}.mlp", config, dense_width(config))
 
 
 def _attention(prefix: str, config: PretrainedConfig) -> NamedShapes:
@@ -177,10 +183,8 @@ def _attention(prefix: str, config: PretrainedConfig) -> NamedShapes:
     yield from _linear(f"{prefix}.self_attn.{'dense' if is_phi else 'o_proj'}", hidden, hidden, is_phi)
 
 
-def _mlp(prefix: str, config: PretrainedConfig) -> NamedShapes:
+def _mlp(prefix: str, config: PretrainedConfig, width: int) -> NamedShapes:
     layout, hidden = LAYOUTS[family(config)], config.hidden_size
-    # Qwen's config gives the width of both inner projections together.
-    width = config.intermediate_size // 2 if family(config) == "qwen" else config.intermediate_size
     for inner in layout.inner:
         yield from _linear(f"{prefix}.{inner}", width, hidden, layout.mlp_bias)
     yield from _linear(f"{prefix}.{layout.outer}", hidden, width, layout.mlp_bias)
@@ -188,9 +192,11 @@ def _mlp(prefix: str, config: PretrainedConfig) -> NamedShapes:
 
 def _moe(prefix: str, config: PretrainedConfig, num_experts: int) -> NamedShapes:
     for expert in range(num_experts):
-        yield from _mlp(f"{prefix}.deepspeed_moe.experts.deepspeed_experts.{expert}", config)
+        yield from _mlp(
+            f"{prefix}.deepspeed_moe.experts.deepspeed_experts.{expert}", config, expert_width(config)
+        )
     if moe_settings(config).use_residual:
-        yield from _mlp(f"{prefix}.mlp", config)
+        yield from _mlp(f"{prefix}.mlp", config, dense_width(config))
         yield from _linear(f"{prefix}.coefficient", 2, config.hidden_size, bias=True)
 
 

@@ -6,11 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PretrainedConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from prismoe.model_plugins.moe_llava.config import routing_in_force
+from tests.model_plugins.policy_reference import RULES, Pairs, Step
 
 IMAGE = -200
 Weights = dict[str, Tensor]
@@ -18,11 +28,11 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Trace:
-    """What a request's forward pass gave; the lists by MoE layer."""
+    """What a request's forward pass gave; the tables by MoE layer, `pairs` for each token."""
 
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     router_logits: dict[int, Tensor] = field(default_factory=dict)
-    experts: dict[int, Tensor] = field(default_factory=dict)
+    pairs: dict[int, list[Pairs]] = field(default_factory=dict)
 
 
 class PlainMoELLaVA:
@@ -35,13 +45,16 @@ class PlainMoELLaVA:
         self.weights = {
             name: weight.float() for name, weight in load_file(checkpoint / "model.safetensors").items()
         }
+        in_force = routing_in_force(PretrainedConfig(**self.config), operator=None)
+        self.policies = {layer: routing.policy for layer, routing in in_force.layers.items()}
+        self.segments: list[int] = []
         self.tower = self._tower(checkpoint.parent / self.config["mm_image_tower"])
 
     @torch.inference_mode()
     def __call__(self, token_ids: list[int], images: Tensor) -> Trace:
         """`token_ids` say IMAGE for an image; `images` are pixel values `[N, 3, H, W]`."""
         trace = Trace()
-        x = self._embed(token_ids, images)
+        x, self.segments = self._embed(token_ids, images)
         for layer in range(self.config["num_hidden_layers"]):
             x = self._block(layer, x, trace)
         final = {"phi": "final_layernorm", "stablelm": "norm", "qwen": "ln_f"}[self.family]
@@ -60,12 +73,15 @@ class PlainMoELLaVA:
         model.load_state_dict({name: stored[source] for name, source in own.items()})
         return model
 
-    def _embed(self, token_ids: list[int], images: Tensor) -> Tensor:
+    def _embed(self, token_ids: list[int], images: Tensor) -> tuple[Tensor, list[int]]:
+        """The embeddings, and the image that each is of, -1 for text."""
         embedding = self.weights[f"{self.trunk}.{'wte' if self.family == 'qwen' else 'embed_tokens'}.weight"]
-        rows, remaining = [], list(images)
+        rows, segments, image = [], [], -1
         for token in token_ids:
-            rows.append(self._image(remaining.pop(0)) if token == IMAGE else embedding[token][None])
-        return torch.cat(rows)
+            image += token == IMAGE
+            rows.append(self._image(images[image]) if token == IMAGE else embedding[token][None])
+            segments += [image if token == IMAGE else -1] * len(rows[-1])
+        return torch.cat(rows), segments
 
     def _image(self, pixel_values: Tensor) -> Tensor:
         hidden = self.tower(pixel_values[None], output_hidden_states=True).hidden_states
@@ -126,22 +142,35 @@ class PlainMoELLaVA:
         moe = self.config.get("moe", {"moe_layers_idx": []})
         if layer not in moe["moe_layers_idx"]:
             return self._expert(x, f"{prefix}.mlp")
-        logits = x @ self.weights[f"{prefix}.mlp.deepspeed_moe.gate.wg.weight"].T
-        probs, chosen = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-        top_k = moe["top_k_experts"]
-        weights, chosen = probs[:, :top_k], chosen[:, :top_k]
-        if top_k > 1:
-            weights = weights / weights.sum(-1, keepdim=True)
-        trace.router_logits[layer], trace.experts[layer] = logits, chosen
+        trace.router_logits[layer], trace.pairs[layer] = self._route(x, layer, f"{prefix}.mlp.deepspeed_moe")
         output = torch.zeros_like(x)
-        for token in range(len(x)):
-            for weight, expert in zip(weights[token], chosen[token].tolist(), strict=True):
+        for token, pairs in enumerate(trace.pairs[layer]):
+            for expert, weight in pairs:
                 name = f"{prefix}.mlp.deepspeed_moe.experts.deepspeed_experts.{expert}"
                 output[token] += weight * self._expert(x[token], name)
         if not moe["use_residual"]:
             return output
         shares = self._linear(x, f"{prefix}.mlp.coefficient").softmax(-1)
         return output * shares[:, :1] + self._expert(x, f"{prefix}.mlp.mlp") * shares[:, 1:]
+
+    def _route(self, x: Tensor, layer: int, prefix: str) -> tuple[Tensor, list[Pairs]]:
+        policy = self.policies[layer]
+        gate = self.weights.get(f"{prefix}.gate.wg.weight", torch.empty(0, x.shape[1]))
+        router = f"{prefix}.router."
+        moe = self.config["moe"]
+        step = Step(
+            hidden=x.double().numpy(),
+            logits=(x @ gate.T).double().numpy(),
+            segments=self.segments,
+            asked=np.zeros((len(x), 2)),
+            parameters={
+                name.removeprefix(router): weight.double().numpy()
+                for name, weight in self.weights.items()
+                if name.startswith(router)
+            },
+            num_experts=moe["num_experts"][moe["moe_layers_idx"].index(layer)],
+        )
+        return x @ gate.T, RULES[policy.policy](policy, step)
 
     def _expert(self, x: Tensor, name: str) -> Tensor:
         if self.family == "phi":

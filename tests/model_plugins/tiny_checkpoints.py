@@ -9,9 +9,18 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PretrainedConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
+from prismoe.model_plugins.moe_llava.config import routing_in_force
+from prismoe.model_plugins.routing.policy import RoutingPolicy
 from tests.model_plugins.engine import PHI
+from tests.model_plugins.routing_steps import random_parameter
 
 HIDDEN, HEADS, LAYERS, WIDTH, VOCABULARY, TOWER_WIDTH = 64, 4, 4, 128, 512, 32
 FAMILIES, TOWERS = ("phi", "stablelm", "qwen"), ("clip", "siglip")
@@ -78,7 +87,7 @@ def make_checkpoint(
 ) -> Path:
     """A checkpoint in `folder` with its tower's settings beside it; dense where `moe` is None.
 
-    `changes` override its config, sizes included.
+    `changes` override its config, sizes included. What its `prismoe_routing` routes by is in it.
     """
     checkpoint, tower_folder = folder / f"{family}-{tower}", folder / "towers" / tower
     generator = torch.Generator().manual_seed(FAMILIES.index(family) * 10 + TOWERS.index(tower))
@@ -94,7 +103,8 @@ def make_checkpoint(
     trunk = "transformer" if family == "qwen" else "model"
     weights = {f"{trunk}.image_tower.image_tower.{name}": weight for name, weight in tower_weights.items()}
     for name, shape in _decoder_shapes(family, config, trunk):
-        weights[name] = _random(name, shape, generator).to(dtype)
+        make = _random_router if ".router." in name else _random
+        weights[name] = make(name, shape, generator).to(dtype)
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     return checkpoint
 
@@ -149,6 +159,8 @@ def _write_tower(folder: Path, tower: str) -> dict[str, Tensor]:
 
 
 def _decoder_shapes(family: str, config: dict[str, Any], trunk: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    in_force = routing_in_force(PretrainedConfig(**config), operator=None)
+    policies = {layer: routing.policy for layer, routing in in_force.layers.items()}
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
     yield "lm_head.weight", (vocabulary, hidden)
     yield f"{trunk}.mm_projector.image_spatial_proj.0.weight", (hidden, TOWER_WIDTH)
@@ -179,9 +191,23 @@ def _decoder_shapes(family: str, config: dict[str, Any], trunk: str) -> Iterator
             yield f"{prefix}.mlp.coefficient.weight", (2, hidden)
             yield f"{prefix}.mlp.coefficient.bias", (2,)
         experts = moe["num_experts"][moe["moe_layers_idx"].index(layer)]
-        yield f"{prefix}.mlp.deepspeed_moe.gate.wg.weight", (experts, hidden)
+        yield from _router(f"{prefix}.mlp.deepspeed_moe", policies[layer], hidden, experts)
         for expert in range(experts):
-            yield from _mlp(f"{prefix}.mlp.deepspeed_moe.experts.deepspeed_experts.{expert}", family, config)
+            yield from _mlp(
+                f"{prefix}.mlp.deepspeed_moe.experts.deepspeed_experts.{expert}",
+                family,
+                config,
+                moe.get("expert_width"),
+            )
+
+
+def _router(
+    prefix: str, policy: RoutingPolicy, hidden: int, experts: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if rows := policy.gate_rows(experts):
+        yield f"{prefix}.gate.wg.weight", (rows, hidden)
+    for name, shape in policy.parameters(hidden, experts).items():
+        yield f"{prefix}.router.{name}", shape
 
 
 def _norm(prefix: str, family: str, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -205,9 +231,11 @@ def _attention(prefix: str, family: str, hidden: int) -> Iterator[tuple[str, tup
         yield f"{prefix}.self_attn.{output}.bias", (hidden,)
 
 
-def _mlp(prefix: str, family: str, config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _mlp(
+    prefix: str, family: str, config: dict[str, Any], width: int | None = None
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden = config["hidden_size"]
-    width = config["intermediate_size"] // (2 if family == "qwen" else 1)
+    width = width or config["intermediate_size"] // (2 if family == "qwen" else 1)
     inner, outer = {
         "phi": (["fc1"], "fc2"),
         "stablelm": (["gate_proj", "up_proj"], "down_proj"),
@@ -219,6 +247,10 @@ def _mlp(prefix: str, family: str, config: dict[str, Any]) -> Iterator[tuple[str
     if family == "phi":
         yield f"{prefix}.fc1.bias", (width,)
         yield f"{prefix}.fc2.bias", (hidden,)
+
+
+def _random_router(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return random_parameter(name.rpartition(".")[2], shape, generator)
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
