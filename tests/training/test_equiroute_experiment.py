@@ -1,0 +1,50 @@
+"""EquiRoute's experiment as it is read here comes near what the paper reports."""
+
+import pytest
+import torch
+
+from prismoe.training.equiroute_experiment import (
+    EXPERTS,
+    PUBLISHED,
+    RATIOS,
+    VISION_TOKENS,
+    mean_equity,
+    table,
+    top_1_load,
+    with_reservation,
+)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_the_published_values_are_near(ratio: int) -> None:
+    said, found = PUBLISHED[ratio], mean_equity(ratio, seeds=200)
+    if said.text_share is not None and said.standard_mei is not None:
+        assert found.text_share == pytest.approx(said.text_share, abs=0.005)
+        assert found.standard_mei == pytest.approx(said.standard_mei, abs=0.03)
+    assert found.equiroute_mei == pytest.approx(said.equiroute_mei, abs=0.06)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_text_reaches_as_many_experts_as_chance_says(ratio: int) -> None:
+    tokens = VISION_TOKENS // ratio
+    expected = 1 - (1 - 1 / EXPERTS) ** tokens
+    # Vision misses an expert in a few of 200 draws.
+    assert mean_equity(ratio, seeds=200).standard_mei == pytest.approx(expected, abs=0.02)
+
+
+def test_half_of_the_missed_experts_go_to_the_tokens_that_score_them_highest() -> None:
+    logits_TE = torch.tensor([[9.0, 1.0, 2.0, 0.0, -1.0], [9.0, 3.0, 0.0, 0.0, -1.0]])
+    load_E = top_1_load(logits_TE)
+    assert load_E.tolist() == [2, 0, 0, 0, 0]
+    assert with_reservation(load_E, logits_TE).tolist() == [2, 1, 1, 0, 0]
+
+
+def test_nothing_is_reserved_where_nothing_is_missed() -> None:
+    logits_TE = torch.eye(3)
+    assert with_reservation(top_1_load(logits_TE), logits_TE).tolist() == [1, 1, 1]
+
+
+def test_the_table_has_published_beside_simulated() -> None:
+    lines = table({ratio: mean_equity(ratio, seeds=1) for ratio in RATIOS}).splitlines()
+    assert len(lines) == 1 + len(RATIOS)
+    assert "0.029" in lines[-1] and "0.625" in lines[-1]
