@@ -9,11 +9,11 @@ the results in PUBLISHED, and neither the number of tokens, nor the router, nor 
 - Standard routing: top-1. Then text reaches 16 (1 - (15/16)^n) of 16 experts, 14.0 for 32 tokens and 3.6 for
   4: the published 0.875 and 0.250 to the nearest sixteenth.
 - MEI: the share of experts that both modalities use (`prismoe.kernels.diagnostics.modality_equity`).
-- EquiRoute: the published values at 4:1 and 32:1 lie half way between the standard ones and 1, (1 + 0.875) / 2
-  and (1 + 0.250) / 2. So Cross-Modality Expert Reservation is read as reserving for text half of the experts
-  that it does not reach; each goes to the token of text that scores it highest, on top of its own. That comes
-  near the other two values as well, so nothing more is modelled: Entropy-Guided Token Budgeting leaves no
-  trace in them, and Modality-Contrastive Routing acts in training alone.
+- EquiRoute: the published values at 4:1 and 32:1 lie half way between the standard ones and 1,
+  (1 + 0.875) / 2 and (1 + 0.250) / 2. So Cross-Modality Expert Reservation is read as reserving for text half
+  of the experts that it does not reach; each goes to the token of text that scores it highest, on top of its
+  own. That comes near the other two values as well, so nothing more is modelled: Entropy-Guided Token
+  Budgeting leaves no trace in them, and Modality-Contrastive Routing acts in training alone.
 """
 
 import argparse

@@ -268,22 +268,6 @@ class MoELLaVA(nn.Module):
         return self.lm_head(self.model.final_layernorm(hidden)), routings
 
 
-def balance_loss(routing: Routing) -> Tensor:
-    """Load balance over the language tokens alone: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯) (LTDR, Eq. 10).
-
-    Fᵢ is the share of the language tokens' choices that fall on expert i, Gᵢ the mean probability of expert
-    i.
-    """
-    is_text_T = (routing.segment_T == TEXT).float()
-    probs_TE = router_probabilities(routing.logits_TE)
-    chosen_TE = torch.zeros_like(probs_TE).scatter_add(
-        1, routing.experts_TA, (routing.weights_TA > 0).float()
-    )
-    share_E = (chosen_TE * is_text_T[:, None]).sum(0) / (chosen_TE.sum(1) * is_text_T).sum().clamp(min=1)
-    mean_E = (probs_TE * is_text_T[:, None]).sum(0) / is_text_T.sum().clamp(min=1)
-    return (share_E.detach() * mean_E).sum()
-
-
 def upcycle(dense: MoELLaVA, moe_layers: tuple[int, ...]) -> MoELLaVA:
     """Sparse upcycling (Komatsuzaki et al. 2023): each expert starts as a copy of the dense MLP, the
     routers anew.

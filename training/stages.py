@@ -19,7 +19,8 @@ from prismoe.training.augment import Augment
 from prismoe.training.batches import IGNORED, Batch, Composer
 from prismoe.training.concepts import CONCEPT_BY_EMOJI, Concept
 from prismoe.training.eye import normalise
-from prismoe.training.model import MoELLaVA, balance_loss
+from prismoe.training.losses import balance_loss
+from prismoe.training.model import MoELLaVA
 from prismoe.training.pictures import Drawing
 
 Stage = Literal["read", "align", "teach", "upcycle"]

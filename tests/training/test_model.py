@@ -1,15 +1,13 @@
-"""The training model: tensor names, routing, the balance loss and upcycling."""
+"""The training model: tensor names, routing and upcycling."""
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from prismoe.kernels.routing import PADDING, TEXT
+from prismoe.kernels.routing import TEXT
 from prismoe.training.model import (
     ModelConfig,
     MoELLaVA,
-    Routing,
-    balance_loss,
     generate,
     prompt_tokens,
     upcycle,
@@ -86,31 +84,6 @@ def test_vision_tail_tokens_take_all_experts(dense: MoELLaVA) -> None:
         top = probs[token].sort(descending=True).values[: 4 if is_tail else 2]
         used = routing.weights_TA[token][: len(top)].double()
         torch.testing.assert_close(used, top / top.sum(), atol=1e-6, rtol=1e-5)
-
-
-def routing_of(logits: torch.Tensor, segment: torch.Tensor) -> Routing:
-    weights, experts = logits.softmax(-1).topk(2)
-    return Routing(logits, experts, weights, torch.zeros(len(logits), dtype=torch.bool), segment)
-
-
-def test_balance_loss_is_that_of_the_language_tokens_alone() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(30, 4)
-    segment = torch.tensor([TEXT] * 10 + [0] * 12 + [PADDING] * 8)
-    text = logits[:10].double()
-    share = torch.bincount(text.topk(2).indices.flatten(), minlength=4) / 20
-    expected = (share * text.softmax(-1).mean(0)).sum()
-    assert balance_loss(routing_of(logits, segment)).item() == pytest.approx(expected.item(), rel=1e-6)
-    shaken = torch.cat([logits[:10], torch.randn(20, 4) * 9])
-    assert balance_loss(routing_of(shaken, segment)).item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-def test_balance_loss_gives_vision_tokens_no_gradient() -> None:
-    logits = torch.randn(6, 4, requires_grad=True)
-    segment = torch.tensor([TEXT, TEXT, 0, 0, 1, PADDING])
-    balance_loss(routing_of(logits, segment)).backward()
-    assert logits.grad is not None
-    assert logits.grad[:2].abs().sum() > 0 and logits.grad[2:].abs().sum() == 0
 
 
 def test_pictures_follow_one_another() -> None:

@@ -1,0 +1,109 @@
+"""The losses that the literature's routers are trained with. None of them acts when serving.
+
+Shape legend: that of kernels/routing.py, and L latent, K mixtures, M mixture components of an expert.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prismoe.kernels.routing import TEXT, router_probabilities
+from prismoe.training.model import Routing
+
+
+def balance_loss(routing: Routing) -> Tensor:
+    """Load balance over the language tokens alone: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯) (LTDR, Eq. 10).
+
+    Fᵢ is the share of the language tokens' choices that fall on expert i, Gᵢ the mean probability of expert
+    i.
+    """
+    is_text_T = (routing.segment_T == TEXT).float()
+    probs_TE = router_probabilities(routing.logits_TE)
+    chosen_TE = torch.zeros_like(probs_TE).scatter_add(
+        1, routing.experts_TA, (routing.weights_TA > 0).float()
+    )
+    share_E = (chosen_TE * is_text_T[:, None]).sum(0) / (chosen_TE.sum(1) * is_text_T).sum().clamp(min=1)
+    mean_E = (probs_TE * is_text_T[:, None]).sum(0) / is_text_T.sum().clamp(min=1)
+    return (share_E.detach() * mean_E).sum()
+
+
+def z_loss(logits_TE: Tensor) -> Tensor:
+    """The mean square of log Σ exp of the router's logits, which keeps them small (ST-MoE, Eq. 5)."""
+    return logits_TE.logsumexp(dim=-1).square().mean()
+
+
+def conflict_loss(
+    logits_TE: Tensor, experts_T: Tensor, gradients_TD: Tensor, threshold: float = 0.0
+) -> Tensor:
+    """Sends conflicting tokens from their experts `experts_T` to others (STGC, arXiv 2406.19905).
+
+    A token conflicts when the cosine of its gradient and the mean gradient of its expert's tokens is below
+    `threshold`. Inferred, as the text at hand says no more than that their routing score is lowered: the loss
+    is the mean cross-entropy of those tokens' negated logits. Without such tokens it is 0.
+    """
+    gradients_TD = gradients_TD.detach()
+    sum_ED = gradients_TD.new_zeros(logits_TE.shape[1], gradients_TD.shape[1])
+    sum_ED = sum_ED.index_add(0, experts_T, gradients_TD)  # a cosine is that of the mean
+    conflicts_T = functional.cosine_similarity(gradients_TD, sum_ED[experts_T], dim=-1) < threshold
+    loss_T = functional.cross_entropy(-logits_TE, experts_T, reduction="none")
+    return (loss_T * conflicts_T).sum() / conflicts_T.sum().clamp(min=1)
+
+
+def modality_contrast(logits_TE: Tensor, segment_T: Tensor) -> Tensor:
+    """Modality-Contrastive Routing: 0 when modalities share no expert, 1 when they route alike (EquiRoute).
+
+    The abstract at hand says that it "encourages distinct modality-level routing distributions while
+    retaining a shared expert pool". Inferred: 1 minus the Jensen–Shannon divergence, in bits, of the
+    modalities' mean routing probabilities; 1, and no gradient, in a batch of one modality.
+    """
+    probs_TE = router_probabilities(logits_TE)
+    weights_2T = torch.stack([segment_T == TEXT, segment_T >= 0]).float()
+    has_both = weights_2T.any(dim=1).all()
+    weights_2T = torch.where(has_both, weights_2T, weights_2T.sum(dim=0))
+    mean_2E = weights_2T @ probs_TE / weights_2T.sum(dim=1, keepdim=True)
+    divergence = _entropy(mean_2E.mean(dim=0)) - _entropy(mean_2E).mean()
+    return 1 - divergence / math.log(2)
+
+
+def _entropy(probs_XE: Tensor) -> Tensor:
+    """The entropy of each row in nats, with a finite gradient where a probability is 0."""
+    return -(probs_XE * probs_XE.clamp(min=torch.finfo(probs_XE.dtype).tiny).log()).sum(dim=-1)
+
+
+def reconstruction_loss(hidden_TD: Tensor, reconstructed_TD: Tensor) -> Tensor:
+    """The autoencoder's squared error, mean over the tokens (IDA-MoE, Eq. 13).
+
+    The hidden states get no gradient.
+    """
+    return (hidden_TD.detach() - reconstructed_TD).square().sum(dim=-1).mean()
+
+
+def mixture_loss(log_joint_TKEM: Tensor) -> Tensor:
+    """The tokens' mean negative log-likelihood, summed over the K mixtures (IDA-MoE, Eqs. 15 and 24).
+
+    `log_joint_TKEM` is `prismoe.kernels.mixture.log_joint` of latents without a gradient. The paper sums over
+    the tokens; a mean keeps the loss's size apart from the batch's.
+    """
+    return -log_joint_TKEM.logsumexp(dim=(-2, -1)).mean(dim=0).sum()
+
+
+def slow_components(log_mixing_KEM: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Components drawn to be reactivated, boolean: the rarer, the likelier (IDA-MoE, Eq. 22).
+
+    `log_mixing_KEM` are log π, which sum to 1 over a mixture's E × M components.
+    """
+    components = log_mixing_KEM.shape[1] * log_mixing_KEM.shape[2]
+    return torch.bernoulli((1 - components * log_mixing_KEM.exp()).clamp(0, 1), generator=generator).bool()
+
+
+def reactivation_loss(log_joint_TKEM: Tensor, slow_KEM: Tensor) -> Tensor:
+    """`mixture_loss` of the slow components alone, which pulls them to the tokens (IDA-MoE, Eq. 23).
+
+    A mixture without slow components adds nothing.
+    """
+    log_joint_TKEM = log_joint_TKEM.masked_fill(~slow_KEM, -torch.inf)
+    has_slow_K = slow_KEM.any(dim=-1).any(dim=-1)
+    likelihood_TK = log_joint_TKEM[:, has_slow_K].logsumexp(dim=(-2, -1))
+    return -likelihood_TK.mean(dim=0).sum()
