@@ -205,7 +205,7 @@ def moe_settings(config: PretrainedConfig) -> MoESettings:
 
 
 def dense_width(config: PretrainedConfig) -> int:
-    """The width of a dense feed-forward layer; Qwen's config gives that of both inner projections together."""
+    """The width of a dense feed-forward layer; Qwen's config gives it twice over, for both projections."""
     return int(config.intermediate_size) // (2 if family(config) == "qwen" else 1)
 
 
