@@ -23,7 +23,9 @@ def write_reference(checkpoint: Path, file: Path) -> None:
         arrays[f"{prefix}logits"] = trace.logits[None].numpy()
         for layer, logits_TE in trace.router_logits.items():
             arrays[f"{prefix}layer{layer}_router_logits"] = logits_TE.numpy()
-            arrays[f"{prefix}layer{layer}_topk_ids"] = trace.experts[layer].numpy()
+            arrays[f"{prefix}layer{layer}_topk_ids"] = np.array(
+                [[expert for expert, _ in pairs] for pairs in trace.pairs[layer]]
+            )
         continued = list(token_ids)
         for _ in range(STEPS):
             continued.append(int(plain(continued, images).logits[-1].argmax()))
