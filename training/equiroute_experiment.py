@@ -1,6 +1,6 @@
 """EquiRoute's experiment (osf.io/hfvbc): how many experts text reaches as vision outnumbers it.
 
-    python -m prismoe.training.equiroute_experiment [--seeds N]
+    python -m prismoe.training.equiroute_experiment [--seeds N] [--plot FILE.svg]
 
 Of the paper the abstract is at hand. It gives 16 experts, two modalities, vision:text from 4:1 to 32:1 and
 the results in PUBLISHED, and neither the number of tokens, nor the router, nor a formula. What is inferred:
@@ -18,11 +18,13 @@ the results in PUBLISHED, and neither the number of tokens, nor the router, nor 
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from prismoe.kernels.diagnostics import modality_equity
+from prismoe.training.line_plot import line_plot
 
 EXPERTS, VISION_TOKENS, RATIOS, MOST_LOADED = 16, 128, (4, 8, 16, 32), 4
 RESERVED = 0.5
@@ -97,12 +99,31 @@ def table(results: dict[int, Equity]) -> str:
     return "\n".join(lines)
 
 
+def plot(results: dict[int, Equity]) -> str:
+    """MEI by ratio as SVG, simulated as lines and published as dots."""
+    return line_plot(
+        "How many of 16 experts both modalities use (MEI)",
+        "vision : text",
+        [f"{ratio}:1" for ratio in results],
+        {
+            "standard": [found.standard_mei for found in results.values()],
+            "EquiRoute": [found.equiroute_mei for found in results.values()],
+            "standard, published": [PUBLISHED[ratio].standard_mei for ratio in results],
+            "EquiRoute, published": [PUBLISHED[ratio].equiroute_mei for ratio in results],
+        },
+    )
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the table, and draw the plot where one is asked for."""
     parser = argparse.ArgumentParser(description="EquiRoute's experiment: how many experts text reaches.")
     parser.add_argument("--seeds", type=int, default=1000, help="how many draws to average (default: 1000)")
-    seeds: int = parser.parse_args().seeds
-    print(table({ratio: mean_equity(ratio, seeds) for ratio in RATIOS}))
+    parser.add_argument("--plot", type=Path, help="write a plot to this SVG file")
+    arguments = parser.parse_args()
+    results = {ratio: mean_equity(ratio, arguments.seeds) for ratio in RATIOS}
+    print(table(results))
+    if arguments.plot:
+        arguments.plot.write_text(plot(results))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from prismoe.kernels.routing import router_probabilities
 from prismoe.model_plugins.routing.ltdr import LTDR
@@ -87,6 +89,16 @@ def test_a_token_is_routed_by_itself(settings: dict[str, Any]) -> None:
             asked_T2=together.asked_T2[rows],
         )
         assert_same(used(policy.route(alone)), [all_pairs[row] for row in rows])
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_policy_waits_for_no_data(settings: dict[str, Any]) -> None:
+    """On tensors without data, reading a value or a shape that depends on one raises."""
+    policy = make(settings)
+    step = random_step(policy, [-1, 0, 0, 1, -2], 7)
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        fake = pytree.tree_map_only(torch.Tensor, mode.from_tensor, step)
+        assert policy.route(fake).experts_TA.shape == (5, policy.slots(7))
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())

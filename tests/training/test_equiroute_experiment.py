@@ -1,5 +1,7 @@
 """EquiRoute's experiment as it is read here comes near what the paper reports."""
 
+from xml.etree import ElementTree
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from prismoe.training.equiroute_experiment import (
     RATIOS,
     VISION_TOKENS,
     mean_equity,
+    plot,
     table,
     top_1_load,
     with_reservation,
@@ -42,6 +45,16 @@ def test_half_of_the_missed_experts_go_to_the_tokens_that_score_them_highest() -
 def test_nothing_is_reserved_where_nothing_is_missed() -> None:
     logits_TE = torch.eye(3)
     assert with_reservation(top_1_load(logits_TE), logits_TE).tolist() == [1, 1, 1]
+
+
+def test_the_plot_has_every_point() -> None:
+    drawn = ElementTree.fromstring(plot({ratio: mean_equity(ratio, seeds=1) for ratio in RATIOS}))
+    svg = "{http://www.w3.org/2000/svg}"
+    legend, published_standard = 4, 2
+    assert len(drawn.findall(f"{svg}circle")) == 3 * len(RATIOS) + published_standard + legend
+    lines = [line.attrib["points"].split() for line in drawn.findall(f"{svg}polyline")]
+    assert [len(points) for points in lines] == [len(RATIOS)] * 2
+    assert "32:1" in [text.text for text in drawn.findall(f"{svg}text")]
 
 
 def test_the_table_has_published_beside_simulated() -> None:
