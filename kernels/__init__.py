@@ -1,1 +1,1 @@
-"""The arithmetic that routing policies share, in PyTorch; its float64 reference is in the tests."""
+"""The arithmetic that routing policies share, in PyTorch and Triton; its float64 reference is in tests."""

@@ -1,5 +1,8 @@
 """The arithmetic that routing policies share, in plain PyTorch: no host sync, no data-dependent shape.
 
+On CPU, where looking at data waits for nothing, steps of text alone and slots that no token uses are cut
+short.
+
 Shape legend (the whole project): T tokens, D hidden, F expert width, E experts, A slots, S segments.
 `segment_T` holds, for each token, the index of its image within the step, TEXT or PADDING.
 """
@@ -9,6 +12,11 @@ from torch import Tensor
 
 TEXT = -1
 PADDING = -2
+
+
+def is_all_text(segment_T: Tensor) -> bool:
+    """Whether a step is known to hold text only. On a GPU it never is: asking would wait for the GPU."""
+    return segment_T.device.type == "cpu" and bool((segment_T.numpy() == TEXT).all())
 
 
 def router_probabilities(logits_TE: Tensor) -> Tensor:
@@ -68,8 +76,13 @@ def use_first(
 ) -> tuple[Tensor, Tensor]:
     """Use the first `count_T` slots of each token; the others repeat its first expert at weight 0.
 
-    With `renormalize` the used weights of a token sum to 1.
+    On CPU slots that no token uses are left out. With `renormalize` the used weights of a token sum to 1.
     """
+    if count_T.device.type == "cpu":
+        slots = int(count_T.max())
+        experts_TA, weights_TA = experts_TA[:, :slots], weights_TA[:, :slots]
+        if int(count_T.min()) == slots:
+            return experts_TA, normalized(weights_TA) if renormalize else weights_TA
     used_TA = torch.arange(experts_TA.shape[1], device=experts_TA.device) < count_T[:, None]
     weights_TA = torch.where(used_TA, weights_TA, 0)
     if renormalize:
@@ -85,9 +98,10 @@ def normalized(weights_TA: Tensor) -> Tensor:
 def top_experts(probs_TE: Tensor, count_T: Tensor, slots: int, renormalize: bool) -> tuple[Tensor, Tensor]:
     """The `count_T` most probable experts of each token (LTDR, Eqs. 7 and 12).
 
-    Returns `experts_TA` (int64) and `weights_TA` (float32) with A = `slots`, most probable first; equal
-    probabilities take the lower expert index. A slot beyond a token's count repeats its first expert at
-    weight 0. With `renormalize` the used weights of a token sum to 1, else they are its probabilities.
+    Returns `experts_TA` (int64) and `weights_TA` (float32) with A = `slots` or less (`use_first`), most
+    probable first; equal probabilities take the lower expert index. A slot beyond a token's count repeats its
+    first expert at weight 0. With `renormalize` the used weights of a token sum to 1, else they are its
+    probabilities.
     """
     experts_TA, weights_TA = ranked_experts(probs_TE, slots)
     return use_first(experts_TA, weights_TA, count_T, renormalize)

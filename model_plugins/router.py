@@ -1,4 +1,8 @@
-"""The vLLM router that applies a routing policy: one op, opaque to the compiler."""
+"""The vLLM router that applies a routing policy, and its op, opaque to the compiler.
+
+On CPU `cpu_experts` routes inside an op of its own; elsewhere, and for quantised experts, vLLM calls the
+router.
+"""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -6,17 +10,18 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 from torch.library import Library
+from torch.nn.functional import pad
 from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from prismoe.kernels.expert_load import EXTRA_COLUMNS, count_expert_load
-from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 from prismoe.model_plugins.routing.registry import policy_from_json
 
 
-def _route(
+def _route_and_count(
     hidden_TD: Tensor,
     logits_TE: Tensor,
     segments: Tensor,
@@ -24,7 +29,7 @@ def _route(
     load_MC: Tensor,
     parameters: list[Tensor],
     policy: str,
-) -> tuple[Tensor, Tensor]:
+) -> Routing:
     num_tokens, hidden_size = hidden_TD.shape
     num_experts = load_MC.shape[1] - EXTRA_COLUMNS
     segment_T = segments[:num_tokens]
@@ -39,8 +44,26 @@ def _route(
     )
     routing = policy_from_json(policy).route(step)
     count_expert_load(load_MC, routing.experts_TA, routing.count_T, routing.tail_T, segment_T)
-    # A policy may give slices of wider tensors; vLLM's CPU kernel reads weights as if they were whole.
-    return routing.weights_TA.contiguous(), routing.experts_TA.int().contiguous()
+    return routing
+
+
+def _route(
+    hidden_TD: Tensor,
+    logits_TE: Tensor,
+    segments: Tensor,
+    asked: Tensor,
+    load_MC: Tensor,
+    parameters: list[Tensor],
+    policy: str,
+) -> tuple[Tensor, Tensor]:
+    routing = _route_and_count(hidden_TD, logits_TE, segments, asked, load_MC, parameters, policy)
+    return _in_slots(routing, policy_from_json(policy).slots(load_MC.shape[1] - EXTRA_COLUMNS))
+
+
+def _in_slots(routing: Routing, slots: int) -> tuple[Tensor, Tensor]:
+    """Weights and experts in all slots, as vLLM's kernels read them: whole, and experts in int32."""
+    unused = (0, slots - routing.experts_TA.shape[1])  # on CPU, the slots that no token of the step uses
+    return pad(routing.weights_TA, unused).contiguous(), pad(routing.experts_TA.int(), unused).contiguous()
 
 
 def _route_fake(
@@ -64,9 +87,9 @@ def _parameter_names(policy: str, hidden_size: int, num_experts: int) -> tuple[s
     return tuple(policy_from_json(policy).parameters(hidden_size, num_experts))
 
 
-_library = Library("prismoe", "FRAGMENT")  # the op lives as long as this object
+library = Library("prismoe", "FRAGMENT")  # its ops live as long as this object
 direct_register_custom_op(
-    "route", _route, mutates_args=["load_MC"], fake_impl=_route_fake, target_lib=_library
+    "route", _route, mutates_args=["load_MC"], fake_impl=_route_fake, target_lib=library
 )
 
 
@@ -95,13 +118,25 @@ class PolicyRouter(BaseRouter):
         self._policy = policy.model_dump_json()
         self._segments = segments
         self._asked = asked
-        self._load_MC = load_MC
+        self.load_MC = load_MC
 
     @property
     def routing_method_type(self) -> RoutingMethodType:
         # vLLM's CPU kernels of quantised experts ask for a method by name, and then take these experts and
         # weights as they are. Elsewhere a kernel may route by itself, unless the method is Custom.
         return RoutingMethodType.Renormalize if current_platform.is_cpu() else RoutingMethodType.Custom
+
+    def decide(self, hidden_TD: Tensor, logits_TE: Tensor) -> Routing:
+        """Route and count the running step, inside an op that the compiler does not look into."""
+        routing = _route_and_count(hidden_TD, logits_TE, *self._step)
+        if self.observer is not None:
+            weights_TA, experts_TA = _in_slots(routing, self.top_k)
+            self.observer(logits_TE, experts_TA, weights_TA)
+        return routing
+
+    @property
+    def _step(self) -> tuple[Tensor, Tensor, Tensor, list[Tensor], str]:
+        return self._segments, self._asked, self.load_MC, self._parameter_list, self._policy
 
     def _compute_routing(
         self,
@@ -111,15 +146,7 @@ class PolicyRouter(BaseRouter):
         *,
         input_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        weights_TA, experts_TA = torch.ops.prismoe.route(
-            hidden_states,
-            router_logits,
-            self._segments,
-            self._asked,
-            self._load_MC,
-            self._parameter_list,
-            self._policy,
-        )
+        weights_TA, experts_TA = torch.ops.prismoe.route(hidden_states, router_logits, *self._step)
         if self.observer is not None:
             self.observer(router_logits, experts_TA, weights_TA)
         return weights_TA, experts_TA

@@ -1,4 +1,4 @@
-"""Settings that every vLLM process of the tests needs."""
+"""Settings that every vLLM process of the tests needs, and Triton kernels that run without a GPU."""
 
 import os
 
@@ -8,3 +8,10 @@ os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="1",
     VLLM_ALLOW_INSECURE_SERIALIZATION="1",  # lets a test look into the model with a function of its own
 )
+
+# Triton chooses its interpreter when kernels are imported; the engines' processes must not get this.
+os.environ["TRITON_INTERPRET"] = "1"
+import prismoe.kernels.triton_experts
+import prismoe.kernels.triton_router  # noqa: F401
+
+del os.environ["TRITON_INTERPRET"]

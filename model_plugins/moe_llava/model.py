@@ -22,7 +22,7 @@ from prismoe.model_plugins.moe_llava.config import (
     routing_in_force,
 )
 from prismoe.model_plugins.moe_llava.decoder import Decoder
-from prismoe.model_plugins.moe_llava.moe import ExpertKind, MoE, constant_partner
+from prismoe.model_plugins.moe_llava.moe import ExpertKind, MoE
 from prismoe.model_plugins.moe_llava.processing import IMAGE_MARK
 from prismoe.model_plugins.moe_llava.tensors import TensorList
 from prismoe.model_plugins.moe_llava.tower import (
@@ -204,18 +204,6 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
         for name, weight in weights:
             is_down_bias = ".deepspeed_experts." in name and name.endswith(f".{down}.bias")
             yield name, self._on_one_rank(weight) if is_down_bias else weight
-        if self.expert_kind.needs_constant_partner:
-            yield from self._constant_partners()
-
-    def _constant_partners(self) -> Iterator[tuple[str, Tensor]]:
-        partner = constant_partner(expert_width(self.config), self.config.hidden_size)
-        for layer, num_experts in self.experts_by_layer.items():
-            for expert in range(num_experts):
-                for kind, weight in partner.items():
-                    yield (
-                        f"model.layers.{layer}.mlp.experts.{expert}.{self.expert_kind.names[2]}.{kind}",
-                        weight,
-                    )
 
     def _on_one_rank(self, bias: Tensor) -> Tensor:
         """Tensor-parallel ranks sum the experts' outputs, so just one of them may add the last bias."""

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.quantization import QuantizationConfig
-from vllm.platforms import current_platform
 
+from prismoe.model_plugins.cpu_experts import experts_options
 from prismoe.model_plugins.router import PolicyRouter
 
 
@@ -17,28 +17,10 @@ class ExpertKind:
     """What an expert of a family is, and what its projections are called in a checkpoint."""
 
     activation: str
-    """vLLM's name for the gated form: down(activation(gate(x)) · up(x))."""
-    names: tuple[str, str, str]
-    """The checkpoint's names of gate, down and up. Without a gate, the first layer stands in its place."""
-    is_gated: bool = True
+    """vLLM's name for the experts' form: gated it is down(activation(gate(x)) · up(x))."""
+    names: tuple[str, str, str | None]
+    """The checkpoint's names of gate, down and up. Without a gate, up stands in its place."""
     has_bias: bool = False
-
-    @property
-    def needs_constant_partner(self) -> bool:
-        """Whether `up` is made up, as a projection that gives 1: vLLM's CPU kernel has gated forms only."""
-        return not self.is_gated and current_platform.is_cpu()
-
-    @property
-    def vllm_activation(self) -> str:
-        """The activation to ask vLLM for on this platform."""
-        return (
-            self.activation if self.is_gated or self.needs_constant_partner else f"{self.activation}_no_mul"
-        )
-
-
-def constant_partner(width: int, hidden: int) -> dict[str, Tensor]:
-    """Weight and bias of a projection whose output is 1, so that a gated kernel gives gelu(x) · 1."""
-    return {"weight": torch.zeros(width, hidden), "bias": torch.ones(width)}
 
 
 class MoE(nn.Module):
@@ -77,11 +59,11 @@ class MoE(nn.Module):
             intermediate_size=expert_width,
             quant_config=quant_config,
             router=router,
-            activation=kind.vllm_activation,
             has_bias=kind.has_bias,
             ckpt_names=kind.names,
             router_logits_dtype=torch.float32,
             prefix=f"{prefix}.experts",
+            **experts_options(kind.activation, router, quant_config),
         )
         self.mlp = residual
         if residual is not None:

@@ -25,7 +25,7 @@ class MoELLaVAPhiForCausalLM(MoELLaVA):
         orig_to_new_substr={".self_attn.dense.": ".self_attn.o_proj."},
         orig_to_new_prefix={"model.final_layernorm.": "model.norm."},
     )
-    expert_kind = ExpertKind("gelu_tanh", ("fc1", "fc2", "partner"), is_gated=False, has_bias=True)
+    expert_kind = ExpertKind("gelu_tanh_no_mul", ("fc1", "fc2", None), has_bias=True)
 
     def make_norm(self) -> nn.Module:
         return nn.LayerNorm(self.config.hidden_size, eps=self.config.layer_norm_eps)

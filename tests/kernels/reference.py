@@ -1,5 +1,7 @@
 """The routing equations one token at a time, in float64: what the fast forms are tested against."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 TEXT, PADDING = -1, -2
@@ -29,3 +31,26 @@ def experts(probs: np.ndarray, counts: list[int], renormalize: bool) -> list[dic
         total = sum(row[expert] for expert in order) if renormalize else 1.0
         chosen.append({expert: row[expert] / total for expert in order})
     return chosen
+
+
+def moe(
+    hidden: np.ndarray,
+    weights: np.ndarray,
+    experts: np.ndarray,
+    expert: Callable[[int, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """The weighted sum of each token's used experts (LTDR, Eq. 8)."""
+    return np.array(
+        [
+            sum(weight * expert(index, row) for weight, index in zip(*slots, strict=True) if weight)
+            for row, *slots in zip(hidden, weights, experts, strict=True)
+        ]
+    )
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))

@@ -19,7 +19,7 @@ def test_counts_each_real_pair_once(
     tokens = len(segments)
     experts_TA = torch.randint(experts, (tokens, slots), generator=generator)
     count_T = torch.randint(1, slots + 1, (tokens,), generator=generator)
-    tail_T = torch.rand(tokens, generator=generator) < 0.5
+    tail_T = (torch.rand(tokens, generator=generator) < 0.5) & (torch.tensor(segments) >= 0)
     load_MC = torch.ones(2, experts + 2, dtype=torch.int64)
     expected = load_MC.tolist()
     for token, segment in enumerate(segments):

@@ -53,10 +53,17 @@ def test_top_experts_match_the_reference(experts: int, renormalize: bool) -> Non
 
 
 def test_an_unused_slot_repeats_the_first_expert_at_weight_0() -> None:
-    probs_TE = torch.tensor([[0.1, 0.6, 0.3]])
-    experts_TA, weights_TA = top_experts(probs_TE, torch.tensor([1]), 3, renormalize=True)
-    assert experts_TA.tolist() == [[1, 1, 1]]
-    assert weights_TA.tolist() == [[1.0, 0.0, 0.0]]
+    probs_TE = torch.tensor([[0.1, 0.6, 0.3], [0.2, 0.3, 0.5]])
+    experts_TA, weights_TA = top_experts(probs_TE, torch.tensor([1, 3]), 3, renormalize=True)
+    assert experts_TA.tolist() == [[1, 1, 1], [2, 1, 0]]
+    assert weights_TA[0].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_on_cpu_slots_that_no_token_uses_are_left_out() -> None:
+    probs_TE = torch.tensor([[0.1, 0.6, 0.3], [0.2, 0.3, 0.5]])
+    experts_TA, weights_TA = top_experts(probs_TE, torch.tensor([1, 1]), 3, renormalize=False)
+    assert experts_TA.tolist() == [[1], [2]]
+    torch.testing.assert_close(weights_TA, torch.tensor([[0.6], [0.5]]))
 
 
 def test_ties_take_the_lower_expert() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vllm import LLM, SamplingParams
 
 from prismoe.model_plugins.engine_options import engine_options
+from prismoe.model_plugins.routing.policy import Routing
 
 DATA = Path(__file__).parent.parent / "data"
 PHI = DATA / "moe-llava-phi-tiny"
@@ -70,15 +71,20 @@ def start_recording(model: nn.Module) -> None:
 
 
 def _record_layer(mlp: Any, record: dict[str, list[Tensor]]) -> None:
-    route = mlp.experts.router._compute_routing
+    router = mlp.experts.router
+    decide = router.decide
 
-    def recorded(hidden: Tensor, gate_logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        weights, experts = route(hidden, gate_logits, *args, **kwargs)
-        for name, value in (("logits", gate_logits), ("experts", experts), ("weights", weights)):
+    def recorded(hidden: Tensor, gate_logits: Tensor) -> Routing:
+        routing = decide(hidden, gate_logits)
+        for name, value in (
+            ("logits", gate_logits),
+            ("experts", routing.experts_TA),
+            ("weights", routing.weights_TA),
+        ):
             record[name].append(value.clone())
-        return weights, experts
+        return routing
 
-    mlp.experts.router._compute_routing = recorded
+    router.decide = recorded
 
 
 def take_recording(model: nn.Module) -> dict[int, dict[str, list[np.ndarray]]]:

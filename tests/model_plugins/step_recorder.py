@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from prismoe.model_plugins.routing.policy import Routing
+
 
 class Row(NamedTuple):
     """One computed token of a request, by MoE layer."""
@@ -42,14 +44,14 @@ def start_recording_rows(worker: Any) -> None:
 
 
 def _record_router(router: Any, step: dict[str, Any]) -> None:
-    route = router._compute_routing
+    decide = router.decide
 
-    def recorded(hidden: Tensor, logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        weights, experts = route(hidden, logits, *args, **kwargs)
-        step["layers"].append((logits.clone(), experts.clone(), weights.clone()))
-        return weights, experts
+    def recorded(hidden: Tensor, logits: Tensor) -> Routing:
+        routing = decide(hidden, logits)
+        step["layers"].append((logits.clone(), routing.experts_TA.clone(), routing.weights_TA.clone()))
+        return routing
 
-    router._compute_routing = recorded
+    router.decide = recorded
 
 
 def take_steps(worker: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,83 @@
+"""Running just the (token, expert) pairs that routing used, on CPU: work proportional to Σ k_i.
+
+A router gives every token the same number of slots A, and a slot that a token does not use weighs 0. Two
+forms skip those, for two kinds of expert kernels. Both add up a token's experts in the order of its slots, so
+that its result does not depend on the other tokens.
+
+Shapes beyond `prismoe.kernels.routing`: P used pairs, by token and then by slot.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FixedExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A kernel with as many experts for each token: (`hidden_TD`, `weights_TA`, `experts_TA`) -> `output_TD`."""
+
+OneExpert = Callable[[Tensor], Tensor]
+"""One expert on R rows: `hidden_RD` -> `output_RD`."""
+
+LEAST_WORK = {torch.float32: 2**21, torch.bfloat16: 2**24, torch.float16: 2**24}
+"""Skipping pairs · D² below this saves less time than it takes; measured by `python -m prismoe.kernels.bench`
+where experts are four times as wide as D, bfloat16 with AMX."""
+
+
+def flat_experts(
+    hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, fixed_experts: FixedExperts
+) -> Tensor:
+    """`fixed_experts` on the used pairs, each as a token of its own with one expert.
+
+    In small steps, and where nearly all slots are used, it is `fixed_experts` on the tokens. In float32 that
+    gives the same bits: both round Σ weight · output like a chain of fused multiply-adds. In bfloat16 each
+    pair's output is rounded before the sum.
+    """
+    weights = weights_TA.numpy()
+    tokens, slots = weights.shape
+    used = np.count_nonzero(weights)
+    if (weights.size - used) * hidden_TD.shape[1] ** 2 < LEAST_WORK[hidden_TD.dtype]:
+        return fixed_experts(hidden_TD, weights_TA, experts_TA)
+    pair_P = np.flatnonzero(weights)
+    token_P = pair_P // slots
+    weight_P1 = torch.from_numpy(weights.reshape(-1, 1)[pair_P])
+    expert_P1 = torch.from_numpy(experts_TA.numpy().reshape(-1, 1)[pair_P])
+    hidden_PD = hidden_TD.index_select(0, torch.from_numpy(token_P))
+    row_P = torch.arange(used)
+    if hidden_TD.dtype == torch.float32:
+        output_PD = fixed_experts(hidden_PD, torch.ones_like(weight_P1), expert_P1)
+        return _sum_by_token(output_PD, row_P, token_P, tokens, weight_P1.view(-1))
+    return _sum_by_token(fixed_experts(hidden_PD, weight_P1, expert_P1), row_P, token_P, tokens, None)
+
+
+def sorted_experts(
+    hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, experts: Sequence[OneExpert]
+) -> Tensor:
+    """The used pairs sorted by expert, and each of the `experts` once on all its rows."""
+    weights = weights_TA.numpy()
+    pair_P = np.flatnonzero(weights)
+    token_P = pair_P // weights.shape[1]
+    expert_P = experts_TA.numpy().reshape(-1)[pair_P]
+    order_P = expert_P.argsort(kind="stable")
+    hidden_PD = hidden_TD.index_select(0, torch.from_numpy(token_P[order_P]))
+    rows_E = np.bincount(expert_P, minlength=len(experts)).tolist()
+    output_PD = torch.cat(
+        [expert(rows) for expert, rows in zip(experts, hidden_PD.split(rows_E), strict=True) if len(rows)]
+    )
+    row_P = np.empty_like(order_P)
+    row_P[order_P] = np.arange(len(order_P))
+    weight_P = torch.from_numpy(weights.reshape(-1)[pair_P])
+    if hidden_TD.dtype == torch.float32:
+        return _sum_by_token(output_PD, torch.from_numpy(row_P), token_P, len(hidden_TD), weight_P)
+    output_PD *= weight_P[torch.from_numpy(order_P), None]
+    return _sum_by_token(output_PD, torch.from_numpy(row_P), token_P, len(hidden_TD), None)
+
+
+def _sum_by_token(
+    output_PD: Tensor, row_P: Tensor, token_P: NDArray[np.int64], tokens: int, weight_P: Tensor | None
+) -> Tensor:
+    """For each token the sum, weighted or not, of its rows of `output_PD`, in the order of its slots."""
+    first_T = torch.from_numpy(np.searchsorted(token_P, np.arange(tokens)))
+    output_TD: Tensor = torch.embedding_bag(output_PD, row_P, first_T, False, 0, False, weight_P)[0]
+    return output_TD

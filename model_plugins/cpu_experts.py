@@ -1,0 +1,186 @@
+"""A MoE layer on CPU: routing and experts in one op, which runs just the pairs that routing used.
+
+On CPU an op may look at its data, so what routing decided never has to be padded to a fixed shape. vLLM calls
+such a kernel monolithic: it gets the gate's logits and routes by itself.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm._custom_ops import create_onednn_mm
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
+from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.platforms import current_platform
+from vllm.utils.torch_utils import direct_register_custom_op
+
+from prismoe.kernels.ragged_experts import OneExpert, flat_experts, sorted_experts
+from prismoe.model_plugins.router import PolicyRouter, library
+
+
+def _moe(hidden_TD: Tensor, logits_TE: Tensor, load_MC: Tensor, layer: str) -> Tensor:
+    experts: CPUExperts = get_forward_context().no_compile_layers[layer].routed_experts
+    routing = experts.router.decide(hidden_TD, logits_TE)  # counts in load_MC
+    weights_TA, experts_TA = routing.weights_TA.contiguous(), routing.experts_TA.int().contiguous()
+    return experts.quant_method.run(experts, hidden_TD, weights_TA, experts_TA)
+
+
+def _moe_fake(hidden_TD: Tensor, logits_TE: Tensor, load_MC: Tensor, layer: str) -> Tensor:
+    return torch.empty_like(hidden_TD)
+
+
+direct_register_custom_op("moe", _moe, mutates_args=["load_MC"], fake_impl=_moe_fake, target_lib=library)
+
+
+class CPUExperts(RoutedExperts):
+    """The weights of a layer's experts, which vLLM loads, and how they run."""
+
+    quant_method: "GatedExperts | PlainExperts"
+
+    def __init__(
+        self,
+        layer_name: str,
+        params_dtype: torch.dtype,
+        moe_config: FusedMoEConfig,
+        *args: Any,
+        router: PolicyRouter,
+        activation: str,
+        **kwargs: Any,
+    ) -> None:
+        moe_config.activation = MoEActivation.from_str(activation)
+        super().__init__(layer_name, params_dtype, moe_config, *args, **kwargs)
+        self.router = router
+
+    def _get_quant_method(
+        self, prefix: str, quant_config: QuantizationConfig | None, moe_config: FusedMoEConfig
+    ) -> "GatedExperts | PlainExperts":
+        return GatedExperts(moe_config) if moe_config.is_act_and_mul else PlainExperts(moe_config)
+
+
+class GatedExperts(UnquantizedFusedMoEMethod):
+    """down(activation(gate(x)) · up(x)) by vLLM's own kernel, in its flat form."""
+
+    is_monolithic = True
+
+    def apply_monolithic(
+        self, layer: CPUExperts, x: Tensor, router_logits: Tensor, input_ids: Tensor | None = None
+    ) -> Tensor:
+        output_TD: Tensor = torch.ops.prismoe.moe(x, router_logits, layer.router.load_MC, layer.layer_name)
+        return output_TD
+
+    def run(self, layer: CPUExperts, hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
+        """The weighted sum of each token's experts, `[T, D]`."""
+        kernel: Any = self.moe_kernel.fused_experts  # type: ignore[union-attr]  # made with the weights
+
+        def fixed_experts(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
+            output_TD = torch.empty_like(hidden_TD)
+            kernel.apply(
+                output_TD,
+                hidden_TD,
+                layer.w13_weight,
+                layer.w2_weight,
+                weights_TA,
+                experts_TA,
+                layer.activation,
+                layer.global_num_experts,
+                expert_map=None,
+                a1q_scale=None,
+                a2_scale=None,
+                workspace13=output_TD,
+                workspace2=output_TD,
+                expert_tokens_meta=None,
+                apply_router_weight_on_input=False,
+            )
+            return output_TD
+
+        return flat_experts(hidden_TD, weights_TA, experts_TA, fixed_experts)
+
+
+class PlainExperts(GatedExperts):
+    """down(activation(up(x))), both biased, by two oneDNN products an expert, in their sorted form.
+
+    vLLM's CPU kernel has gated forms only; a made-up gate would cost half as much again in time and memory.
+    """
+
+    def __init__(self, moe: FusedMoEConfig) -> None:
+        super(UnquantizedFusedMoEMethod, self).__init__(moe)  # skips the choice among vLLM's kernels
+        self.unquantized_backend = UnquantizedMoeBackend.CPU
+        self.experts: list[OneExpert] = []
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        self.experts = [
+            plain_expert(*weights)
+            for weights in zip(layer.w13_weight, layer.w13_bias, layer.w2_weight, layer.w2_bias, strict=True)
+        ]
+        for weight in (layer.w13_weight, layer.w2_weight):
+            weight.data = weight.data.new_empty(0)  # oneDNN keeps copies of its own
+
+    def run(self, layer: CPUExperts, hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
+        return sorted_experts(hidden_TD, weights_TA, experts_TA, self.experts)
+
+
+WIDE = 512
+"""From this hidden size on, products with a fused GELU are faster; below, calls that cost less."""
+ONE_THREAD = 32767
+"""PyTorch splits longer element-wise work between threads, and rounds the ends of each share differently."""
+
+
+def plain_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:
+    """down(gelu(up(x))) with weights in oneDNN's layout; in float32 no row depends on another."""
+    width, hidden_size = w1_FD.shape
+    is_narrow = hidden_size < WIDE and width % 16 == 0  # else PyTorch's GELU has such ends within a row
+    run = (_narrow_expert if is_narrow else _wide_expert)(w1_FD, b1_F, w2_DF, b2_D)
+
+    def expert(hidden_RD: Tensor) -> Tensor:
+        if len(hidden_RD) == 1:  # oneDNN adds up a single row in another order
+            return run(hidden_RD.repeat(2, 1))[:1]
+        return run(hidden_RD)
+
+    return expert
+
+
+def _wide_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:
+    reorder, linear = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
+    packed_w1, packed_w2 = reorder(w1_FD.contiguous(), None), reorder(w2_DF.contiguous(), None)
+
+    def expert(hidden_RD: Tensor) -> Tensor:
+        hidden_RF = linear(hidden_RD, packed_w1, b1_F, "gelu", [], "tanh")
+        output_RD: Tensor = linear(hidden_RF, packed_w2, b2_D, "none", [], "")
+        return output_RD
+
+    return expert
+
+
+def _narrow_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:
+    packed_w1, packed_w2 = create_onednn_mm(w1_FD.t(), 32), create_onednn_mm(w2_DF.t(), 32)
+    product = torch.ops._C.onednn_mm
+
+    def expert(hidden_RD: Tensor) -> Tensor:
+        hidden_RF = hidden_RD.new_empty(len(hidden_RD), len(b1_F))
+        product(hidden_RF, hidden_RD, b1_F, packed_w1.handler_tensor)
+        for share in hidden_RF.split(max(1, ONE_THREAD // len(b1_F))):
+            torch.ops.aten.gelu_(share, approximate="tanh")
+        output_RD = torch.empty_like(hidden_RD)
+        product(output_RD, hidden_RF, b2_D, packed_w2.handler_tensor)
+        return output_RD
+
+    return expert
+
+
+def experts_options(
+    activation: str, router: PolicyRouter, quant_config: QuantizationConfig | None
+) -> dict[str, Any]:
+    """What to tell vLLM's MoE factory: these experts on CPU, unless they are quantised, else vLLM's own."""
+    if not current_platform.is_cpu() or quant_config is not None:
+        return {"activation": activation}
+    return {
+        # On CPU the factory refuses activations without a gate; CPUExperts puts the right one back.
+        "activation": activation.removesuffix("_no_mul"),
+        "routed_experts_cls": CPUExperts,
+        "routed_experts_args": {"router": router, "activation": activation},
+    }

@@ -1,0 +1,28 @@
+"""The Triton kernels build for GPUs that are not here."""
+
+import os
+import subprocess
+import sys
+
+from prismoe.kernels import triton_experts, triton_router
+
+
+def test_every_kernel_builds_for_three_generations() -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "prismoe.kernels.compile_ahead"],
+        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    kernels = {
+        name
+        for module in (triton_experts, triton_router)
+        for name, value in vars(module).items()
+        if type(value).__name__ == "InterpretedFunction" and name != "_block_of_rows"
+    }
+    lines = [line.split() for line in built.stdout.splitlines()]
+    assert {(line[0], line[1]) for line in lines} == {
+        (kernel, capability) for kernel in kernels for capability in ("sm_80", "sm_90", "sm_100")
+    }

@@ -1,0 +1,90 @@
+"""The flat and the sorted form against the float64 reference, with experts in plain PyTorch."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from prismoe.kernels.ragged_experts import LEAST_WORK, flat_experts, sorted_experts
+from tests.kernels import reference
+from tests.kernels.ragged_routing import SIZES, ragged_routing
+
+HIDDEN, EXPERTS = 8, 5
+Form = Callable[[Tensor, Tensor, Tensor], Tensor]
+matrices_EDD = torch.randn(EXPERTS, HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(7))
+
+
+def fixed_experts(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
+    """One row at a time, so that no row can depend on another; the sum is a chain of fused multiply-adds."""
+    output_TD = torch.zeros_like(hidden_TD, dtype=torch.float32)
+    for token, (row_D, experts) in enumerate(zip(hidden_TD, experts_TA.tolist(), strict=True)):
+        for weight, expert in zip(weights_TA[token].double(), experts, strict=True):
+            product_D = weight * (row_D @ matrices_EDD[expert].to(row_D.dtype)).double()
+            output_TD[token] = output_TD[token].double() + product_D
+    return output_TD.to(hidden_TD.dtype)
+
+
+def one_expert(matrix_DD: Tensor, hidden_RD: Tensor) -> Tensor:
+    return torch.stack([row @ matrix_DD.to(row.dtype) for row in hidden_RD])
+
+
+FORMS: dict[str, Form] = {
+    "flat": partial(flat_experts, fixed_experts=fixed_experts),
+    "sorted": partial(sorted_experts, experts=[partial(one_expert, matrix) for matrix in matrices_EDD]),
+}
+
+
+@pytest.fixture(autouse=True, params=[0, 300 * HIDDEN**2], ids=["skip any", "skip many"])
+def least_work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    for dtype in LEAST_WORK:
+        monkeypatch.setitem(LEAST_WORK, dtype, request.param)
+    return request.param
+
+
+@pytest.fixture(params=FORMS.values(), ids=FORMS.keys())
+def form(request: pytest.FixtureRequest) -> Form:
+    return request.param
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 9])
+@pytest.mark.parametrize("tokens", SIZES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)], ids=str)
+def test_a_form_matches_the_reference(
+    form: Form, tokens: int, slots: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    weights_TA, experts_TA = ragged_routing(tokens, EXPERTS, slots)
+    hidden_TD = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(tokens)).to(dtype)
+    expected = reference.moe(
+        hidden_TD.double().numpy(),
+        weights_TA.double().numpy(),
+        experts_TA.numpy(),
+        lambda expert, row: row @ matrices_EDD[expert].to(dtype).double().numpy(),
+    )
+    actual = form(hidden_TD, weights_TA, experts_TA)
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(actual.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_a_token_does_not_depend_on_the_others(form: Form) -> None:
+    tokens, slots = 65, 4
+    weights_TA, experts_TA = ragged_routing(tokens, EXPERTS, slots)
+    hidden_TD = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(3))
+    together_TD = form(hidden_TD, weights_TA, experts_TA)
+    for size in (1, 2, 5, 64):
+        parts = zip(hidden_TD.split(size), weights_TA.split(size), experts_TA.split(size), strict=True)
+        assert torch.equal(together_TD, torch.cat([form(*part) for part in parts]))
+
+
+def test_the_flat_form_skips_unused_slots_where_that_is_worth_it(least_work: int) -> None:
+    weights_TA, experts_TA = ragged_routing(16, EXPERTS, 4)
+    sizes = []
+
+    def counting(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
+        sizes.append(experts_TA.numel())
+        return fixed_experts(hidden_TD, weights_TA, experts_TA)
+
+    flat_experts(torch.randn(16, HIDDEN), weights_TA, experts_TA, counting)
+    assert sizes == [weights_TA.numel() if least_work else int(weights_TA.count_nonzero())]

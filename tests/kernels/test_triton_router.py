@@ -1,0 +1,43 @@
+"""The fused router against the plain one, by Triton's interpreter."""
+
+import pytest
+import torch
+
+from prismoe.kernels.expert_load import count_expert_load
+from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts
+from prismoe.kernels.triton_router import ltdr_router
+from tests.kernels.test_routing import SEGMENTS, random_logits
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("experts", [2, 3, 4, 7, 64])
+@pytest.mark.parametrize(
+    "segments",
+    [*SEGMENTS.values(), [0] * 50 + [-1] * 20 + [1] * 100 + [2] * 3],
+    ids=[*SEGMENTS.keys(), "images over several blocks"],
+)
+def test_it_decides_as_the_plain_router(segments: list[int], experts: int, renormalize: bool) -> None:
+    logits_TE, segment_T = random_logits(len(segments), experts), torch.tensor(segments)
+    top_k = min(2, experts)
+    load_MC, expected_load_MC = torch.ones(2, 2, experts + 2, dtype=torch.int64)
+    probs_TE = router_probabilities(logits_TE)
+    tail_T = tail_tokens(probs_TE, segment_T)
+    # One more token than the step has keeps the plain router from leaving slots out.
+    count_T = torch.where(torch.cat([tail_T, torch.tensor([True])]), experts, top_k)
+    probs_TE = torch.cat([probs_TE, probs_TE[:1]])
+    expected_TA, expected_weights_TA = (
+        decided[:-1] for decided in top_experts(probs_TE, count_T, experts, renormalize)
+    )
+    count_expert_load(expected_load_MC, expected_TA, count_T[:-1], tail_T, segment_T)
+
+    experts_TA, weights_TA = ltdr_router(logits_TE, segment_T, load_MC, 4, top_k, experts, renormalize)
+    torch.testing.assert_close(experts_TA.long(), expected_TA)
+    torch.testing.assert_close(weights_TA, expected_weights_TA)
+    assert load_MC.tolist() == expected_load_MC.tolist()
+
+
+def test_ties_take_the_lower_expert_and_unused_slots_can_be_dropped() -> None:
+    load_MC = torch.zeros(2, 6, dtype=torch.int64)
+    segment_T = torch.tensor([-1, 0, 0])
+    experts_TA, _ = ltdr_router(torch.zeros(3, 4), segment_T, load_MC, 1, 2, 4, True, drop_unused=True)
+    assert experts_TA.tolist() == [[0, 1, -1, -1]] * 3
