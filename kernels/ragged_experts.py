@@ -36,7 +36,7 @@ def flat_experts(
     """
     weights = weights_TA.numpy()
     tokens, slots = weights.shape
-    used = np.count_nonzero(weights)
+    used = int(np.count_nonzero(weights))
     if (weights.size - used) * hidden_TD.shape[1] ** 2 < LEAST_WORK[hidden_TD.dtype]:
         return fixed_experts(hidden_TD, weights_TA, experts_TA)
     pair_P = np.flatnonzero(weights)

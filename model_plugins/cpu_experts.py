@@ -67,7 +67,7 @@ class GatedExperts(UnquantizedFusedMoEMethod):
 
     is_monolithic = True
 
-    def apply_monolithic(
+    def apply_monolithic(  # type: ignore[override]  # just CPUExperts have this method
         self, layer: CPUExperts, x: Tensor, router_logits: Tensor, input_ids: Tensor | None = None
     ) -> Tensor:
         output_TD: Tensor = torch.ops.prismoe.moe(x, router_logits, layer.router.load_MC, layer.layer_name)
