@@ -9,7 +9,7 @@ PARTS := server model_plugins kernels training loadtests
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint bench train install
+.PHONY: demo test lint bench clean-root train install
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -24,6 +24,10 @@ lint: $(INSTALLED) $(PARTS:%=.links/prismoe/%)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m prismoe.kernels.bench $(ARGS)
+
+# Runs the CPU image's steps and its compose service without Docker, in a clean Debian root. Needs root; three minutes.
+clean-root: $(INSTALLED)
+	$(BIN)/python -m tests.deploy.clean_root
 
 # Trains the bundled model anew: an hour and a half on two cores, and npm to fetch the pictures.
 train: $(INSTALLED)

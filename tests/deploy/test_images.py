@@ -1,0 +1,135 @@
+"""The Dockerfiles and their entry point, as far as they can be checked without building them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.conftest import DEPLOY, REPOSITORY
+from tests.deploy.dockerfile import Stage, assignments, stages
+
+BIN = Path(sys.executable).parent
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def dockerfile(request: pytest.FixtureRequest) -> Path:
+    return DEPLOY / f"Dockerfile.{request.param}"
+
+
+@pytest.fixture
+def image(dockerfile: Path) -> Stage:
+    return stages(dockerfile)[-1]
+
+
+def test_hadolint_has_nothing_to_say(dockerfile: Path) -> None:
+    done = subprocess.run([BIN / "hadolint", dockerfile], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_shellcheck_has_nothing_to_say() -> None:
+    done = subprocess.run([BIN / "shellcheck", DEPLOY / "start.sh"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_base_is_pinned(dockerfile: Path) -> None:
+    found = stages(dockerfile)
+    names = {stage.name for stage in found}
+    for stage in found:
+        assert stage.base in names or re.search(r":v?\d+\.\d+\.\d+", stage.base), stage.base
+
+
+def test_the_container_is_not_root(image: Stage) -> None:
+    assert image.last("USER") == "2000:0"
+    assert assignments(image.last("ENV"))["HOME"] == image.last("WORKDIR") == "/home/vllm"
+
+
+def test_labels_tell_what_it_is(image: Stage) -> None:
+    labels = assignments(image.last("LABEL"))
+    assert labels["org.opencontainers.image.licenses"] == PROJECT["license"]
+    assert labels["org.opencontainers.image.description"] == PROJECT["description"]
+    version = dict(
+        pair for key, text in image.instructions if key == "ARG" for pair in assignments(text).items()
+    )
+    assert version["VERSION"] == PROJECT["version"]
+
+
+def test_the_context_holds_what_is_copied(dockerfile: Path) -> None:
+    """.dockerignore leaves everything out but what it lists."""
+    kept = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line[0] == "!"}
+    copied = {
+        source
+        for stage in stages(dockerfile)
+        for keyword, value in stage.instructions
+        if keyword == "COPY" and not value.startswith("--from")
+        for source in value.split()[:-1]
+    }
+    assert copied == kept
+    assert all((REPOSITORY / source).exists() for source in copied)
+
+
+def test_all_parts_are_packed(dockerfile: Path) -> None:
+    """Each folder that pyproject.toml makes a package of is copied before the wheel is built."""
+    tool = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+    [package] = [stage for stage in stages(dockerfile) if stage.name == "package"]
+    copied = {value.split()[0] for keyword, value in package.instructions if keyword == "COPY"}
+    assert set(tool["package-dir"].values()) <= copied
+
+
+def test_versions_are_those_of_the_project() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    arguments = dict(
+        pair
+        for keyword, value in stages(DEPLOY / "Dockerfile.cpu")[0].instructions
+        if keyword == "ARG"
+        for pair in assignments(value).items()
+    )
+    assert f"\nTORCH := {arguments['TORCH']}\n" in makefile
+    assert f"\nTORCH_INDEX := {arguments['TORCH_INDEX']}\n" in makefile
+    [vllm] = PROJECT["optional-dependencies"]["cuda"]
+    assert stages(DEPLOY / "Dockerfile.cuda")[-1].base == "vllm/vllm-openai:" + vllm.replace("vllm==", "v")
+
+
+def start(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the entry point with a `prismoe` that says what it was called with."""
+    prismoe = folder / "prismoe"
+    prismoe.write_text('#!/bin/sh\necho "key=${VLLM_API_KEY:-none} arguments=$*"\n')
+    prismoe.chmod(0o755)
+    return subprocess.run(
+        [DEPLOY / "start.sh", "serve", "--routing", '{"policy": "ltdr"}'],
+        env={"PATH": f"{folder}:{os.environ['PATH']}"} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_entry_point_reads_the_key_from_its_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("secret\n")
+    done = start(tmp_path, PRISMOE_API_KEY_FILE=str(tmp_path / "key"))
+    assert done.stdout == 'key=secret arguments=serve --routing {"policy": "ltdr"}\n'
+
+
+def test_without_a_file_there_is_no_key(tmp_path: Path) -> None:
+    assert start(tmp_path).stdout.startswith("key=none ")
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_key_file_that_is_missing_or_empty_stops_the_start(tmp_path: Path, content: str | None) -> None:
+    key = tmp_path / "key"
+    if content is not None:
+        key.write_text(content)
+    done = start(tmp_path, PRISMOE_API_KEY_FILE=str(key))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert f"PRISMOE_API_KEY_FILE names {key}" in done.stderr
+
+
+def test_the_entry_point_is_that_of_the_image(image: Stage) -> None:
+    assert ("COPY", "deploy/start.sh /usr/local/bin/prismoe-start") in image.instructions
+    assert json.loads(image.last("ENTRYPOINT")) == ["prismoe-start"]
+    assert os.access(DEPLOY / "start.sh", os.X_OK)

@@ -1,0 +1,206 @@
+"""The Helm chart: Helm's lint, Kubernetes's schemas, KEDA's and the Prometheus operator's own types.
+
+LeaderWorkerSet has no schema in a Python package: its pods are checked as pods, its few fields by hand.
+"""
+
+import json
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
+from cloudcoil.models.prometheus_operator.v1 import PodMonitor
+from helm_python import HelmValuesError, lint
+from pydantic import BaseModel
+
+from prismoe.server.arguments import serve_settings
+from tests.deploy.conftest import CHART, REQUIRED, render
+
+KUBERNETES = "1.37"
+OTHER_KINDS = ("LeaderWorkerSet", "PodMonitor", "ScaledObject")
+
+CASES = {
+    "one pod a replica": {},
+    "a fixed number of replicas": {"replicas": {"min": 2, "max": 2}},
+    "tensor parallel": {"gpus": 4, "options": ["--routing", '{"policy": "topk"}']},
+    "two nodes a replica": {"nodes": 2, "gpus": 8},
+    "everything": {
+        "nodes": 2,
+        "fetchImages": True,
+        "nodeSelector": {"gpu": "h200"},
+        "prometheus": {"labels": {"release": "kube-prometheus-stack"}},
+        "clients": [{"namespaceSelector": {"matchLabels": {"team": "chat"}}}],
+    },
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def values(request: pytest.FixtureRequest) -> dict[str, Any]:
+    chosen: dict[str, Any] = request.param
+    return chosen
+
+
+def server(manifests: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    """The pod that answers requests."""
+    if ("Deployment", "demo") in manifests:
+        pod: dict[str, Any] = manifests["Deployment", "demo"]["spec"]["template"]
+    else:
+        pod = manifests["LeaderWorkerSet", "demo"]["spec"]["leaderWorkerTemplate"]["leaderTemplate"]
+    return pod
+
+
+def test_helm_lint(values: dict[str, Any]) -> None:
+    report = lint(CHART, values=REQUIRED | values, strict=True)
+    found = [message for message in report["messages"] if "icon is recommended" not in message["error"]]
+    assert (found, report["errors"]) == ([], [])
+
+
+def test_kubernetes_takes_the_manifests(values: dict[str, Any]) -> None:
+    manifests = render(**values)
+    own = [manifest for (kind, _), manifest in manifests.items() if kind not in OTHER_KINDS]
+    assert len(own) >= 8
+    for manifest in own:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def known_to(model: type[BaseModel], manifest: dict[str, Any]) -> bool:
+    """Whether an operator's types take a manifest as it is; they drop a key that they don't know."""
+    return (
+        model.model_validate(manifest).model_dump(mode="json", by_alias=True, exclude_unset=True) == manifest
+    )
+
+
+def test_the_operators_know_every_key_of_their_manifests(values: dict[str, Any]) -> None:
+    manifests = render(**values)
+    assert known_to(PodMonitor, manifests["PodMonitor", "demo"])
+    if "replicas" in values:
+        assert ("ScaledObject", "demo") not in manifests
+    else:
+        assert known_to(ScaledObject, manifests["ScaledObject", "demo"])
+
+
+@pytest.mark.parametrize(("kind", "model"), [("PodMonitor", PodMonitor), ("ScaledObject", ScaledObject)])
+def test_the_operators_types_show_a_misspelt_key(kind: str, model: type[BaseModel]) -> None:
+    """Else the test above could not fail."""
+    manifest = render()[kind, "demo"]
+    manifest["spec"]["misspelt"] = 1
+    assert not known_to(model, manifest)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_keda_alone_says_how_many_replicas(nodes: int) -> None:
+    manifests = render(nodes=nodes)
+    target = manifests["ScaledObject", "demo"]["spec"]["scaleTargetRef"]
+    scaled = manifests[target["kind"], target["name"]]
+    assert scaled["apiVersion"] == target["apiVersion"]
+    assert "replicas" not in scaled["spec"]
+
+
+def test_several_nodes_make_a_group_of_pods() -> None:
+    manifest = render(nodes=2, gpus=8)["LeaderWorkerSet", "demo"]
+    assert manifest["apiVersion"] == "leaderworkerset.x-k8s.io/v1"
+    group = manifest["spec"]["leaderWorkerTemplate"]
+    assert set(group) == {"size", "restartPolicy", "leaderTemplate", "workerTemplate"}
+    assert group["size"] == 2
+    for pod in (group["leaderTemplate"], group["workerTemplate"]):
+        wrapped = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": pod}
+        kubernetes_validate.validate(wrapped, KUBERNETES, strict=True)
+        assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert "readinessProbe" not in group["workerTemplate"]["spec"]["containers"][0]
+
+
+@pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (4, 1), (8, 2)])
+def test_the_server_takes_the_command_line(gpus: int, nodes: int) -> None:
+    options = ["--routing", '{"policy": "ltdr", "tail_experts": 3}', "--max-model-len", "2048"]
+    [container] = server(render(gpus=gpus, nodes=nodes, options=options))["spec"]["containers"]
+    command, model, *arguments = container["args"]
+    assert (command, model) == ("serve", "/checkpoints/MoE-LLaVA-Phi2-2.7B-4e")
+    settings = serve_settings(arguments)
+    assert settings.routing == {"policy": "ltdr", "tail_experts": 3}
+    engine = settings.engine_options
+    assert engine[engine.index("--tensor-parallel-size") + 1] == str(gpus * nodes)
+    assert ("ray" in engine) == (nodes > 1)
+
+
+def test_probes_ask_the_server() -> None:
+    [container] = server(render())["spec"]["containers"]
+    assert container["ports"] == [{"name": "http", "containerPort": 8000}]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/health", "port": "http"}
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 60 * 30
+
+
+def test_pods_are_confined(values: dict[str, Any]) -> None:
+    manifests = render(**values)
+    pods = [server(manifests), manifests["Deployment", "demo-router"]["spec"]["template"]]
+    for pod in pods:
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["spec"]["containers"]:
+            assert container["securityContext"] == {
+                "readOnlyRootFilesystem": True,
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+def test_selectors_find_the_pods(values: dict[str, Any]) -> None:
+    manifests = render(**values)
+    found = {
+        "server": server(manifests)["metadata"]["labels"],
+        "router": manifests["Deployment", "demo-router"]["spec"]["template"]["metadata"]["labels"],
+    }
+    for component, labels in found.items():
+        budget = manifests["PodDisruptionBudget", f"demo-{component}"]["spec"]["selector"]["matchLabels"]
+        assert budget.items() <= labels.items()
+    monitored = manifests["PodMonitor", "demo"]["spec"]["selector"]["matchLabels"]
+    assert monitored.items() <= found["server"].items()
+    assert not monitored.items() <= found["router"].items()
+    assert manifests["Service", "demo"]["spec"]["selector"].items() <= found["router"].items()
+    [router] = manifests["Deployment", "demo-router"]["spec"]["template"]["spec"]["containers"]
+    selector = router["args"][router["args"].index("--selector") + 1 :][:2]
+    assert dict(word.split("=") for word in selector).items() <= found["server"].items()
+
+
+def test_only_the_router_and_prometheus_reach_a_server() -> None:
+    policy = render()["NetworkPolicy", "demo-server"]["spec"]
+    [rule] = policy["ingress"]
+    router, prometheus = rule["from"]
+    assert router["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "router"
+    assert prometheus["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "monitoring"}
+    [names] = policy["egress"]
+    assert {port["port"] for port in names["ports"]} == {53}
+
+
+def test_a_server_that_may_fetch_images_reaches_no_private_address() -> None:
+    *_, outside = render(fetchImages=True)["NetworkPolicy", "demo-server"]["spec"]["egress"]
+    [block] = [peer["ipBlock"] for peer in outside["to"]]
+    assert {"10.0.0.0/8", "169.254.0.0/16", "127.0.0.0/8"} <= set(block["except"])
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_missing_setting_stops_helm_with_its_name(name: str) -> None:
+    with pytest.raises(HelmValuesError, match=f"at '/{name}': minLength"):
+        render(**{name: ""})
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"modle": "x"}, "'modle' not allowed"),
+        ({"router": {"polcy": "random"}}, "'polcy' not allowed"),
+        ({"router": {"policy": "fastest"}}, "at '/router/policy'"),
+        ({"gpus": 0}, "at '/gpus'"),
+        ({"model": "/absolute"}, "at '/model'"),
+        ({"options": "--max-model-len 2048"}, "at '/options'"),
+    ],
+)
+def test_a_wrong_setting_stops_helm_with_its_name(values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(HelmValuesError, match=complaint):
+        render(**values)
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(json.loads((CHART / "values.schema.json").read_text()))

@@ -1,0 +1,82 @@
+"""Prometheus's settings and Grafana's provisioning fit each other, compose.yaml and the chart."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.deploy.conftest import DEPLOY, Compose, render
+
+GRAFANA = DEPLOY / "grafana"
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def test_prometheus_scrapes_the_server_and_reads_the_rules(compose: Compose) -> None:
+    settings = load(DEPLOY / "prometheus/prometheus.yaml")
+    assert set(settings) == {"global", "rule_files", "scrape_configs"}
+    assert settings["rule_files"] == ["rules/*.yaml"]
+    [server] = [job for job in settings["scrape_configs"] if job["job_name"] == "prismoe"]
+    assert server["static_configs"] == [{"targets": ["server:8000"]}]
+    services = yaml.safe_load(compose().stdout)["services"]
+    assert "--config.file=/etc/prometheus/prometheus.yaml" in services["prometheus"]["command"]
+
+
+def test_prometheus_reads_every_file_of_rules() -> None:
+    [pattern] = load(DEPLOY / "prometheus/prometheus.yaml")["rule_files"]
+    read = set((DEPLOY / "prometheus").glob(pattern))
+    files = [*(DEPLOY / "prometheus").rglob("*.yaml"), *(DEPLOY / "prometheus").rglob("*.yml")]
+    assert read == {file for file in files if "groups" in load(file)}
+
+
+def test_promtool_takes_the_settings() -> None:
+    promtool = shutil.which("promtool", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert promtool, "promtool is needed: it comes with Prometheus (Debian's package prometheus)."
+    config = DEPLOY / "prometheus/prometheus.yaml"
+    done = subprocess.run([promtool, "check", "config", config], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_grafana_asks_prometheus(compose: Compose) -> None:
+    [source] = load(GRAFANA / "provisioning/datasources/prometheus.yaml")["datasources"]
+    services = yaml.safe_load(compose().stdout)["services"]
+    assert source["url"] == "http://prometheus:9090"
+    assert services["prometheus"]["ports"][0]["target"] == 9090
+    assert source["jsonData"]["manageAlerts"] is True
+    interval = load(DEPLOY / "prometheus/prometheus.yaml")["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == interval
+
+
+def test_grafana_finds_the_dashboards(compose: Compose) -> None:
+    [provider] = load(GRAFANA / "provisioning/dashboards/prismoe.yaml")["providers"]
+    volumes = yaml.safe_load(compose().stdout)["services"]["grafana"]["volumes"]
+    [folder] = [v["source"] for v in volumes if v["target"] == provider["options"]["path"]]
+    assert Path(folder) == GRAFANA / "dashboards"
+    assert set(Path(folder).glob("*.json")) == set(GRAFANA.rglob("*.json")), "Not all dashboards are there."
+
+
+def test_dashboards_ask_the_provisioned_source() -> None:
+    [source] = load(GRAFANA / "provisioning/datasources/prometheus.yaml")["datasources"]
+    for dashboard in GRAFANA.rglob("*.json"):
+        asked = set(re.findall(r'"type": "prometheus", "uid": "([^"]+)"', dashboard_text(dashboard)))
+        # A variable is chosen on the dashboard, among the sources that there are.
+        assert {uid for uid in asked if not uid.startswith("$")} <= {source["uid"]}, dashboard
+
+
+def dashboard_text(dashboard: Path) -> str:
+    return json.dumps(json.loads(dashboard.read_text()), sort_keys=True)
+
+
+def test_kubernetes_and_compose_name_the_job_alike() -> None:
+    manifests = render()
+    monitor = manifests["PodMonitor", "demo"]["spec"]
+    labels = manifests["Deployment", "demo"]["spec"]["template"]["metadata"]["labels"]
+    assert labels[monitor["jobLabel"]] == "prismoe"
