@@ -9,12 +9,14 @@ PARTS := server model_plugins kernels training loadtests
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint bench clean-root train install
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+
+.PHONY: demo test lint browser pictures bench clean-root train install
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
 
-test: lint
+test: lint browser
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(INSTALLED) $(PARTS:%=.links/prismoe/%)
@@ -28,6 +30,20 @@ bench: $(INSTALLED)
 # Runs the CPU image's steps and its compose service without Docker, in a clean Debian root. Needs root; three minutes.
 clean-root: $(INSTALLED)
 	$(BIN)/python -m tests.deploy.clean_root
+
+# The inspector's page is tested in a real browser. On Debian, root gets it here.
+browser:
+	@test -n "$$CHROMIUM" || for name in $(BROWSERS); do command -v $$name && exit; done || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium; \
+	else \
+		echo "The tests need Chromium: install it (Debian: apt-get install chromium), or name one in CHROMIUM." >&2; \
+		exit 1; \
+	fi
+
+# Takes the README's pictures of the inspector anew, of a server that it starts.
+pictures: $(INSTALLED) browser
+	$(BIN)/python -m tests.server.take_pictures docs/pictures
 
 # Trains the bundled model anew: an hour and a half on two cores, and npm to fetch the pictures.
 train: $(INSTALLED)

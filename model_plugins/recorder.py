@@ -37,7 +37,9 @@ class Recorder:
         self._is_token_T = self._segments.segments[: len(embeds_TD)] != PADDING
         self._keep("inputs_embeds", embeds_TD)
 
-    def _keep_routing(self, layer: int, logits_TE: Tensor, experts_TA: Tensor, weights_TA: Tensor) -> None:
+    def _keep_routing(
+        self, layer: int, _: Tensor, logits_TE: Tensor, experts_TA: Tensor, weights_TA: Tensor
+    ) -> None:
         self._keep(f"layer{layer}_router_logits", logits_TE)
         self._keep(f"layer{layer}_topk_ids", experts_TA)
         self._keep(f"layer{layer}_topk_weights", weights_TA)

@@ -30,21 +30,34 @@ def _route_and_count(
     parameters: list[Tensor],
     policy: str,
 ) -> Routing:
+    step = _inputs(hidden_TD, logits_TE, segments, asked, load_MC, parameters, policy)
+    routing = policy_from_json(policy).route(step)
+    count_expert_load(load_MC, routing.experts_TA, routing.count_T, routing.tail_T, step.segment_T)
+    return routing
+
+
+def _inputs(
+    hidden_TD: Tensor,
+    logits_TE: Tensor,
+    segments: Tensor,
+    asked: Tensor,
+    load_MC: Tensor,
+    parameters: list[Tensor],
+    policy: str,
+) -> RouterInputs:
     num_tokens, hidden_size = hidden_TD.shape
     num_experts = load_MC.shape[1] - EXTRA_COLUMNS
     segment_T = segments[:num_tokens]
     assert segment_T.shape[0] == num_tokens, "the step holds more tokens than the segment buffer"
-    step = RouterInputs(
+    names = _parameter_names(policy, hidden_size, num_experts)
+    return RouterInputs(
         hidden_TD,
         logits_TE,
         segment_T,
         asked[:num_tokens],
-        dict(zip(_parameter_names(policy, hidden_size, num_experts), parameters, strict=True)),
+        dict(zip(names, parameters, strict=True)),
         num_experts,
     )
-    routing = policy_from_json(policy).route(step)
-    count_expert_load(load_MC, routing.experts_TA, routing.count_T, routing.tail_T, segment_T)
-    return routing
 
 
 def _route(
@@ -99,8 +112,8 @@ class PolicyRouter(BaseRouter):
     `segments` and `asked` are the buffers of `TokenSegments`; `parameters` are the policy's, by name.
     """
 
-    observer: Callable[[Tensor, Tensor, Tensor], None] | None = None
-    """Called with the logits, experts and weights of each step of an eager engine."""
+    observer: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None
+    """Called with the hidden states, logits, experts and weights of each step of an eager engine."""
 
     def __init__(
         self,
@@ -115,7 +128,8 @@ class PolicyRouter(BaseRouter):
         self.gate_rows = policy.gate_rows(num_experts)
         self.parameters = parameters
         self._parameter_list: list[Tensor] = list(parameters.values())
-        self._policy = policy.model_dump_json()
+        self.policy = policy
+        self._policy_json = policy.model_dump_json()
         self._segments = segments
         self._asked = asked
         self.load_MC = load_MC
@@ -131,12 +145,16 @@ class PolicyRouter(BaseRouter):
         routing = _route_and_count(hidden_TD, logits_TE, *self._step)
         if self.observer is not None:
             weights_TA, experts_TA = _in_slots(routing, self.top_k)
-            self.observer(logits_TE, experts_TA, weights_TA)
+            self.observer(hidden_TD, logits_TE, experts_TA, weights_TA)
         return routing
+
+    def inputs(self, hidden_TD: Tensor, logits_TE: Tensor) -> RouterInputs:
+        """What the policy sees of the running step."""
+        return _inputs(hidden_TD, logits_TE, *self._step)
 
     @property
     def _step(self) -> tuple[Tensor, Tensor, Tensor, list[Tensor], str]:
-        return self._segments, self._asked, self.load_MC, self._parameter_list, self._policy
+        return self._segments, self._asked, self.load_MC, self._parameter_list, self._policy_json
 
     def _compute_routing(
         self,
@@ -148,5 +166,5 @@ class PolicyRouter(BaseRouter):
     ) -> tuple[Tensor, Tensor]:
         weights_TA, experts_TA = torch.ops.prismoe.route(hidden_states, router_logits, *self._step)
         if self.observer is not None:
-            self.observer(router_logits, experts_TA, weights_TA)
+            self.observer(hidden_states, router_logits, experts_TA, weights_TA)
         return weights_TA, experts_TA

@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from prismoe.model_plugins.inspection import Inspection
+
 
 class RoutingWorkerExtension:
     """Mixed into vLLM's worker (`worker_extension_cls`). Ranks hold the same counts: read rank 0's."""
+
+    _prismoe_inspection: Inspection | None = None
 
     def prismoe_routing(self) -> Mapping[str, Any]:
         """What is in force, per layer (`ModalityRouting.describe`)."""
@@ -42,6 +46,34 @@ class RoutingWorkerExtension:
         recording = self._prismoe_recorder.take()
         if self.rank == 0:  # type: ignore[attr-defined]
             np.savez(file, allow_pickle=False, **recording)
+
+    def prismoe_inspectable(self) -> Mapping[str, Any]:
+        """How an image's tokens lie on it, and how many experts a request may ask for."""
+        model = self._prismoe_model()
+        return {
+            "grid": model.patch_grid.model_dump(),
+            "request_experts": model.routing.in_force.most_request_experts,
+            "moe_layers": len(model.routing.routers),
+        }
+
+    def prismoe_start_inspection(self, request: str, most_tokens: int) -> None:
+        """Record what the tokens of a request are routed to (`Inspection`); an earlier one ends."""
+        if self._prismoe_inspection is not None:
+            self._prismoe_inspection.end()
+        runner, routing = self.model_runner, self._prismoe_model().routing  # type: ignore[attr-defined]
+        self._prismoe_inspection = Inspection(runner, routing, request, most_tokens)
+
+    def prismoe_end_inspection(self, request: str) -> None:
+        """Record this request no longer, and forget what was recorded."""
+        if self._prismoe_inspection is not None and self._prismoe_inspection.request == request:
+            self._prismoe_inspection.end()
+            self._prismoe_inspection = None
+
+    def prismoe_inspected_rows(self, with_logits: bool) -> Mapping[str, Any] | None:
+        """What was recorded so far (`Inspection.rows`), from rank 0."""
+        if self._prismoe_inspection is None or self.rank != 0:  # type: ignore[attr-defined]
+            return None
+        return self._prismoe_inspection.rows(with_logits)
 
     def _prismoe_model(self) -> Any:
         return self.model_runner.get_model()  # type: ignore[attr-defined]

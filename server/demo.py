@@ -67,7 +67,8 @@ def demo(arguments: Sequence[str]) -> int:
         _show(client, pictures)
         if own.once:
             return 0
-        print(f"\nServing at {client.url} until you press Ctrl-C.", flush=True)
+        print(f"\nTo see where each patch went: {client.url}/inspector", flush=True)
+        print(f"Serving at {client.url} until you press Ctrl-C.", flush=True)
         server.wait()
         return _server_failed(server, Path(log.name))
     except OSError as error:

@@ -19,11 +19,14 @@ from vllm.utils.system_utils import decorate_logs
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from prismoe.server import (
+    inspection_routes,
+    inspector_page,
     media,  # noqa: F401  (registers what fetches images)
     routes,
 )
 from prismoe.server.engine import EngineArgs, RoutedEngines, StartRefused, prepare_fork
 from prismoe.server.expert_load import ExpertLoadReader
+from prismoe.server.inspector import Inspector
 from prismoe.server.metrics import ExpertLoadCollector, vllm_tokens
 from prismoe.server.request_guard import RequestGuard
 
@@ -56,7 +59,10 @@ async def build_routed_app(engine: EngineClient, args: Namespace) -> FastAPI:
     args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
     app: FastAPI = build_app(args, tasks, engine.model_config)
     app.include_router(routes.router)
+    app.include_router(inspection_routes.router)
+    inspector_page.add_to(app)
     await init_app_state(engine, app.state, args, tasks)
+    app.state.inspector = Inspector(engine, app.state.openai_serving_chat)
     registry = get_prometheus_registry()
     engines = RoutedEngines(engine)
     app.state.expert_load = ExpertLoadReader(engines, lambda: vllm_tokens(registry))

@@ -29,6 +29,7 @@ from prismoe.model_plugins.moe_llava.tower import (
     drops_first_token,
     find_tower,
     make_tower,
+    patch_grid,
     tower_config,
     tower_weights,
 )
@@ -90,6 +91,7 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
         self.config, self.vllm_config = config, vllm_config
         self.experts_by_layer = experts_by_layer(config)
         self.routing = ModalityRouting(vllm_config, routing_in_force(config, operator_routing(vllm_config)))
+        self.patch_grid = patch_grid(config, vllm_config.model_config.model)
         vision = tower_config(config.mm_image_tower, vllm_config.model_config.model)
         self.tensors = TensorList(config, vision, self.routing.in_force)
         self.unused_tensors: list[str] = []

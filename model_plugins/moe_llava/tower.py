@@ -14,6 +14,7 @@ from vllm.model_executor.models.clip import CLIPVisionModel
 from vllm.model_executor.models.siglip import SiglipVisionModel
 from vllm.model_executor.models.utils import get_layer_index
 
+from prismoe.model_plugins.patch_grid import PatchGrid
 from prismoe.model_plugins.weight_files import Shape, read_json, stored_shapes, stored_tensors
 
 TowerConfig: TypeAlias = CLIPVisionConfig | SiglipVisionConfig
@@ -108,9 +109,24 @@ def drops_first_token(config: PretrainedConfig) -> bool:
     return bool(feature == "patch")
 
 
+def patch_grid(config: PretrainedConfig, checkpoint: str) -> PatchGrid:
+    """How an image's tokens lie on the picture."""
+    vision = tower_config(config.mm_image_tower, checkpoint)
+    processor = tower_image_processor(config.mm_image_tower, checkpoint)
+    side: int = vision.image_size // vision.patch_size
+    class_tokens = 1 if isinstance(vision, CLIPVisionConfig) else 0
+    dropped = 1 if drops_first_token(config) else 0
+    pads = getattr(config, "image_aspect_ratio", None) == "pad"
+    crops = getattr(processor, "do_center_crop", False)
+    return PatchGrid(
+        rows=side,
+        columns=side,
+        tokens=side**2 + class_tokens - dropped,
+        first_patch=dropped - class_tokens,
+        fit="pad" if pads else "crop" if crops else "stretch",
+    )
+
+
 def tokens_per_image(config: PretrainedConfig, checkpoint: str) -> int:
     """How many tokens an image becomes."""
-    vision = tower_config(config.mm_image_tower, checkpoint)
-    patches: int = (vision.image_size // vision.patch_size) ** 2
-    class_token = 1 if isinstance(vision, CLIPVisionConfig) else 0
-    return patches + class_token - (1 if drops_first_token(config) else 0)
+    return patch_grid(config, checkpoint).tokens

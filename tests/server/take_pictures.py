@@ -1,0 +1,50 @@
+"""Takes the README's pictures of the inspector: a real browser on a real server. `make pictures`."""
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, expect
+
+from tests.server.browser import running_browser
+from tests.server.running import Server
+
+SIZE = {"width": 1280, "height": 1000}
+COLOURS = 128  # makes a picture a third of its size, with no difference to be seen
+
+
+def main(folder: Path) -> None:
+    """Write `inspector-light.png` and `inspector-dark.png` into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as logs:
+        server = Server(Path(logs) / "server.log")
+        try:
+            server.wait_until_ready()
+            with running_browser() as browser:
+                for scheme in ("light", "dark"):
+                    take(browser, server.url, scheme, folder / f"inspector-{scheme}.png")
+        finally:
+            server.stop()
+
+
+def take(browser: Browser, url: str, scheme: str, file: Path) -> None:
+    """Ask about a picture, and write the page as it is seen then."""
+    page = browser.new_page(viewport=SIZE, color_scheme=scheme)  # type: ignore[arg-type]
+    page.goto(f"{url}/inspector")
+    page.get_by_role("radio", name="jeans").check(force=True)
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#load")).to_be_visible(timeout=60_000)
+    page.get_by_role("slider", name="Layer").fill("1")
+    page.locator("#stage-A").focus()
+    for key in ["ArrowDown"] * 3 + ["ArrowRight"] * 3:
+        page.keyboard.press(key)
+    page.locator("#stage-A").blur()
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+    picture.convert("RGB").quantize(COLOURS).save(file, optimize=True)
+    page.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
