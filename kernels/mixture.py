@@ -39,3 +39,12 @@ def best_posteriors(log_joint_TKEM: Tensor) -> tuple[Tensor, Tensor]:
     best_TKE = log_joint_TKEM.amax(dim=-1)
     best_TK, experts_TK = best_TKE.max(dim=-1)
     return experts_TK, torch.exp(best_TK - log_joint_TKEM.logsumexp(dim=(-2, -1)))
+
+
+def expert_posteriors(log_joint_TKEM: Tensor) -> Tensor:
+    """For each mixture the posterior of every expert, summed over its components, `[T, K, E]`."""
+    return (
+        torch.softmax(log_joint_TKEM.flatten(start_dim=-2), dim=-1)
+        .unflatten(-1, log_joint_TKEM.shape[-2:])
+        .sum(dim=-1)
+    )

@@ -1,5 +1,6 @@
 """What runs inside vLLM's processes. Importing this package imports neither torch nor vLLM."""
 
+from functools import cache
 from pathlib import Path
 
 FAMILIES = {"phi": "Phi", "stablelm": "Stablelm", "qwen": "QWen"}
@@ -8,6 +9,7 @@ FAMILIES = {"phi": "Phi", "stablelm": "Stablelm", "qwen": "QWen"}
 CHAT_TEMPLATE = Path(__file__).parent / "moe_llava" / "chat_template.jinja"
 
 
+@cache  # A second call would have vLLM warn of every name.
 def register() -> None:
     """Make the MoE-LLaVA models known to vLLM. vLLM calls this in each of its processes."""
     from transformers import AutoConfig, AutoTokenizer

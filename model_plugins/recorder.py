@@ -38,7 +38,7 @@ class Recorder:
         self._keep("inputs_embeds", embeds_TD)
 
     def _keep_routing(
-        self, layer: int, _: Tensor, logits_TE: Tensor, experts_TA: Tensor, weights_TA: Tensor
+        self, layer: int, _hidden_TD: Tensor, logits_TE: Tensor, experts_TA: Tensor, weights_TA: Tensor
     ) -> None:
         self._keep(f"layer{layer}_router_logits", logits_TE)
         self._keep(f"layer{layer}_topk_ids", experts_TA)

@@ -113,7 +113,8 @@ class PolicyRouter(BaseRouter):
     """
 
     observer: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None
-    """Called with the hidden states, logits, experts and weights of each step of an eager engine."""
+    """Called with the hidden states, logits, experts and weights of each step of an eager engine; what it
+    makes of the weights is what counts."""
 
     def __init__(
         self,
@@ -146,6 +147,7 @@ class PolicyRouter(BaseRouter):
         if self.observer is not None:
             weights_TA, experts_TA = _in_slots(routing, self.top_k)
             self.observer(hidden_TD, logits_TE, experts_TA, weights_TA)
+            routing = routing._replace(experts_TA=experts_TA, weights_TA=weights_TA)
         return routing
 
     def inputs(self, hidden_TD: Tensor, logits_TE: Tensor) -> RouterInputs:

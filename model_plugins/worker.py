@@ -42,10 +42,34 @@ class RoutingWorkerExtension:
 
     @torch.inference_mode()
     def prismoe_save_recording(self, file: str) -> None:
-        """Write what was kept since the last call to an .npz file on this machine; rank 0 writes."""
-        recording = self._prismoe_recorder.take()
+        """Write what was kept since the last call to an .npz file."""
+        self._save(file, self._prismoe_recorder.take())
+
+    def prismoe_start_calibration(self) -> None:
+        """Keep what the routers see from now on (`CalibrationRecorder`)."""
+        from prismoe.model_plugins.calibration_recorder import CalibrationRecorder
+
+        model = self._prismoe_model()
+        self._prismoe_calibration = CalibrationRecorder(model, model.routing)
+
+    def prismoe_deprive(self, layer: int, modality: str) -> None:
+        """Give a modality's tokens nothing of a layer's experts, until the next call; -1: all get theirs."""
+        self._prismoe_calibration.deprived = None if layer < 0 else (layer, modality)
+
+    @torch.inference_mode()
+    def prismoe_save_routers(self, file: str, hidden: int) -> None:
+        """Write what the routers saw in the last step (`CalibrationRecorder.take`) to an .npz file."""
+        self._save(file, self._prismoe_calibration.take(hidden))
+
+    @torch.inference_mode()
+    def prismoe_save_log_probs(self, file: str, tokens: int) -> None:
+        """Write `log_probs` of the last step's last tokens to an .npz file."""
+        self._save(file, {"log_probs": self._prismoe_calibration.log_probs(tokens)})
+
+    def _save(self, file: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Rank 0 writes to a file on this machine."""
         if self.rank == 0:  # type: ignore[attr-defined]
-            np.savez(file, allow_pickle=False, **recording)
+            np.savez(file, allow_pickle=False, **arrays)
 
     def prismoe_inspectable(self) -> Mapping[str, Any]:
         """How an image's tokens lie on it, and how many experts a request may ask for."""

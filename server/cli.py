@@ -10,7 +10,7 @@ from prismoe.server.arguments import serve_settings
 from prismoe.server.demo import demo
 from prismoe.server.sentences import fail, sentence
 from prismoe.server.serve import serve
-from prismoe.server.tools import check, convert
+from prismoe.server.tools import calibrate, check, convert
 
 DESCRIPTION = (
     "Serve mixture-of-experts vision-language models whose router knows the modality of every token."
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "check": check,
     "convert": convert,
+    "calibrate": calibrate,
 }
 
 
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "convert", help="write a checkpoint that needs nothing beside its folder", add_help=False
     )
+    commands.add_parser("calibrate", help="fit a routing policy to a checkpoint, by pictures", add_help=False)
     return parser
 
 

@@ -1,11 +1,11 @@
-"""`prismoe check` and `prismoe convert`: their arguments, and how they end."""
+"""`prismoe check`, `convert` and `calibrate`: their arguments, and how they end."""
 
 import argparse
 import signal
 from collections.abc import Callable, Sequence
 
 from prismoe.server.sentences import fail, sentence
-from prismoe.server.settings import CheckSettings, ConvertSettings
+from prismoe.server.settings import CalibrateSettings, CheckSettings, ConvertSettings
 
 ROUTING_HELP = 'how to route, instead of what the checkpoint says, e.g. {"policy": "topk"}'
 INTERRUPTED = 128 + signal.SIGINT
@@ -60,6 +60,57 @@ def convert(arguments: Sequence[str]) -> int:
         from prismoe.model_plugins.tools.convert import convert
 
         return convert(**dict(settings))
+
+    return _end(run)
+
+
+def calibrate(arguments: Sequence[str]) -> int:
+    """Write a checkpoint with a fitted router; 1 where that can't be done."""
+    parser = argparse.ArgumentParser(
+        prog="prismoe calibrate",
+        description="Fit a routing policy to the checkpoint MODEL by what its routers do with pictures and "
+        "questions, and write the checkpoint with it to the new folder DST.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="the checkpoint's folder, or its name on a hub")
+    parser.add_argument("destination", metavar="DST", help="a folder that is not there yet")
+    parser.add_argument(
+        "--policy", required=True, help="ltdr, dual_threshold, entropy, equiroute or gmm: what to fit"
+    )
+    parser.add_argument(
+        "--routing", metavar="JSON", help='further settings of the policy, e.g. {"head_experts": 1}'
+    )
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="pictures like those that will be served (default: drawings that the bundled model learnt from)",
+    )
+    parser.add_argument(
+        "--questions", metavar="FILE", help="what to ask about them, in turn, one a line (default: four)"
+    )
+    parser.add_argument("--max-images", metavar="N", default=256, help="use so many of them (default: 256)")
+    parser.add_argument(
+        "--skip", metavar="SHARE", help="dual_threshold: of vision expert uses (default: 0.5)"
+    )
+    parser.add_argument(
+        "--skip-text", metavar="SHARE", help="dual_threshold: of text expert uses (default: 0)"
+    )
+    parser.add_argument(
+        "--tail-share",
+        metavar="SHARE",
+        help="ltdr: of vision tokens above the threshold (default: as many as are above their image's mean)",
+    )
+    parser.add_argument(
+        "--mean-experts",
+        metavar="N",
+        help="entropy: experts a token, on average (default: the checkpoint's k)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="show vLLM's log on stderr")
+    settings = CalibrateSettings.model_validate(vars(parser.parse_args(arguments)))
+
+    def run() -> int:
+        from prismoe.server.calibrate import calibrate
+
+        return calibrate(settings)
 
     return _end(run)
 

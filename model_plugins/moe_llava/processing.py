@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
-from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers import BatchFeature, PretrainedConfig, PreTrainedTokenizerBase
 from vllm.config.multimodal import MultiModalDummyOptions
 from vllm.inputs import MultiModalDataDict
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
@@ -43,6 +43,16 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
     return square
 
 
+def pixel_values(config: PretrainedConfig, checkpoint: str, images: Sequence[Image.Image]) -> torch.Tensor:
+    """`[N, 3, H, W]` by the tower's own image processor, for a checkpoint with this config."""
+    processor = tower_image_processor(config.mm_image_tower, checkpoint)
+    if getattr(config, "image_aspect_ratio", None) == "pad":
+        red, green, blue = (int(255 * mean) for mean in processor.image_mean)
+        images = [pad_to_square(image.convert("RGB"), (red, green, blue)) for image in images]
+    pixels: torch.Tensor = processor(images=list(images), return_tensors="pt")["pixel_values"]
+    return pixels
+
+
 class MoELLaVAProcessingInfo(BaseProcessingInfo):
     """What vLLM asks about the model's inputs."""
 
@@ -69,14 +79,8 @@ class MoELLaVAProcessingInfo(BaseProcessingInfo):
         return int(vocabulary.get(IMAGE_MARK, self.get_hf_config().vocab_size - 1))
 
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """`[N, 3, H, W]` by the tower's own image processor."""
-        config = self.get_hf_config()
-        processor = tower_image_processor(config.mm_image_tower, self.ctx.model_config.model)
-        if getattr(config, "image_aspect_ratio", None) == "pad":
-            red, green, blue = (int(255 * mean) for mean in processor.image_mean)
-            images = [pad_to_square(image.convert("RGB"), (red, green, blue)) for image in images]
-        pixel_values: torch.Tensor = processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return pixel_values
+        """`[N, 3, H, W]`."""
+        return pixel_values(self.get_hf_config(), self.ctx.model_config.model, images)
 
 
 class MoELLaVADummyInputs(BaseDummyInputsBuilder[MoELLaVAProcessingInfo]):

@@ -86,7 +86,7 @@ class TensorList:
     """What a checkpoint with this config must hold for the routing in force."""
 
     def __init__(self, config: PretrainedConfig, vision: TowerConfig, in_force: RoutingInForce) -> None:
-        layout = LAYOUTS[family(config)]
+        layout = self._layout = LAYOUTS[family(config)]
         self.tower_prefix = f"{layout.trunk}.image_tower.image_tower."
         self.policies: dict[str, str] = {}
         """The policy that needs a tensor, of those that routers need."""
@@ -95,10 +95,16 @@ class TensorList:
         }
         for layer, num_experts in experts_by_layer(config).items():
             policy = in_force.layers[layer].policy
-            prefix = f"{layout.trunk}.{layout.layers}.{layer}.mlp.deepspeed_moe"
-            router = dict(_router(prefix, policy, config.hidden_size, num_experts))
+            router = dict(_router(self._moe_prefix(layer), policy, config.hidden_size, num_experts))
             self.needed |= router
             self.policies |= dict.fromkeys(router, policy.policy)
+
+    def router_parameter(self, layer: int, name: str) -> str:
+        """The name of a parameter that a layer's policy owns."""
+        return _router_parameter(self._moe_prefix(layer), name)
+
+    def _moe_prefix(self, layer: int) -> str:
+        return f"{self._layout.trunk}.{self._layout.layers}.{layer}.mlp.deepspeed_moe"
 
     def is_used(self, name: str, shape: Shape) -> bool:
         """Whether a tensor of the checkpoint is used, or one of LEFTOVERS.
@@ -204,7 +210,11 @@ def _router(prefix: str, policy: RoutingPolicy, hidden: int, num_experts: int) -
     if rows := policy.gate_rows(num_experts):
         yield f"{prefix}.gate.wg.weight", (rows, hidden)
     for name, shape in policy.parameters(hidden, num_experts).items():
-        yield f"{prefix}.router.{name}", shape
+        yield _router_parameter(prefix, name), shape
+
+
+def _router_parameter(prefix: str, name: str) -> str:
+    return f"{prefix}.router.{name}"
 
 
 def _tower(vision: TowerConfig, config: PretrainedConfig) -> NamedShapes:

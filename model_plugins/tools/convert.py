@@ -23,7 +23,7 @@ def convert(
     Raises ValueError or OSError with a sentence where that can't be done; nothing is left behind then.
     """
     folder_of_source = checkpoint_folder(source)
-    with _written_whole(destination) as folder:
+    with written_whole(destination) as folder:
         with quiet(verbose=False):
             from prismoe.model_plugins.tools.self_contained import write_self_contained
         write_self_contained(folder_of_source, folder, routing, dtype, max_shard_size)
@@ -32,7 +32,7 @@ def convert(
 
 
 @contextmanager
-def _written_whole(destination: Path) -> Iterator[Path]:
+def written_whole(destination: Path) -> Iterator[Path]:
     """A folder beside `destination` that takes its place at the end of the block, if all went well."""
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} exists and is not an empty folder: name another.")

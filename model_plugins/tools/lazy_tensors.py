@@ -57,6 +57,11 @@ class LazyTensor:
         return LazyTensor(dtype, self.shape, lambda: self.read().to(dtype))
 
 
+def in_memory(tensor: Tensor) -> LazyTensor:
+    """A tensor that needs no reading."""
+    return LazyTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
 def lazy_tensors(folder: Path) -> dict[str, LazyTensor]:
     """A folder's tensors by name. Raises ValueError with a sentence where a file is damaged."""
     return {

@@ -4,9 +4,11 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from prismoe.model_plugins import CHAT_TEMPLATE, register
@@ -17,7 +19,7 @@ from prismoe.model_plugins.moe_llava.tokenizers import RanksTokenizer
 from prismoe.model_plugins.moe_llava.tower import VISION, find_tower, tower_config, tower_image_processor
 from prismoe.model_plugins.routing import ROUTING_KEY
 from prismoe.model_plugins.routing.registry import RoutingInForce
-from prismoe.model_plugins.tools.lazy_tensors import LazyTensor, lazy_tensors
+from prismoe.model_plugins.tools.lazy_tensors import LazyTensor, in_memory, lazy_tensors
 from prismoe.model_plugins.tools.safetensors_writer import write_sharded
 from prismoe.model_plugins.weight_files import read_json
 
@@ -31,11 +33,12 @@ def write_self_contained(
     routing: Mapping[str, Any] | None,
     dtype: str | None,
     max_shard_bytes: int,
+    routers: Mapping[int, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> None:
     """Write the checkpoint in `source` into `folder`, with the routing that is in force.
 
-    `dtype` is for its floating-point tensors. Raises ValueError or OSError with a sentence where the source
-    can't be served.
+    `dtype` is for its floating-point tensors; `routers` are the policies' own by layer and name, which are
+    written as they are. Raises ValueError or OSError with a sentence where the source can't be served.
     """
     check_config_file(source)
     settings = read_json(source / "config.json")
@@ -44,7 +47,7 @@ def write_self_contained(
     check_servable(config)
     tower_image_processor(config.mm_image_tower, str(source))
     in_force = routing_in_force(config, routing)
-    check_weights(config, source, in_force)
+    check_weights(config, source, routing_in_force(config, None) if routers else in_force)
     if in_force.layers:
         settings[ROUTING_KEY] = routing_settings(in_force)
     if dtype is not None:
@@ -61,7 +64,13 @@ def write_self_contained(
     names = TensorList(config, tower_config(config.mm_image_tower, str(source)), in_force)
     tensors = _with_tower(lazy_tensors(source), tower, names.tower_prefix)
     torch_dtype = None if dtype is None else getattr(torch, dtype)
-    write_sharded(folder, {name: tensor.to(torch_dtype) for name, tensor in tensors.items()}, max_shard_bytes)
+    converted = {name: tensor.to(torch_dtype) for name, tensor in tensors.items()}
+    own = {
+        names.router_parameter(layer, name): in_memory(tensor)
+        for layer, parameters in routers.items()
+        for name, tensor in parameters.items()
+    }
+    write_sharded(folder, converted | own, max_shard_bytes)
 
 
 def routing_settings(in_force: RoutingInForce) -> dict[str, Any]:

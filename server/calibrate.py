@@ -1,0 +1,65 @@
+"""`prismoe calibrate`: record a checkpoint's routers, fit a policy to them, write a checkpoint with it."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prismoe.model_plugins.hub import checkpoint_folder
+from prismoe.model_plugins.tools.convert import written_whole
+from prismoe.model_plugins.tools.quiet import quiet
+from prismoe.server.settings import CalibrateSettings
+
+if TYPE_CHECKING:
+    from prismoe.kernels.router_recording import CalibrationData
+
+SHARD_BYTES = 4 * 10**9
+
+
+def calibrate(settings: CalibrateSettings) -> int:
+    """Print what the fit changes, write the checkpoint and return 0.
+
+    Raises ValueError or OSError with a sentence where that can't be done; nothing is left behind then.
+    """
+    model = checkpoint_folder(settings.model)
+    own_settings = {name: value for name, value in (settings.routing or {}).items() if name != "policy"}
+    with quiet(settings.verbose):
+        from transformers import AutoConfig
+
+        from prismoe.model_plugins import register
+        from prismoe.model_plugins.moe_llava.config import check_config_file, routing_in_force
+        from prismoe.model_plugins.tools.calibration_report import report
+        from prismoe.model_plugins.tools.self_contained import write_self_contained
+        from prismoe.training.calibration.fit import Goal, fitter
+
+        register()
+    check_config_file(model)
+    fit = fitter(settings.policy, own_settings)
+    config = AutoConfig.from_pretrained(model)
+    routing_in_force(config, {"policy": settings.policy, **own_settings})  # Refuses what makes no sense.
+    with written_whole(settings.destination) as folder:
+        data = _record(model, settings, fit.needs_divergence)
+        fitted = fit.fit(data, Goal(own_settings, **settings.goal))
+        before, after = routing_in_force(config, None), routing_in_force(config, fitted.routing())
+        print(report(data, before, after, fitted.tensors))
+        write_self_contained(model, folder, fitted.routing(), None, SHARD_BYTES, fitted.tensors)
+    print(f"Wrote {settings.destination}. To serve it: prismoe serve {settings.destination}")
+    return 0
+
+
+def _record(model: Path, settings: CalibrateSettings, with_divergence: bool) -> "CalibrationData":
+    with os.fdopen(os.dup(2), "w") as terminal, quiet(settings.verbose) as log:
+        from prismoe.model_plugins.tools.calibration_engine import record_routers
+        from prismoe.model_plugins.tools.calibration_prompts import (
+            calibration_prompts,
+            pictures,
+            read_questions,
+        )
+        from prismoe.model_plugins.tools.checkpoint_facts import checkpoint_facts
+
+        facts = checkpoint_facts(model)
+        images = pictures(settings.images, settings.max_images)
+        prompts = calibration_prompts(str(model), images, read_questions(settings.questions))
+        try:
+            return record_routers(facts, prompts, with_divergence, terminal)
+        except RuntimeError as error:
+            raise ValueError(f"The checkpoint does not load. {log.first_error() or error}") from error
