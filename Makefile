@@ -11,18 +11,24 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test lint browser pictures bench clean-root train install
+.PHONY: demo test lint browser pictures dashboards bench clean-root train install
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
 
-test: lint browser
+test: lint browser $(BIN)/promtool
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(INSTALLED) $(PARTS:%=.links/prismoe/%)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	MYPYPATH=.links $(BIN)/mypy --package prismoe
+	MYPYPATH=deploy/grafana $(BIN)/mypy deploy/grafana
+	$(BIN)/python deploy/grafana/generate.py --check
+
+# The dashboards' JSON, out of the programs beside it.
+dashboards: $(INSTALLED)
+	$(BIN)/python deploy/grafana/generate.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m prismoe.kernels.bench $(ARGS)
@@ -61,6 +67,10 @@ $(INSTALLED): pyproject.toml
 		$(BIN)/python -c "import $$package" 2>/dev/null || $(BIN)/pip uninstall --yes $$package; \
 	done
 	touch $@
+
+# Prometheus, and the tool that tests its rules.
+$(BIN)/promtool: $(INSTALLED)
+	deploy/prometheus/install.sh $(BIN)
 
 # mypy can't see how pyproject.toml maps folders to packages; it can see links.
 .links/prismoe/%:

@@ -50,4 +50,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how often /metrics gets a fresh expert load (default: 5)",
     )
+    parser.add_argument(
+        "--expert-metrics",
+        metavar="LEVEL",
+        help="summary: as many series for any model (the default); full: also by layer and expert",
+    )
     return parser

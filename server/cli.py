@@ -11,6 +11,7 @@ from prismoe.server.demo import demo
 from prismoe.server.sentences import fail, sentence
 from prismoe.server.serve import serve
 from prismoe.server.tools import calibrate, check, convert
+from prismoe.server.top import top
 
 DESCRIPTION = (
     "Serve mixture-of-experts vision-language models whose router knows the modality of every token."
@@ -19,6 +20,7 @@ DESCRIPTION = (
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": lambda arguments: serve(serve_settings(arguments)),
     "demo": demo,
+    "top": top,
     "check": check,
     "convert": convert,
     "calibrate": calibrate,
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "convert", help="write a checkpoint that needs nothing beside its folder", add_help=False
     )
     commands.add_parser("calibrate", help="fit a routing policy to a checkpoint, by pictures", add_help=False)
+    commands.add_parser("top", help="watch a running server's expert load by modality", add_help=False)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The little of an HTTP client that the demo needs, from the standard library."""
+"""The little of an HTTP client that the commands need, from the standard library."""
 
 import base64
 import json
@@ -23,8 +23,12 @@ class Client:
 
     def get(self, path: str) -> Any:
         """The JSON at `path`."""
+        return json.loads(self.text(path))
+
+    def text(self, path: str) -> str:
+        """The text at `path`."""
         with urllib.request.urlopen(self.url + path, timeout=60) as response:
-            return json.load(response)
+            return str(response.read().decode())
 
     def model(self) -> str:
         """The name of the model that is served."""

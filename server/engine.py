@@ -22,6 +22,10 @@ class StartRefused(Exception):
     """The server can't start; the message tells the user why."""
 
 
+class EngineDied(Exception):
+    """The server ended because its engine did."""
+
+
 class EngineArgs(AsyncEngineArgs):
     """vLLM's engine arguments, whose errors are sentences."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from argparse import Namespace
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
@@ -24,15 +25,16 @@ from prismoe.server import (
     media,  # noqa: F401  (registers what fetches images)
     routes,
 )
-from prismoe.server.engine import EngineArgs, RoutedEngines, StartRefused, prepare_fork
-from prismoe.server.expert_load import ExpertLoadReader
+from prismoe.server.engine import EngineArgs, EngineDied, RoutedEngines, StartRefused, prepare_fork
 from prismoe.server.inspector import Inspector
-from prismoe.server.metrics import ExpertLoadCollector, vllm_tokens
+from prismoe.server.load_reader import ExpertLoadReader, logger
+from prismoe.server.metrics import ExpertMetrics, metrics_route, vllm_tokens
 from prismoe.server.request_guard import RequestGuard
+from prismoe.server.settings import ServeSettings
 
 
-async def run_server(args: Namespace, expert_load_interval: float) -> None:
-    """Start everything, serve until a signal, and end everything."""
+async def run_server(args: Namespace, settings: ServeSettings) -> None:
+    """Start everything, serve until a signal, and end everything. Raises EngineDied where that ended it."""
     decorate_logs("APIServer", skip_if_decorated=True)
     listener = _listen(args)
     prepare_fork(listener)
@@ -44,16 +46,20 @@ async def run_server(args: Namespace, expert_load_interval: float) -> None:
                 )
             except (RuntimeError, ValueError, OSError) as error:
                 raise StartRefused(f"The engine did not start. {error}") from error
-            app = await build_routed_app(engine, args)
-            polling = asyncio.create_task(app.state.expert_load.poll(expert_load_interval))
+            app = await build_routed_app(engine, args, settings)
+            polling = asyncio.create_task(app.state.expert_load.poll(settings.expert_load_interval))
             stack.callback(polling.cancel)
+            told_to_end = _note_shutdown(engine)
             shutdown = await _serve_http(app, listener, args)
+            engine_died = engine.errored and not told_to_end.is_set()
         await shutdown
+        if engine_died:
+            raise EngineDied("The engine died. Its error is in the log above.")
     finally:
         listener.close()
 
 
-async def build_routed_app(engine: EngineClient, args: Namespace) -> FastAPI:
+async def build_routed_app(engine: EngineClient, args: Namespace, settings: ServeSettings) -> FastAPI:
     """vLLM's app with prismoe's routes, metrics and checks."""
     tasks = await engine.get_supported_tasks()
     args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
@@ -69,10 +75,35 @@ async def build_routed_app(engine: EngineClient, args: Namespace) -> FastAPI:
     try:
         await engines.ask("prismoe_reset_expert_load")
         await app.state.expert_load.read()
+        app.state.routing = await routes.routing_in_force(engines)
     except Exception as error:
         raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error
-    registry.register(ExpertLoadCollector(app.state.expert_load, str(engine.model_config.served_model_name)))
+    metrics = ExpertMetrics(
+        app.state.expert_load,
+        app.state.routing,
+        str(engine.model_config.served_model_name),
+        settings.expert_metrics,
+    )
+    # In front of vLLM's own /metrics, which it contains.
+    app.router.routes.insert(0, metrics_route(registry, metrics))
+    logger.info(
+        "/metrics exports %d series of prismoe's (--expert-metrics %s).",
+        metrics.series,
+        settings.expert_metrics,
+    )
     return app
+
+
+def _note_shutdown(engine: EngineClient) -> threading.Event:
+    """Set once the engine is told to end, as on a signal: `engine.errored` is true then, too."""
+    told_to_end, shutdown = threading.Event(), engine.shutdown
+
+    def note_and_shutdown(*args: Any, **kwargs: Any) -> None:
+        told_to_end.set()
+        shutdown(*args, **kwargs)
+
+    engine.shutdown = note_and_shutdown  # type: ignore[method-assign]
+    return told_to_end
 
 
 def _listen(args: Namespace) -> socket.socket:

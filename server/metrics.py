@@ -1,12 +1,15 @@
-"""Expert load as Prometheus counters."""
+"""The /metrics page: prismoe's metrics beside vLLM's own."""
 
-from collections.abc import Iterator
+from prometheus_client import CollectorRegistry, exposition
+from prometheus_client.openmetrics import exposition as openmetrics_exposition
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
-
-from prismoe.server.expert_load import MODALITIES, ExpertLoadReader
+from prismoe.server.expert_metrics import Reading, layer_metrics, summary_metrics
+from prismoe.server.load_reader import ExpertLoadReader
+from prismoe.server.routes import RoutingInForce
+from prismoe.server.settings import MetricsLevel
 
 VLLM_TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 
@@ -22,43 +25,53 @@ def vllm_tokens(registry: CollectorRegistry) -> float | None:
     return sum(samples) if samples else None
 
 
-class ExpertLoadCollector(Collector):
-    """Exports the reader's latest load, with the names that dashboards rely on."""
+class ExpertMetrics:
+    """What the reader read, as text for Prometheus.
 
-    def __init__(self, reader: ExpertLoadReader, model_name: str) -> None:
+    At level `summary` the number of series does not depend on how many layers and experts the model has;
+    `full` adds series for each of them. The reader must have read the load once.
+    """
+
+    def __init__(
+        self, reader: ExpertLoadReader, routing: RoutingInForce, model_name: str, level: MetricsLevel
+    ) -> None:
         self._reader = reader
-        self._model_name = model_name
+        self._metrics = summary_metrics(routing, model_name)
+        if level == "full":
+            self._metrics += layer_metrics(self._reading().load, routing, model_name)
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """The counters of the latest load; none before the first."""
-        load = self._reader.latest
-        if load is None:
-            return
-        expert_tokens = CounterMetricFamily(
-            "prismoe_expert_tokens",
-            "Tokens that used an expert, by decoder layer, modality and expert.",
-            labels=["layer", "modality", "expert", "model_name"],
-        )
-        tail_tokens = CounterMetricFamily(
-            "prismoe_vision_tail_tokens",
-            "Vision tokens that were tail tokens, by decoder layer.",
-            labels=["layer", "model_name"],
-        )
-        tokens = CounterMetricFamily(
-            "prismoe_tokens",
-            "Tokens computed, by modality, each counted once.",
-            labels=["modality", "model_name"],
-        )
-        for layer, by_modality, tail in zip(load.layers, load.expert_tokens, load.tail_tokens, strict=True):
-            for modality, counts in zip(MODALITIES, by_modality, strict=True):
-                for expert, count in enumerate(counts):
-                    expert_tokens.add_metric([str(layer), modality, str(expert), self._model_name], count)
-            tail_tokens.add_metric([str(layer), self._model_name], tail)
-        # Every MoE layer sees every token: the first one's count is each token once.
-        for modality, count in zip(MODALITIES, load.tokens[0] if load.tokens else (), strict=False):
-            tokens.add_metric([modality, self._model_name], count)
-        yield from (expert_tokens, tokens, tail_tokens)
+    @property
+    def series(self) -> int:
+        """How many series it exports, once tokens of both modalities were seen."""
+        return sum(len(metric.family.series) for metric in self._metrics)
 
-    def describe(self) -> list[CounterMetricFamily]:
-        """Nothing: registering must not collect."""
-        return []
+    def text(self, openmetrics: bool) -> str:
+        """All metrics as of the last reading, in OpenMetrics (without its end mark) or the older format."""
+        reading = self._reading()
+        lines = [
+            line
+            for metric in self._metrics
+            for line in metric.family.lines(metric.values(reading), openmetrics)
+        ]
+        return "".join(f"{line}\n" for line in lines)
+
+    def _reading(self) -> Reading:
+        assert self._reader.latest is not None
+        return Reading(self._reader.latest, self._reader.window.counted(), self._reader.failures)
+
+
+def metrics_route(registry: CollectorRegistry, expert_metrics: ExpertMetrics) -> Route:
+    """/metrics: prismoe's metrics, then those of the registry, in the format that the scraper asks for."""
+
+    def metrics(request: Request) -> Response:
+        openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
+        if openmetrics:
+            # Else prometheus_client would turn "vllm:" into "vllm_" in this format.
+            rest = openmetrics_exposition.generate_latest(registry, openmetrics_exposition.ALLOWUTF8)
+            content_type = openmetrics_exposition.CONTENT_TYPE_LATEST
+        else:
+            rest, content_type = exposition.generate_latest(registry), exposition.CONTENT_TYPE_PLAIN_0_0_4
+        text = expert_metrics.text(openmetrics).encode() + rest
+        return Response(text, headers={"Content-Type": content_type})
+
+    return Route("/metrics", metrics)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 
 from prismoe.server.expert_load import ExpertLoad
+from prismoe.server.load_reader import Engine
 
 router = APIRouter(prefix="/v1/routing", tags=["routing"])
 
@@ -30,11 +31,16 @@ class RoutingInForce(BaseModel):
     layers: list[LayerRouting]
 
 
+async def routing_in_force(engine: Engine) -> RoutingInForce:
+    """Ask how the model routes: each engine answers alike, and as long as it runs."""
+    return RoutingInForce.model_validate((await engine.ask("prismoe_routing"))[0])
+
+
 @router.get("")
 async def routing(request: Request) -> RoutingInForce:
     """The routing policy in force, per MoE layer."""
-    ranks = await request.app.state.engine_client.collective_rpc("prismoe_routing")
-    return RoutingInForce.model_validate(ranks[0])
+    in_force: RoutingInForce = request.app.state.routing
+    return in_force
 
 
 @router.get("/load")

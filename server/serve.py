@@ -19,7 +19,7 @@ def serve(settings: ServeSettings) -> int:
     # vLLM reads the environment when it is imported.
     import uvloop
 
-    from prismoe.server.engine import StartRefused
+    from prismoe.server.engine import EngineDied, StartRefused
     from prismoe.server.launch import run_server
     from prismoe.server.options import parse_engine_options
 
@@ -28,11 +28,12 @@ def serve(settings: ServeSettings) -> int:
     except (ValueError, TypeError) as error:
         return fail(sentence(error))
     try:
-        uvloop.run(run_server(args, settings.expert_load_interval))
-    except StartRefused as error:
+        uvloop.run(run_server(args, settings))
+    except (StartRefused, EngineDied) as error:
         return fail(str(error))
-    # vLLM froze the heap against pauses; thawed, its libraries end without complaints of leaks.
-    gc.unfreeze()
+    finally:
+        # vLLM froze the heap against pauses; thawed, its libraries end without complaints of leaks.
+        gc.unfreeze()
     return 0
 
 

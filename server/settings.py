@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 
@@ -14,6 +14,8 @@ GOALS = {
     "entropy": {"mean_experts"},
 }
 """The options of `prismoe calibrate` that say what a policy's fitted router is to do."""
+
+MetricsLevel = Literal["summary", "full"]
 
 
 class RoutingSetting(BaseModel):
@@ -42,6 +44,7 @@ class ServeSettings(RoutingSetting):
 
     model: str = Field(default_factory=lambda: str(bundled_checkpoint()), validate_default=True)
     expert_load_interval: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
+    expert_metrics: MetricsLevel = "summary"
     engine_options: tuple[str, ...] = ()
 
     @field_validator("model")

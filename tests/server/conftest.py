@@ -42,8 +42,8 @@ def other_picture() -> bytes:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
-    options = ("--expert-load-interval", "0.2", "--allowed-local-media-path", str(picture_folder))
-    running = Server(log, *options)
+    options = ("--expert-load-interval", "0.2", "--expert-metrics", "full")
+    running = Server(log, *options, "--allowed-local-media-path", str(picture_folder))
     try:
         running.wait_until_ready()
         yield running

@@ -18,6 +18,7 @@ def test_without_a_model_the_bundled_one_is_served() -> None:
     assert Path(settings.model) == bundled_checkpoint() and settings.bundled
     assert settings.routing is None
     assert settings.expert_load_interval == 5
+    assert settings.expert_metrics == "summary"
 
 
 def test_vllms_options_are_left_to_vllm() -> None:
@@ -46,6 +47,7 @@ def test_the_model_may_be_an_option() -> None:
         (["--expert-load-interval", "0"], "--expert-load-interval: Input should be greater than 0"),
         (["--expert-load-interval", "often"], "--expert-load-interval: Input should be a valid number"),
         (["--expert-load-interval", "inf"], "--expert-load-interval: Input should be a finite number"),
+        (["--expert-metrics", "all"], "--expert-metrics: Input should be 'summary' or 'full'"),
         (["/no/such/folder"], "There is no folder /no/such/folder."),
     ],
 )
@@ -63,7 +65,9 @@ def test_unknown_settings_are_refused() -> None:
         ServeSettings.model_validate({"port": 8000})
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["demo", "--help"], ["top", "--help"]]
+)
 def test_help_imports_no_engine(arguments: list[str]) -> None:
     program = (
         "import sys\n"

@@ -132,7 +132,7 @@ def test_metrics_show_the_same_load_beside_vllms_own(http: httpx.Client, picture
             for expert, count in enumerate(counts):
                 key = ("prismoe_expert_tokens_total", str(layer), modality, str(expert))
                 assert samples[key] == count
-        assert samples[("prismoe_vision_tail_tokens_total", str(layer))] == told["tail_tokens"][index]
+        assert samples[("prismoe_layer_vision_tail_tokens_total", str(layer))] == told["tail_tokens"][index]
     assert samples[("prismoe_tokens_total", "vision")] == told["tokens"][0][1]
     names = {key[0] for key in samples}
     assert {"vllm:prompt_tokens_total", "http_requests_total"} <= names

@@ -1,81 +1,16 @@
-"""Reading, exporting and drawing the expert load, without an engine."""
+"""Reading and drawing the expert load, without an engine."""
 
 import asyncio
-from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import CollectorRegistry, Counter
 from pydantic import ValidationError
 
-from prismoe.server.expert_load import ExpertLoad, ExpertLoadReader
+from prismoe.server.expert_load import ExpertLoad
+from prismoe.server.load_reader import ExpertLoadReader
 from prismoe.server.load_table import load_table, tail_sentence
-from prismoe.server.metrics import ExpertLoadCollector, vllm_tokens
-
-LOAD = {
-    "layers": [0, 2],
-    "expert_tokens": [[[6, 4, 0, 10], [32, 40, 8, 80]], [[5, 5, 5, 5], [64, 32, 16, 16]]],
-    "tokens": [[10, 64], [10, 64]],
-    "tail_tokens": [16, 0],
-}
-
-
-class FakeEngine:
-    """Answers with what it holds; an exception is raised."""
-
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
-        self.asked = 0
-
-    @property
-    def errored(self) -> bool:
-        return self.asked >= len(self.answers)
-
-    async def ask(self, method: str) -> list[Any]:
-        assert method == "prismoe_expert_load"
-        answer = self.answers[self.asked]
-        self.asked += 1
-        if isinstance(answer, Exception):
-            raise answer
-        return answer if isinstance(answer, list) else [answer]
-
-
-def exported(reader: ExpertLoadReader) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    registry = CollectorRegistry()
-    registry.register(ExpertLoadCollector(reader, "model"))
-    families = text_string_to_metric_families(generate_latest(registry).decode())
-    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
-
-
-def test_every_count_is_exported_under_its_labels() -> None:
-    reader = ExpertLoadReader(FakeEngine(LOAD, LOAD))
-    asyncio.run(reader.read())
-    samples = exported(reader)
-    assert len(samples) == 2 * 2 * 4 + 2 + 2
-    name = "prismoe_expert_tokens_total"
-    labels = {"layer": "2", "modality": "vision", "expert": "1", "model_name": "model"}
-    assert samples[name, frozenset(labels.items())] == 32
-    labels = {"modality": "vision", "model_name": "model"}
-    assert samples["prismoe_tokens_total", frozenset(labels.items())] == 64
-    labels = {"layer": "0", "model_name": "model"}
-    assert samples["prismoe_vision_tail_tokens_total", frozenset(labels.items())] == 16
-
-
-def test_the_engines_of_data_parallelism_are_summed() -> None:
-    idle = {
-        "layers": [0, 2],
-        "expert_tokens": [[[0, 0, 0, 1], [0] * 4], [[1, 0, 0, 0], [0] * 4]],
-        "tokens": [[1, 0], [1, 0]],
-        "tail_tokens": [0, 2],
-    }
-    total = asyncio.run(ExpertLoadReader(FakeEngine([LOAD, idle], LOAD)).read())
-    assert total.expert_tokens == [[[6, 4, 0, 11], [32, 40, 8, 80]], [[6, 5, 5, 5], [64, 32, 16, 16]]]
-    assert total.tokens == [[11, 64], [11, 64]]
-    assert total.tail_tokens == [16, 2]
-
-
-def test_nothing_is_exported_before_the_first_reading() -> None:
-    assert exported(ExpertLoadReader(FakeEngine())) == {}
+from prismoe.server.metrics import vllm_tokens
+from tests.server.fake_engine import LOAD, FakeEngine
 
 
 def test_a_load_of_another_shape_is_refused() -> None:
@@ -89,6 +24,7 @@ def test_polling_outlives_a_failure_and_ends_with_the_engine() -> None:
     reader = ExpertLoadReader(engine)
     asyncio.run(asyncio.wait_for(reader.poll(0.001), timeout=10))
     assert engine.asked == 3
+    assert reader.failures == 1
     assert reader.latest == ExpertLoad.model_validate(more)
 
 
@@ -142,3 +78,16 @@ def test_the_sentence_on_tail_tokens() -> None:
     assert tail_sentence(ExpertLoad.model_validate(LOAD), layers).endswith("tail tokens and used 3 experts.")
     layers[0]["policy"] = layers[1]["policy"] = {"policy": "topk"}
     assert "knows no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), layers)
+
+
+def test_the_engines_of_data_parallelism_are_summed() -> None:
+    idle = {
+        "layers": [0, 2],
+        "expert_tokens": [[[0, 0, 0, 1], [0] * 4], [[1, 0, 0, 0], [0] * 4]],
+        "tokens": [[1, 0], [1, 0]],
+        "tail_tokens": [0, 2],
+    }
+    total = asyncio.run(ExpertLoadReader(FakeEngine([LOAD, idle], LOAD)).read())
+    assert total.expert_tokens == [[[6, 4, 0, 11], [32, 40, 8, 80]], [[6, 5, 5, 5], [64, 32, 16, 16]]]
+    assert total.tokens == [[11, 64], [11, 64]]
+    assert total.tail_tokens == [16, 2]

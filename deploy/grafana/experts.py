@@ -1,0 +1,190 @@
+"""The dashboard *Experts*: which experts see which modality, and how evenly."""
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
+from panels import (
+    HALF,
+    by_expert_over_time,
+    by_layer_and_expert,
+    dashboard,
+    layer_variable,
+    modality_variable,
+    now,
+    over_time,
+)
+
+MODEL = 'job=~"$job", model_name=~"$model"'
+LAYER = f'{MODEL}, layer=~"$layer"'
+MODALITY = 'modality=~"$modality"'
+RATE = "[$__rate_interval]"
+
+
+def experts() -> Dashboard:
+    """The dashboard. Its second half needs `--expert-metrics full`."""
+    board = dashboard("Experts", "Expert load by modality. The metrics are explained in docs/metrics.md.")
+    board.with_variable(layer_variable()).with_variable(modality_variable())
+
+    board.with_row(Row("All layers"))
+    board.with_panel(
+        now(
+            "Routing in force",
+            "The policy, and where it was set.",
+            f"count by (policy, source) (prismoe_routing_info{{{MODEL}}})",
+            "{{policy}} ({{source}})",
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Computed tokens",
+            "Each once, by modality.",
+            {"{{modality}}": f"sum by (modality) (rate(prismoe_tokens_total{{{MODEL}, {MODALITY}}}{RATE}))"},
+            "cps",
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Experts per token",
+            "Mean over the tokens and layers.",
+            {
+                "{{modality}}": _ratio(
+                    f"prismoe_used_experts_total{{{MODEL}, {MODALITY}}}",
+                    f"prismoe_routed_tokens_total{{{MODEL}, {MODALITY}}}",
+                    "modality",
+                )
+            },
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Tail share",
+            "The part of the vision tokens that were tail tokens, mean over the layers.",
+            {
+                "tail": f"sum(rate(prismoe_vision_tail_tokens_total{{{MODEL}}}{RATE})) / "
+                f'sum(rate(prismoe_routed_tokens_total{{{MODEL}, modality="vision"}}{RATE}))'
+            },
+            "percentunit",
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Imbalance (CV)",
+            "The coefficient of variation of the experts' load, mean over the layers: 0 is even.",
+            {"{{modality}}": f"avg by (modality) (prismoe_expert_load_variation{{{MODEL}}})"},
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Modality Equity Index",
+            "The share of the experts that both text and vision use, mean over the layers.",
+            {"MEI": f"avg(prismoe_modality_equity_index{{{MODEL}}})"},
+            "percentunit",
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Text among the most loaded experts",
+            "The text share of what the most loaded quarter of the experts got, beside that of all experts.",
+            {
+                "most loaded quarter": f"avg(prismoe_most_loaded_text_ratio{{{MODEL}}})",
+                "all experts": f'sum(rate(prismoe_used_experts_total{{{MODEL}, modality="text"}}{RATE})) / '
+                f"sum(rate(prismoe_used_experts_total{{{MODEL}}}{RATE}))",
+            },
+            "percentunit",
+            HALF,
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Idle experts",
+            "(Layer, expert) pairs that no token of the modality used in the last minutes.",
+            {"{{modality}}": f"max by (modality) (prismoe_idle_experts{{{MODEL}, {MODALITY}}})"},
+            width=HALF,
+        )
+    )
+
+    board.with_row(Row("By layer and expert (needs --expert-metrics full)"))
+    for modality in ("text", "vision"):
+        board.with_panel(
+            by_layer_and_expert(
+                f"Where {modality} goes",
+                f"A row is a layer: how its {modality} tokens' uses of experts are shared among them.",
+                _share_of_layer(modality),
+            )
+        )
+    board.with_panel(
+        by_layer_and_expert(
+            "Text share of each expert",
+            "What part of the tokens that used an expert was text; the rest was vision.",
+            f"avg by (layer, expert) (prismoe_expert_text_ratio{{{LAYER}}})",
+        )
+    )
+    board.with_panel(
+        by_expert_over_time(
+            "Load of each expert over time",
+            "Tokens per second, of the modalities and layers chosen above.",
+            f"sum by (expert) (rate(prismoe_expert_tokens_total{{{LAYER}, {MODALITY}}}{RATE}))",
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Experts per token by layer",
+            "Mean over the tokens of the modalities chosen above.",
+            {
+                "layer {{layer}}": "sum by (layer) "
+                f"(rate(prismoe_expert_tokens_total{{{LAYER}, {MODALITY}}}{RATE})) / "
+                f"scalar(sum(rate(prismoe_tokens_total{{{MODEL}, {MODALITY}}}{RATE})))"
+            },
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Tail share by layer",
+            "The part of the vision tokens that were tail tokens.",
+            {
+                "layer {{layer}}": "sum by (layer) "
+                f"(rate(prismoe_layer_vision_tail_tokens_total{{{LAYER}}}{RATE}))"
+                f' / scalar(sum(rate(prismoe_tokens_total{{{MODEL}, modality="vision"}}{RATE})))'
+            },
+            "percentunit",
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Imbalance (CV) by layer",
+            "The coefficient of variation of the experts' load.",
+            {
+                "layer {{layer}}": "avg by (layer) "
+                f'(prismoe_layer_expert_load_variation{{{LAYER}, modality="all"}})'
+            },
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Modality Equity Index by layer",
+            "The share of the layer's experts that both text and vision use.",
+            {"layer {{layer}}": f"avg by (layer) (prismoe_layer_modality_equity_index{{{LAYER}}})"},
+            "percentunit",
+            HALF,
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Text among the most loaded experts by layer",
+            "The text share of what the most loaded quarter of the layer's experts got.",
+            {"layer {{layer}}": f"avg by (layer) (prismoe_layer_most_loaded_text_ratio{{{LAYER}}})"},
+            "percentunit",
+            HALF,
+        )
+    )
+    return board
+
+
+def _ratio(part: str, whole: str, by: str) -> str:
+    return f"sum by ({by}) (rate({part}{RATE})) / sum by ({by}) (rate({whole}{RATE}))"
+
+
+def _share_of_layer(modality: str) -> str:
+    used = f'prismoe_expert_tokens_total{{{LAYER}, modality="{modality}"}}[$__range]'
+    return (
+        f"sum by (layer, expert) (increase({used})) "
+        f"/ on (layer) group_left () sum by (layer) (increase({used}))"
+    )

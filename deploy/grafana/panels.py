@@ -1,0 +1,139 @@
+"""The kinds of panels and variables that the dashboards are made of."""
+
+from collections.abc import Mapping
+from string import ascii_uppercase
+
+from grafana_foundation_sdk.builders.dashboard import (
+    CustomVariable,
+    Dashboard,
+    DatasourceVariable,
+    FieldColor,
+    QueryVariable,
+)
+from grafana_foundation_sdk.builders.heatmap import HeatmapColorOptions, RowsHeatmapOptions
+from grafana_foundation_sdk.builders.heatmap import Panel as HeatmapPanel
+from grafana_foundation_sdk.builders.prometheus import Dataquery
+from grafana_foundation_sdk.builders.stat import Panel as StatPanel
+from grafana_foundation_sdk.builders.table import Panel as TablePanel
+from grafana_foundation_sdk.builders.timeseries import Panel as TimeseriesPanel
+from grafana_foundation_sdk.models.common import (
+    TableCellBackgroundDisplayMode,
+    TableColoredBackgroundCellOptions,
+)
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DataSourceRef,
+    DataTransformerConfig,
+    DynamicConfigValue,
+    FieldColorModeId,
+    VariableOption,
+    VariableRefresh,
+    VariableSort,
+)
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+THIRD, HALF, WHOLE = 8, 12, 24  # of the dashboard's 24 columns
+HEIGHT = 8
+
+
+def dashboard(title: str, description: str) -> Dashboard:
+    """An empty dashboard with the variables that all have."""
+    return (
+        Dashboard(f"prismoe: {title}")
+        .uid(f"prismoe-{title.lower()}")
+        .description(description)
+        .tags(["prismoe"])
+        .readonly()
+        .refresh("30s")
+        .time("now-1h", "now")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .with_variable(DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        .with_variable(_values("job", "Job", "prismoe_window_tokens"))
+        .with_variable(_values("model", "Model", 'prismoe_window_tokens{job=~"$job"}', "model_name"))
+    )
+
+
+def layer_variable() -> QueryVariable:
+    """The MoE layers to look at."""
+    return _values("layer", "Layer", 'prismoe_layer_routing_info{job=~"$job", model_name=~"$model"}')
+
+
+def modality_variable() -> CustomVariable:
+    """The modalities to look at."""
+    every = VariableOption(text="All", value="$__all", selected=True)
+    variable = CustomVariable("modality").label("Modality").values("text,vision")
+    return variable.multi(True).include_all(True).current(every)
+
+
+def _values(name: str, label: str, series: str, of_label: str | None = None) -> QueryVariable:
+    """The values of a label, by default the one that is called as the variable."""
+    return (
+        QueryVariable(name)
+        .label(label)
+        .datasource(DATASOURCE)
+        .query(f"label_values({series}, {of_label or name})")
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(VariableSort.NUMERICAL_ASC)
+        .multi(True)
+        .include_all(True)
+        .current(VariableOption(text="All", value="$__all", selected=True))
+    )
+
+
+def over_time(
+    title: str, description: str, queries: Mapping[str, str], unit: str = "short", width: int = THIRD
+) -> TimeseriesPanel:
+    """Lines over time, one query for each legend."""
+    panel = TimeseriesPanel().title(title).description(description).datasource(DATASOURCE)
+    panel.unit(unit).min(0).fill_opacity(10).height(HEIGHT).span(width)
+    for ref_id, (legend, expr) in zip(ascii_uppercase, queries.items(), strict=False):
+        panel.with_target(Dataquery().ref_id(ref_id).expr(expr).legend_format(legend))
+    return panel
+
+
+def now(title: str, description: str, query: str, legend: str, width: int = THIRD) -> StatPanel:
+    """The newest value, large."""
+    panel = StatPanel().title(title).description(description).datasource(DATASOURCE)
+    return (
+        panel.height(HEIGHT)
+        .span(width)
+        .with_target(Dataquery().ref_id("A").expr(query).legend_format(legend).instant())
+    )
+
+
+def by_layer_and_expert(title: str, description: str, query: str, width: int = HALF) -> TablePanel:
+    """A matrix of shares, a row for each layer and a column for each expert, coloured by value."""
+    colored = TableColoredBackgroundCellOptions(TableCellBackgroundDisplayMode.GRADIENT)
+    matrix = {"rowField": "layer", "columnField": "expert", "valueField": "Value", "emptyValue": "null"}
+    return (
+        TablePanel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .unit("percentunit")
+        .decimals(0)
+        .color_scheme(FieldColor().mode(FieldColorModeId.CONTINUOUS_BL_YL_RD))
+        .override_by_field_type("number", [DynamicConfigValue("custom.cellOptions", colored)])
+        .with_transformation(DataTransformerConfig(id_val="groupingToMatrix", options=matrix))
+        .with_target(Dataquery().ref_id("A").expr(query).format(PromQueryFormat.TABLE).instant())
+        .height(HEIGHT)
+        .span(width)
+    )
+
+
+def by_expert_over_time(title: str, description: str, query: str, width: int = HALF) -> HeatmapPanel:
+    """A heatmap over time, a row for each expert."""
+    return (
+        HeatmapPanel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .calculate(False)
+        .rows_frame(RowsHeatmapOptions().value("Tokens per second"))
+        .color(HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Turbo").steps(64))
+        .with_target(Dataquery().ref_id("A").expr(query).legend_format("{{expert}}"))
+        .height(HEIGHT)
+        .span(width)
+    )

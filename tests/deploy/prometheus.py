@@ -1,0 +1,88 @@
+"""A real Prometheus with the project's rules, as a child process."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = DEPLOY / "prometheus" / "rules" / "prismoe.yaml"
+
+CONFIG = """\
+global: {{scrape_interval: 1s, evaluation_interval: 1s}}
+rule_files: ["{rules}"]
+scrape_configs: [{{job_name: prismoe, static_configs: [{{targets: ["{target}"]}}]}}]
+"""
+
+
+def program(name: str) -> str:
+    """The path of `prometheus` or `promtool`, which `make test` puts beside Python."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    assert found, f"{name} is not installed: run `deploy/prometheus/install.sh .venv/bin`."
+    return found
+
+
+class Prometheus:
+    """Scrapes one server every second."""
+
+    def __init__(self, folder: Path, server_url: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        config = folder / "prometheus.yml"
+        config.write_text(CONFIG.format(rules=RULES, target=server_url.removeprefix("http://")))
+        self.url = f"http://{address}"
+        self.log = folder / "prometheus.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    program("prometheus"),
+                    f"--config.file={config}",
+                    f"--storage.tsdb.path={folder / 'data'}",
+                    f"--web.listen-address={address}",
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait(30)
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """The data at a path of its API."""
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, expr: str) -> list[tuple[dict[str, str], float]]:
+        """An expression's samples now: labels and value."""
+        result = self.get("query", query=expr)["result"]
+        return [(sample["metric"], float(sample["value"][1])) for sample in result]
+
+    def rules(self) -> list[dict[str, Any]]:
+        """The rules and their state."""
+        return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
+
+    def wait_until(self, true: Callable[[], bool], limit_s: float) -> float:
+        """Wait for something; how many seconds it took."""
+        start = time.monotonic()
+        while not self._is(true):
+            assert self.process.poll() is None and time.monotonic() - start < limit_s, self.log.read_text()
+            time.sleep(0.2)
+        return time.monotonic() - start
+
+    def _is(self, true: Callable[[], bool]) -> bool:
+        try:
+            return true()
+        except urllib.error.URLError:
+            return False  # it is still starting

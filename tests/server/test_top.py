@@ -1,0 +1,54 @@
+"""`prismoe top`, on made-up readings and on a real server."""
+
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from prismoe.server.cli import main
+from prismoe.server.expert_load import ExpertLoad
+from prismoe.server.top import Reading, load_bars, view
+from tests.server.fake_engine import LOAD
+from tests.server.running import Server
+
+
+def test_the_view_tells_what_happened_between_two_readings() -> None:
+    nothing = ExpertLoad(
+        layers=[0, 2], expert_tokens=[[[0] * 4] * 2] * 2, tokens=[[0, 0]] * 2, tail_tokens=[0, 0]
+    )
+    names = ("prompt_tokens_total", "generation_tokens_total", "num_requests_waiting", "kv_cache_usage_perc")
+    before = Reading(10.0, nothing, {f"vllm:{name}": 1 for name in names})
+    engine = dict(zip([f"vllm:{name}" for name in names], [4001, 41, 7, 0.25], strict=True))
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(view(before, Reading(12.0, ExpertLoad.model_validate(LOAD), engine)))
+    head, *lines = capture.get().splitlines()
+    assert "prompts 2,000 tokens/s" in head and "answers 20 tokens/s" in head
+    assert "waiting 7" in head and "KV cache 25%" in head
+    (row,) = [line for line in lines if "vision" in line and line.split()[1] == "0"]
+    cells = [cell.strip() for cell in row.split("│")]
+    assert cells[2:5] == ["vision", "32", "2.50"]
+
+
+def test_bars_are_as_high_as_the_load() -> None:
+    assert load_bars([0, 1, 50, 100]).split() == ["▁" * 11, "▅" * 11, "█" * 11]
+    assert len(load_bars([1] * 128)) == 128
+    assert load_bars([0, 0]).strip() == ""
+
+
+def test_a_real_server_is_shown(server: Server) -> None:
+    options = ["--once", "--interval", "0.5", "--url", server.url]
+    run = subprocess.run(
+        [sys.executable, "-P", "-m", "prismoe.server.cli", "top", *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0 and "running 0" in run.stdout and "vision" in run.stdout, run
+
+
+def test_no_server_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "--url", "http://127.0.0.1:9"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("prismoe: No prismoe server answers at http://127.0.0.1:9 (")
