@@ -103,6 +103,7 @@ def compose_service() -> dict[str, Any]:
 @contextmanager
 def network() -> Iterator[list[str]]:
     """A network with a loopback device and nothing else; what to put before a command to run it there."""
+    subprocess.run(["ip", "netns", "delete", NETWORK], stderr=subprocess.DEVNULL)  # of a run that was killed
     subprocess.run(["ip", "netns", "add", NETWORK], check=True)
     try:
         enter = ["ip", "netns", "exec", NETWORK]
