@@ -83,6 +83,7 @@ def make_checkpoint(
     tower: str = "clip",
     moe: dict[str, Any] | None = MOE,
     dtype: torch.dtype = torch.float32,
+    image_size: int = 56,
     **changes: Any,
 ) -> Path:
     """A checkpoint in `folder` with its tower's settings beside it; dense where `moe` is None.
@@ -99,7 +100,7 @@ def make_checkpoint(
     (checkpoint / "config.json").write_text(json.dumps(config))
     for name in ("merges.txt", "vocab.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(PHI / name, checkpoint / name)
-    tower_weights = _write_tower(tower_folder, tower)
+    tower_weights = _write_tower(tower_folder, tower, image_size)
     trunk = "transformer" if family == "qwen" else "model"
     weights = {f"{trunk}.image_tower.image_tower.{name}": weight for name, weight in tower_weights.items()}
     for name, shape in _decoder_shapes(family, config, trunk):
@@ -129,25 +130,28 @@ def _config(family: str, tower: str) -> dict[str, Any]:
     } | _FAMILY_CONFIG[family]
 
 
-def _write_tower(folder: Path, tower: str) -> dict[str, Tensor]:
+def _write_tower(folder: Path, tower: str, image_size: int) -> dict[str, Tensor]:
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {
         "hidden_size": TOWER_WIDTH,
         "intermediate_size": 64,
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
-        "image_size": 56,
+        "image_size": image_size,
         "patch_size": 14,
     }
     torch.manual_seed(TOWERS.index(tower))
     if tower == "clip":
         model = CLIPVisionModel(CLIPVisionConfig(**sizes))
-        processor = {"image_processor_type": "CLIPImageProcessor", "crop_size": {"height": 56, "width": 56}}
-        mean, size = [0.48145466, 0.4578275, 0.40821073], {"shortest_edge": 56}
+        processor = {
+            "image_processor_type": "CLIPImageProcessor",
+            "crop_size": {"height": image_size, "width": image_size},
+        }
+        mean, size = [0.48145466, 0.4578275, 0.40821073], {"shortest_edge": image_size}
     else:
         model = SiglipVisionModel(SiglipVisionConfig(**sizes))
         processor = {"image_processor_type": "SiglipImageProcessor"}
-        mean, size = [0.5, 0.5, 0.5], {"height": 56, "width": 56}
+        mean, size = [0.5, 0.5, 0.5], {"height": image_size, "width": image_size}
     model.config.save_pretrained(folder)
     settings = {"image_mean": mean, "image_std": [0.5, 0.5, 0.5], "size": size, "resample": 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor | settings))
