@@ -57,6 +57,10 @@ def _record(model: Path, settings: CalibrateSettings, with_divergence: bool) -> 
         from prismoe.model_plugins.tools.checkpoint_facts import checkpoint_facts
 
         facts = checkpoint_facts(model)
+        if facts.tokenizer is None:
+            raise ValueError(
+                f"{model} has no tokenizer that can be loaded, so it can't be asked: add its files."
+            )
         images = pictures(settings.images, settings.max_images)
         prompts = calibration_prompts(str(model), images, read_questions(settings.questions))
         try:

@@ -65,6 +65,7 @@ def test_dual_threshold_measures_importances_and_skips(images: Path, tmp_path: P
         importances = [layer[f"{modality}_importance"] for layer in layers]
         assert sum(importances) == pytest.approx(1)
         assert min(importances) > 0
+        assert importances != [0.5, 0.5]  # as they would be if no layer made a difference
     assert routing["text_threshold"] == 0 < routing["vision_threshold"]
     rows = [line.replace(" → ", "→").split() for line in done.stdout.splitlines()[2:4]]
     assert [row[1] for row in rows] == ["2.00→2.00", "2.00→2.00"]

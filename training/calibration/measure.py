@@ -72,7 +72,7 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
                 return
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.2)
-    raise RuntimeError(f"The server did not start within {START_LIMIT} seconds.")
+    raise RuntimeError("The server did not start: try `prismoe serve` with the same checkpoint.")
 
 
 def measure(name: str, folder: str, routing: str | None, exam: Exam) -> Row:
