@@ -5,8 +5,6 @@ other, and which is first changes from round to round. It prints A's tokens per 
 """
 
 import argparse
-import asyncio
-import json
 import random
 import statistics
 import time
@@ -14,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from prismoe.loadtests.traffic import QUESTIONS, chat, client, picture, send_all
+from prismoe.loadtests.traffic import QUESTIONS, chat, client, picture, report, send_all
 
 TEXT_SHARE = 0.4
 
@@ -62,8 +60,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=24, help="of a round (default: 24)")
     parser.add_argument("--at-once", type=int, default=8, help="under way at any time (default: 8)")
     args = parser.parse_args()
-    result = asyncio.run(compare(args.url_a, args.url_b, args.rounds, args.requests, args.at_once))
-    print(json.dumps(result, indent=2))
+    report(compare(args.url_a, args.url_b, args.rounds, args.requests, args.at_once))
 
 
 if __name__ == "__main__":

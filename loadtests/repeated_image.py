@@ -5,13 +5,11 @@ nothing of them is cached.
 """
 
 import argparse
-import asyncio
-import json
 import random
 import statistics
 from typing import Any
 
-from prismoe.loadtests.traffic import QUESTIONS, chat, client, picture, send
+from prismoe.loadtests.traffic import QUESTIONS, chat, client, picture, report, send
 
 
 async def measure(url: str, pictures: int, rounds: int) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1, help="how many a request holds (default: 1)")
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
-    print(json.dumps(asyncio.run(measure(args.url, args.pictures, args.rounds)), indent=2))
+    report(measure(args.url, args.pictures, args.rounds))
 
 
 if __name__ == "__main__":

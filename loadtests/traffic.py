@@ -6,7 +6,7 @@ import io
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,14 @@ async def send_all(
             return await send(client, request)
 
     return await asyncio.gather(*(one(request) for request in requests))
+
+
+def report(measurement: Coroutine[Any, Any, dict[str, Any]]) -> None:
+    """Print what a measurement gives as JSON, or end with a sentence where a server does not answer."""
+    try:
+        print(json.dumps(asyncio.run(measurement), indent=2))
+    except httpx.HTTPError as error:
+        raise SystemExit(f"The server did not answer: {error}") from error
 
 
 def client(url: str) -> httpx.AsyncClient:
