@@ -57,21 +57,25 @@ def sorted_experts(
     """The used pairs sorted by expert, and each of the `experts` once on all its rows."""
     weights = weights_TA.numpy()
     pair_P = np.flatnonzero(weights)
-    token_P = pair_P // weights.shape[1]
     expert_P = experts_TA.numpy().reshape(-1)[pair_P]
-    order_P = expert_P.argsort(kind="stable")
-    hidden_PD = hidden_TD.index_select(0, torch.from_numpy(token_P[order_P]))
-    rows_E = np.bincount(expert_P, minlength=len(experts)).tolist()
-    output_PD = torch.cat(
-        [expert(rows) for expert, rows in zip(experts, hidden_PD.split(rows_E), strict=True) if len(rows)]
-    )
-    row_P = np.empty_like(order_P)
-    row_P[order_P] = np.arange(len(order_P))
     weight_P = torch.from_numpy(weights.reshape(-1)[pair_P])
+    if len(hidden_TD) == 1:  # one request that decodes: nothing to sort
+        token_P = np.zeros_like(pair_P)
+        row_P = torch.arange(len(pair_P))
+        output_PD = torch.cat([experts[expert](hidden_TD) for expert in expert_P.tolist()])
+    else:
+        token_P = pair_P // weights.shape[1]
+        order_P = expert_P.argsort(kind="stable")
+        row_P = torch.from_numpy(order_P.argsort())
+        hidden_PD = hidden_TD.index_select(0, torch.from_numpy(token_P[order_P]))
+        rows_E = np.bincount(expert_P, minlength=len(experts)).tolist()
+        output_PD = torch.cat(
+            [expert(rows) for expert, rows in zip(experts, hidden_PD.split(rows_E), strict=True) if len(rows)]
+        )
     if hidden_TD.dtype == torch.float32:
-        return _sum_by_token(output_PD, torch.from_numpy(row_P), token_P, len(hidden_TD), weight_P)
-    output_PD *= weight_P[torch.from_numpy(order_P), None]
-    return _sum_by_token(output_PD, torch.from_numpy(row_P), token_P, len(hidden_TD), None)
+        return _sum_by_token(output_PD, row_P, token_P, len(hidden_TD), weight_P)
+    output_PD[row_P] *= weight_P[:, None]
+    return _sum_by_token(output_PD, row_P, token_P, len(hidden_TD), None)
 
 
 def _sum_by_token(

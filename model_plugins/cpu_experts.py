@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm._custom_ops import create_onednn_mm
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
@@ -21,6 +20,9 @@ from vllm.utils.torch_utils import direct_register_custom_op
 
 from prismoe.kernels.ragged_experts import OneExpert, flat_experts, sorted_experts
 from prismoe.model_plugins.router import PolicyRouter, library
+
+WIDE = 512
+"""From this hidden size on, experts without a gate run faster as plain products than with a made-up gate."""
 
 
 def _moe(hidden_TD: Tensor, logits_TE: Tensor, load_MC: Tensor, layer: str) -> Tensor:
@@ -52,7 +54,11 @@ class CPUExperts(RoutedExperts):
         activation: str,
         **kwargs: Any,
     ) -> None:
-        moe_config.activation = MoEActivation.from_str(activation)
+        self.has_made_up_gate = activation.endswith("_no_mul") and moe_config.hidden_dim < WIDE
+        if self.has_made_up_gate:
+            kwargs["ckpt_up_proj_name"] = "made up"
+        else:
+            moe_config.activation = MoEActivation.from_str(activation)
         super().__init__(layer_name, params_dtype, moe_config, *args, **kwargs)
         self.router = router
 
@@ -72,6 +78,14 @@ class GatedExperts(UnquantizedFusedMoEMethod):
     ) -> Tensor:
         output_TD: Tensor = torch.ops.prismoe.moe(x, router_logits, layer.router.load_MC, layer.layer_name)
         return output_TD
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        if layer.has_made_up_gate:  # activation(up(x)) · 1
+            width = layer.w2_weight.shape[-1]
+            layer.w13_weight.data[:, width:] = 0
+            layer.w13_bias.data[:, width:] = 1
+        super().process_weights_after_loading(layer)
+        torch.cpu._init_amx()  # vLLM's kernel takes for granted that the process may use AMX's tiles
 
     def run(self, layer: CPUExperts, hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
         """The weighted sum of each token's experts, `[T, D]`."""
@@ -104,7 +118,8 @@ class GatedExperts(UnquantizedFusedMoEMethod):
 class PlainExperts(GatedExperts):
     """down(activation(up(x))), both biased, by two oneDNN products an expert, in their sorted form.
 
-    vLLM's CPU kernel has gated forms only; a made-up gate would cost half as much again in time and memory.
+    vLLM's CPU kernel has gated forms only; a made-up gate costs half as much again in time and memory, which
+    is less than the calls cost where the hidden size is small.
     """
 
     def __init__(self, moe: FusedMoEConfig) -> None:
@@ -124,49 +139,16 @@ class PlainExperts(GatedExperts):
         return sorted_experts(hidden_TD, weights_TA, experts_TA, self.experts)
 
 
-WIDE = 512
-"""From this hidden size on, products with a fused GELU are faster; below, calls that cost less."""
-ONE_THREAD = 32767
-"""PyTorch splits longer element-wise work between threads, and rounds the ends of each share differently."""
-
-
 def plain_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:
     """down(gelu(up(x))) with weights in oneDNN's layout; in float32 no row depends on another."""
-    width, hidden_size = w1_FD.shape
-    is_narrow = hidden_size < WIDE and width % 16 == 0  # else PyTorch's GELU has such ends within a row
-    run = (_narrow_expert if is_narrow else _wide_expert)(w1_FD, b1_F, w2_DF, b2_D)
-
-    def expert(hidden_RD: Tensor) -> Tensor:
-        if len(hidden_RD) == 1:  # oneDNN adds up a single row in another order
-            return run(hidden_RD.repeat(2, 1))[:1]
-        return run(hidden_RD)
-
-    return expert
-
-
-def _wide_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:
     reorder, linear = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
     packed_w1, packed_w2 = reorder(w1_FD.contiguous(), None), reorder(w2_DF.contiguous(), None)
 
     def expert(hidden_RD: Tensor) -> Tensor:
+        if len(hidden_RD) == 1:  # oneDNN adds up a single row in another order
+            return expert(torch.cat([hidden_RD, hidden_RD]))[:1]
         hidden_RF = linear(hidden_RD, packed_w1, b1_F, "gelu", [], "tanh")
         output_RD: Tensor = linear(hidden_RF, packed_w2, b2_D, "none", [], "")
-        return output_RD
-
-    return expert
-
-
-def _narrow_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:
-    packed_w1, packed_w2 = create_onednn_mm(w1_FD.t(), 32), create_onednn_mm(w2_DF.t(), 32)
-    product = torch.ops._C.onednn_mm
-
-    def expert(hidden_RD: Tensor) -> Tensor:
-        hidden_RF = hidden_RD.new_empty(len(hidden_RD), len(b1_F))
-        product(hidden_RF, hidden_RD, b1_F, packed_w1.handler_tensor)
-        for share in hidden_RF.split(max(1, ONE_THREAD // len(b1_F))):
-            torch.ops.aten.gelu_(share, approximate="tanh")
-        output_RD = torch.empty_like(hidden_RD)
-        product(output_RD, hidden_RF, b2_D, packed_w2.handler_tensor)
         return output_RD
 
     return expert

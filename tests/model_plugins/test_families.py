@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from vllm import LLM, RequestOutput
 
+from prismoe.model_plugins.cpu_experts import WIDE
 from prismoe.model_plugins.moe_llava.processing import pad_to_square
 from prismoe.model_plugins.moe_llava.tower import tower_image_processor
 from tests.model_plugins.engine import (
@@ -49,6 +50,8 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     f"{family}-{tower}": {"family": family, "tower": tower} for family in FAMILIES for tower in TOWERS
 } | {
     "phi-residual": {"family": "phi", "moe": MOE | {"use_residual": True}},
+    # From this hidden size on, Phi's experts are products of their own.
+    "phi-wide": {"family": "phi", "hidden_size": WIDE, "num_attention_heads": 8, "num_key_value_heads": 8},
     "stablelm-k1": {"family": "stablelm", "moe": MOE | {"top_k_experts": 1, "num_experts": [4, 3]}},
     "qwen-dense": {"family": "qwen", "moe": None, "image_aspect_ratio": "square"},
     "stablelm-two-ranks": {"family": "stablelm", "ranks": 2},
