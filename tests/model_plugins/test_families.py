@@ -51,7 +51,13 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
 } | {
     "phi-residual": {"family": "phi", "moe": MOE | {"use_residual": True}},
     # From this hidden size on, Phi's experts are products of their own.
-    "phi-wide": {"family": "phi", "hidden_size": WIDE, "num_attention_heads": 8, "num_key_value_heads": 8},
+    "phi-wide": {
+        "family": "phi",
+        "hidden_size": WIDE,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "partial_rotary_factor": 0.5,  # of heads of 64: vLLM rotates an even number only
+    },
     "stablelm-k1": {"family": "stablelm", "moe": MOE | {"top_k_experts": 1, "num_experts": [4, 3]}},
     "qwen-dense": {"family": "qwen", "moe": None, "image_aspect_ratio": "square"},
     "stablelm-two-ranks": {"family": "stablelm", "ranks": 2},
