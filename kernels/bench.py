@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prismoe.kernels.ragged_experts import flat_experts
+from prismoe.kernels.ragged_experts import flat_experts, used_pairs
 from prismoe.kernels.routing import ranked_experts, use_first
 
 EXPERTS = SLOTS = 4
@@ -108,10 +108,11 @@ def experts_on_cpu(dtype: torch.dtype, hidden: int, tokens: int, seconds: float)
     hidden_TD = torch.randn(tokens, hidden).to(dtype)
     weights_TA, experts_TA = routing(tokens, is_mixed=True)
     two = routing(tokens, is_mixed=False)
+    used_2, two_2 = (used_pairs((weights != 0).sum(dim=1)) for weights in (weights_TA, two[0]))
     variants: dict[str, Callable[[], object]] = {
         "fixed k = 2": lambda: fixed(hidden_TD, *two),
-        "ragged, all k = 2": lambda: flat_experts(hidden_TD, *two, fixed),
-        "ragged": lambda: flat_experts(hidden_TD, weights_TA, experts_TA, fixed),
+        "ragged, all k = 2": lambda: flat_experts(hidden_TD, *two, two_2, fixed),
+        "ragged": lambda: flat_experts(hidden_TD, weights_TA, experts_TA, used_2, fixed),
         "padding": lambda: fixed(hidden_TD, weights_TA, experts_TA),
         "loop": lambda: loop_over_experts(hidden_TD, weights_TA, experts_TA, w13, w2),
     }

@@ -1,10 +1,9 @@
 """Counting expert load by modality, on the device and without a sync."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from prismoe.kernels.routing import PADDING, is_all_text
+from prismoe.kernels.routing import PADDING
 
 MODALITIES = ("text", "vision")
 EXTRA_COLUMNS = 2  # behind the experts: tokens, tail tokens
@@ -19,11 +18,6 @@ def count_expert_load(
     tokens, the last one the tail tokens. Padding counts nothing. Integer sums are the same in any order.
     """
     columns = load_MC.shape[1]
-    if is_all_text(segment_T) and int(count_T.min()) == experts_TA.shape[1]:
-        text_C = load_MC[MODALITIES.index("text")].numpy()
-        text_C[:-2] += np.bincount(experts_TA.numpy().ravel(), minlength=columns - 2)
-        text_C[-2] += len(segment_T)
-        return
     is_real_T = segment_T != PADDING
     row_T = (segment_T >= 0) * columns
     used_TA = torch.arange(experts_TA.shape[1], device=experts_TA.device) < count_T[:, None]

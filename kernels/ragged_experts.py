@@ -25,26 +25,33 @@ LEAST_WORK = {torch.float32: 2**21, torch.bfloat16: 2**24, torch.float16: 2**24}
 where experts are four times as wide as D, bfloat16 with AMX."""
 
 
+def used_pairs(count_T: Tensor) -> Tensor:
+    """What `flat_experts` wants to know of a step, int64 `[2]`: the most slots a token uses, and P."""
+    return torch.stack([count_T.max(), count_T.sum()])
+
+
 def flat_experts(
-    hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, fixed_experts: FixedExperts
+    hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, used_2: Tensor, fixed_experts: FixedExperts
 ) -> Tensor:
     """`fixed_experts` on the used pairs, each as a token of its own with one expert.
 
-    In small steps, and where nearly all slots are used, it is `fixed_experts` on the tokens. In float32 that
-    gives the same bits: both round Σ weight · output like a chain of fused multiply-adds. In bfloat16 each
-    pair's output is rounded before the sum.
+    In small steps, and where nearly all slots are used, it is `fixed_experts` on the tokens, without the
+    slots that no token uses. In float32 that gives the same bits: both round Σ weight · output like a chain
+    of fused multiply-adds. In bfloat16 each pair's output is rounded before the sum.
     """
-    weights = weights_TA.numpy()
-    tokens, slots = weights.shape
-    used = int(np.count_nonzero(weights))
-    if (weights.size - used) * hidden_TD.shape[1] ** 2 < LEAST_WORK[hidden_TD.dtype]:
+    tokens, hidden = hidden_TD.shape
+    slots, used = used_2.tolist()
+    if slots < weights_TA.shape[1]:
+        weights_TA, experts_TA = weights_TA.narrow_copy(1, 0, slots), experts_TA.narrow_copy(1, 0, slots)
+    if (tokens * slots - used) * hidden**2 < LEAST_WORK[hidden_TD.dtype]:
         return fixed_experts(hidden_TD, weights_TA, experts_TA)
+    weights = weights_TA.numpy()
     pair_P = np.flatnonzero(weights)
     token_P = pair_P // slots
     weight_P1 = torch.from_numpy(weights.reshape(-1, 1)[pair_P])
     expert_P1 = torch.from_numpy(experts_TA.numpy().reshape(-1, 1)[pair_P])
     hidden_PD = hidden_TD.index_select(0, torch.from_numpy(token_P))
-    row_P = torch.arange(used)
+    row_P = torch.arange(len(pair_P))
     if hidden_TD.dtype == torch.float32:
         output_PD = fixed_experts(hidden_PD, torch.ones_like(weight_P1), expert_P1)
         return _sum_by_token(output_PD, row_P, token_P, tokens, weight_P1.view(-1))

@@ -1,8 +1,5 @@
 """The arithmetic that routing policies share, in plain PyTorch: no host sync, no data-dependent shape.
 
-On CPU, where looking at data waits for nothing, steps of text alone and slots that no token uses are cut
-short.
-
 Shape legend (the whole project): T tokens, D hidden, F expert width, E experts, A slots, S segments.
 `segment_T` holds, for each token, the index of its image within the step, TEXT or PADDING.
 """
@@ -13,10 +10,8 @@ from torch import Tensor
 TEXT = -1
 PADDING = -2
 
-
-def is_all_text(segment_T: Tensor) -> bool:
-    """Whether a step is known to hold text only. On a GPU it never is: asking would wait for the GPU."""
-    return segment_T.device.type == "cpu" and bool((segment_T.numpy() == TEXT).all())
+MOST_COMPARED = 8
+"""Up to as many experts, a compiled graph compares each pair of scores, which unlike a sort can be fused."""
 
 
 def router_probabilities(logits_TE: Tensor) -> Tensor:
@@ -67,8 +62,30 @@ def by_modality(is_vision_T: Tensor, rows_2X: Tensor) -> Tensor:
 
 def ranked_experts(scores_TE: Tensor, slots: int) -> tuple[Tensor, Tensor]:
     """The `slots` best experts of each token and their scores, best first; ties take the lower index."""
+    if torch.compiler.is_compiling() and scores_TE.shape[1] <= MOST_COMPARED:
+        return ranked_by_comparison(scores_TE, slots)
     scores_TA, experts_TA = torch.sort(scores_TE, dim=-1, descending=True, stable=True)
     return experts_TA[:, :slots], scores_TA[:, :slots]
+
+
+def ranked_by_comparison(scores_TE: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """`ranked_experts` without a sort, for the compiler, which makes one vectorised loop of it."""
+    score_ET = scores_TE.unbind(dim=1)
+    rank_ET = []
+    for i, ours_T in enumerate(score_ET):
+        before = [
+            (theirs_T >= ours_T) if j < i else (theirs_T > ours_T) for j, theirs_T in enumerate(score_ET)
+        ]
+        rank_ET.append(sum(is_before_T.int() for j, is_before_T in enumerate(before) if j != i))
+    experts_AT, scores_AT = [], []
+    for slot in range(slots):
+        expert_T, score_T = torch.zeros_like(score_ET[0], dtype=torch.int64), torch.zeros_like(score_ET[0])
+        for i, rank_T in enumerate(rank_ET):
+            expert_T = torch.where(rank_T == slot, i, expert_T)
+            score_T = torch.where(rank_T == slot, score_ET[i], score_T)
+        experts_AT.append(expert_T)
+        scores_AT.append(score_T)
+    return torch.stack(experts_AT, dim=1), torch.stack(scores_AT, dim=1)
 
 
 def use_first(
@@ -76,13 +93,8 @@ def use_first(
 ) -> tuple[Tensor, Tensor]:
     """Use the first `count_T` slots of each token; the others repeat its first expert at weight 0.
 
-    On CPU slots that no token uses are left out. With `renormalize` the used weights of a token sum to 1.
+    With `renormalize` the used weights of a token sum to 1.
     """
-    if count_T.device.type == "cpu":
-        slots = int(count_T.max())
-        experts_TA, weights_TA = experts_TA[:, :slots], weights_TA[:, :slots]
-        if int(count_T.min()) == slots:
-            return experts_TA, normalized(weights_TA) if renormalize else weights_TA
     used_TA = torch.arange(experts_TA.shape[1], device=experts_TA.device) < count_T[:, None]
     weights_TA = torch.where(used_TA, weights_TA, 0)
     if renormalize:
@@ -98,8 +110,8 @@ def normalized(weights_TA: Tensor) -> Tensor:
 def top_experts(probs_TE: Tensor, count_T: Tensor, slots: int, renormalize: bool) -> tuple[Tensor, Tensor]:
     """The `count_T` most probable experts of each token (LTDR, Eqs. 7 and 12).
 
-    Returns `experts_TA` (int64) and `weights_TA` (float32) with A = `slots` or less (`use_first`), most
-    probable first; equal probabilities take the lower expert index. A slot beyond a token's count repeats its
+    Returns `experts_TA` (int64) and `weights_TA` (float32) with A = `slots`, most probable first; equal
+    probabilities take the lower expert index. A slot beyond a token's count repeats its
     first expert at weight 0. With `renormalize` the used weights of a token sum to 1, else they are its
     probabilities.
     """

@@ -1,13 +1,16 @@
-"""A MoE layer on CPU: routing and experts in one op, which runs just the pairs that routing used.
+"""A MoE layer's experts on CPU: an op that runs just the (token, expert) pairs that routing used.
 
-On CPU an op may look at its data, so what routing decided never has to be padded to a fixed shape. vLLM calls
-such a kernel monolithic: it gets the gate's logits and routes by itself.
+On CPU an op may look at its data, so unused slots cost nothing. vLLM calls this kind of kernel monolithic: it
+gets the gate's logits and has the router called. The compiler sees the routing, but not into the op.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import Library
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
@@ -18,31 +21,37 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op
 
-from prismoe.kernels.ragged_experts import OneExpert, flat_experts, sorted_experts
-from prismoe.model_plugins.router import PolicyRouter, library
+from prismoe.kernels.ragged_experts import FixedExperts, OneExpert, flat_experts, sorted_experts
+from prismoe.model_plugins.router import PolicyRouter
 
 WIDE = 512
 """From this hidden size on, experts without a gate run faster as plain products than with a made-up gate."""
 
 
-def _moe(hidden_TD: Tensor, logits_TE: Tensor, load_MC: Tensor, layer: str) -> Tensor:
+def _experts(
+    hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor, used_2: Tensor, layer: str
+) -> Tensor:
     experts: CPUExperts = get_forward_context().no_compile_layers[layer].routed_experts
-    routing = experts.router.decide(hidden_TD, logits_TE)  # counts in load_MC
-    weights_TA, experts_TA = routing.weights_TA.contiguous(), routing.experts_TA.int().contiguous()
-    return experts.quant_method.run(experts, hidden_TD, weights_TA, experts_TA)
+    weights_TA = experts.router.observed(hidden_TD, logits_TE, weights_TA, experts_TA)
+    return experts.run(hidden_TD, weights_TA, experts_TA, used_2)
 
 
-def _moe_fake(hidden_TD: Tensor, logits_TE: Tensor, load_MC: Tensor, layer: str) -> Tensor:
+def _experts_fake(
+    hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor, used_2: Tensor, layer: str
+) -> Tensor:
     return torch.empty_like(hidden_TD)
 
 
-direct_register_custom_op("moe", _moe, mutates_args=["load_MC"], fake_impl=_moe_fake, target_lib=library)
+library = Library("prismoe", "FRAGMENT")  # its op lives as long as this object
+direct_register_custom_op("experts", _experts, fake_impl=_experts_fake, target_lib=library)
 
 
 class CPUExperts(RoutedExperts):
     """The weights of a layer's experts, which vLLM loads, and how they run."""
 
     quant_method: "GatedExperts | PlainExperts"
+    run: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    """The weighted sum of each token's experts, from hidden states, weights, experts and `used_pairs`."""
 
     def __init__(
         self,
@@ -76,7 +85,9 @@ class GatedExperts(UnquantizedFusedMoEMethod):
     def apply_monolithic(  # type: ignore[override]  # just CPUExperts have this method
         self, layer: CPUExperts, x: Tensor, router_logits: Tensor, input_ids: Tensor | None = None
     ) -> Tensor:
-        output_TD: Tensor = torch.ops.prismoe.moe(x, router_logits, layer.router.load_MC, layer.layer_name)
+        output_TD: Tensor = torch.ops.prismoe.experts(
+            x, router_logits, *layer.router.decide(x, router_logits), layer.layer_name
+        )
         return output_TD
 
     def process_weights_after_loading(self, layer: Any) -> None:
@@ -86,22 +97,28 @@ class GatedExperts(UnquantizedFusedMoEMethod):
             layer.w13_bias.data[:, width:] = 1
         super().process_weights_after_loading(layer)
         torch.cpu._init_amx()  # vLLM's kernel takes for granted that the process may use AMX's tiles
+        layer.run = partial(flat_experts, fixed_experts=self._kernel_on(layer))
 
-    def run(self, layer: CPUExperts, hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
-        """The weighted sum of each token's experts, `[T, D]`."""
-        kernel: Any = self.moe_kernel.fused_experts  # type: ignore[union-attr]  # made with the weights
+    def _kernel_on(self, layer: CPUExperts) -> FixedExperts:
+        apply: Any = self.moe_kernel.fused_experts.apply  # type: ignore[union-attr]  # made with the weights
+        w13, w2, activation, num_experts = (
+            layer.w13_weight,
+            layer.w2_weight,
+            layer.activation,
+            layer.global_num_experts,
+        )
 
         def fixed_experts(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
             output_TD = torch.empty_like(hidden_TD)
-            kernel.apply(
+            apply(
                 output_TD,
                 hidden_TD,
-                layer.w13_weight,
-                layer.w2_weight,
+                w13,
+                w2,
                 weights_TA,
                 experts_TA,
-                layer.activation,
-                layer.global_num_experts,
+                activation,
+                num_experts,
                 expert_map=None,
                 a1q_scale=None,
                 a2_scale=None,
@@ -112,7 +129,7 @@ class GatedExperts(UnquantizedFusedMoEMethod):
             )
             return output_TD
 
-        return flat_experts(hidden_TD, weights_TA, experts_TA, fixed_experts)
+        return fixed_experts
 
 
 class PlainExperts(GatedExperts):
@@ -125,18 +142,19 @@ class PlainExperts(GatedExperts):
     def __init__(self, moe: FusedMoEConfig) -> None:
         super(UnquantizedFusedMoEMethod, self).__init__(moe)  # skips the choice among vLLM's kernels
         self.unquantized_backend = UnquantizedMoeBackend.CPU
-        self.experts: list[OneExpert] = []
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        self.experts = [
+        experts = [
             plain_expert(*weights)
             for weights in zip(layer.w13_weight, layer.w13_bias, layer.w2_weight, layer.w2_bias, strict=True)
         ]
         for weight in (layer.w13_weight, layer.w2_weight):
             weight.data = weight.data.new_empty(0)  # oneDNN keeps copies of its own
 
-    def run(self, layer: CPUExperts, hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
-        return sorted_experts(hidden_TD, weights_TA, experts_TA, self.experts)
+        def run(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, used_2: Tensor) -> Tensor:
+            return sorted_experts(hidden_TD, weights_TA, experts_TA, experts)
+
+        layer.run = run
 
 
 def plain_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:

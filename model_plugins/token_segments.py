@@ -31,6 +31,7 @@ class TokenSegments(nn.Module):
 
         Its vision tokens are those of `images`, in order: for each what its tokens ask for, `[tokens, 2]`.
         """
+        assert num_tokens <= len(self.segments), "the step holds more tokens than the segment buffer"
         self.segments.fill_(PADDING)
         segment_T, asked_T2 = self.segments[:num_tokens], self.asked[:num_tokens]
         if is_vision_T is None or not images:

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from torch import nn
 
-import prismoe.model_plugins.router  # noqa: F401  (registers the op)
 from prismoe.kernels.routing import router_probabilities, top_experts
+from prismoe.model_plugins.router import PolicyRouter
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 from prismoe.model_plugins.routing.registry import POLICIES, choose_routing
 from tests.model_plugins.routing_steps import CASES, make
@@ -44,8 +45,7 @@ def test_the_example_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = choose_routing({"policy": name}, None, 2, {0: 4}).layers[0].policy
     segments, load_MC = torch.tensor([-1, 0, 0]), torch.zeros(2, 6, dtype=torch.int64)
     asked = torch.zeros(3, 2, dtype=torch.int32)
-    weights_TA, _ = torch.ops.prismoe.route(
-        torch.empty(3, 8), torch.randn(3, 4), segments, asked, load_MC, [], policy.model_dump_json()
-    )
+    router = PolicyRouter(policy, 4, segments, asked, load_MC, nn.ParameterDict())
+    weights_TA, *_ = router.decide(torch.empty(3, 8), torch.randn(3, 4))
     assert (weights_TA > 0).sum(dim=1).tolist() == [2, 1, 1]
     assert load_MC[:, 4].tolist() == [1, 2]

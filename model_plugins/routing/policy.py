@@ -30,9 +30,8 @@ class RouterInputs(NamedTuple):
 class Routing(NamedTuple):
     """The decision for T tokens. Slot a of token t is used when `a < count_T[t]`, else its weight is 0.
 
-    A is the policy's `slots`, or fewer where no token of the step uses as many.
-
-    Each token uses at least its first slot. An unused slot repeats the token's first expert.
+    A is the policy's `slots`. Each token uses at least its first slot. An unused slot repeats the token's
+    first expert.
     """
 
     experts_TA: Tensor  # int64

@@ -1,9 +1,7 @@
 """The policies by name, and which one is in force: the operator's, else the checkpoint's, else top-k."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -133,9 +131,3 @@ def _layer_routing(settings: Settings, source: Source, top_k: int, num_experts: 
         name: source if name in settings else implied.get(name, "default") for name in kind.model_fields
     }
     return LayerRouting(policy, sources, policy.most_request_experts(num_experts))
-
-
-@lru_cache
-def policy_from_json(settings: str) -> RoutingPolicy:
-    """The policy whose `model_dump_json()` this is."""
-    return POLICIES[json.loads(settings)["policy"]].model_validate_json(settings)

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prismoe.kernels.routing import (
+    ranked_by_comparison,
+    ranked_experts,
     router_probabilities,
     segment_mean,
     tail_tokens,
@@ -59,11 +61,22 @@ def test_an_unused_slot_repeats_the_first_expert_at_weight_0() -> None:
     assert weights_TA[0].tolist() == [1.0, 0.0, 0.0]
 
 
-def test_on_cpu_slots_that_no_token_uses_are_left_out() -> None:
-    probs_TE = torch.tensor([[0.1, 0.6, 0.3], [0.2, 0.3, 0.5]])
-    experts_TA, weights_TA = top_experts(probs_TE, torch.tensor([1, 1]), 3, renormalize=False)
-    assert experts_TA.tolist() == [[1], [2]]
-    torch.testing.assert_close(weights_TA, torch.tensor([[0.6], [0.5]]))
+@pytest.mark.parametrize("experts", range(2, 9))
+def test_ranking_by_comparison_is_the_sort(experts: int) -> None:
+    scores_TE = random_logits(50, experts)
+    scores_TE = torch.cat([scores_TE, scores_TE.round(), scores_TE.fill_diagonal_(-torch.inf)])  # has ties
+    for slots in range(1, experts + 1):
+        expected, actual = ranked_experts(scores_TE, slots), ranked_by_comparison(scores_TE, slots)
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+def test_scores_that_are_no_numbers_still_name_experts() -> None:
+    """An expert that does not exist would corrupt memory in vLLM's CPU kernel."""
+    scores_TE = torch.tensor([[torch.nan] * 4, [1.0, torch.nan, 2.0, torch.nan]])
+    for rank in (ranked_experts, ranked_by_comparison):
+        experts_TA, _ = rank(scores_TE, 4)
+        assert (experts_TA >= 0).all()
+        assert (experts_TA < 4).all()
 
 
 def test_ties_take_the_lower_expert() -> None:

@@ -1,5 +1,6 @@
 """The buffer that says which image a token belongs to."""
 
+import pytest
 import torch
 
 from prismoe.model_plugins.token_segments import TokenSegments
@@ -47,3 +48,8 @@ def test_what_a_request_asks_for_stays_with_its_images() -> None:
     assert segments.asked[:4].tolist() == [[4, 1], [0, 0], [0, 2], [0, 2]]
     segments.mark(None, [], num_tokens=6)
     assert not segments.asked.any()
+
+
+def test_more_tokens_than_the_buffer_holds_stop_the_step() -> None:
+    with pytest.raises(AssertionError, match="more tokens"):
+        TokenSegments(max_tokens=2).mark(None, images(), num_tokens=3)

@@ -1,0 +1,202 @@
+"""What routing costs a served model, from end to end: the same prompts to engines that route differently.
+
+`python -m prismoe.loadtests.routing_cost [MODEL]`: an engine for each routing, each in a process of its own,
+all on the same cores and taking turns. One of them is the same model on vLLM's own router and experts. It
+prints the tokens per second of each as multiples of that one's, for prefill of pictures, prefill of text, and
+decode.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+from PIL import Image
+
+from prismoe.model_plugins.bundled import bundled_checkpoint
+
+Routing = Mapping[str, Any]
+
+VLLMS_OWN = "vLLM's own router and experts"
+TOP_K: Routing = {"policy": "topk"}
+ROUTINGS: dict[str, Routing] = {
+    VLLMS_OWN: TOP_K,
+    "topk": TOP_K,
+    "topk, not counted": TOP_K,
+    "ltdr, 4 experts for tail tokens": {"policy": "ltdr", "tail_experts": 4},
+    "ltdr, 4 for tail, 1 for other vision": {"policy": "ltdr", "tail_experts": 4, "head_experts": 1},
+}
+PICTURES, TEXT_PREFILL, DECODE_1, DECODE_16 = "pictures", "text", "decode, 1 request", "decode, 16 requests"
+WORKLOADS = (PICTURES, TEXT_PREFILL, DECODE_1, DECODE_16)
+BATCH, TEXT_TOKENS, ANSWER = 16, 400, 64
+
+
+class RoutedEngine:
+    """An engine in a process of its own, which runs a workload when told to."""
+
+    def __init__(self, model: str, name: str) -> None:
+        context = get_context("spawn")
+        self._pipe, other_end = context.Pipe()
+        self._process = context.Process(target=_engine_process, args=(other_end, model, name), daemon=True)
+        self._process.start()
+        self._pipe.recv()
+
+    def __enter__(self) -> "RoutedEngine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.terminate()
+        self._process.join()
+
+    def run(self, workload: str, seed: int) -> dict[str, float]:
+        """`seconds` and `tokens` of one turn, and `experts`: how many (token, expert) pairs it used."""
+        self._pipe.send((workload, seed))
+        result: dict[str, float] = self._pipe.recv()
+        return result
+
+
+def _engine_process(pipe: Connection, model: str, name: str) -> None:
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+    from vllm import LLM
+
+    from prismoe.model_plugins.engine_options import engine_options
+
+    if name == VLLMS_OWN:
+        _use_vllms_own()
+    if name == "topk, not counted":
+        _count_nothing()
+    llm = LLM(
+        model,
+        max_num_seqs=BATCH,
+        kv_cache_memory_bytes=2**28,
+        enable_prefix_caching=False,
+        mm_processor_cache_gb=0,
+        limit_mm_per_prompt={"image": 1},
+        seed=0,
+        **engine_options(ROUTINGS[name]),
+    )
+    pipe.send("ready")
+    while True:
+        pipe.send(_turn(llm, *pipe.recv()))
+
+
+def _turn(llm: Any, workload: str, seed: int) -> dict[str, float]:
+    from vllm import SamplingParams
+
+    prompts, answer = _prompts(workload, seed, llm.get_tokenizer().vocab_size)
+    llm.collective_rpc("prismoe_reset_expert_load")
+    start = time.perf_counter()
+    outputs = llm.generate(
+        prompts, SamplingParams(max_tokens=answer, ignore_eos=True, detokenize=False), use_tqdm=False
+    )
+    seconds = time.perf_counter() - start
+    is_prefill = answer == 1
+    tokens = sum(
+        len(output.prompt_token_ids) if is_prefill else len(output.outputs[0].token_ids) for output in outputs
+    )
+    used_LME = llm.collective_rpc("prismoe_expert_load")[0]["expert_tokens"]
+    experts = sum(used for layer in used_LME for modality in layer for used in modality)
+    return {"seconds": seconds, "tokens": tokens, "experts": experts}
+
+
+def _prompts(workload: str, seed: int, vocabulary: int) -> tuple[list[Any], int]:
+    """The workload's prompts, which differ by seed, and the length of its answers."""
+    dice = random.Random(seed)
+    if workload == PICTURES:
+        return [
+            {
+                "prompt": "USER: <image>\nWhat is this? ASSISTANT:",
+                "multi_modal_data": {"image": picture(dice)},
+            }
+            for _ in range(BATCH)
+        ], 1
+    requests, length, answer = {
+        TEXT_PREFILL: (BATCH, TEXT_TOKENS, 1),
+        DECODE_1: (1, 8, ANSWER),
+        DECODE_16: (BATCH, 8, ANSWER),
+    }[workload]
+    return [
+        {"prompt_token_ids": dice.choices(range(8, vocabulary), k=length)} for _ in range(requests)
+    ], answer
+
+
+def picture(dice: random.Random) -> Image.Image:
+    """Random coloured squares."""
+    return Image.frombytes("RGB", (8, 8), dice.randbytes(8 * 8 * 3)).resize((224, 224))
+
+
+def _use_vllms_own() -> None:
+    """The model's MoE layers without prismoe's router, op and experts."""
+    from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    from prismoe.model_plugins import cpu_experts
+    from prismoe.model_plugins.moe_llava import moe
+
+    class Method(cpu_experts.GatedExperts):
+        """vLLM's, with the made-up gate that its kernel needs for experts that have none."""
+
+        is_monolithic = False
+        apply = UnquantizedFusedMoEMethod.apply
+
+    class Experts(cpu_experts.CPUExperts):
+        def _get_quant_method(self, prefix: str, quant_config: Any, moe_config: Any) -> Any:
+            return Method(moe_config)
+
+    def factory(*args: Any, router: Any, routed_experts_cls: Any, **kwargs: Any) -> Any:
+        renormalize = router.policy.norm_topk_prob
+        return FusedMoEFactory(*args, renormalize=renormalize, routed_experts_cls=Experts, **kwargs)
+
+    cpu_experts.WIDE = 2**31  # vLLM has no other form than gated ones
+    moe.FusedMoEFactory = factory
+
+
+def _count_nothing() -> None:
+    from prismoe.model_plugins import router
+
+    router.count_expert_load = lambda *args: None
+
+
+def compare(model: str, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """By workload and routing: tokens per second over vLLM's own, and experts used over its."""
+    with ExitStack() as stack:
+        engines = {name: stack.enter_context(RoutedEngine(model, name)) for name in ROUTINGS}
+        return {workload: _compare(engines, workload, rounds) for workload in WORKLOADS}
+
+
+def _compare(engines: Mapping[str, RoutedEngine], workload: str, rounds: int) -> dict[str, dict[str, float]]:
+    turns = []
+    order = list(engines)
+    for seed in range(-1, rounds):  # the first warms up
+        order = order[1:] + order[:1]
+        turn = {name: engines[name].run(workload, seed) for name in order}
+        if seed >= 0:
+            turns.append(turn)
+    top_k_experts = sum(turn["topk"]["experts"] for turn in turns)
+    return {
+        name: {
+            "speed": statistics.median(turn[VLLMS_OWN]["seconds"] / turn[name]["seconds"] for turn in turns),
+            "experts": sum(turn[name]["experts"] for turn in turns) / top_k_experts,
+        }
+        for name in engines
+    }
+
+
+def main() -> None:
+    """Print the table, or JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", nargs="?", default=str(bundled_checkpoint()))
+    parser.add_argument("--rounds", type=int, default=30)
+    args = parser.parse_args()
+    print(json.dumps(compare(args.model, args.rounds), indent=1))
+
+
+if __name__ == "__main__":
+    main()
