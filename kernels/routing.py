@@ -73,10 +73,9 @@ def ranked_by_comparison(scores_TE: Tensor, slots: int) -> tuple[Tensor, Tensor]
     score_ET = scores_TE.unbind(dim=1)
     rank_ET = []
     for i, ours_T in enumerate(score_ET):
-        before = [
-            (theirs_T >= ours_T) if j < i else (theirs_T > ours_T) for j, theirs_T in enumerate(score_ET)
-        ]
-        rank_ET.append(sum(is_before_T.int() for j, is_before_T in enumerate(before) if j != i))
+        before = [theirs_T >= ours_T for theirs_T in score_ET[:i]]
+        before += [theirs_T > ours_T for theirs_T in score_ET[i + 1 :]]
+        rank_ET.append(torch.stack(before).sum(dim=0))
     experts_AT, scores_AT = [], []
     for slot in range(slots):
         expert_T, score_T = torch.zeros_like(score_ET[0], dtype=torch.int64), torch.zeros_like(score_ET[0])

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest.mock import patch
 
 from PIL import Image
 
@@ -144,24 +145,26 @@ def _use_vllms_own() -> None:
         """vLLM's, with the made-up gate that its kernel needs for experts that have none."""
 
         is_monolithic = False
-        apply = UnquantizedFusedMoEMethod.apply
+
+        def apply(self, *args: Any, **kwargs: Any) -> Any:
+            return UnquantizedFusedMoEMethod.apply(self, *args, **kwargs)
 
     class Experts(cpu_experts.CPUExperts):
         def _get_quant_method(self, prefix: str, quant_config: Any, moe_config: Any) -> Any:
             return Method(moe_config)
 
-    def factory(*args: Any, router: Any, routed_experts_cls: Any, **kwargs: Any) -> Any:
-        renormalize = router.policy.norm_topk_prob
-        return FusedMoEFactory(*args, renormalize=renormalize, routed_experts_cls=Experts, **kwargs)
+    def factory(router: Any, **kwargs: Any) -> Any:
+        kwargs |= {"renormalize": router.policy.norm_topk_prob, "routed_experts_cls": Experts}
+        return FusedMoEFactory(**kwargs)
 
     cpu_experts.WIDE = 2**31  # vLLM has no other form than gated ones
-    moe.FusedMoEFactory = factory
+    patch.object(moe, "FusedMoEFactory", factory).start()
 
 
 def _count_nothing() -> None:
     from prismoe.model_plugins import router
 
-    router.count_expert_load = lambda *args: None
+    patch.object(router, "count_expert_load", lambda *args: None).start()
 
 
 def compare(model: str, rounds: int) -> dict[str, dict[str, dict[str, float]]]:

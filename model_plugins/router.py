@@ -5,6 +5,7 @@ vLLM's MoE op.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class PolicyRouter(BaseRouter):
         super().__init__(top_k=policy.slots(num_experts), global_num_experts=num_experts)
         self.policy = policy
         self.gate_rows = policy.gate_rows(num_experts)
-        self.parameters = parameters
+        self.parameters: Any = parameters
         self.load_MC = load_MC
         self._segments = segments
         self._asked = asked
