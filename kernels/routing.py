@@ -62,7 +62,7 @@ def by_modality(is_vision_T: Tensor, rows_2X: Tensor) -> Tensor:
 
 def ranked_experts(scores_TE: Tensor, slots: int) -> tuple[Tensor, Tensor]:
     """The `slots` best experts of each token and their scores, best first; ties take the lower index."""
-    if torch.compiler.is_compiling() and scores_TE.shape[1] <= MOST_COMPARED:
+    if torch.compiler.is_compiling() and 1 < scores_TE.shape[1] <= MOST_COMPARED:
         return ranked_by_comparison(scores_TE, slots)
     scores_TA, experts_TA = torch.sort(scores_TE, dim=-1, descending=True, stable=True)
     return experts_TA[:, :slots], scores_TA[:, :slots]
