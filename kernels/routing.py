@@ -80,8 +80,8 @@ def ranked_by_comparison(scores_TE: Tensor, slots: int) -> tuple[Tensor, Tensor]
     for slot in range(slots):
         expert_T, score_T = torch.zeros_like(score_ET[0], dtype=torch.int64), torch.zeros_like(score_ET[0])
         for i, rank_T in enumerate(rank_ET):
-            expert_T = torch.where(rank_T == slot, i, expert_T)
-            score_T = torch.where(rank_T == slot, score_ET[i], score_T)
+            expert_T = torch.where(rank_T.eq(slot), i, expert_T)
+            score_T = torch.where(rank_T.eq(slot), score_ET[i], score_T)
         experts_AT.append(expert_T)
         scores_AT.append(score_T)
     return torch.stack(experts_AT, dim=1), torch.stack(scores_AT, dim=1)
