@@ -19,7 +19,9 @@ def register() -> None:
 
     from prismoe.model_plugins.moe_llava import config, tokenizers
     from prismoe.model_plugins.moe_llava.start_check import MoELLaVAStartCheck
+    from prismoe.model_plugins.processes import end_with_parent
 
+    end_with_parent()
     for module, family in FAMILIES.items():
         model = f"prismoe.model_plugins.moe_llava.{module}:MoELLaVA{family}ForCausalLM"
         for kind in (f"MoELLaVA{family}", f"Llava{family}"):

@@ -28,6 +28,14 @@ class RoutingWorkerExtension:
         """Count from zero (`ModalityRouting.reset_load`)."""
         self._prismoe_model().routing.reset_load()
 
+    @torch.inference_mode()
+    def prismoe_step(self) -> None:
+        """Take a step with padding alone, which counts nothing, and wait until the device has done it."""
+        # Data-parallel engines of MoE models step together; one of them alone would wait for the others.
+        if self.parallel_config.data_parallel_size == 1:  # type: ignore[attr-defined]
+            self.execute_dummy_batch()  # type: ignore[attr-defined]
+        torch.zeros(1, device=self.device).item()  # type: ignore[attr-defined]
+
     def prismoe_unused_tensors(self) -> Sequence[str]:
         """The checkpoint's tensors that the model has no use for, by name."""
         unused: Sequence[str] = self._prismoe_model().unused_tensors

@@ -3,6 +3,11 @@
 import argparse
 from collections.abc import Sequence
 
+from pydantic import BaseModel
+
+from prismoe.server.access.settings import AccessSettings
+from prismoe.server.life.settings import LifeSettings
+from prismoe.server.limits.settings import LimitSettings
 from prismoe.server.settings import ServeSettings
 
 USAGE = "prismoe serve [MODEL] [options] [any vLLM option]"
@@ -55,4 +60,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LEVEL",
         help="summary: as many series for any model (the default); full: also by layer and expert",
     )
+    _add_options(parser.add_argument_group("who may use the server"), AccessSettings)
+    _add_options(parser.add_argument_group("how much a client may take"), LimitSettings)
+    _add_options(parser.add_argument_group("what tells that the engine is stuck"), LifeSettings)
     return parser
+
+
+def _add_options(group: argparse._ArgumentGroup, settings: type[BaseModel]) -> None:
+    """An option for each setting. Their values are checked by the model, not here."""
+    for name, field in settings.model_fields.items():
+        option = "--" + name.replace("_", "-")
+        if field.annotation is bool:
+            group.add_argument(option, action="store_true", help=field.description)
+        else:
+            default = "" if field.default is None else f" (default: {field.default})"
+            group.add_argument(
+                option, metavar=name.split("_")[-1].upper(), help=f"{field.description}{default}"
+            )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 
+from prismoe.server.access.key_command import key
 from prismoe.server.arguments import serve_settings
 from prismoe.server.demo import demo
 from prismoe.server.sentences import fail, sentence
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": lambda arguments: serve(serve_settings(arguments)),
     "demo": demo,
     "top": top,
+    "key": key,
     "check": check,
     "convert": convert,
     "calibrate": calibrate,
@@ -52,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "convert", help="write a checkpoint that needs nothing beside its folder", add_help=False
     )
     commands.add_parser("calibrate", help="fit a routing policy to a checkpoint, by pictures", add_help=False)
+    commands.add_parser("key", help="add a key to a file of those who may use a server", add_help=False)
     commands.add_parser("top", help="watch a running server's expert load by modality", add_help=False)
     return parser
 

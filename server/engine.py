@@ -1,8 +1,6 @@
 """vLLM's engine, started as vLLM's launcher starts it, only sooner on CPU."""
 
-import ctypes
 import os
-import signal
 import socket
 import sys
 from typing import Any
@@ -12,18 +10,18 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.platforms import current_platform
 
+from prismoe.model_plugins.processes import end_with_parent
 from prismoe.server.sentences import sentence
 
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StartRefused(Exception):
     """The server can't start; the message tells the user why."""
 
 
-class EngineDied(Exception):
-    """The server ended because its engine did."""
+class EngineFailed(Exception):
+    """The server ended because its engine died or is stuck."""
 
 
 class EngineArgs(AsyncEngineArgs):
@@ -67,8 +65,7 @@ def prepare_fork(listener: socket.socket) -> None:
     """What an engine process forked from this one (on Linux) must do differently."""
 
     def after_fork() -> None:
-        # End when this process ends, even if it is killed.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        end_with_parent()
         # Its workers need a fresh process: OpenMP reads thread counts and bindings when it is loaded.
         os.environ[METHOD] = "spawn"
         listener.close()

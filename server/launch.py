@@ -1,21 +1,19 @@
 """One server's life: the engine, the app on it, and the HTTP server, out of vLLM's launchers."""
 
 import asyncio
+import ipaddress
+import os
 import socket
-import threading
 from argparse import Namespace
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
+from functools import partial
 
 from fastapi import FastAPI
-from vllm import envs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.launcher import serve_http, setup_server
-from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+from vllm.entrypoints.launchers.launcher import setup_server
 from vllm.utils.system_utils import decorate_logs
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
@@ -25,17 +23,31 @@ from prismoe.server import (
     media,  # noqa: F401  (registers what fetches images)
     routes,
 )
-from prismoe.server.engine import EngineArgs, EngineDied, RoutedEngines, StartRefused, prepare_fork
+from prismoe.server.access.gate import Gate
+from prismoe.server.access.keys import BothKeys, Key, KeyFile, KeyRing, Keys, Role
+from prismoe.server.access.routes import keep_listed_routes
+from prismoe.server.engine import EngineArgs, EngineFailed, RoutedEngines, StartRefused, prepare_fork
 from prismoe.server.inspector import Inspector
+from prismoe.server.life.heart import Heart
+from prismoe.server.life.http_server import serve_until
+from prismoe.server.life.probes import probe_routes
+from prismoe.server.life.under_way import UnderWay
+from prismoe.server.limits.admission import Admission
+from prismoe.server.limits.body import BodyLimit
 from prismoe.server.load_reader import ExpertLoadReader, logger
 from prismoe.server.metrics import ExpertMetrics, metrics_route, vllm_tokens
+from prismoe.server.refusal import RefusalCounter
 from prismoe.server.request_guard import RequestGuard
+from prismoe.server.request_log import RequestLog, count_tokens
 from prismoe.server.settings import ServeSettings
+
+ENGINE_END_S = 10
 
 
 async def run_server(args: Namespace, settings: ServeSettings) -> None:
-    """Start everything, serve until a signal, and end everything. Raises EngineDied where that ended it."""
+    """Start everything, serve until a signal, and end everything. Raises EngineFailed where that ended it."""
     decorate_logs("APIServer", skip_if_decorated=True)
+    keys = _keys(args, settings)
     listener = _listen(args)
     prepare_fork(listener)
     try:
@@ -47,16 +59,58 @@ async def run_server(args: Namespace, settings: ServeSettings) -> None:
             except (RuntimeError, ValueError, OSError) as error:
                 raise StartRefused(f"The engine did not start. {error}") from error
             app = await build_routed_app(engine, args, settings)
+            under_way = _protect(app, keys, settings)
             polling = asyncio.create_task(app.state.expert_load.poll(settings.expert_load_interval))
             stack.callback(polling.cancel)
-            told_to_end = _note_shutdown(engine)
-            shutdown = await _serve_http(app, listener, args)
-            engine_died = engine.errored and not told_to_end.is_set()
-        await shutdown
-        if engine_died:
-            raise EngineDied("The engine died. Its error is in the log above.")
+
+            async def end(seconds: float) -> None:
+                await under_way.drain(seconds)
+                await asyncio.to_thread(partial(engine.shutdown, timeout=ENGINE_END_S))
+
+            failure = await serve_until(app, listener, args, settings, app.state.heart.watch(), end)
+        if failure:
+            raise EngineFailed(failure)
     finally:
         listener.close()
+
+
+def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> UnderWay:
+    """Put prismoe's middleware around the app: what is outermost comes last."""
+    # vLLM has built the app's stack already, so that Starlette takes no more middleware.
+    checked = BodyLimit(app.middleware_stack or app.build_middleware_stack(), settings)
+    under_way = UnderWay(Admission(checked, settings))
+    gated = under_way if keys is None else Gate(under_way, keys, settings.open_metrics)
+    app.middleware_stack = RequestLog(gated, RefusalCounter(get_prometheus_registry()))
+    return under_way
+
+
+def _keys(args: Namespace, settings: ServeSettings) -> Keys | None:
+    """The keys of the file and of vLLM's --api-key; None where there are none."""
+    secrets = [secret for secret in (args.api_key or [os.environ.pop("VLLM_API_KEY", "")]) if secret]
+    args.api_key = None  # vLLM's own check would let its other routes through.
+    given = KeyRing(Key.of("api-key", Role.CLIENT, secret) for secret in secrets)
+    if settings.api_keys_file is None:
+        if secrets:
+            return given
+        if not _is_loopback(args.host):
+            logger.warning(
+                "There are no keys: whoever reaches %s may use this server. Name a file of keys with "
+                "--api-keys-file.",
+                args.host or "this machine",
+            )
+        return None
+    try:
+        in_file = KeyFile(settings.api_keys_file)
+    except (ValueError, OSError) as error:
+        raise StartRefused(f"--api-keys-file: {error}") from error
+    return BothKeys(in_file, given) if secrets else in_file
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 async def build_routed_app(engine: EngineClient, args: Namespace, settings: ServeSettings) -> FastAPI:
@@ -64,6 +118,7 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     tasks = await engine.get_supported_tasks()
     args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
     app: FastAPI = build_app(args, tasks, engine.model_config)
+    keep_listed_routes(app)
     app.include_router(routes.router)
     app.include_router(inspection_routes.router)
     inspector_page.add_to(app)
@@ -72,6 +127,9 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     registry = get_prometheus_registry()
     engines = RoutedEngines(engine)
     app.state.expert_load = ExpertLoadReader(engines, lambda: vllm_tokens(registry))
+    app.state.heart = Heart(engines, lambda: vllm_tokens(registry), settings)
+    app.router.routes.extend(probe_routes(lambda: app.state.heart.trouble))
+    count_tokens(engine)
     try:
         await engines.ask("prismoe_reset_expert_load")
         await app.state.expert_load.read()
@@ -84,26 +142,13 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
         str(engine.model_config.served_model_name),
         settings.expert_metrics,
     )
-    # In front of vLLM's own /metrics, which it contains.
-    app.router.routes.insert(0, metrics_route(registry, metrics))
+    app.router.routes.append(metrics_route(registry, metrics))
     logger.info(
         "/metrics exports %d series of prismoe's (--expert-metrics %s).",
         metrics.series,
         settings.expert_metrics,
     )
     return app
-
-
-def _note_shutdown(engine: EngineClient) -> threading.Event:
-    """Set once the engine is told to end, as on a signal: `engine.errored` is true then, too."""
-    told_to_end, shutdown = threading.Event(), engine.shutdown
-
-    def note_and_shutdown(*args: Any, **kwargs: Any) -> None:
-        told_to_end.set()
-        shutdown(*args, **kwargs)
-
-    engine.shutdown = note_and_shutdown  # type: ignore[method-assign]
-    return told_to_end
 
 
 def _listen(args: Namespace) -> socket.socket:
@@ -115,27 +160,3 @@ def _listen(args: Namespace) -> socket.socket:
             f"Can't listen on {where}: {error.strerror}. Choose another with --port."
         ) from error
     return listener
-
-
-async def _serve_http(app: FastAPI, listener: socket.socket, args: Namespace) -> Coroutine[Any, Any, None]:
-    log_config = get_uvicorn_log_config(args)
-    uvicorn_options: dict[str, Any] = {} if log_config is None else {"log_config": log_config}
-    shutdown: Coroutine[Any, Any, None] = await serve_http(
-        app,
-        sock=listener,
-        enable_ssl_refresh=args.enable_ssl_refresh,
-        host=args.host,
-        port=args.port,
-        log_level=args.uvicorn_log_level,
-        access_log=not args.disable_uvicorn_access_log,
-        timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
-        ssl_keyfile=args.ssl_keyfile,
-        ssl_certfile=args.ssl_certfile,
-        ssl_ca_certs=args.ssl_ca_certs,
-        ssl_cert_reqs=args.ssl_cert_reqs,
-        ssl_ciphers=args.ssl_ciphers,
-        h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
-        h11_max_header_count=args.h11_max_header_count,
-        **uvicorn_options,
-    )
-    return shutdown

@@ -40,8 +40,8 @@ def parse_engine_options(settings: ServeSettings) -> Namespace:
 def _defaults(settings: ServeSettings) -> dict[str, Any]:
     # A request's mm_processor_kwargs may choose numbers of experts; the model's processor refuses all else.
     defaults: dict[str, Any] = {"trust_request_mm_kwargs": True}
-    # Seconds in which requests under way finish and each process ends by itself.
-    defaults |= {"limit_mm_per_prompt": {"image": 8}, "shutdown_timeout": 10}
+    # Seconds that requests under way have to finish when the server is told to end.
+    defaults |= {"limit_mm_per_prompt": {"image": 8}, "shutdown_timeout": 30}
     if settings.bundled:
         defaults |= {"served_model_name": [Path(settings.model).name], "dtype": "float32"}
     elif not Path(settings.model).is_dir():

@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from fastapi import HTTPException
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ROLES = ("system", "developer", "user", "assistant")
+MOST_ANSWERS = 128
+"""The most that OpenAI takes for `n`; here prompts of a list count, too."""
 
 
 class RequestGuard:
-    """ASGI middleware: a JSON request that `refusal` finds fault with is answered with 400.
+    """ASGI middleware: a request that `refusal` finds fault with is answered with 400.
 
     It looks on as the app reads the body, so what the app does before that (authentication) comes first, and
     the app's own handler turns the refusal into an answer.
@@ -22,7 +24,7 @@ class RequestGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, with the guard at its body."""
-        if not _is_json_post(scope):
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         body = bytearray()
@@ -48,14 +50,28 @@ def refusal(body: bytes | bytearray) -> str | None:
         request = json.loads(body)
     except ValueError:
         return None  # vLLM says what is wrong with it.
+    except RecursionError:
+        return "The request's JSON is nested too deeply."
     if not isinstance(request, dict):
         return None
     if request.get("media_io_kwargs"):
         return "media_io_kwargs is the operator's to set: leave it out of the request."
+    if (answers := _answers(request)) > MOST_ANSWERS:
+        return f"The request asks for {answers} answers: the most is {MOST_ANSWERS}."
     for where, role in _roles(request.get("messages"), "messages"):
         if role not in ROLES:
             return f"{where}.role is {role!r}. The roles are: {', '.join(ROLES)}."
     return None
+
+
+def _answers(request: dict[str, Any]) -> int:
+    """How many sequences a request starts: its prompts or conversations, each so often."""
+    prompt, messages, times = request.get("prompt"), request.get("messages"), request.get("n")
+    prompts = (
+        len(prompt) if isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt) else 1
+    )
+    batch = isinstance(messages, list) and messages and all(isinstance(item, list) for item in messages)
+    return max(prompts, len(messages) if batch else 1) * (times if isinstance(times, int) else 1)
 
 
 def _roles(messages: object, where: str) -> Iterator[tuple[str, object]]:
@@ -65,9 +81,3 @@ def _roles(messages: object, where: str) -> Iterator[tuple[str, object]]:
             yield from _roles(message, f"{where}[{index}]")
     elif isinstance(messages, dict) and "role" in messages:
         yield where, messages["role"]
-
-
-def _is_json_post(scope: Scope) -> bool:
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return False
-    return Headers(scope=scope).get("content-type", "").startswith("application/json")

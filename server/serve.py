@@ -19,7 +19,7 @@ def serve(settings: ServeSettings) -> int:
     # vLLM reads the environment when it is imported.
     import uvloop
 
-    from prismoe.server.engine import EngineDied, StartRefused
+    from prismoe.server.engine import EngineFailed, StartRefused
     from prismoe.server.launch import run_server
     from prismoe.server.options import parse_engine_options
 
@@ -29,7 +29,7 @@ def serve(settings: ServeSettings) -> int:
         return fail(sentence(error))
     try:
         uvloop.run(run_server(args, settings))
-    except (StartRefused, EngineDied) as error:
+    except (StartRefused, EngineFailed) as error:
         return fail(str(error))
     finally:
         # vLLM froze the heap against pauses; thawed, its libraries end without complaints of leaks.

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 
 from prismoe.model_plugins.bundled import bundled_checkpoint
+from prismoe.server.access.settings import AccessSettings
+from prismoe.server.life.settings import LifeSettings
+from prismoe.server.limits.settings import LimitSettings
 
 GOALS = {
     "dual_threshold": {"skip", "skip_text"},
@@ -39,7 +42,7 @@ class RoutingSetting(BaseModel):
         return routing
 
 
-class ServeSettings(RoutingSetting):
+class ServeSettings(RoutingSetting, AccessSettings, LimitSettings, LifeSettings):
     """One server's settings. `engine_options` are vLLM's own, still as the user typed them."""
 
     model: str = Field(default_factory=lambda: str(bundled_checkpoint()), validate_default=True)

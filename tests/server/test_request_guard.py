@@ -72,3 +72,45 @@ def test_the_app_gets_the_whole_body() -> None:
 def test_the_app_answers_the_refusal() -> None:
     answer = post(messages("wizard"))
     assert answer.status_code == 400 and "wizard" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "answers"),
+    [
+        ({"prompt": "Hi", "n": 129}, 129),
+        ({"prompt": ["Hi"] * 65, "n": 2}, 130),
+        ({"prompt": [[1, 2]] * 129}, 129),
+        ({"messages": [[{"role": "user", "content": "Hi"}]] * 43, "n": 3}, 129),
+        ({**messages("user"), "n": 10**9}, 10**9),
+    ],
+)
+def test_more_answers_than_the_limit_are_refused(request_: dict[str, Any], answers: int) -> None:
+    assert (
+        refusal(json.dumps(request_).encode()) == f"The request asks for {answers} answers: the most is 128."
+    )
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"prompt": [1] * 1000},
+        {"prompt": ["Hi"] * 64, "n": 2},
+        {**messages(*["user"] * 300), "n": None},
+        {"prompt": [], "messages": [], "n": "many"},
+    ],
+)
+def test_as_many_answers_as_the_limit_are_left_to_vllm(request_: dict[str, Any]) -> None:
+    assert refusal(json.dumps(request_).encode()) is None
+
+
+def test_json_that_is_nested_too_deeply_is_refused() -> None:
+    assert refusal(b"[" * 100_000) == "The request's JSON is nested too deeply."
+
+
+def test_no_content_type_passes_the_guard_by() -> None:
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            body = json.dumps(messages("wizard")).encode()
+            return await client.post("/chat", content=body, headers={"Content-Type": "Application/JSON"})
+
+    assert asyncio.run(ask()).status_code == 400

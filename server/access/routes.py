@@ -1,0 +1,60 @@
+"""Every route that the server has, and who may use it. What is not listed is not there."""
+
+from fastapi import FastAPI
+
+from prismoe.server.access.keys import Role
+
+VLLM_ROUTES = frozenset(
+    {
+        "/tokenize",
+        "/detokenize",
+        "/v1/chat/completions",
+        "/v1/chat/completions/batch",
+        "/v1/completions",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/models",
+        "/v1/responses",
+        "/version",
+    }
+)
+"""What is kept of vLLM's API. Its other routes pause, scale, profile or load, or are copies of these."""
+DESCRIPTION = "/openapi.json"
+"""The API's description, which vLLM leaves out with --disable-fastapi-docs."""
+
+OPEN = frozenset({"/livez", "/readyz", "/health", "/inspector"})
+"""Routes that need no key: the probes, and the inspector's page, which asks for a key once it is there."""
+OPEN_FOLDER = "/inspector/"
+"""The page's files."""
+
+METRICS = "/metrics"
+WATCHED = frozenset({METRICS, "/v1/routing", "/v1/routing/load"})
+"""What a key for metrics opens."""
+
+ROUTES = VLLM_ROUTES | OPEN | WATCHED | {DESCRIPTION, "/v1/routing/inspect"}
+
+
+def keep_listed_routes(app: FastAPI) -> None:
+    """Take every route that is not listed from vLLM's app. Raises ValueError where it lacks a listed one."""
+    listed = VLLM_ROUTES | {DESCRIPTION}
+    kept = [route for route in app.router.routes if getattr(route, "path", None) in listed]
+    if missing := VLLM_ROUTES - {getattr(route, "path", None) for route in kept}:
+        raise ValueError(f"vLLM lacks routes that prismoe expects: {', '.join(sorted(missing))}.")
+    app.router.routes[:] = kept
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
+    return path in OPEN or path.startswith(OPEN_FOLDER)
+
+
+def route_label(path: str) -> str:
+    """A route's name out of a bounded set, for logs: a path may hold anything."""
+    if path in ROUTES:
+        return path
+    return OPEN_FOLDER + "*" if path.startswith(OPEN_FOLDER) else "other"
+
+
+def may_use(role: Role, path: str) -> bool:
+    """Whether a key opens a path that is not open."""
+    return path in WATCHED if role is Role.METRICS else path != METRICS

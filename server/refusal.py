@@ -1,0 +1,66 @@
+"""What a request gets that prismoe doesn't pass on to vLLM: an OpenAI error whose message is a sentence."""
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from prometheus_client import CollectorRegistry, Counter
+from starlette.types import Scope, Send
+
+REASONS = ("key", "role", "draining", "busy", "key_busy", "memory", "body_size", "body_time", "answers")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is refused. `reason` is one of REASONS."""
+
+    status: HTTPStatus
+    reason: str
+    message: str
+    retry_after: int | None = None
+    """In how many seconds it may be asked again."""
+
+    @property
+    def body(self) -> bytes:
+        """As vLLM writes errors."""
+        error = {
+            "message": self.message,
+            "type": self.status.phrase,
+            "param": None,
+            "code": self.status.value,
+        }
+        return json.dumps({"error": error}).encode()
+
+
+class RefusalCounter:
+    """Counts refusals by reason."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._counter = Counter(
+            "prismoe_refused_requests",
+            "Requests that prismoe refused or cut, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in REASONS:
+            self._counter.labels(reason)
+
+    def add(self, refusal: Refusal) -> None:
+        """Count one."""
+        self._counter.labels(refusal.reason).inc()
+
+
+async def refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
+    """Answer a request with a refusal, and leave it in the request's scope for the log."""
+    scope["prismoe.refusal"] = refusal
+    if scope["type"] != "http":
+        await send({"type": "websocket.close", "code": 1008, "reason": refusal.message})
+        return
+    body = refusal.body
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if refusal.retry_after is not None:
+        headers.append((b"retry-after", str(refusal.retry_after).encode()))
+    if refusal.status is HTTPStatus.UNAUTHORIZED:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": refusal.status.value, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

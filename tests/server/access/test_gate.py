@@ -1,0 +1,257 @@
+"""Which request needs which key, on the real app of vLLM and prismoe without an engine.
+
+CVE-2026-48746: vLLM authorised on a URL rebuilt from the Host header. Here only the routed path counts.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.routing import Mount
+from starlette.types import Message, Scope
+from vllm.entrypoints.launchers.app import build_app
+
+from prismoe.server import inspection_routes, inspector_page, routes
+from prismoe.server.access.gate import Gate
+from prismoe.server.access.keys import Key, KeyRing, Role
+from prismoe.server.access.routes import OPEN, ROUTES, VLLM_ROUTES, keep_listed_routes, route_label
+from prismoe.server.life.probes import probe_routes
+from prismoe.server.options import parse_engine_options
+from prismoe.server.settings import ServeSettings
+
+CLIENT, METRICS = "the-key-of-a-client", "the-key-of-prometheus"
+KEYS = KeyRing([Key.of("alice", Role.CLIENT, CLIENT), Key.of("prometheus", Role.METRICS, METRICS)])
+PASSED = 299
+
+OTHERS = [
+    "/",
+    "/docs",
+    "/redoc",
+    "/load",
+    "/ping",
+    "/invocations",
+    "/pause",
+    "/resume",
+    "/is_paused",
+    "/sleep",
+    "/wake_up",
+    "/is_sleeping",
+    "/collective_rpc",
+    "/server_info",
+    "/reset_prefix_cache",
+    "/reset_mm_cache",
+    "/start_profile",
+    "/stop_profile",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/scale_elastic_ep",
+    "/is_scaling_elastic_ep",
+    "/generative_scoring",
+    "/inference/v1/generate",
+    "/inference/v1/abort_requests",
+    "/v1/chat/completions/render",
+    "/v1/completions/derender",
+    "/kv_event_sources",
+    "/v1/systemone",
+    "/tokenizer_info",
+    "/v1/responses/resp_1",
+    "/update_weights",
+    "/init_weight_transfer_engine",
+]
+"""Routes of vLLM, some only of its development mode, that prismoe does not have."""
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[FastAPI]:
+    """vLLM's app in its development mode, which has the most routes, with prismoe's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_SERVER_DEV_MODE", "1")
+        patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+        options = ("--enable-scale-out", "--enable-tokenizer-info-endpoint", "--allowed-origins", '["*"]')
+        args = parse_engine_options(ServeSettings(engine_options=options))
+        app: FastAPI = build_app(args, ("generate",), None)
+        there = {getattr(route, "path", None) for route in app.routes}
+        assert {"/collective_rpc", "/pause", "/sleep", "/invocations", "/v1/load_lora_adapter"} <= there
+        keep_listed_routes(app)
+        app.include_router(routes.router)
+        app.include_router(inspection_routes.router)
+        inspector_page.add_to(app)
+        app.router.routes.extend(probe_routes(lambda: None))
+        yield app
+
+
+def ask(app: Any, path: str, headers: dict[str, str] | None = None, **scope: Any) -> int:
+    """The status of a request whose decoded path is `path`."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    lines = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+    request: Scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "root_path": "",
+        "query_string": b"",
+        "headers": lines,
+        "scheme": "http",
+        "http_version": "1.1",
+        "server": ("127.0.0.1", 8000),
+        "client": ("127.0.0.1", 1),
+    } | scope
+    asyncio.run(app(request, receive, send))
+    return int(sent[0].get("status", sent[0].get("code")))
+
+
+async def pass_on(scope: Scope, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": PASSED, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+GATE = Gate(pass_on, KEYS, open_metrics=False)
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def test_the_app_has_the_listed_routes_and_no_others(app: FastAPI) -> None:
+    for route in app.routes:
+        path: str = route.path  # type: ignore[attr-defined]
+        assert path in ROUTES or path.startswith("/inspector"), path
+        assert not isinstance(route, Mount) or path.startswith("/inspector"), path
+    paths = {getattr(route, "path", None) for route in app.routes}
+    assert paths >= VLLM_ROUTES | OPEN
+
+
+@pytest.mark.parametrize("path", OTHERS)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_other_routes_of_vllm_are_not_there(app: FastAPI, path: str, method: str) -> None:
+    assert ask(app, path, bearer(CLIENT), method=method) == 404
+
+
+def test_a_listed_route_that_vllm_lacks_stops_the_start() -> None:
+    with pytest.raises(ValueError, match="vLLM lacks routes that prismoe expects: "):
+        keep_listed_routes(FastAPI())
+
+
+def test_every_route_wants_a_key_unless_it_is_listed_as_open(app: FastAPI) -> None:
+    for path in [*(ROUTES - OPEN), "/v1/models/", *OTHERS]:
+        for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE"):
+            assert ask(GATE, path, method=method) == 401, path
+            assert ask(GATE, path, bearer("wrong"), method=method) == 401, path
+    for path in [*OPEN, "/inspector/main.js"]:
+        assert ask(GATE, path) == PASSED
+
+
+def test_a_key_opens_what_its_role_says() -> None:
+    assert ask(GATE, "/v1/models", bearer(CLIENT)) == PASSED
+    assert ask(GATE, "/v1/messages", {"x-api-key": CLIENT}) == PASSED
+    assert ask(GATE, "/v1/models", {"Authorization": f"bearer {CLIENT}"}) == PASSED
+    assert ask(GATE, "/metrics", bearer(CLIENT)) == 403
+    assert ask(GATE, "/metrics", bearer(METRICS)) == PASSED
+    assert ask(GATE, "/v1/routing/load", bearer(METRICS)) == PASSED
+    assert ask(GATE, "/v1/chat/completions", bearer(METRICS)) == 403
+    assert ask(GATE, "/v1/models", {"Authorization": CLIENT}) == 401
+    assert ask(GATE, "/v1/models", {"Authorization": f"Basic {CLIENT}"}) == 401
+    assert ask(GATE, "/v1/models", {"Authorization": "Bearer wrong", "x-api-key": CLIENT}) == 401
+
+
+def test_metrics_may_be_opened() -> None:
+    gate = Gate(pass_on, KEYS, open_metrics=True)
+    assert ask(gate, "/metrics") == PASSED
+    assert ask(gate, "/metrics/") == 401
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//health",
+        "/health/",
+        "/Health",
+        "/HEALTH",
+        "/health\n",
+        "/health%2f..%2fv1%2fmodels",
+        "/health;/v1/models",
+        "/health?/v1/models",
+        "/./health",
+        "/v1/../health",
+        "",
+        "/livez/../metrics",
+        "/inspectors",
+        "/inspecto",
+        "\\health",
+        "/health\\",
+        "/health\x00",
+        "/metrics/",
+        "/metricsx",
+        "//metrics",
+        "/inspector\\..\\metrics",
+    ],
+)
+def test_what_only_looks_like_an_open_route_is_closed(path: str) -> None:
+    assert ask(GATE, path) == 401
+
+
+@pytest.mark.parametrize(
+    "host", ["x/health?", "127.0.0.1/health?a=", "a/health#", "localhost:8000/livez/../"]
+)
+def test_cve_2026_48746_the_host_header_opens_nothing(host: str) -> None:
+    assert (
+        ask(GATE, "/v1/models", {"Host": host, "X-Forwarded-Prefix": "/health", "X-Original-URL": "/health"})
+        == 401
+    )
+
+
+def test_a_root_path_is_taken_off_as_the_router_does(app: FastAPI) -> None:
+    assert ask(GATE, "/prismoe/livez", root_path="/prismoe") == PASSED
+    assert ask(GATE, "/livez", root_path="/prismoe") == PASSED
+    assert ask(GATE, "/prismoe/v1/models", root_path="/prismoe") == 401
+    assert ask(GATE, "/livez/v1/models", root_path="/livez") == 401
+    # What the gate takes for open, the router takes for the same.
+    assert ask(app, "/prismoe/livez", root_path="/prismoe") == 200
+    assert ask(app, "/livez/v1/models", root_path="/livez", method="DELETE") == 405
+
+
+def test_the_pages_folder_leads_nowhere_else(app: FastAPI) -> None:
+    for path in (
+        "/inspector/../v1/models",
+        "/inspector/../../settings.py",
+        "/inspector//etc/passwd",
+        "/inspector/",
+    ):
+        assert ask(Gate(app, KEYS, open_metrics=False), path) in (307, 404), path
+
+
+def test_a_preflight_of_a_browser_is_left_to_cors(app: FastAPI) -> None:
+    preflight = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    gate = Gate(app.middleware_stack or app.build_middleware_stack(), KEYS, open_metrics=False)
+    assert ask(gate, "/v1/chat/completions", preflight, method="OPTIONS") == 200
+    assert ask(gate, "/v1/chat/completions", preflight, method="POST") == 401
+
+
+def test_by_default_no_other_origin_may_ask() -> None:
+    assert parse_engine_options(ServeSettings()).allowed_origins == []
+
+
+def test_websockets_are_refused() -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": "/livez", "root_path": "", "headers": []}
+    asyncio.run(GATE(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["type"] == "websocket.close"
+
+
+def test_a_route_has_a_bounded_name() -> None:
+    assert route_label("/v1/models") == "/v1/models"
+    assert route_label("/inspector/a\nb") == "/inspector/*"
+    assert route_label("/v1/models\nstatus=200") == "other"

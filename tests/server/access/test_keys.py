@@ -1,0 +1,74 @@
+"""Keys: their file, their rotation, and what a wrong file is told."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from prismoe.server.access.keys import Key, KeyFile, KeyRing, Role, add_key, read_keys
+from prismoe.server.cli import main
+
+
+def test_a_key_that_was_made_is_known_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "keys"
+    assert main(["key", "alice", str(file)]) == 0
+    secret = capsys.readouterr().out.strip()
+    assert main(["key", "prometheus", str(file), "--role", "metrics"]) == 0
+    keys = KeyFile(file)
+    found = keys.find(secret)
+    assert found is not None and (found.name, found.role) == ("alice", Role.CLIENT)
+    assert secret not in file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_what_is_no_key_opens_nothing(tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "keys", "alice", Role.CLIENT)
+    keys = KeyFile(tmp_path / "keys")
+    digest = Key.of("", Role.CLIENT, secret).digest
+    for guess in ("", " ", secret[:-1], secret + " ", secret.swapcase(), digest, "\xff", "ÿ" * 9):
+        assert keys.find(guess) is None
+
+
+def test_a_key_beyond_ascii_is_found_by_the_headers_bytes() -> None:
+    ring = KeyRing([Key.of("alice", Role.CLIENT, "schlüssel")])
+    assert ring.find("schlüssel".encode().decode("latin-1")) is not None
+
+
+def test_a_change_of_the_file_counts_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    old = add_key(file, "alice", Role.CLIENT)
+    keys = KeyFile(file)
+    new = add_key(file, "alice", Role.CLIENT)
+    assert keys.find(old) and keys.find(new)
+    # As Kubernetes does it: another file takes its name.
+    other = tmp_path / "other"
+    other.write_text(file.read_text().splitlines()[1] + "\n")
+    other.replace(file)
+    assert keys.find(old) is None and keys.find(new)
+    for fault in (lambda: file.write_text("nonsense\n"), file.unlink):
+        fault()
+        assert keys.find(old) is None and keys.find(new)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "holds no keys: add one with `prismoe key NAME "),
+        ("# nobody yet\n\n", "holds no keys"),
+        ("alice\n", "Line 1 of "),
+        (f"\nalice admin {'0' * 64}\n", "Line 2 of .* has no role: it is client or metrics"),
+        (f"al/ice client {'0' * 64}", "is no key: write NAME ROLE SHA256"),
+        (f"alice client {'0' * 63}", "is no key"),
+        (f"alice client {'0' * 64} more", "is no key"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        read_keys(tmp_path / "keys")
+
+
+def test_a_wrong_name_is_refused_with_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", "a b", str(tmp_path / "keys")]) == 1
+    assert "can't name a key" in capsys.readouterr().err
+    assert not (tmp_path / "keys").exists()

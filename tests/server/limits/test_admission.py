@@ -1,0 +1,94 @@
+"""How many requests may be under way, without an engine."""
+
+import asyncio
+import json
+from typing import Any
+
+from starlette.types import Message, Receive, Scope, Send
+
+from prismoe.server.access.keys import Key, Role
+from prismoe.server.limits.admission import Admission
+from prismoe.server.limits.settings import LimitSettings
+
+SETTINGS = LimitSettings(max_requests=3, max_requests_per_key=2)
+
+
+class Held:
+    """An app that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.go.wait()
+        if scope["path"] == "/fails":
+            raise RuntimeError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+async def ask(app: Any, key: str | None = None, path: str = "/", method: str = "POST") -> Message:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {"type": "http", "method": method, "path": path, "headers": []}
+    if key:
+        scope["prismoe.key"] = Key(key, Role.CLIENT, "")
+    try:
+        await app(scope, None, send)
+    except RuntimeError:
+        return {"status": 500}
+    return {**sent[0], "body": b"".join(message.get("body", b"") for message in sent)}
+
+
+def test_more_than_the_limit_are_told_when_to_ask_again() -> None:
+    async def run() -> None:
+        held = Held()
+        app = Admission(held, SETTINGS)
+        under_way = [asyncio.create_task(ask(app, key, path)) for key, path in
+                     [("alice", "/fails"), ("alice", "/"), ("bob", "/")]]  # fmt: skip
+        await asyncio.sleep(0)
+        refused = await ask(app, "carol")
+        assert refused["status"] == 429
+        assert (b"retry-after", b"1") in refused["headers"]
+        assert json.loads(refused["body"])["error"]["message"].endswith("ask again in a moment.")
+        get = asyncio.create_task(ask(app, "alice", method="GET"))
+        await asyncio.sleep(0)
+        held.go.set()
+        assert [answer["status"] for answer in await asyncio.gather(*under_way, get)] == [500, 200, 200, 200]
+        assert (await ask(app, "carol"))["status"] == 200
+
+    asyncio.run(run())
+
+
+def test_one_key_cannot_take_all() -> None:
+    async def run() -> None:
+        held = Held()
+        app = Admission(held, SETTINGS)
+        under_way = [asyncio.create_task(ask(app, "alice")) for _ in range(2)]
+        await asyncio.sleep(0)
+        refused = await ask(app, "alice")
+        assert refused["status"] == 429 and b"your key" in refused["body"]
+        under_way.append(asyncio.create_task(ask(app, "bob")))
+        await asyncio.sleep(0)
+        held.go.set()
+        assert [answer["status"] for answer in await asyncio.gather(*under_way)] == [200] * 3
+
+    asyncio.run(run())
+
+
+def test_a_request_that_is_cancelled_makes_room() -> None:
+    async def run() -> None:
+        held = Held()
+        app = Admission(held, SETTINGS)
+        under_way = [asyncio.create_task(ask(app)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert (await ask(app))["status"] == 429
+        for task in under_way:
+            task.cancel()
+        await asyncio.wait(under_way)
+        held.go.set()
+        assert (await ask(app))["status"] == 200
+
+    asyncio.run(run())
