@@ -2,21 +2,24 @@
 
 import base64
 import json
+import os
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 
 class Client:
-    """Asks one server."""
+    """Asks one server, with the key of the environment variable PRISMOE_API_KEY if there is one."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        key = os.environ.get("PRISMOE_API_KEY")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def healthy(self) -> bool:
-        """Whether the server answers."""
+        """Whether the server is ready for requests."""
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5):
                 return True
         except OSError:
             return False
@@ -27,7 +30,8 @@ class Client:
 
     def text(self, path: str) -> str:
         """The text at `path`."""
-        with urllib.request.urlopen(self.url + path, timeout=60) as response:
+        request = urllib.request.Request(self.url + path, headers=self._headers)
+        with urllib.request.urlopen(request, timeout=60) as response:
             return str(response.read().decode())
 
     def model(self) -> str:
@@ -46,8 +50,7 @@ class Client:
                 "messages": [{"role": "user", "content": content}],
             }
         )
-        request = urllib.request.Request(
-            f"{self.url}/v1/chat/completions", body.encode(), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"} | self._headers
+        request = urllib.request.Request(f"{self.url}/v1/chat/completions", body.encode(), headers)
         with urllib.request.urlopen(request, timeout=60) as response:
             return str(json.load(response)["choices"][0]["message"]["content"]).strip()

@@ -18,6 +18,7 @@ def serve(settings: ServeSettings) -> int:
 
     # vLLM reads the environment when it is imported.
     import uvloop
+    from vllm.logger import configure_logging_from_args
 
     from prismoe.server.engine import EngineFailed, StartRefused
     from prismoe.server.launch import run_server
@@ -27,6 +28,7 @@ def serve(settings: ServeSettings) -> int:
         args: Namespace = parse_engine_options(settings)
     except (ValueError, TypeError) as error:
         return fail(sentence(error))
+    configure_logging_from_args(args)
     try:
         uvloop.run(run_server(args, settings))
     except (StartRefused, EngineFailed) as error:

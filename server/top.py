@@ -108,7 +108,8 @@ def load_bars(used: Sequence[int]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prismoe top",
-        description="Watch a server's expert load by modality, tokens a second and queue.",
+        description="Watch a server's expert load by modality, tokens a second and queue. Where the server "
+        "wants a key, put one with the role metrics in the environment variable PRISMOE_API_KEY.",
         allow_abbrev=False,
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""Asks a running server the demo's questions, with an API key: python -m tests.deploy.ask URL KEY."""
+"""Asks a running server the demo's questions: python -m tests.deploy.ask URL KEY METRICS_KEY."""
 
 import json
 import sys
@@ -11,9 +11,9 @@ from prismoe.server.demo import PICTURES, QUESTIONS
 from tests.server.conftest import image_part, user
 
 
-def main(url: str, key: str) -> None:
+def main(url: str, key: str, metrics_key: str) -> None:
     """Print each answer. Fails where most are wrong, or where the server answers without the key."""
-    assert httpx.get(f"{url}/health").status_code == 200
+    assert httpx.get(f"{url}/readyz").status_code == 200
     assert httpx.get(f"{url}/v1/models").status_code == 401, "The API key guards nothing."
     folder = bundled_checkpoint() / "pictures"
     listed = json.loads((folder / "pictures.json").read_text())
@@ -30,7 +30,7 @@ def main(url: str, key: str) -> None:
             print(f"{picture['file']}: {question} {text} (drawn as: {right})", flush=True)
             answers.append(text.lower() == right.lower())
     assert sum(answers) > len(answers) / 2, "Most answers are wrong."
-    metrics = httpx.get(f"{url}/metrics").text
+    metrics = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {metrics_key}"}).text
     assert 'prismoe_tokens_total{modality="vision"' in metrics
 
 

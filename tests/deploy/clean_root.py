@@ -25,12 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prismoe.server.access.keys import Role, add_key
 from tests.deploy.dockerfile import Stage, assignments, expand, stages
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
 WORK = REPOSITORY / ".cache/clean-root"
-KEY = "a-key-of-the-clean-root"
+API_KEYS = WORK / "api_keys"
 NETWORK = "prismoe-clean-root"
 PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 SIZES = {"k": 2**10, "m": 2**20, "g": 2**30}
@@ -52,12 +53,13 @@ def main() -> None:
     recipe = stages(DEPLOY / "Dockerfile.cpu")
     image = build(recipe)
     print(f"Built in {time.monotonic() - start:.0f} s: {_size(image.root)} MB.", flush=True)
+    keys = make_keys()
     service = compose_service()
     with network() as in_network, server(image, recipe[-1], service, in_network) as process:
         start = time.monotonic()
         wait_until_healthy(image, recipe[-1], service, in_network, process)
         print(f"Healthy after {time.monotonic() - start:.0f} s.", flush=True)
-        ask = [*in_network, sys.executable, "-m", "tests.deploy.ask", "http://127.0.0.1:8000", KEY]
+        ask = [*in_network, sys.executable, "-m", "tests.deploy.ask", "http://127.0.0.1:8000", *keys]
         subprocess.run(ask, check=True, cwd=REPOSITORY)
         stop(process)
     print(f"The volume /home/vllm holds {_size(WORK / 'volumes/home-cpu')} MB.")
@@ -81,14 +83,20 @@ def build(recipe: Sequence[Stage]) -> Image:
     return image
 
 
+def make_keys() -> list[str]:
+    """A client's key and Prometheus's, in a file of keys."""
+    API_KEYS.unlink(missing_ok=True)
+    keys = [add_key(API_KEYS, role, role) for role in Role]
+    API_KEYS.chmod(0o444)
+    return keys
+
+
 def compose_service() -> dict[str, Any]:
-    """The `cpu` service, as Compose reads it with the settings of .env.example and an API key."""
-    key = WORK / "api_key"
-    key.write_text(KEY)
+    """The `cpu` service, as Compose reads it with the settings of .env.example and the file of keys."""
     compose = [Path(sys.executable).with_name("docker-compose"), "--file", DEPLOY / "compose.yaml"]
     config = subprocess.run(
         [*compose, "--env-file", DEPLOY / ".env.example", "--profile", "cpu", "config", "--format", "json"],
-        env=os.environ | {"API_KEY_FILE": str(key)},
+        env=os.environ | {"API_KEYS_FILE": str(API_KEYS)},
         check=True,
         stdout=subprocess.PIPE,
     )

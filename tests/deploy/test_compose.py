@@ -60,7 +60,8 @@ def test_the_command_line_takes_the_settings(compose: Compose) -> None:
     services = read(compose, MODEL="some-model", GPUS="2", OPTIONS=options)["services"]
     assert services["gpu"]["command"] == [
         *("serve", "/checkpoints/some-model", "--served-model-name", "some-model"),
-        *("--tensor-parallel-size", "2", "--routing", '{"policy": "ltdr", "tail_experts": 3}'),
+        *("--tensor-parallel-size", "2", "--api-keys-file", "/run/secrets/api_keys"),
+        *("--routing", '{"policy": "ltdr", "tail_experts": 3}'),
         *("--max-model-len", "2048"),
     ]
     reserved = services["gpu"]["deploy"]["resources"]["reservations"]["devices"]
@@ -86,7 +87,7 @@ def test_every_service_has_a_health_check(compose: Compose, profile: str) -> Non
     assert "check" in services["prometheus"]["healthcheck"]["test"]
     assert "http://127.0.0.1:3000/api/health" in services["grafana"]["healthcheck"]["test"]
     dockerfile = stages(DEPLOY.parent / services[profile]["build"]["dockerfile"])[-1]
-    assert "http://127.0.0.1:8000/health" in dockerfile.last("HEALTHCHECK")
+    assert "http://127.0.0.1:8000/readyz" in dockerfile.last("HEALTHCHECK")
 
 
 def test_images_are_pinned(compose: Compose) -> None:
@@ -95,12 +96,20 @@ def test_images_are_pinned(compose: Compose) -> None:
 
 
 def test_secrets_come_from_files(compose: Compose) -> None:
-    configured = read(compose, API_KEY_FILE="/etc/prismoe/key", GRAFANA_PASSWORD_FILE="/etc/prismoe/password")
+    files = {
+        "API_KEYS_FILE": "/etc/prismoe/keys",
+        "METRICS_KEY_FILE": "/etc/prismoe/metrics",
+        "GRAFANA_PASSWORD_FILE": "/etc/prismoe/password",
+    }
+    configured = read(compose, **files)
     assert {name: secret["file"] for name, secret in configured["secrets"].items()} == {
-        "api_key": "/etc/prismoe/key",
+        "api_keys": "/etc/prismoe/keys",
+        "metrics_key": "/etc/prismoe/metrics",
         "grafana_password": "/etc/prismoe/password",
     }
-    assert configured["services"]["gpu"]["environment"] == {"PRISMOE_API_KEY_FILE": "/run/secrets/api_key"}
+    secrets = {name: service.get("secrets") for name, service in configured["services"].items()}
+    assert [secret["target"] for secret in secrets["gpu"]] == ["/run/secrets/api_keys"]
+    assert [secret["target"] for secret in secrets["prometheus"]] == ["/run/secrets/metrics_key"]
 
 
 def test_mounted_folders_are_in_the_repository(compose: Compose) -> None:

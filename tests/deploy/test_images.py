@@ -1,7 +1,6 @@
-"""The Dockerfiles and their entry point, as far as they can be checked without building them."""
+"""The Dockerfiles and the script beside them, as far as they can be checked without building them."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from prismoe.server.access.keys import KeyFile
 from tests.deploy.conftest import DEPLOY, REPOSITORY
 from tests.deploy.dockerfile import Stage, assignments, stages
 
@@ -33,7 +33,7 @@ def test_hadolint_has_nothing_to_say(dockerfile: Path) -> None:
 
 
 def test_shellcheck_has_nothing_to_say() -> None:
-    done = subprocess.run([BIN / "shellcheck", DEPLOY / "start.sh"], capture_output=True, text=True)
+    done = subprocess.run([BIN / "shellcheck", DEPLOY / "key.sh"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -95,41 +95,23 @@ def test_versions_are_those_of_the_project() -> None:
     assert stages(DEPLOY / "Dockerfile.cuda")[-1].base == "vllm/vllm-openai:" + vllm.replace("vllm==", "v")
 
 
-def start(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the entry point with a `prismoe` that says what it was called with."""
-    prismoe = folder / "prismoe"
-    prismoe.write_text('#!/bin/sh\necho "key=${VLLM_API_KEY:-none} arguments=$*"\n')
-    prismoe.chmod(0o755)
-    return subprocess.run(
-        [DEPLOY / "start.sh", "serve", "--routing", '{"policy": "ltdr"}'],
-        env={"PATH": f"{folder}:{os.environ['PATH']}"} | environment,
-        capture_output=True,
-        text=True,
-    )
+@pytest.mark.parametrize("role", ["client", "metrics"])
+def test_the_script_makes_a_key_that_the_server_knows(tmp_path: Path, role: str) -> None:
+    file = tmp_path / "api_keys"
+    for name in ("alice", "bob"):
+        done = subprocess.run(
+            [DEPLOY / "key.sh", name, role, file], capture_output=True, text=True, check=True
+        )
+        found = KeyFile(file).find(done.stdout.strip())
+        assert found is not None and (found.name, found.role) == (name, role)
+    assert len(done.stdout.strip()) == 64
 
 
-def test_the_entry_point_reads_the_key_from_its_file(tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("secret\n")
-    done = start(tmp_path, PRISMOE_API_KEY_FILE=str(tmp_path / "key"))
-    assert done.stdout == 'key=secret arguments=serve --routing {"policy": "ltdr"}\n'
+def test_the_script_says_what_it_wants(tmp_path: Path) -> None:
+    done = subprocess.run([DEPLOY / "key.sh", "alice"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Say whose key it is" in done.stderr
 
 
-def test_without_a_file_there_is_no_key(tmp_path: Path) -> None:
-    assert start(tmp_path).stdout.startswith("key=none ")
-
-
-@pytest.mark.parametrize("content", [None, ""])
-def test_a_key_file_that_is_missing_or_empty_stops_the_start(tmp_path: Path, content: str | None) -> None:
-    key = tmp_path / "key"
-    if content is not None:
-        key.write_text(content)
-    done = start(tmp_path, PRISMOE_API_KEY_FILE=str(key))
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert f"PRISMOE_API_KEY_FILE names {key}" in done.stderr
-
-
-def test_the_entry_point_is_that_of_the_image(image: Stage) -> None:
-    assert ("COPY", "deploy/start.sh /usr/local/bin/prismoe-start") in image.instructions
-    assert json.loads(image.last("ENTRYPOINT")) == ["prismoe-start"]
-    assert os.access(DEPLOY / "start.sh", os.X_OK)
+def test_the_entry_point_is_prismoe(image: Stage) -> None:
+    assert json.loads(image.last("ENTRYPOINT")) == ["prismoe"]
+    assert json.loads(image.last("CMD")) == ["serve"]

@@ -126,10 +126,24 @@ def test_the_server_takes_the_command_line(gpus: int, nodes: int) -> None:
 def test_probes_ask_the_server() -> None:
     [container] = server(render())["spec"]["containers"]
     assert container["ports"] == [{"name": "http", "containerPort": 8000}]
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["httpGet"] == {"path": "/health", "port": "http"}
+    for probe, path in (("startupProbe", "readyz"), ("readinessProbe", "readyz"), ("livenessProbe", "livez")):
+        assert container[probe]["httpGet"] == {"path": f"/{path}", "port": "http"}
     startup = container["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] == 60 * 30
+
+
+def test_the_server_reads_its_keys_and_prometheus_its_own() -> None:
+    manifests = render()
+    pod = server(manifests)["spec"]
+    [container] = pod["containers"]
+    settings = serve_settings(container["args"][2:])
+    [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "api-keys"]
+    [volume] = [volume["secret"] for volume in pod["volumes"] if volume["name"] == "api-keys"]
+    [item] = volume["items"]
+    assert "subPath" not in mount, "A changed Secret would not reach the server."
+    assert str(settings.api_keys_file) == f"{mount['mountPath']}/{item['path']}"
+    [endpoint] = manifests["PodMonitor", "demo"]["spec"]["podMetricsEndpoints"]
+    assert endpoint["authorization"]["credentials"] == {"name": volume["secretName"], "key": "metrics_key"}
 
 
 def test_pods_are_confined(values: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ def test_prometheus_scrapes_the_server_and_reads_the_rules(compose: Compose) -> 
     [server] = [job for job in settings["scrape_configs"] if job["job_name"] == "prismoe"]
     assert server["static_configs"] == [{"targets": ["server:8000"]}]
     services = yaml.safe_load(compose().stdout)["services"]
+    [secret] = services["prometheus"]["secrets"]
+    assert server["authorization"] == {"credentials_file": secret["target"]}
     assert "--config.file=/etc/prometheus/prometheus.yaml" in services["prometheus"]["command"]
 
 
@@ -37,10 +39,13 @@ def test_prometheus_reads_every_file_of_rules() -> None:
     assert read == {file for file in files if "groups" in load(file)}
 
 
-def test_promtool_takes_the_settings() -> None:
+def test_promtool_takes_the_settings(tmp_path: Path) -> None:
     promtool = shutil.which("promtool", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert promtool, "promtool is needed: it comes with Prometheus (Debian's package prometheus)."
-    config = DEPLOY / "prometheus/prometheus.yaml"
+    config = shutil.copytree(DEPLOY / "prometheus", tmp_path / "prometheus") / "prometheus.yaml"
+    key = tmp_path / "metrics_key"
+    key.write_text("a key")
+    config.write_text(config.read_text().replace("/run/secrets/metrics_key", str(key)))
     done = subprocess.run([promtool, "check", "config", config], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

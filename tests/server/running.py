@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -17,9 +18,9 @@ STOP_LIMIT_S = 40
 
 
 class Command:
-    """`prismoe <arguments>`, with its output in a file."""
+    """`prismoe <arguments>`, with its output in a file; `prefix` is a program that becomes it."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, *arguments: str, prefix: Sequence[str] = ()) -> None:
         self.log = log
         self.family: set[psutil.Process] = set()
         # vLLM's settings of other tests would hide the server's own.
@@ -28,7 +29,7 @@ class Command:
         }
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "prismoe.server.cli", *arguments],
+                [*prefix, sys.executable, "-P", "-m", "prismoe.server.cli", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
@@ -69,12 +70,18 @@ class Command:
 class Server(Command):
     """A running `prismoe serve`."""
 
-    def __init__(self, log: Path, *arguments: str) -> None:
+    def __init__(self, log: Path, *arguments: str, port: int = 0, prefix: Sequence[str] = ()) -> None:
+        port = port or self.free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        address = ("--host", "127.0.0.1", "--port", str(port))
+        super().__init__(log, "serve", *arguments, *address, prefix=prefix)
+
+    @staticmethod
+    def free_port() -> int:
+        """A port that nothing listens on."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        super().__init__(log, "serve", *arguments, "--host", "127.0.0.1", "--port", str(port))
+            return int(probe.getsockname()[1])
 
     def wait_until_ready(self) -> None:
         """Return when it answers."""

@@ -46,19 +46,6 @@ def test_the_demos_command_works_when_pasted(server: Server, picture_folder: Pat
 
 
 @pytest.mark.parametrize(
-    ("signal_number", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)]
-)
-def test_a_signal_while_serving_ends_every_process(
-    tmp_path: Path, signal_number: signal.Signals, status: int
-) -> None:
-    server = Server(tmp_path / "log")
-    server.wait_until_ready()
-    assert server.stop(signal_number) == status
-    assert len(server.family) >= 2
-    assert server.survivors() == []
-
-
-@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (("--routing", '{"policy": "nothing"}'), "routing"),

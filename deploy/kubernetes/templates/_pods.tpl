@@ -19,6 +19,8 @@ securityContext:
 - /checkpoints/{{ .Values.model }}
 - --served-model-name
 - {{ .Values.model | quote }}
+- --api-keys-file
+- /run/secrets/prismoe/api_keys
 - --tensor-parallel-size
 - {{ mul .Values.gpus .Values.nodes | quote }}
 {{- if gt (int .Values.nodes) 1 }}
@@ -35,15 +37,15 @@ securityContext:
 ports:
   - {name: http, containerPort: 8000}
 startupProbe:
-  httpGet: {path: /health, port: http}
+  httpGet: {path: /readyz, port: http}
   periodSeconds: 5
   failureThreshold: {{ mul .Values.startMinutes 12 }}
 readinessProbe:
-  httpGet: {path: /health, port: http}
+  httpGet: {path: /readyz, port: http}
   periodSeconds: 5
   timeoutSeconds: 5
 livenessProbe:
-  httpGet: {path: /health, port: http}
+  httpGet: {path: /livez, port: http}
   periodSeconds: 15
   timeoutSeconds: 10
   failureThreshold: 4
@@ -56,7 +58,6 @@ lifecycle:
 name: prismoe
 image: {{ .Values.image | quote }}
 env:
-  - {name: PRISMOE_API_KEY_FILE, value: /run/secrets/prismoe/api_key}
   - name: VLLM_HOST_IP
     valueFrom: {fieldRef: {fieldPath: status.podIP}}
 resources:
@@ -67,7 +68,7 @@ resources:
     nvidia.com/gpu: {{ .Values.gpus }}
 volumeMounts:
   - {name: checkpoints, mountPath: /checkpoints, readOnly: true}
-  - {name: api-key, mountPath: /run/secrets/prismoe, readOnly: true}
+  - {name: api-keys, mountPath: /run/secrets/prismoe, readOnly: true}
   - {name: home, mountPath: /home/vllm}
   - {name: tmp, mountPath: /tmp}
   - {name: shared-memory, mountPath: /dev/shm}
@@ -94,8 +95,11 @@ tolerations: {{ toYaml . | nindent 2 }}
 volumes:
   - name: checkpoints
     persistentVolumeClaim: {claimName: {{ .Values.checkpointsClaim | quote }}, readOnly: true}
-  - name: api-key
-    secret: {secretName: {{ .Values.apiKeySecret | quote }}, defaultMode: 0440}
+  - name: api-keys
+    secret:
+      secretName: {{ .Values.apiKeySecret | quote }}
+      defaultMode: 0440
+      items: [{key: api_keys, path: api_keys}]
   - {name: home, emptyDir: {}}
   - {name: tmp, emptyDir: {}}
   - {name: shared-memory, emptyDir: {medium: Memory, sizeLimit: {{ .Values.sharedMemory }}}}

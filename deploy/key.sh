@@ -1,0 +1,12 @@
+#!/bin/sh
+# Makes a key and prints it once; the file of keys that the server reads gets its name, role and digest.
+# `prismoe key` does the same where prismoe is installed.
+set -eu
+if [ $# -ne 3 ]; then
+    echo "Say whose key it is, its role (client or metrics) and the file of keys: $0 alice client secrets/api_keys" >&2
+    exit 2
+fi
+key=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+digest=$(printf %s "$key" | sha256sum)
+echo "$1 $2 ${digest%% *}" >> "$3"
+echo "$key"

@@ -1,0 +1,124 @@
+"""The line of a request, without an engine."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from starlette.types import Message, Receive, Scope, Send
+
+from prismoe.server.access.keys import Key, Role
+from prismoe.server.life.under_way import DRAINING
+from prismoe.server.refusal import RefusalCounter, refuse
+from prismoe.server.request_log import RequestLog, Tokens, _tokens
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    scope["prismoe.key"] = Key("alice", Role.CLIENT, "")
+    if scope["path"] == "/v1/models":
+        raise RuntimeError("a fault")
+    if scope["path"] == "/gone":
+        return
+    if scope["path"] == "/v1/completions":
+        await refuse(DRAINING, scope, send)
+        return
+    tokens = _tokens.get()
+    tokens.text, tokens.vision = 9, 64
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": dict(scope["headers"])[b"x-request-id"]})
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[logging.LogRecord]:
+    written: list[logging.LogRecord] = []
+    monkeypatch.setattr(logging.getLogger("vllm.prismoe.requests"), "handle", written.append)
+    logging.getLogger("vllm.prismoe.requests").setLevel(logging.INFO)
+    return written
+
+
+def ask(path: str, *ids: str, registry: CollectorRegistry | None = None) -> tuple[dict[bytes, bytes], bytes]:
+    """The answer's headers and body."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"x-request-id", value.encode()) for value in ids]
+    scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+    log = RequestLog(app, RefusalCounter(registry or CollectorRegistry()))
+    asyncio.run(log(scope, None, send))  # type: ignore[arg-type]
+    return (dict(sent[0]["headers"]), sent[1]["body"]) if sent else ({}, b"")
+
+
+def fields(record: logging.LogRecord, *names: str) -> list[Any]:
+    return [getattr(record, name) for name in names]
+
+
+def test_a_line_says_who_asked_and_what_it_took(lines: list[logging.LogRecord]) -> None:
+    ask("/v1/chat/completions", "req-1")
+    names = ("key", "method", "route", "status", "request_id", "text_tokens", "vision_tokens")
+    assert fields(lines[0], *names) == ["alice", "POST", "/v1/chat/completions", 200, "req-1", 9, 64]
+    assert "key=alice" in lines[0].getMessage() and lines[0].seconds >= 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", ["/livez", "/inspector/main.js", "/metrics"])
+def test_probes_pages_and_scrapes_have_no_line(lines: list[logging.LogRecord], path: str) -> None:
+    ask(path)
+    assert lines == []
+
+
+def test_a_path_cannot_forge_a_line(lines: list[logging.LogRecord]) -> None:
+    ask("/v1/models\nrequest key=bob status=200")
+    assert fields(lines[0], "route") == ["other"] and "\n" not in lines[0].getMessage()
+
+
+def test_a_refusal_is_named_and_counted(lines: list[logging.LogRecord]) -> None:
+    registry = CollectorRegistry()
+    ask("/v1/completions", registry=registry)
+    assert fields(lines[0], "status", "refused") == [503, "draining"]
+    name = "prismoe_refused_requests_total"
+    assert registry.get_sample_value(name, {"reason": "draining"}) == 1
+    assert registry.get_sample_value(name, {"reason": "key"}) == 0
+
+
+def test_faults_and_clients_that_left_have_a_status(lines: list[logging.LogRecord]) -> None:
+    with pytest.raises(RuntimeError):
+        ask("/v1/models")
+    ask("/gone")
+    assert [record.status for record in lines] == [500, 499]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("given", [(), ("",), ("a b",), ("x" * 65,), ("a\nb",), ("a", "b"), ("é",)])
+def test_an_id_that_cannot_be_used_is_replaced(
+    lines: list[logging.LogRecord], given: tuple[str, ...]
+) -> None:
+    headers, seen = ask("/v1/chat/completions", *given)
+    assert len(headers[b"x-request-id"]) == 32 and headers[b"x-request-id"] == seen
+
+
+def test_a_usable_id_is_kept(lines: list[logging.LogRecord]) -> None:
+    headers, seen = ask("/v1/chat/completions", "0af7:req.1_2-3")
+    assert headers[b"x-request-id"] == seen == b"0af7:req.1_2-3"
+
+
+def test_the_prompt_of_several_answers_counts_once() -> None:
+    from types import SimpleNamespace
+
+    from vllm.v1.metrics.stats import RequestStateStats
+
+    image = SimpleNamespace(mm_position=SimpleNamespace(length=64))
+    request: Any = SimpleNamespace(mm_features=[image, image], prompt_token_ids=list(range(140)))
+    tokens = Tokens()
+    for index in range(3):
+        stats = RequestStateStats(
+            num_generation_tokens=5, queued_ts=1.0, scheduled_ts=1.5, first_token_latency=0.75
+        )
+        tokens.add(request, index == 0, stats)
+    assert tokens.described() == {
+        "text_tokens": 12,
+        "vision_tokens": 128,
+        "answer_tokens": 15,
+        "queued_s": 0.5,
+        "first_token_s": 0.75,
+    }
