@@ -9,9 +9,14 @@ PARTS := server model_plugins kernels training loadtests
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
+# What pins the images' packages, and looks them up in the list of known faults.
+LOCKING := .cache/locking
+LOCK := $(LOCKING)/bin/uv pip compile --quiet --upgrade --generate-hashes --no-emit-find-links \
+	--custom-compile-command 'make locks' --python-version 3.11 --python-platform x86_64-manylinux_2_28
+
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test lint browser pictures dashboards bench clean-root train install
+.PHONY: demo test lint browser pictures dashboards bench locks audit clean-root train install
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -32,6 +37,19 @@ dashboards: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m prismoe.kernels.bench $(ARGS)
+
+# Pins every package of the images by version and hash. The CPU builds of vLLM and torch need none of torch's sisters,
+# whose builds on PyPI fail to import beside CPU torch.
+locks: $(LOCKING)/bin/uv
+	echo '$(TORCH)' | $(LOCK) --extra cpu --constraint - $(TORCH_INDEX:%=--index-strategy unsafe-best-match --extra-index-url %) \
+		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
+		--output-file deploy/requirements-cpu.lock pyproject.toml
+	echo 'setuptools>=77' | $(LOCK) --output-file deploy/requirements-build.lock -
+
+# Asks PyPI's advisory service, which has to be reachable; fails where it doesn't know a package.
+audit: $(LOCKING)/bin/uv
+	sed -n 's/^\([a-z].*==[^+ ]*\).*/\1/p' deploy/requirements-cpu.lock > $(LOCKING)/audited.txt
+	$(LOCKING)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(LOCKING)/audited.txt
 
 # Runs the CPU image's steps and its compose service without Docker, in a clean Debian root. Needs root; three minutes.
 clean-root: $(INSTALLED)
@@ -67,6 +85,10 @@ $(INSTALLED): pyproject.toml
 		$(BIN)/python -c "import $$package" 2>/dev/null || $(BIN)/pip uninstall --yes $$package; \
 	done
 	touch $@
+
+$(LOCKING)/bin/uv:
+	$(PYTHON) -m venv $(LOCKING)
+	$(LOCKING)/bin/pip install --quiet uv==0.13.9 pip-audit==2.10.1
 
 # Prometheus, and the tool that tests its rules.
 $(BIN)/promtool: $(INSTALLED)

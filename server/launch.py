@@ -75,10 +75,11 @@ async def run_server(args: Namespace, settings: ServeSettings) -> None:
 
 
 def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> UnderWay:
-    """Put prismoe's middleware around the app: what is outermost comes last."""
+    """Put prismoe's middleware around the app, outermost last, and add the probes."""
     # vLLM has built the app's stack already, so that Starlette takes no more middleware.
     checked = BodyLimit(app.middleware_stack or app.build_middleware_stack(), settings)
     under_way = UnderWay(Admission(checked, settings))
+    app.router.routes.extend(probe_routes(lambda: under_way.trouble or app.state.heart.trouble))
     gated = under_way if keys is None else Gate(under_way, keys, settings.open_metrics)
     app.middleware_stack = RequestLog(gated, RefusalCounter(get_prometheus_registry()))
     return under_way
@@ -128,7 +129,6 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     engines = RoutedEngines(engine)
     app.state.expert_load = ExpertLoadReader(engines, lambda: vllm_tokens(registry))
     app.state.heart = Heart(engines, lambda: vllm_tokens(registry), settings)
-    app.router.routes.extend(probe_routes(lambda: app.state.heart.trouble))
     count_tokens(engine)
     try:
         await engines.ask("prismoe_reset_expert_load")

@@ -42,6 +42,11 @@ class UnderWay:
         else:
             await self._follow(scope, receive, send)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why no requests should be sent here, in a sentence; None where there is no reason."""
+        return DRAINING.message if self.draining else None
+
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, give those under way so long, then cut them."""
         self.draining = True

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from prismoe.server.access.keys import KeyFile
 from tests.deploy.conftest import DEPLOY, REPOSITORY
@@ -59,18 +60,22 @@ def test_labels_tell_what_it_is(image: Stage) -> None:
     assert version["VERSION"] == PROJECT["version"]
 
 
-def test_the_context_holds_what_is_copied(dockerfile: Path) -> None:
-    """.dockerignore leaves everything out but what it lists."""
-    kept = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line[0] == "!"}
-    copied = {
+def copied(dockerfile: Path) -> set[str]:
+    """What is copied from the context."""
+    return {
         source
         for stage in stages(dockerfile)
         for keyword, value in stage.instructions
         if keyword == "COPY" and not value.startswith("--from")
         for source in value.split()[:-1]
     }
-    assert copied == kept
-    assert all((REPOSITORY / source).exists() for source in copied)
+
+
+def test_the_context_holds_what_is_copied() -> None:
+    """.dockerignore leaves everything out but what it lists."""
+    kept = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line[0] == "!"}
+    assert copied(DEPLOY / "Dockerfile.cpu") | copied(DEPLOY / "Dockerfile.cuda") == kept
+    assert all((REPOSITORY / source).exists() for source in kept)
 
 
 def test_all_parts_are_packed(dockerfile: Path) -> None:
@@ -89,10 +94,53 @@ def test_versions_are_those_of_the_project() -> None:
         if keyword == "ARG"
         for pair in assignments(value).items()
     )
-    assert f"\nTORCH := {arguments['TORCH']}\n" in makefile
+    assert f"\nTORCH := torch=={locked('cpu')['torch']}\n" in makefile
     assert f"\nTORCH_INDEX := {arguments['TORCH_INDEX']}\n" in makefile
     [vllm] = PROJECT["optional-dependencies"]["cuda"]
     assert stages(DEPLOY / "Dockerfile.cuda")[-1].base == "vllm/vllm-openai:" + vllm.replace("vllm==", "v")
+
+
+def locked(name: str) -> dict[str, str]:
+    """The versions of a lock file, in which each has hashes."""
+    versions: dict[str, str] = {}
+    hashes = 0
+    for line in (DEPLOY / f"requirements-{name}.lock").read_text().splitlines():
+        if pinned := re.fullmatch(r"([a-z0-9-]+)==(\S+) \\", line):
+            assert hashes or not versions, f"The one before {line} has no hash."
+            versions[pinned[1]], hashes = pinned[2], 0
+        elif re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line):
+            hashes += 1
+        else:
+            assert not line.strip() or line.lstrip().startswith("#"), line
+    assert hashes
+    return versions
+
+
+def test_the_lock_holds_what_the_project_asks_for() -> None:
+    versions = locked("cpu")
+    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cpu"]]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(versions[wanted.name]), text
+    assert not {"torchvision", "torchaudio", "torchcodec"} & set(versions)
+
+
+def test_the_lock_holds_what_builds_the_project() -> None:
+    build = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["build-system"]["requires"]
+    for wanted in map(Requirement, build):
+        assert wanted.specifier.contains(locked("build")[wanted.name])
+
+
+def test_images_install_locked_packages_alone(dockerfile: Path) -> None:
+    """But for Ray, which has to be asked for, and prismoe itself."""
+    installs = [
+        value
+        for stage in stages(dockerfile)
+        for keyword, value in stage.instructions
+        if keyword == "RUN" and "pip install" in value and "$RAY" not in value
+    ]
+    assert installs
+    for value in installs:
+        assert "--require-hashes" in value or "--no-index /wheels/*.whl" in value, value
 
 
 @pytest.mark.parametrize("role", ["client", "metrics"])
