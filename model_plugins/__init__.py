@@ -1,6 +1,7 @@
 """What runs inside vLLM's processes. Importing this package imports neither torch nor vLLM."""
 
 from functools import cache
+from multiprocessing import parent_process
 from pathlib import Path
 
 FAMILIES = {"phi": "Phi", "stablelm": "Stablelm", "qwen": "QWen"}
@@ -21,7 +22,8 @@ def register() -> None:
     from prismoe.model_plugins.moe_llava.start_check import MoELLaVAStartCheck
     from prismoe.model_plugins.processes import end_with_parent
 
-    end_with_parent()
+    if parent_process() is not None:  # not the server itself, which a shell may have started
+        end_with_parent()
     for module, family in FAMILIES.items():
         model = f"prismoe.model_plugins.moe_llava.{module}:MoELLaVA{family}ForCausalLM"
         for kind in (f"MoELLaVA{family}", f"Llava{family}"):

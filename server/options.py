@@ -33,6 +33,8 @@ def parse_engine_options(settings: ServeSettings) -> Namespace:
         raise ValueError(
             "prismoe runs one HTTP process: leave out --headless, --grpc and --api-server-count."
         )
+    if args.trust_remote_code:
+        raise ValueError("prismoe runs no code out of a checkpoint: leave out --trust-remote-code.")
     validate_parsed_serve_args(args)
     return args
 

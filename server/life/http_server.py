@@ -52,11 +52,12 @@ async def serve_until(
     failing = asyncio.ensure_future(failure)
     try:
         await asyncio.wait((serving, signalled, failing), return_when=asyncio.FIRST_COMPLETED)
-        await end(args.shutdown_timeout if signalled.done() else 0)
+        failed = not signalled.done()
+        await end(0 if failed else args.shutdown_timeout)
         server.should_exit = True
         await serving
         # vLLM's error handlers may have noticed the failure first.
-        return None if signalled.done() else await failing
+        return await failing if failed else None
     finally:
         signalled.cancel()
         failing.cancel()

@@ -48,6 +48,8 @@ def test_the_model_may_be_an_option() -> None:
         (["--expert-load-interval", "often"], "--expert-load-interval: Input should be a valid number"),
         (["--expert-load-interval", "inf"], "--expert-load-interval: Input should be a finite number"),
         (["--expert-metrics", "all"], "--expert-metrics: Input should be 'summary' or 'full'"),
+        (["--max-requests", "0"], "--max-requests: Input should be greater than 0"),
+        (["--body-seconds", "inf"], "--body-seconds: Input should be a finite number"),
         (["/no/such/folder"], "There is no folder /no/such/folder."),
     ],
 )

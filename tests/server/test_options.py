@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from prismoe.server.options import parse_engine_options
 from prismoe.server.settings import ServeSettings
 from tests.model_plugins.engine import PHI
@@ -17,6 +19,19 @@ def test_a_hub_name_is_served_under_that_name_from_the_local_cache(tmp_path: Pat
     args = parse_engine_options(ServeSettings(model=NAME, engine_options=options))
     assert args.model == str(folder)
     assert args.served_model_name == [NAME]
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (("--trust-remote-code",), "runs no code out of a checkpoint"),
+        (("--headless",), "one HTTP process"),
+        (("--api-server-count", "2"), "one HTTP process"),
+    ],
+)
+def test_what_prismoe_does_not_do_is_refused_with_a_sentence(option: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        parse_engine_options(ServeSettings(model=str(PHI), engine_options=option))
 
 
 def test_another_name_may_be_asked_for() -> None:
