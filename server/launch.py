@@ -1,7 +1,6 @@
 """One server's life: the engine, the app on it, and the HTTP server, out of vLLM's launchers."""
 
 import asyncio
-import ipaddress
 import os
 import socket
 from argparse import Namespace
@@ -23,8 +22,9 @@ from prismoe.server import (
     media,  # noqa: F401  (registers what fetches images)
     routes,
 )
+from prismoe.server.access.configured import configured_keys
 from prismoe.server.access.gate import Gate
-from prismoe.server.access.keys import BothKeys, Key, KeyFile, KeyRing, Keys, Role
+from prismoe.server.access.keys import Keys
 from prismoe.server.access.routes import keep_listed_routes
 from prismoe.server.engine import EngineArgs, EngineFailed, RoutedEngines, StartRefused, prepare_fork
 from prismoe.server.inspector import Inspector
@@ -86,32 +86,14 @@ def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> UnderW
 
 
 def _keys(args: Namespace, settings: ServeSettings) -> Keys | None:
-    """The keys of the file and of vLLM's --api-key; None where there are none."""
+    """The keys of those who may use the server; vLLM is left without any."""
     secrets = [secret for secret in (args.api_key or [os.environ.pop("VLLM_API_KEY", "")]) if secret]
     args.api_key = None  # vLLM's own check would let its other routes through.
-    given = KeyRing(Key.of("api-key", Role.CLIENT, secret) for secret in secrets)
-    if settings.api_keys_file is None:
-        if secrets:
-            return given
-        if not _is_loopback(args.host):
-            logger.warning(
-                "There are no keys: whoever reaches %s may use this server. Name a file of keys with "
-                "--api-keys-file.",
-                args.host or "this machine",
-            )
-        return None
+    host = "localhost" if args.uds else args.host
     try:
-        in_file = KeyFile(settings.api_keys_file)
-    except (ValueError, OSError) as error:
-        raise StartRefused(f"--api-keys-file: {error}") from error
-    return BothKeys(in_file, given) if secrets else in_file
-
-
-def _is_loopback(host: str | None) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
+        return configured_keys(settings, secrets, host)
+    except ValueError as error:
+        raise StartRefused(str(error)) from error
 
 
 async def build_routed_app(engine: EngineClient, args: Namespace, settings: ServeSettings) -> FastAPI:

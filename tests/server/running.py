@@ -1,5 +1,6 @@
 """A `prismoe` command as a child process, and every process that descends from it."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -61,6 +62,15 @@ class Command:
         self.watch()
         self.process.send_signal(signal_number)
         return int(self.process.wait(STOP_LIMIT_S))
+
+    def kill(self) -> None:
+        """End it and all that descends from it, whatever a test did to it."""
+        self.watch()
+        self.process.kill()
+        for process in self.family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
 
     def survivors(self) -> list[psutil.Process]:
         """The descendants that stay after its end."""

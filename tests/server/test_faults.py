@@ -115,8 +115,7 @@ def server(
         running.wait_until_ready()
         yield running
     finally:
-        running.process.kill()
-        assert running.survivors() == []
+        running.kill()
         collector.shutdown()
 
 
@@ -261,8 +260,7 @@ def restarted(tmp_path: Path, port: int) -> Iterator[Server]:
         assert ask(running.url).status_code == 200
         yield running
     finally:
-        running.process.kill()
-        assert running.survivors() == []
+        running.kill()
 
 
 @pytest.fixture(scope="module")
@@ -318,4 +316,4 @@ def test_a_full_disk_stops_nothing_and_a_killed_server_leaves_nothing(tmp_path: 
             assert running.survivors() == []
             assert time.monotonic() - start < 5
     finally:
-        running.process.kill()
+        running.kill()
