@@ -87,7 +87,8 @@ def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> UnderW
 
 def _keys(args: Namespace, settings: ServeSettings) -> Keys | None:
     """The keys of those who may use the server; vLLM is left without any."""
-    secrets = [secret for secret in (args.api_key or [os.environ.pop("VLLM_API_KEY", "")]) if secret]
+    in_environment = os.environ.pop("VLLM_API_KEY", "")
+    secrets = [secret for secret in (args.api_key or [in_environment]) if secret]
     args.api_key = None  # vLLM's own check would let its other routes through.
     host = "localhost" if args.uds else args.host
     try:
