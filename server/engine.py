@@ -1,6 +1,7 @@
 """vLLM's engine, started as vLLM's launcher starts it, only sooner on CPU."""
 
 import os
+import signal
 import socket
 import sys
 from typing import Any
@@ -66,6 +67,8 @@ def prepare_fork(listener: socket.socket) -> None:
 
     def after_fork() -> None:
         end_with_parent()
+        # Signals to this process would wake the server's event loop, as if they were sent to the server.
+        signal.set_wakeup_fd(-1)
         # Its workers need a fresh process: OpenMP reads thread counts and bindings when it is loaded.
         os.environ[METHOD] = "spawn"
         listener.close()

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from prometheus_client import CollectorRegistry, Counter
 from starlette.types import Scope, Send
 
-REASONS = ("key", "role", "draining", "busy", "key_busy", "memory", "body_size", "body_time", "answers")
+REASONS = ("key", "role", "draining", "busy", "key_busy", "memory", "body_size", "body_time")
 
 
 @dataclass(frozen=True)

@@ -78,5 +78,5 @@ async def _cut(scope: Scope, send: Send) -> None:
         await refuse(CUT, scope, send)
         return
     scope["prismoe.refusal"] = CUT
-    if (b"content-type", b"text/event-stream") in ((name, value[:17]) for name, value in started["headers"]):
+    if dict(started["headers"]).get(b"content-type", b"").startswith(b"text/event-stream"):
         await send({"type": "http.response.body", "body": b"data: " + CUT.body + b"\n\n"})
