@@ -67,11 +67,12 @@ def refusal(body: bytes | bytearray) -> str | None:
 def _answers(request: dict[str, Any]) -> int:
     """How many sequences a request starts: its prompts or conversations, each so often."""
     prompt, messages, times = request.get("prompt"), request.get("messages"), request.get("n")
-    prompts = (
-        len(prompt) if isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt) else 1
-    )
-    batch = isinstance(messages, list) and messages and all(isinstance(item, list) for item in messages)
-    return max(prompts, len(messages) if batch else 1) * (times if isinstance(times, int) else 1)
+    prompts = conversations = 1
+    if isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt):
+        prompts = len(prompt)
+    if isinstance(messages, list) and messages and all(isinstance(item, list) for item in messages):
+        conversations = len(messages)
+    return max(prompts, conversations) * (times if isinstance(times, int) else 1)
 
 
 def _roles(messages: object, where: str) -> Iterator[tuple[str, object]]:

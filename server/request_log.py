@@ -14,8 +14,8 @@ from typing import Any
 
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.engine.protocol import EngineClient
 from vllm.v1.engine import EngineCoreRequest
-from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.stats import RequestStateStats
 
 from prismoe.server.access.routes import METRICS, is_open, route_label
@@ -63,9 +63,9 @@ class Tokens:
 _tokens: ContextVar[Tokens] = ContextVar("prismoe_tokens")
 
 
-def count_tokens(engine: AsyncLLM) -> None:
+def count_tokens(engine: EngineClient) -> None:
     """Have vLLM tell of each answer that its engine is asked for, once, as it begins."""
-    processor = engine.output_processor
+    processor: Any = engine.output_processor  # type: ignore[attr-defined]  # AsyncLLM's
     add_request = processor.add_request
 
     def add_and_count(
@@ -75,7 +75,7 @@ def count_tokens(engine: AsyncLLM) -> None:
         if tokens := _tokens.get(None):
             tokens.add(request, index == 0, processor.request_states[request.request_id].stats)
 
-    processor.add_request = add_and_count  # type: ignore[method-assign]
+    processor.add_request = add_and_count
 
 
 class RequestLog:

@@ -40,7 +40,7 @@ async def serve_until(
     app.state.server = server  # vLLM's error handlers tell it to end where the engine is dead.
     refresher = (
         SSLCertRefresher(config.ssl, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs)
-        if args.enable_ssl_refresh
+        if args.enable_ssl_refresh and config.ssl is not None
         else None
     )
     told_to_end = asyncio.Event()

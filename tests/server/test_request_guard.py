@@ -81,6 +81,7 @@ def test_the_app_answers_the_refusal() -> None:
         ({"prompt": ["Hi"] * 65, "n": 2}, 130),
         ({"prompt": [[1, 2]] * 129}, 129),
         ({"messages": [[{"role": "user", "content": "Hi"}]] * 43, "n": 3}, 129),
+        ({"prompt": ["Hi"], "messages": [[{"role": "user", "content": "Hi"}]] * 129}, 129),
         ({**messages("user"), "n": 10**9}, 10**9),
     ],
 )
