@@ -81,7 +81,8 @@ def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> UnderW
     under_way = UnderWay(Admission(checked, settings))
     app.router.routes.extend(probe_routes(lambda: under_way.trouble or app.state.heart.trouble))
     gated = under_way if keys is None else Gate(under_way, keys, settings.open_metrics)
-    app.middleware_stack = RequestLog(gated, RefusalCounter(get_prometheus_registry()))
+    model_name = str(app.state.vllm_config.model_config.served_model_name)
+    app.middleware_stack = RequestLog(gated, RefusalCounter(get_prometheus_registry(), model_name))
     return under_way
 
 

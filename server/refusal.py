@@ -35,19 +35,20 @@ class Refusal:
 class RefusalCounter:
     """Counts refusals by reason."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
         self._counter = Counter(
             "prismoe_refused_requests",
             "Requests that prismoe refused or cut, by reason.",
-            ["reason"],
+            ["model_name", "reason"],
             registry=registry,
         )
+        self._model_name = model_name
         for reason in REASONS:
-            self._counter.labels(reason)
+            self._counter.labels(model_name, reason)
 
     def add(self, refusal: Refusal) -> None:
         """Count one."""
-        self._counter.labels(refusal.reason).inc()
+        self._counter.labels(self._model_name, refusal.reason).inc()
 
 
 async def refuse(refusal: Refusal, scope: Scope, send: Send) -> None:

@@ -46,7 +46,7 @@ def ask(path: str, *ids: str, registry: CollectorRegistry | None = None) -> tupl
 
     headers = [(b"x-request-id", value.encode()) for value in ids]
     scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    log = RequestLog(app, RefusalCounter(registry or CollectorRegistry()))
+    log = RequestLog(app, RefusalCounter(registry or CollectorRegistry(), "prismoji"))
     asyncio.run(log(scope, None, send))  # type: ignore[arg-type]
     return (dict(sent[0]["headers"]), sent[1]["body"]) if sent else ({}, b"")
 
@@ -78,8 +78,9 @@ def test_a_refusal_is_named_and_counted(lines: list[logging.LogRecord]) -> None:
     ask("/v1/completions", registry=registry)
     assert fields(lines[0], "status", "refused") == [503, "draining"]
     name = "prismoe_refused_requests_total"
-    assert registry.get_sample_value(name, {"reason": "draining"}) == 1
-    assert registry.get_sample_value(name, {"reason": "key"}) == 0
+    for reason, times in (("draining", 1), ("key", 0)):
+        labels = {"model_name": "prismoji", "reason": reason}
+        assert registry.get_sample_value(name, labels) == times
 
 
 def test_faults_and_clients_that_left_have_a_status(lines: list[logging.LogRecord]) -> None:
