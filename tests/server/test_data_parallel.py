@@ -15,7 +15,7 @@ TOKENS_PER_IMAGE = 64
 
 
 def test_expert_load_of_two_engines(tmp_path: Path, picture: bytes) -> None:
-    server = Server(tmp_path / "log", "--data-parallel-size", "2")
+    server = Server(tmp_path / "log", "--data-parallel-size", "2", "--heartbeat-seconds", "0.5")
     try:
         server.wait_until_ready()
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)

@@ -284,7 +284,13 @@ def test_a_killed_engine_ends_the_server(restarted: Server, victim: str) -> None
     assert restarted.survivors() == []
 
 
-def test_a_stuck_worker_ends_the_server(restarted: Server) -> None:
+def test_an_idle_engine_takes_steps_that_count_nothing_and_a_stuck_one_ends_the_server(
+    restarted: Server,
+) -> None:
+    load = httpx.get(f"{restarted.url}/v1/routing/load").json()
+    time.sleep(4)  # Without a step the server would not be ready after 3 s.
+    assert httpx.get(f"{restarted.url}/readyz").status_code == 200
+    assert httpx.get(f"{restarted.url}/v1/routing/load").json() == load
     with ThreadPoolExecutor(1) as pool:
         child(restarted, "Worker").suspend()
         waiting = pool.submit(ask, restarted.url)
