@@ -11,7 +11,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test lint browser pictures dashboards bench clean-root train install
+.PHONY: demo test lint browser pictures monitored dashboards bench clean-root train install
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -46,6 +46,10 @@ browser:
 		echo "The tests need Chromium: install it (Debian: apt-get install chromium), or name one in CHROMIUM." >&2; \
 		exit 1; \
 	fi
+
+# Minutes of mixed load under a real Prometheus: every panel and rule, totals, and the alert of a killed engine.
+monitored: $(INSTALLED) $(BIN)/promtool
+	$(BIN)/python -m tests.server.monitored $(ARGS)
 
 # Takes the README's pictures of the inspector anew, of a server that it starts.
 pictures: $(INSTALLED) browser
