@@ -98,19 +98,22 @@ def count_expert_load(
 
     sums = [is_real_T, tail_T]
     if confidence is not None:
-        sums += [is_real_T, *_confidence_sums(confidence, experts_TA, num_experts)]
+        sums += [is_real_T, *_confidence_sums(confidence, experts_TA, count_T, num_experts)]
     sums_XT = torch.stack([each.to(load_MC.dtype) for each in sums])
-    for row, is_of_modality_T in enumerate((is_text_T, is_vision_T)):
-        load_MC[row, num_experts : num_experts + len(sums)] += (sums_XT * is_of_modality_T).sum(dim=1)
+    is_of_modality_MT = torch.stack([is_text_T, is_vision_T])
+    load_MC[:, num_experts : num_experts + len(sums)] += (is_of_modality_MT[:, None] * sums_XT).sum(dim=2)
 
 
-def _confidence_sums(confidence: Confidence, experts_TA: Tensor, num_experts: int) -> tuple[Tensor, ...]:
+def _confidence_sums(
+    confidence: Confidence, experts_TA: Tensor, count_T: Tensor, num_experts: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of each token: whether it is a near tie, its entropy, and its RPV · E, both in parts of UNIT."""
     entropy_T = routing_entropy(confidence.probs_TE) * UNIT
     off_mean_TE = confidence.probs_TE - 1 / confidence.probs_TE.shape[1]
     variance_T = off_mean_TE.square().sum(dim=1) * (num_experts / off_mean_TE.shape[1] * UNIT)
-    shared = num_experts - confidence.scores_TE.shape[1]  # the last ones: used, and without a score
-    scores_TE = pad(confidence.scores_TE, (0, shared), value=torch.inf)
-    last_used_T = scores_TE.gather(1, experts_TA).amin(dim=1)
-    first_unused_T = scores_TE.scatter(1, experts_TA, -torch.inf).amax(dim=1)
-    return last_used_T - first_unused_T < NEAR_TIE, entropy_T.round(), variance_T.round()
+    scores_TE = confidence.scores_TE
+    if shared := num_experts - scores_TE.shape[1]:  # the last ones: used, and without a score
+        scores_TE = pad(scores_TE, (0, shared), value=torch.inf)
+    last_used_T1 = scores_TE.gather(1, experts_TA).amin(dim=1, keepdim=True)
+    is_near_tie_T = (scores_TE > last_used_T1 - NEAR_TIE).sum(dim=1) > count_T
+    return is_near_tie_T, entropy_T.round(), variance_T.round()
