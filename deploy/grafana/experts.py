@@ -126,7 +126,6 @@ def experts() -> Dashboard:
                 f"sum(rate(prismoe_used_experts_total{{{MODEL}}}{RATE}))",
             },
             "percentunit",
-            HALF,
         )
     )
     board.with_panel(
@@ -134,7 +133,6 @@ def experts() -> Dashboard:
             "Idle experts",
             "(Layer, expert) pairs that no token of the modality used in the last minutes.",
             {"{{modality}}": f"max by (modality) (prismoe_idle_experts{{{MODEL}, {MODALITY}}})"},
-            width=HALF,
         )
     )
 

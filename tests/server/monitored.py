@@ -1,7 +1,7 @@
 """Minutes of mixed load on a real server that a real Prometheus scrapes: `make monitored`.
 
 Every panel and rule must find something, Prometheus' totals must be the engine's, and after the engine was
-killed its alert must fire in time.
+killed its alert must fire in time. With --pictures the dashboard Experts is drawn.
 """
 
 import argparse
@@ -20,7 +20,9 @@ import psutil
 from prismoe.loadtests.pair import mixed_requests
 from prismoe.loadtests.traffic import client, send_all
 from tests.deploy.prometheus import DEPLOY, Prometheus
+from tests.server.draw_dashboard import page, with_variables
 from tests.server.running import Server
+from tests.server.take_pictures import take_page
 
 DASHBOARDS = {
     path.name: json.loads(path.read_text())
@@ -37,14 +39,6 @@ LABEL = re.compile(r"(\w+)\s*(?:=~|!=|=)")
 ALERT_BOUND_S = 5 + 30 + 3  # the server sees its engine's death; the rule waits; scrapes, evaluations, exits
 MODALITIES = ("text", "vision")
 Totals = dict[tuple[str, ...], float]
-
-
-def with_variables(query: str) -> str:
-    """A panel's query, with every choice of a variable."""
-    query = re.sub(r"\[\$__(rate_interval|range)\]", "[5m]", query)
-    query = re.sub(r'=~"\$(job|model|layer|modality)"', '=~".+"', query)
-    assert "$" not in query
-    return query
 
 
 def shows_something(samples: list[tuple[dict[str, str], float]]) -> bool:
@@ -139,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--at-once", type=int, default=8, help="requests under way (default: 8)")
+    parser.add_argument("--pictures", type=Path, help="a folder for pictures of the dashboard Experts")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder) / "server.log", "--expert-metrics", "full")
@@ -157,6 +152,9 @@ def main() -> None:
                 if not shows_something(prometheus.query(with_variables(query)))
             ]
             assert not empty, empty
+            if arguments.pictures:
+                drawn = page(DASHBOARDS["experts.json"], prometheus, report["seconds"])
+                take_page(drawn, arguments.pictures, "experts")
             rules = prometheus.rules()
             for rule in rules:
                 check_rule(prometheus, rule)

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tests.deploy.prometheus import Prometheus
+from tests.server.draw_dashboard import with_variables
 from tests.server.monitored import (
     DASHBOARDS,
     QUERIES,
@@ -16,7 +17,6 @@ from tests.server.monitored import (
     seconds_to_alert,
     shows_something,
     wait_for_totals,
-    with_variables,
 )
 from tests.server.running import Server
 from tests.server.test_counts import mixed_requests
