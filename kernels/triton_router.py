@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prismoe.kernels.expert_load import EXTRA_COLUMNS
+from prismoe.kernels.expert_load import NEAR_TIE, SUMS, UNIT, experts_of
 
 BLOCK_T, BLOCK_S = 64, 8
+COUNTERS = {"SUMS": len(SUMS), "NEAR_TIE": NEAR_TIE, "UNIT": UNIT}
 
 
 @triton.jit
@@ -46,7 +47,8 @@ def _probabilities(logits_ptr, segment_ptr, probs_ptr, rpv_ptr, sums_ptr, sizes_
 @triton.jit
 def _decide(probs_ptr, rpv_ptr, segment_ptr, sums_ptr, sizes_ptr, experts_ptr, weights_ptr, load_ptr,
             T, E, S, blocks, top_k, tail_experts, DROP_UNUSED: tl.constexpr, RENORMALIZE: tl.constexpr,
-            A: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr):  # fmt: skip
+            A: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, SUMS: tl.constexpr,
+            NEAR_TIE: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
     """Tail flags, experts, weights and counts of a block of tokens."""
     token_T = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     inside_T = token_T < T
@@ -78,23 +80,43 @@ def _decide(probs_ptr, rpv_ptr, segment_ptr, sums_ptr, sizes_ptr, experts_ptr, w
     first_T = tl.argmax(probs_TE, 1, tie_break_left=True).to(tl.int32)
     unused_T = tl.full([BLOCK_T], -1, tl.int32) if DROP_UNUSED else first_T
     used_TE = tl.zeros([BLOCK_T, BLOCK_E], tl.int32)
+    last_used_T = tl.zeros([BLOCK_T], tl.float64)
+    first_unused_T = tl.full([BLOCK_T], -1.0, tl.float64)
     for slot in tl.static_range(A):
         is_used_T = slot < count_T
-        weight_T = tl.where(is_used_T, tl.max(left_TE, 1) / total_T, 0.0)
+        best_T = tl.max(left_TE, 1)
+        last_used_T = tl.where(slot == count_T - 1, best_T.to(tl.float64), last_used_T)
+        first_unused_T = tl.where(slot == count_T, best_T.to(tl.float64), first_unused_T)
+        weight_T = tl.where(is_used_T, best_T / total_T, 0.0)
         expert_T = tl.argmax(left_TE, 1, tie_break_left=True).to(tl.int32)
         is_it_TE = expert_E[None, :] == expert_T[:, None]
         left_TE = tl.where(is_it_TE, -1.0, left_TE)
         used_TE += (is_it_TE & (is_used_T & inside_T)[:, None]).to(tl.int32)
         tl.store(experts_ptr + token_T * A + slot, tl.where(is_used_T, expert_T, unused_T), inside_T)
         tl.store(weights_ptr + token_T * A + slot, weight_T, inside_T)
+    first_unused_T = tl.where(count_T == A, tl.max(left_TE, 1).to(tl.float64), first_unused_T)
+    is_tie_T = last_used_T - first_unused_T < NEAR_TIE
+    probs_TE = tl.where(is_expert_E[None, :], probs_TE, 0.0).to(tl.float64)
+    entropy_T = -tl.sum(probs_TE * tl.log(tl.where(probs_TE > 0, probs_TE, 1.0)), 1)
+    entropy_T = tl.floor(entropy_T * UNIT + 0.5).to(tl.int64)
+    off_mean_TE = tl.where(is_expert_E[None, :], probs_TE - 1.0 / E, 0.0)
+    variance_T = tl.floor(tl.sum(off_mean_TE * off_mean_TE, 1) * UNIT + 0.5).to(tl.int64)  # RPV · E
 
     for modality in tl.static_range(2):
         is_counted_T = inside_T & (is_vision_T if modality == 1 else segment_T == -1)
-        row_ptr = load_ptr + modality * (E + 2)
+        row_ptr = load_ptr + modality * (2 * E + SUMS)
         pairs_E = tl.sum(used_TE * is_counted_T[:, None].to(tl.int32), 0).to(tl.int64)
         tl.atomic_add(row_ptr + expert_E, pairs_E, is_expert_E)
-        tl.atomic_add(row_ptr + E, tl.sum(is_counted_T.to(tl.int32), 0).to(tl.int64))
+        tokens = tl.sum(is_counted_T.to(tl.int32), 0).to(tl.int64)
+        tl.atomic_add(row_ptr + E, tokens)
         tl.atomic_add(row_ptr + E + 1, tl.sum((is_counted_T & is_tail_T).to(tl.int32), 0).to(tl.int64))
+        tl.atomic_add(row_ptr + E + 2, tokens)
+        tl.atomic_add(row_ptr + E + 3, tl.sum((is_counted_T & is_tie_T).to(tl.int32), 0).to(tl.int64))
+        tl.atomic_add(row_ptr + E + 4, tl.sum(tl.where(is_counted_T, entropy_T, 0), 0))
+        tl.atomic_add(row_ptr + E + 5, tl.sum(tl.where(is_counted_T, variance_T, 0), 0))
+        is_of_count_TE = (count_T - 1)[:, None] == expert_E[None, :]
+        of_count_E = tl.sum((is_of_count_TE & is_counted_T[:, None]).to(tl.int32), 0).to(tl.int64)
+        tl.atomic_add(row_ptr + E + SUMS + expert_E, of_count_E, is_expert_E)
 
 
 def ltdr_router(
@@ -114,7 +136,7 @@ def ltdr_router(
     experts skip where they are given an expert map, else it repeats the token's first expert.
     """
     tokens, experts = logits_TE.shape
-    assert load_MC.shape == (2, experts + EXTRA_COLUMNS)
+    assert experts_of(load_MC) == experts
     blocks = triton.cdiv(tokens, BLOCK_T)
     probs_TE = torch.empty_like(logits_TE)
     rpv_T = logits_TE.new_empty(tokens)
@@ -157,5 +179,6 @@ def ltdr_router(
         A=tail_experts,
         BLOCK_T=BLOCK_T,
         BLOCK_E=block_e,
+        **COUNTERS,
     )
     return experts_TA, weights_TA

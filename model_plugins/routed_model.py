@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 
-from prismoe.kernels.expert_load import EXTRA_COLUMNS, MODALITIES
+from prismoe.kernels.expert_load import LayerLoad, empty_load, experts_of
 from prismoe.model_plugins.router import PolicyRouter
 from prismoe.model_plugins.routing import ROUTING_KEY
 from prismoe.model_plugins.routing.policy import RoutingPolicy
@@ -51,14 +51,12 @@ class ModalityRouting(nn.Module):
         super().__init__()
         self.in_force = in_force
         self.segments = TokenSegments(vllm_config.scheduler_config.max_num_batched_tokens)
-        self.loads: dict[int, Tensor] = {}
         self.routers: dict[int, PolicyRouter] = {}
 
     def router(self, layer: int, num_experts: int, hidden_size: int) -> PolicyRouter:
         """The router of decoder layer `layer`. The model registers its `parameters`, and loads them."""
-        load_MC = torch.zeros(len(MODALITIES), num_experts + EXTRA_COLUMNS, dtype=torch.int64)
+        load_MC = empty_load(num_experts)
         self.register_buffer(f"load_of_layer_{layer}", load_MC, persistent=False)
-        self.loads[layer] = load_MC
         policy = self.in_force.layers[layer].policy
         parameters = router_parameters(policy, hidden_size, num_experts)
         self.routers[layer] = PolicyRouter(
@@ -71,25 +69,23 @@ class ModalityRouting(nn.Module):
         layers = [
             {
                 "layer": layer,
-                "experts": load_MC.shape[1] - EXTRA_COLUMNS,
+                "experts": experts_of(router.load_MC),
                 "policy": self.in_force.layers[layer].policy.model_dump(),
                 "sources": dict(self.in_force.layers[layer].sources),
             }
-            for layer, load_MC in self.loads.items()
+            for layer, router in self.routers.items()
         ]
         return {"source": self.in_force.source, "layers": layers}
 
     def reset_load(self) -> None:
         """Count from zero: on CUDA vLLM warms up with made-up requests, which look like real ones here."""
-        for load_MC in self.loads.values():
-            load_MC.zero_()
+        for router in self.routers.values():
+            router.load_MC.zero_()
 
     def load(self) -> Mapping[str, Sequence[Any]]:
-        """The load counted so far, each list by layer; `expert_tokens` by modality and expert."""
-        loads = [load_MC.tolist() for load_MC in self.loads.values()]
+        """The load counted so far: a list by layer for each field of `LayerLoad`."""
+        layers = [LayerLoad.read(router.load_MC, router.top_k) for router in self.routers.values()]
         return {
-            "layers": list(self.loads),
-            "expert_tokens": [[row[:-EXTRA_COLUMNS] for row in rows] for rows in loads],
-            "tokens": [[row[-2] for row in rows] for rows in loads],
-            "tail_tokens": [rows[MODALITIES.index("vision")][-1] for rows in loads],
+            "layers": list(self.routers),
+            **{name: [getattr(layer, name) for layer in layers] for name in LayerLoad._fields},
         }

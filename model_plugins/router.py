@@ -66,10 +66,9 @@ class PolicyRouter(BaseRouter):
     def decide(self, hidden_TD: Tensor, logits_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Route and count the running step: `weights_TA` (float32), `experts_TA` (int32) and `used_pairs`."""
         step = self.inputs(hidden_TD, logits_TE)
-        routing = self.policy.route(step)
-        count_expert_load(self.load_MC, routing.experts_TA, routing.count_T, routing.tail_T, step.segment_T)
-        weights_TA, experts_TA = routing.weights_TA.contiguous(), routing.experts_TA.int().contiguous()
-        return weights_TA, experts_TA, used_pairs(routing.count_T)
+        experts_TA, weights_TA, count_T, tail_T, confidence = self.policy.route(step)
+        count_expert_load(self.load_MC, experts_TA, count_T, tail_T, step.segment_T, confidence)
+        return weights_TA.contiguous(), experts_TA.int().contiguous(), used_pairs(count_T)
 
     def observed(
         self, hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor

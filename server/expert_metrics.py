@@ -1,9 +1,11 @@
 """prismoe's metrics, one entry each: name, meaning, labels, and its values. docs/metrics.md explains them."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from prismoe.server.routes import RoutingInForce
 
 WINDOW = f"in the last {WINDOW_S // 60} minutes"
 LOADS = (*MODALITIES, "all")
+EXPERTS_PER_TOKEN = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, math.inf)
+"""The histogram's bounds: the same for every model, so that their buckets add up."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,11 @@ def _metric(
     unit: str = "",
     labels: Sequence[str] = (),
     label_values: Iterable[Sequence[str]] = ((),),
+    bounds: Sequence[float] = (),
 ) -> Metric:
     of_this_model = [(*values_of_one, model_name) for values_of_one in label_values]
-    return Metric(Family(name, kind, help_text, [*labels, "model_name"], of_this_model, unit), values)
+    family = Family(name, kind, help_text, [*labels, "model_name"], of_this_model, unit, bounds)
+    return Metric(family, values)
 
 
 def summary_metrics(routing: RoutingInForce, model_name: str) -> list[Metric]:
@@ -98,6 +104,22 @@ def summary_metrics(routing: RoutingInForce, model_name: str) -> list[Metric]:
             "Vision tokens that were tail tokens, each once in every MoE layer where it was one.",
             lambda reading: [sum(reading.load.tail_tokens)],
             unit="tokens",
+        ),
+        metric(
+            "prismoe_token_experts",
+            "histogram",
+            "Experts that a token used, each token once in every MoE layer.",
+            lambda reading: _histograms(reading.load),
+            unit="experts",
+            labels=["modality"],
+            label_values=by_modality,
+            bounds=EXPERTS_PER_TOKEN,
+        ),
+        *_confidence_metrics(
+            partial(metric, labels=["modality"], label_values=by_modality),
+            "prismoe",
+            ", each token once in every MoE layer.",
+            _sums,
         ),
         metric(
             "prismoe_expert_load_variation",
@@ -188,6 +210,16 @@ def layer_metrics(load: ExpertLoad, routing: RoutingInForce, model_name: str) ->
             labels=["layer"],
             label_values=by_layer,
         ),
+        *_confidence_metrics(
+            partial(
+                metric,
+                labels=["layer", "modality"],
+                label_values=[[layer, modality] for layer in layers for modality in MODALITIES],
+            ),
+            "prismoe_layer",
+            ", by layer.",
+            chain.from_iterable,
+        ),
         metric(
             "prismoe_expert_text_ratio",
             "gauge",
@@ -229,6 +261,53 @@ def layer_metrics(load: ExpertLoad, routing: RoutingInForce, model_name: str) ->
             label_values=by_layer,
         ),
     ]
+
+
+def _confidence_metrics(
+    metric: Callable[..., Metric],
+    prefix: str,
+    help_end: str,
+    flat: Callable[[Sequence[Sequence[float]]], Iterable[float]],
+) -> list[Metric]:
+    """What routers that give probabilities made of their tokens; `flat` makes series of lists by layer."""
+
+    def count_and_sum(reading: Reading, sums: Sequence[Sequence[float]]) -> Iterator[float]:
+        return chain.from_iterable(zip(flat(reading.load.scored_tokens), flat(sums), strict=True))
+
+    return [
+        metric(
+            f"{prefix}_near_tie_tokens",
+            "counter",
+            f"Tokens whose last used expert scored less than 0.01 above the best unused one{help_end}",
+            lambda reading: flat(reading.load.near_ties),
+            unit="tokens",
+        ),
+        metric(
+            f"{prefix}_routing_entropy_nats",
+            "summary",
+            f"Entropy of the tokens' routing probabilities{help_end}",
+            lambda reading: count_and_sum(reading, reading.load.routing_entropy),
+            unit="nats",
+        ),
+        metric(
+            f"{prefix}_routing_probability_variance",
+            "summary",
+            f"RPV, the variance of the tokens' routing probabilities{help_end}",
+            lambda reading: count_and_sum(reading, reading.load.routing_variance),
+        ),
+    ]
+
+
+def _histograms(load: ExpertLoad) -> Iterator[float]:
+    """By modality: how many tokens used at most as many experts as each bound says; tokens, used experts."""
+    for modality in range(len(MODALITIES)):
+        by_experts = Counter[int]()
+        for of_layer in load.tokens_by_experts:
+            by_experts.update(dict(enumerate(of_layer[modality], 1)))
+        for bound in EXPERTS_PER_TOKEN:
+            yield sum(tokens for number, tokens in by_experts.items() if number <= bound)
+        yield by_experts.total()
+        yield sum(number * tokens for number, tokens in by_experts.items())
 
 
 def _variations(used_ME: Counts) -> list[float]:

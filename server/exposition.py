@@ -8,14 +8,22 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-Kind = Literal["counter", "gauge", "info"]
-SUFFIXES = {"counter": "_total", "gauge": "", "info": "_info"}
+Kind = Literal["counter", "gauge", "info", "summary", "histogram"]
+SUFFIXES = {
+    "counter": ["_total"],
+    "gauge": [""],
+    "info": ["_info"],
+    "summary": ["_count", "_sum"],
+    "histogram": ["_count", "_sum"],
+}
 
 
 class Family:
-    """One metric: a series for each of `label_values`, in that order.
+    """One metric: its series for each of `label_values`, in that order.
 
-    `name` ends with its unit, where it has one, and lacks its kind's suffix.
+    `name` ends with its unit, where it has one, and lacks its kind's suffix. A summary (it has no quantiles)
+    has two series for each: count and sum. A histogram has one for each of `bounds`, which end with infinity,
+    and these two.
     """
 
     def __init__(
@@ -26,10 +34,16 @@ class Family:
         labels: Sequence[str],
         label_values: Iterable[Sequence[str]],
         unit: str = "",
+        bounds: Sequence[float] = (),
     ) -> None:
         self.name, self.kind, self.help_text, self.unit = name, kind, help_text, unit
-        self.sample_name = name + SUFFIXES[kind]
-        self.series = [f"{self.sample_name}{{{_labels(labels, values)}}}" for values in label_values]
+        buckets = [[("le", _bound(bound))] for bound in bounds]
+        suffixes = [("_bucket", le) for le in buckets] + [(suffix, []) for suffix in SUFFIXES[kind]]
+        self.series = [
+            f"{name}{suffix}{{{_labels([*zip(labels, values, strict=True), *more])}}}"
+            for values in label_values
+            for suffix, more in suffixes
+        ]
 
     def lines(self, values: Iterable[float], openmetrics: bool) -> list[str]:
         """The metric in OpenMetrics or in the older format, a value for each series; NaN leaves one out."""
@@ -48,11 +62,16 @@ class Family:
 
     def _head(self) -> list[str]:
         kind = "gauge" if self.kind == "info" else self.kind
-        return [f"# HELP {self.sample_name} {self.help_text}", f"# TYPE {self.sample_name} {kind}"]
+        name = self.name + (SUFFIXES[self.kind][0] if self.kind in ("counter", "info") else "")
+        return [f"# HELP {name} {self.help_text}", f"# TYPE {name} {kind}"]
 
 
-def _labels(names: Sequence[str], values: Sequence[str]) -> str:
-    return ",".join(f'{name}="{_escape(value)}"' for name, value in zip(names, values, strict=True))
+def _bound(bound: float) -> str:
+    return "+Inf" if math.isinf(bound) else str(float(bound))
+
+
+def _labels(pairs: Iterable[tuple[str, str]]) -> str:
+    return ",".join(f'{name}="{_escape(value)}"' for name, value in pairs)
 
 
 def _escape(value: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from prismoe.kernels.expert_load import Confidence, empty_load
 from prismoe.kernels.routing import router_probabilities, top_experts
 from prismoe.model_plugins.router import PolicyRouter
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
@@ -31,6 +32,7 @@ def test_the_example_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     policy_code, registry_line = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     # What the imports of the file would give.
     names: dict[str, Any] = {
+        "Confidence": Confidence,
         "Literal": Literal,
         "RouterInputs": RouterInputs,
         "Routing": Routing,
@@ -43,7 +45,7 @@ def test_the_example_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     ((name, policy_class),) = eval(f"{{{registry_line}}}", names).items()
     monkeypatch.setitem(POLICIES, name, policy_class)
     policy = choose_routing({"policy": name}, None, 2, {0: 4}).layers[0].policy
-    segments, load_MC = torch.tensor([-1, 0, 0]), torch.zeros(2, 6, dtype=torch.int64)
+    segments, load_MC = torch.tensor([-1, 0, 0]), empty_load(4)
     asked = torch.zeros(3, 2, dtype=torch.int32)
     router = PolicyRouter(policy, 4, segments, asked, load_MC, nn.ParameterDict())
     weights_TA, *_ = router.decide(torch.empty(3, 8), torch.randn(3, 4))

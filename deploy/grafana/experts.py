@@ -3,6 +3,7 @@
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 from panels import (
     HALF,
+    buckets_over_time,
     by_expert_over_time,
     by_layer_and_expert,
     dashboard,
@@ -13,7 +14,8 @@ from panels import (
 )
 
 MODEL = 'job=~"$job", model_name=~"$model"'
-LAYER = f'{MODEL}, layer=~"$layer"'
+OF_LAYER = 'layer=~"$layer"'
+LAYER = f"{MODEL}, {OF_LAYER}"
 MODALITY = 'modality=~"$modality"'
 RATE = "[$__rate_interval]"
 
@@ -54,6 +56,41 @@ def experts() -> Dashboard:
         )
     )
     board.with_panel(
+        buckets_over_time(
+            "How many experts a token uses",
+            "Tokens per second of the modalities chosen above, each once in every layer.",
+            f"sum by (le) (rate(prismoe_token_experts_bucket{{{MODEL}, {MODALITY}}}{RATE}))",
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Routing entropy",
+            "In nats, mean over the tokens and layers: 0 is a router that is sure.",
+            {"{{modality}}": _mean("prismoe_routing_entropy_nats", MODALITY, "modality")},
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Routing-probability variance (RPV)",
+            "Mean over the tokens and layers: 0 is a router that prefers no expert.",
+            {"{{modality}}": _mean("prismoe_routing_probability_variance", MODALITY, "modality")},
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Near ties",
+            "The part of the tokens whose last used expert scored less than 0.01 above the best unused one.",
+            {
+                "{{modality}}": _ratio(
+                    f"prismoe_near_tie_tokens_total{{{MODEL}, {MODALITY}}}",
+                    f"prismoe_routing_entropy_nats_count{{{MODEL}, {MODALITY}}}",
+                    "modality",
+                )
+            },
+            "percentunit",
+        )
+    )
+    board.with_panel(
         over_time(
             "Tail share",
             "The part of the vision tokens that were tail tokens, mean over the layers.",
@@ -89,7 +126,6 @@ def experts() -> Dashboard:
                 f"sum(rate(prismoe_used_experts_total{{{MODEL}}}{RATE}))",
             },
             "percentunit",
-            HALF,
         )
     )
     board.with_panel(
@@ -97,7 +133,6 @@ def experts() -> Dashboard:
             "Idle experts",
             "(Layer, expert) pairs that no token of the modality used in the last minutes.",
             {"{{modality}}": f"max by (modality) (prismoe_idle_experts{{{MODEL}, {MODALITY}}})"},
-            width=HALF,
         )
     )
 
@@ -147,6 +182,31 @@ def experts() -> Dashboard:
             "percentunit",
         )
     )
+    for title, description, metric in (
+        ("Routing entropy by layer", "In nats, mean over the tokens.", "routing_entropy_nats"),
+        ("RPV by layer", "Mean over the tokens.", "routing_probability_variance"),
+    ):
+        board.with_panel(
+            over_time(
+                title,
+                f"{description} Of the modalities chosen above.",
+                {"layer {{layer}}": _mean(f"prismoe_layer_{metric}", f"{OF_LAYER}, {MODALITY}", "layer")},
+            )
+        )
+    board.with_panel(
+        over_time(
+            "Near ties by layer",
+            "The part of the tokens of the modalities chosen above.",
+            {
+                "layer {{layer}}": _ratio(
+                    f"prismoe_layer_near_tie_tokens_total{{{LAYER}, {MODALITY}}}",
+                    f"prismoe_layer_routing_entropy_nats_count{{{LAYER}, {MODALITY}}}",
+                    "layer",
+                )
+            },
+            "percentunit",
+        )
+    )
     board.with_panel(
         over_time(
             "Imbalance (CV) by layer",
@@ -180,6 +240,11 @@ def experts() -> Dashboard:
 
 def _ratio(part: str, whole: str, by: str) -> str:
     return f"sum by ({by}) (rate({part}{RATE})) / sum by ({by}) (rate({whole}{RATE}))"
+
+
+def _mean(summary: str, labels: str, by: str) -> str:
+    selected = f"{{{MODEL}, {labels}}}"
+    return _ratio(f"{summary}_sum{selected}", f"{summary}_count{selected}", by)
 
 
 def _share_of_layer(modality: str) -> str:

@@ -123,6 +123,23 @@ def by_layer_and_expert(title: str, description: str, query: str, width: int = H
     )
 
 
+def buckets_over_time(title: str, description: str, query: str, width: int = THIRD) -> HeatmapPanel:
+    """A heatmap over time of a histogram, a row for each bucket; `query` gives the buckets by `le`."""
+    target = Dataquery().ref_id("A").expr(query).legend_format("{{le}}").format(PromQueryFormat.HEATMAP)
+    return (
+        HeatmapPanel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .calculate(False)
+        .rows_frame(RowsHeatmapOptions().value("Tokens per second"))
+        .color(HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Turbo").steps(64))
+        .with_target(target)
+        .height(HEIGHT)
+        .span(width)
+    )
+
+
 def by_expert_over_time(title: str, description: str, query: str, width: int = HALF) -> HeatmapPanel:
     """A heatmap over time, a row for each expert."""
     return (

@@ -5,7 +5,8 @@ from typing import Literal
 
 import torch
 
-from prismoe.kernels.routing import picked_experts, router_probabilities
+from prismoe.kernels.expert_load import Confidence
+from prismoe.kernels.routing import normalized, picked_experts, router_probabilities
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
 
@@ -25,4 +26,5 @@ class BiasCorrected(TopKPolicy):
         score = router_probabilities if self.score == "softmax" else torch.sigmoid
         scores_TE = score(step.logits_TE)
         biased_TE = scores_TE + step.parameters["expert_bias"]
-        return Routing.of_equal_counts(*picked_experts(biased_TE, scores_TE, self.top_k, self.norm_topk_prob))
+        picked = picked_experts(biased_TE, scores_TE, self.top_k, self.norm_topk_prob)
+        return Routing.of_equal_counts(*picked, Confidence(normalized(scores_TE), biased_TE))

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.routing import router_probabilities, routing_entropy, top_experts
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
 
@@ -46,4 +47,4 @@ class Entropy(RoutingPolicy):
         part_T = (entropy_T - self.low) / (self.high - self.low) * (slots - self.min_experts + 1)
         count_T = (self.min_experts + part_T.floor().long()).clamp(min=self.min_experts, max=slots)
         experts_TA, weights_TA = top_experts(probs_TE, count_T, slots, self.norm_topk_prob)
-        return Routing.without_tail(experts_TA, weights_TA, count_T)
+        return Routing.without_tail(experts_TA, weights_TA, count_T, Confidence.of(probs_TE))

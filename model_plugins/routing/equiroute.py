@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.routing import by_modality, picked_experts, router_probabilities
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
@@ -28,4 +29,5 @@ class EquiRoute(TopKPolicy):
         reservation_TE = by_modality(step.is_vision_T, step.parameters["reservation"])
         scores_TE = pressure_T1 * step.logits_TE + reservation_TE
         probs_TE = router_probabilities(step.logits_TE)
-        return Routing.of_equal_counts(*picked_experts(scores_TE, probs_TE, self.top_k, self.norm_topk_prob))
+        picked = picked_experts(scores_TE, probs_TE, self.top_k, self.norm_topk_prob)
+        return Routing.of_equal_counts(*picked, Confidence(probs_TE, router_probabilities(scores_TE)))

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.routing import normalized, ranked_experts, router_probabilities, with_shared_experts
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 
@@ -32,10 +33,10 @@ class FineGrained(RoutingPolicy):
         return num_experts - self.shared_experts
 
     def route(self, step: RouterInputs) -> Routing:
-        experts_TA, weights_TA = ranked_experts(router_probabilities(step.logits_TE), self.top_k)
+        probs_TE = router_probabilities(step.logits_TE)
+        experts_TA, weights_TA = ranked_experts(probs_TE, self.top_k)
         if self.norm_topk_prob:
             weights_TA = normalized(weights_TA)
         count_T = torch.full_like(step.segment_T, self.top_k)
-        return Routing.without_tail(
-            *with_shared_experts(experts_TA, weights_TA, count_T, self.shared_experts, step.num_experts)
-        )
+        routed = with_shared_experts(experts_TA, weights_TA, count_T, self.shared_experts, step.num_experts)
+        return Routing.without_tail(*routed, Confidence.of(probs_TE))

@@ -47,4 +47,4 @@ class GMM(RoutingPolicy):
         experts_TK, posteriors_TK = best_posteriors(
             log_joint(latent_TL, own["log_mixing"], own["means"], own["log_variances"])
         )
-        return Routing.of_equal_counts(experts_TK, torch.softmax(posteriors_TK, dim=-1).float())
+        return Routing.of_equal_counts(experts_TK, torch.softmax(posteriors_TK, dim=-1).float(), None)

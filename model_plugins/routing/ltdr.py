@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
 
@@ -57,4 +58,4 @@ class LTDR(RoutingPolicy):
         asked_T = torch.where(selected_T, asked_of_tail_T, asked_of_head_T)
         count_T = torch.where(asked_T > 0, asked_T.clamp(max=slots), count_T)
         experts_TA, weights_TA = top_experts(probs_TE, count_T, slots, self.norm_topk_prob)
-        return Routing(experts_TA, weights_TA, count_T, tail_T)
+        return Routing(experts_TA, weights_TA, count_T, tail_T, Confidence.of(probs_TE))

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.routing import router_probabilities, top_experts, with_shared_experts
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
 
@@ -51,7 +52,8 @@ class ModalityGroups(RoutingPolicy):
             experts_TA, weights_TA, count_T = with_shared_experts(
                 experts_TA, weights_TA, count_T, self.shared_experts, step.num_experts
             )
-        return Routing.without_tail(experts_TA, weights_TA, count_T)
+        confidence = Confidence(probs_TE, probs_TE.masked_fill(others_TE, -torch.inf))
+        return Routing.without_tail(experts_TA, weights_TA, count_T, confidence)
 
     def _group_sizes(self, num_experts: int) -> tuple[int, int]:
         routed = num_experts - self.shared_experts

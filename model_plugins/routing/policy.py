@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.routing import normalized, ranked_experts
 
 
@@ -38,17 +39,22 @@ class Routing(NamedTuple):
     weights_TA: Tensor  # float32
     count_T: Tensor  # int64
     tail_T: Tensor  # bool: vision tail tokens, all false where the policy knows none
+    confidence: Confidence | None  # None where the policy has no probabilities or does not rank by them
 
     @classmethod
-    def without_tail(cls, experts_TA: Tensor, weights_TA: Tensor, count_T: Tensor) -> Self:
+    def without_tail(
+        cls, experts_TA: Tensor, weights_TA: Tensor, count_T: Tensor, confidence: Confidence | None
+    ) -> Self:
         """The routing of a policy that knows no tail tokens."""
-        return cls(experts_TA, weights_TA, count_T, torch.zeros_like(count_T, dtype=torch.bool))
+        no_tail_T = torch.zeros_like(count_T, dtype=torch.bool)
+        return cls(experts_TA, weights_TA, count_T, no_tail_T, confidence)
 
     @classmethod
-    def of_equal_counts(cls, experts_TA: Tensor, weights_TA: Tensor) -> Self:
+    def of_equal_counts(cls, experts_TA: Tensor, weights_TA: Tensor, confidence: Confidence | None) -> Self:
         """The same, where every token uses all of its slots."""
         num_tokens, slots = experts_TA.shape
-        return cls.without_tail(experts_TA, weights_TA, experts_TA.new_full((num_tokens,), slots))
+        count_T = experts_TA.new_full((num_tokens,), slots)
+        return cls.without_tail(experts_TA, weights_TA, count_T, confidence)
 
 
 def check_experts(setting: str, value: int | None, most: int) -> None:
@@ -108,6 +114,6 @@ class TopKPolicy(RoutingPolicy, ABC):
     def top_k_of(self, probs_TE: Tensor) -> Routing:
         """The `top_k` most probable experts for every token."""
         experts_TA, weights_TA = ranked_experts(probs_TE, self.top_k)
-        return Routing.of_equal_counts(
-            experts_TA, normalized(weights_TA) if self.norm_topk_prob else weights_TA
-        )
+        if self.norm_topk_prob:
+            weights_TA = normalized(weights_TA)
+        return Routing.of_equal_counts(experts_TA, weights_TA, Confidence.of(probs_TE))

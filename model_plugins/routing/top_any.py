@@ -36,4 +36,5 @@ class TopAny(RoutingPolicy):
         behind_TE = torch.where(passes_TE, similarity_TE, similarity_TE - 4)  # a cosine is from -1 to 1
         experts_TA, _ = ranked_experts(behind_TE, step.num_experts)
         equal_TA = torch.ones_like(similarity_TE)
-        return Routing.without_tail(*use_first(experts_TA, equal_TA, count_T, renormalize=True), count_T)
+        used = use_first(experts_TA, equal_TA, count_T, renormalize=True)
+        return Routing.without_tail(*used, count_T, None)

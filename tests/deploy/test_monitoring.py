@@ -68,6 +68,12 @@ def test_grafana_finds_the_dashboards(compose: Compose) -> None:
     assert set(Path(folder).glob("*.json")) == set(GRAFANA.rglob("*.json")), "Not all dashboards are there."
 
 
+def test_panels_lie_within_the_dashboard() -> None:
+    for dashboard in GRAFANA.rglob("*.json"):
+        for panel in load(dashboard)["panels"]:
+            assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24, (dashboard.name, panel["title"])
+
+
 def test_dashboards_ask_the_provisioned_source() -> None:
     [source] = load(GRAFANA / "provisioning/datasources/prometheus.yaml")["datasources"]
     for dashboard in GRAFANA.rglob("*.json"):

@@ -1,10 +1,22 @@
-"""Counters against a count in plain Python."""
+"""Counters against a count in plain Python, and sums of entropy and RPV against float64."""
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prismoe.kernels.expert_load import count_expert_load
+from prismoe.kernels.expert_load import (
+    NEAR_TIE,
+    Confidence,
+    LayerLoad,
+    count_expert_load,
+    empty_load,
+)
+from prismoe.kernels.routing import router_probabilities
+from tests.kernels.test_routing import SEGMENTS, random_logits
+
+ROUNDING = 4e-6  # of one token
 
 
 @settings(max_examples=100, deadline=None)
@@ -20,15 +32,96 @@ def test_counts_each_real_pair_once(
     experts_TA = torch.randint(experts, (tokens, slots), generator=generator)
     count_T = torch.randint(1, slots + 1, (tokens,), generator=generator)
     tail_T = (torch.rand(tokens, generator=generator) < 0.5) & (torch.tensor(segments) >= 0)
-    load_MC = torch.ones(2, experts + 2, dtype=torch.int64)
-    expected = load_MC.tolist()
+    uses, by_count = np.zeros((2, experts), dtype=int), np.zeros((2, slots), dtype=int)
     for token, segment in enumerate(segments):
+        if segment != -2:
+            modality, used = int(segment >= 0), int(count_T[token])
+            by_count[modality, used - 1] += 1
+            for expert in experts_TA[token, :used].tolist():
+                uses[modality, expert] += 1
+    load_MC = empty_load(experts)
+    for times in (1, 2):
+        count_expert_load(load_MC, experts_TA, count_T, tail_T, torch.tensor(segments), None)
+        load = LayerLoad.read(load_MC, slots)
+        assert load.expert_tokens == (times * uses).tolist()
+        assert load.tokens_by_experts == (times * by_count).tolist()
+        assert load.tokens == (times * by_count.sum(axis=1)).tolist()
+        assert load.tail_tokens == times * int(tail_T.sum())
+        assert load.scored_tokens == load.near_ties == [0, 0]
+        assert load.routing_entropy == load.routing_variance == [0, 0]
+
+
+def by_hand(
+    probs_TE: np.ndarray, scores_TE: np.ndarray, counts: list[int], segments: list[int], num_experts: int
+) -> dict[str, list[float]]:
+    """The sums over the tokens that are no padding, in float64."""
+    sums = {
+        name: [0.0, 0.0] for name in ("scored_tokens", "near_ties", "routing_entropy", "routing_variance")
+    }
+    shared = num_experts - probs_TE.shape[1]
+    for probs_E, scores_E, count, segment in zip(probs_TE, scores_TE, counts, segments, strict=True):
         if segment == -2:
             continue
-        row = expected[1 if segment >= 0 else 0]
-        for slot in range(int(count_T[token])):
-            row[int(experts_TA[token, slot])] += 1
-        row[experts] += 1
-        row[experts + 1] += int(tail_T[token])
-    count_expert_load(load_MC, experts_TA, count_T, tail_T, torch.tensor(segments))
-    assert load_MC.tolist() == expected
+        modality = int(segment >= 0)
+        best = sorted(scores_E, reverse=True)
+        used, unused = best[count - shared - 1], [*best, -np.inf][count - shared]
+        sums["scored_tokens"][modality] += 1
+        sums["near_ties"][modality] += used - unused < NEAR_TIE
+        sums["routing_entropy"][modality] -= sum(p * np.log(p) for p in probs_E if p > 0)
+        sums["routing_variance"][modality] += np.mean((probs_E - np.mean(probs_E)) ** 2)
+    return sums
+
+
+def check(confidence: Confidence, counts: list[int], segments: list[int], num_experts: int) -> LayerLoad:
+    """Count a step of the best experts and shared ones, and compare with the count by hand."""
+    count_T = torch.tensor(counts)
+    ranked_TE = confidence.scores_TE.argsort(descending=True)
+    shared_TA = torch.arange(ranked_TE.shape[1], num_experts).expand(len(counts), -1)
+    experts_TA = torch.cat([shared_TA, ranked_TE], dim=1)[:, : max(counts)]
+    unused_TA = torch.arange(max(counts)) >= count_T[:, None]
+    experts_TA = torch.where(unused_TA, experts_TA[:, :1], experts_TA)
+    no_tail_T = torch.zeros(len(counts), dtype=torch.bool)
+    probs_TE, scores_TE = (part.double().numpy() for part in confidence)
+    load_MC = empty_load(num_experts)
+    count_expert_load(load_MC, experts_TA, count_T, no_tail_T, torch.tensor(segments), confidence)
+    load = LayerLoad.read(load_MC, num_experts)
+    for name, expected in by_hand(probs_TE, scores_TE, counts, segments, num_experts).items():
+        assert getattr(load, name) == pytest.approx(expected, abs=ROUNDING * len(counts)), name
+    return load
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+@pytest.mark.parametrize("experts", [1, 2, 3, 4, 7, 64])
+@pytest.mark.parametrize("segments", [*SEGMENTS.values(), [-1] * 9, [-2] * 3], ids=str)
+def test_confidence_is_summed_by_modality(segments: list[int], experts: int, shared: int) -> None:
+    """Whether all tokens use as many experts, or each another number."""
+    probs_TE = router_probabilities(random_logits(len(segments), experts))
+    confidence = Confidence.of(probs_TE)
+    for most in {1, min(2, experts), experts}:
+        equal = [shared + most] * len(segments)
+        mixed = [shared + 1 + token % most for token in range(len(segments))]
+        for counts in (equal, mixed):
+            check(confidence, counts, segments, experts + shared)
+
+
+@pytest.mark.parametrize("segment", [-1, 0])
+def test_ties_of_the_last_used_and_the_first_unused_expert_are_counted(segment: int) -> None:
+    probs_TE = torch.tensor(
+        [
+            [0.4, 0.4, 0.1, 0.1],  # a tie that decides nothing
+            [0.5, 0.2, 0.2, 0.1],
+            [0.5, 0.204, 0.196, 0.1],
+            [0.5, 0.21, 0.19, 0.1],
+            [0.25, 0.25, 0.25, 0.25],
+        ]
+    )
+    segments = [segment] * 5
+    assert sum(check(Confidence.of(probs_TE), [2] * 5, segments, 4).near_ties) == 3
+    assert sum(check(Confidence.of(probs_TE), [4] * 5, segments, 4).near_ties) == 0
+
+
+@pytest.mark.parametrize("segment", [-1, 0])
+def test_experts_out_of_the_question_tie_with_none(segment: int) -> None:
+    probs_TE = torch.tensor([[0.999, 0.001, 0.0, 0.0]])
+    scores_TE = torch.tensor([[0.999, 0.001, -torch.inf, -torch.inf]])
+    assert sum(check(Confidence(probs_TE, scores_TE), [2], [segment], 4).near_ties) == 0

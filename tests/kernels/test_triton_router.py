@@ -1,9 +1,10 @@
 """The fused router against the plain one, by Triton's interpreter."""
 
+import numpy as np
 import pytest
 import torch
 
-from prismoe.kernels.expert_load import count_expert_load
+from prismoe.kernels.expert_load import Confidence, LayerLoad, count_expert_load, empty_load
 from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts
 from prismoe.kernels.triton_router import ltdr_router
 from tests.kernels.test_routing import SEGMENTS, random_logits
@@ -19,7 +20,7 @@ from tests.kernels.test_routing import SEGMENTS, random_logits
 def test_it_decides_as_the_plain_router(segments: list[int], experts: int, renormalize: bool) -> None:
     logits_TE, segment_T = random_logits(len(segments), experts), torch.tensor(segments)
     top_k = min(2, experts)
-    load_MC, expected_load_MC = torch.ones(2, 2, experts + 2, dtype=torch.int64)
+    load_MC, expected_load_MC = empty_load(experts), empty_load(experts)
     probs_TE = router_probabilities(logits_TE)
     tail_T = tail_tokens(probs_TE, segment_T)
     # One more token than the step has keeps the plain router from leaving slots out.
@@ -28,16 +29,20 @@ def test_it_decides_as_the_plain_router(segments: list[int], experts: int, renor
     expected_TA, expected_weights_TA = (
         decided[:-1] for decided in top_experts(probs_TE, count_T, experts, renormalize)
     )
-    count_expert_load(expected_load_MC, expected_TA, count_T[:-1], tail_T, segment_T)
+    count_expert_load(
+        expected_load_MC, expected_TA, count_T[:-1], tail_T, segment_T, Confidence.of(probs_TE[:-1])
+    )
 
     experts_TA, weights_TA = ltdr_router(logits_TE, segment_T, load_MC, 4, top_k, experts, renormalize)
     torch.testing.assert_close(experts_TA.long(), expected_TA)
     torch.testing.assert_close(weights_TA, expected_weights_TA)
-    assert load_MC.tolist() == expected_load_MC.tolist()
+    load, expected = (LayerLoad.read(each, experts) for each in (load_MC, expected_load_MC))
+    for name, counts in expected._asdict().items():
+        assert np.array(getattr(load, name)) == pytest.approx(np.array(counts), abs=1e-4), name
 
 
 def test_ties_take_the_lower_expert_and_unused_slots_can_be_dropped() -> None:
-    load_MC = torch.zeros(2, 6, dtype=torch.int64)
+    load_MC = empty_load(4)
     segment_T = torch.tensor([-1, 0, 0])
     experts_TA, _ = ltdr_router(torch.zeros(3, 4), segment_T, load_MC, 1, 2, 4, True, drop_unused=True)
     assert experts_TA.tolist() == [[0, 1, -1, -1]] * 3

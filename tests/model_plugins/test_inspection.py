@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from prismoe.kernels.expert_load import EXTRA_COLUMNS
+from prismoe.kernels.expert_load import empty_load
 from prismoe.model_plugins.inspection import Inspection
 from prismoe.model_plugins.router import PolicyRouter
 from prismoe.model_plugins.routing.ltdr import LTDR
@@ -48,7 +48,7 @@ class Rig:
         self.runner = runner
         self.segments = torch.full((64,), -2)
         asked = torch.zeros(64, 2, dtype=torch.int32)
-        self.loads = [torch.zeros(2, EXPERTS + EXTRA_COLUMNS, dtype=torch.int64) for _ in LAYERS]
+        self.loads = [empty_load(EXPERTS) for _ in LAYERS]
         policy = LTDR(top_k=2, norm_topk_prob=True)
         self.routers = {
             layer: PolicyRouter(policy, EXPERTS, self.segments, asked, load, nn.ParameterDict())

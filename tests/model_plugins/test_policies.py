@@ -60,6 +60,25 @@ def test_a_policy_matches_its_reference(
     assert_same(used(routing), RULES[policy.policy](policy, in_float64(step)))
 
 
+@pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_policy_tells_what_its_experts_were_chosen_by(
+    settings: dict[str, Any], segments: list[int]
+) -> None:
+    """No unused expert scores more than a used one; shared experts, the last ones, have no score."""
+    policy = make(settings)
+    routing = policy.route(random_step(policy, segments, 7))
+    assert (routing.confidence is None) == (policy.policy in ("gmm", "top_any"))
+    if routing.confidence is None:
+        return
+    np.testing.assert_allclose(routing.confidence.probs_TE.sum(dim=1), 1, rtol=1e-5)
+    for scores_E, pairs in zip(routing.confidence.scores_TE, used(routing), strict=True):
+        chosen = {expert for expert, _ in pairs} & set(range(len(scores_E)))
+        others = set(range(len(scores_E))) - chosen
+        assert len(pairs) - len(chosen) == 7 - len(scores_E)
+        assert not others or max(scores_E[list(others)]) <= min(scores_E[list(chosen)])
+
+
 def test_every_policy_has_a_case() -> None:
     assert {settings["policy"] for settings in CASES.values()} == set(POLICIES) == set(RULES)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prismoe.kernels.expert_load import MODALITIES
+from prismoe.kernels.expert_load import MODALITIES, empty_load
 from prismoe.model_plugins.router import PolicyRouter
 from prismoe.server.expert_load import MODALITIES as SERVER_MODALITIES
 from tests.model_plugins.routing_steps import CASES, make, random_step
@@ -22,7 +22,7 @@ def router_and_step(settings: dict[str, Any], segments: list[int]) -> tuple[Poli
     parameters = nn.ParameterDict(
         {name: nn.Parameter(values, requires_grad=False) for name, values in step.parameters.items()}
     )
-    load_MC = torch.zeros(2, 7, dtype=torch.int64)
+    load_MC = empty_load(5)
     asked = torch.zeros(len(segments), 2, dtype=torch.int32)
     router = PolicyRouter(policy, 5, torch.tensor(segments), asked, load_MC, parameters)
     return router, step.hidden_TD, step.logits_TE

@@ -21,6 +21,10 @@ def answer_and_loads(**options: Any) -> tuple[Any, list[Any]]:
         return [output.outputs[0] for output in outputs], llm.collective_rpc("prismoe_expert_load")
 
 
+def flat(counts: Any) -> list[float]:
+    return [number for part in counts for number in flat(part)] if isinstance(counts, list) else [counts]
+
+
 @pytest.fixture(scope="module")
 def eager() -> tuple[Any, list[Any]]:
     return answer_and_loads()
@@ -34,7 +38,11 @@ def test_equals_one_eager_rank(
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     answers, loads = answer_and_loads(**options)
     assert len(loads) == options.get("tensor_parallel_size", 1)
-    assert all(load == eager[1][0] for load in loads)
+    for load in loads:
+        for name, counts in eager[1][0].items():
+            # The routing probabilities themselves differ in their last bits.
+            accuracy = 1e-3 if name.startswith("routing_") else 0
+            np.testing.assert_allclose(flat(load[name]), flat(counts), rtol=accuracy, err_msg=name)
     for mine, theirs in zip(answers, eager[0], strict=True):
         assert mine.token_ids == theirs.token_ids
         np.testing.assert_allclose(logits(mine.logprobs), logits(theirs.logprobs), atol=1e-4)

@@ -47,13 +47,13 @@ def load_of(llm: LLM, prompts: list[dict[str, Any]]) -> tuple[list[RequestOutput
     before = llm.collective_rpc("prismoe_expert_load")[0]
     outputs = llm.generate(prompts, greedy(NEW_TOKENS, with_prompt=False), use_tqdm=False)
     after = llm.collective_rpc("prismoe_expert_load")[0]
-    names = ("expert_tokens", "tokens", "tail_tokens")
+    names = ("expert_tokens", "tokens", "tail_tokens", "tokens_by_experts", "scored_tokens")
     return outputs, {name: np.array(after[name]) - np.array(before[name]) for name in names}
 
 
 def test_before_any_request_nothing_is_counted(llm: LLM) -> None:
     load = llm.collective_rpc("prismoe_expert_load")[0]
-    assert not any(np.any(load[name]) for name in ("expert_tokens", "tokens", "tail_tokens"))
+    assert not any(np.any(load[name]) for name in load if name != "layers")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,8 @@ def test_each_computed_token_is_counted_once(alone: list) -> None:
             tail = load["tail_tokens"][layer]
             assert load["tokens"][layer].tolist() == [text, vision]
             assert load["expert_tokens"][layer].sum(axis=1).tolist() == [2 * text, 2 * vision + 2 * tail]
+            assert load["tokens_by_experts"][layer].tolist() == [[0, text, 0, 0], [0, vision - tail, 0, tail]]
+            assert load["scored_tokens"][layer].tolist() == [text, vision]
             assert (0 < tail < vision) if images else tail == 0
 
 

@@ -1,4 +1,4 @@
-"""Takes the README's pictures of the inspector: a real browser on a real server. `make pictures`."""
+"""Takes the README's pictures by a real browser: of a real server's inspector, and of other pages."""
 
 import io
 import sys
@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.server.browser import running_browser
 from tests.server.running import Server
@@ -41,6 +41,20 @@ def take(browser: Browser, url: str, scheme: str, file: Path) -> None:
     for key in ["ArrowDown"] * 3 + ["ArrowRight"] * 3:
         page.keyboard.press(key)
     page.locator("#stage-A").blur()
+    _save(page, file)
+
+
+def take_page(html: str, folder: Path, name: str) -> None:
+    """Write `NAME-light.png` and `NAME-dark.png` of a page without a server into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with running_browser() as browser:
+        for scheme in ("light", "dark"):
+            page = browser.new_page(viewport=SIZE, color_scheme=scheme)  # type: ignore[arg-type]
+            page.set_content(html)
+            _save(page, folder / f"{name}-{scheme}.png")
+
+
+def _save(page: Page, file: Path) -> None:
     picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
     picture.convert("RGB").quantize(COLOURS).save(file, optimize=True)
     page.close()

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -36,7 +37,8 @@ def test_expert_load_of_two_engines(tmp_path: Path, picture: bytes) -> None:
         server.stop()
     assert server.survivors() == []
     vision = REQUESTS * TOKENS_PER_IMAGE
-    assert load["tokens"] == [[computed - vision, vision]] * len(load["layers"])
+    assert load["tokens"] == load["scored_tokens"] == [[computed - vision, vision]] * len(load["layers"])
+    assert np.all(np.array(load["routing_entropy"]) > 0)
     prompts = {
         sample.labels["engine"]: sample.value
         for family in text_string_to_metric_families(metrics)

@@ -7,6 +7,7 @@ import httpx
 import numpy as np
 import pytest
 
+from prismoe.kernels.expert_load import NEAR_TIE
 from prismoe.model_plugins.bundled import bundled_checkpoint
 from tests.kernels.reference import experts as reference_experts
 from tests.kernels.reference import probabilities
@@ -90,6 +91,29 @@ def test_an_inspection_is_counted_as_any_request(http: httpx.Client, question: o
         told = np.bincount(np.concatenate(layer["experts"]), minlength=EXPERTS)
         assert counted.sum(axis=0).tolist() == told.tolist()
         assert after["tail_tokens"][index] - before["tail_tokens"][index] == sum(layer["tail"])
+
+
+def test_what_the_routers_made_of_the_tokens_is_summed(http: httpx.Client, question: object) -> None:
+    """Entropy, RPV and near ties of one request, recomputed from its logits."""
+    inspected(http, question)
+    before = load(http)
+    routing = inspected(http, question, router_logits=True)["routing"]
+    after = load(http)
+    is_vision = np.array([token["modality"] == "vision" for token in routing["tokens"]])
+    for index, layer in enumerate(routing["layers"]):
+        probs = probabilities(np.array(layer["router_logits"]))
+        best = np.pad(-np.sort(-probs, axis=1), ((0, 0), (0, 1)), constant_values=-np.inf)
+        row, used = np.arange(len(best)), np.array([len(experts) for experts in layer["experts"]])
+        by_token = {
+            "scored_tokens": np.ones(len(best)),
+            "near_ties": best[row, used - 1] - best[row, used] < NEAR_TIE,
+            "routing_entropy": -(probs * np.log(probs)).sum(axis=1),
+            "routing_variance": probs.var(axis=1),
+        }
+        for name, values in by_token.items():
+            counted = np.array(after[name][index]) - before[name][index]
+            expected = [values[~is_vision].sum(), values[is_vision].sum()]
+            np.testing.assert_allclose(counted, expected, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_the_answer_streams_and_the_routing_comes_last(http: httpx.Client, question: object) -> None:

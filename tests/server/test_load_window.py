@@ -15,11 +15,17 @@ class Clock:
 
 
 def load(count: int) -> ExpertLoad:
+    tokens = [count, 2 * count]
     return ExpertLoad(
         layers=[3],
         expert_tokens=[[[count, 0], [0, 2 * count]]],
-        tokens=[[count, 2 * count]],
+        tokens=[tokens],
         tail_tokens=[0],
+        tokens_by_experts=[[[count], [2 * count]]],
+        scored_tokens=[tokens],
+        near_ties=[[0, 0]],
+        routing_entropy=[[0, 0]],
+        routing_variance=[[0, 0]],
     )
 
 

@@ -1,6 +1,7 @@
 """The text of the metrics, without an engine."""
 
 import asyncio
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,12 @@ from prismoe.server.load_reader import ExpertLoadReader
 from prismoe.server.metrics import ExpertMetrics, metrics_route
 from prismoe.server.routes import LayerRouting, RoutingInForce
 from prismoe.server.settings import MetricsLevel
-from tests.server.fake_engine import FakeEngine
+from tests.server import fake_engine
+from tests.server.fake_engine import NOTHING, FakeEngine
 
 LOAD = {
-    "layers": [0, 2],
+    **fake_engine.LOAD,
     "expert_tokens": [[[10, 9, 0, 1], [32, 40, 8, 80]], [[5, 5, 5, 5], [64, 32, 16, 16]]],
-    "tokens": [[10, 64], [10, 64]],
-    "tail_tokens": [16, 0],
-}
-NOTHING = {
-    "layers": [0, 2],
-    "expert_tokens": [[[0] * 4, [0] * 4]] * 2,
-    "tokens": [[0, 0]] * 2,
-    "tail_tokens": [0, 0],
 }
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -72,6 +66,27 @@ def test_counters_tell_what_was_counted_since_the_start() -> None:
     assert value(told, "prismoe_expert_load_reading_failures_total") == 0
 
 
+def test_the_experts_of_a_token_are_a_histogram() -> None:
+    told = samples(expert_metrics(NOTHING, LOAD).text(True))
+    for bound, tokens in {"1.0": 0, "2.0": 112, "3.0": 112, "4.0": 128, "64.0": 128, "+Inf": 128}.items():
+        assert value(told, "prismoe_token_experts_bucket", modality="vision", le=bound) == tokens
+    assert value(told, "prismoe_token_experts_count", modality="vision") == 128
+    assert value(told, "prismoe_token_experts_sum", modality="vision") == 288
+    assert value(told, "prismoe_token_experts_sum", modality="text") == 40
+
+
+def test_what_the_router_made_of_tokens_is_summed() -> None:
+    told = samples(expert_metrics(NOTHING, LOAD).text(True))
+    assert value(told, "prismoe_near_tie_tokens_total", modality="vision") == 14
+    assert value(told, "prismoe_routing_entropy_nats_count", modality="vision") == 128
+    assert value(told, "prismoe_routing_entropy_nats_sum", modality="vision") == 80
+    assert value(told, "prismoe_routing_probability_variance_sum", modality="text") == 0.75
+    assert value(told, "prismoe_layer_near_tie_tokens_total", layer="2", modality="vision") == 6
+    assert value(told, "prismoe_layer_routing_entropy_nats_sum", layer="2", modality="text") == 7.5
+    assert value(told, "prismoe_layer_routing_entropy_nats_count", layer="2", modality="text") == 10
+    assert value(told, "prismoe_layer_routing_probability_variance_sum", layer="0", modality="vision") == 1
+
+
 def test_gauges_tell_of_the_window() -> None:
     told = samples(expert_metrics(NOTHING, LOAD).text(True))
     assert value(told, "prismoe_window_tokens", modality="text") == 10
@@ -111,14 +126,14 @@ def test_the_summary_does_not_grow_with_the_model() -> None:
     reader = ExpertLoadReader(FakeEngine(large_load()))
     asyncio.run(reader.read())
     large = ExpertMetrics(reader, routing(*range(64), experts=128), "model", "summary")
-    assert small.series == large.series < 30
+    assert small.series == large.series < 60
 
 
 def test_both_formats_say_the_same_with_types_units_and_help() -> None:
     metrics = expert_metrics(NOTHING, LOAD)
     new = {family.name: family for family in parse_openmetrics(metrics.text(True) + "# EOF\n")}
     old = {family.name: family for family in parse_text(metrics.text(False))}
-    assert len(new) == len(old) == 18
+    assert len(new) == len(old) == 25
     for name, family in new.items():
         older = old[f"{name}_info" if family.type == "info" else name]
         assert [sample[:3] for sample in older.samples] == [sample[:3] for sample in family.samples]
@@ -156,6 +171,11 @@ def large_load(scale: int = 1, layers: int = 64, experts: int = 128) -> dict[str
         "expert_tokens": [[[scale * (7 * expert + 1) for expert in range(experts)]] * 2] * layers,
         "tokens": [[scale * 1000, scale * 9000]] * layers,
         "tail_tokens": [scale * 900] * layers,
+        "tokens_by_experts": [[[scale] * 64] * 2] * layers,
+        "scored_tokens": [[scale * 1000, scale * 9000]] * layers,
+        "near_ties": [[scale * 10, scale * 70]] * layers,
+        "routing_entropy": [[scale * 1234.5, scale * 23456.7]] * layers,
+        "routing_variance": [[scale * 0.123, scale * 0.234]] * layers,
     }
 
 
@@ -175,5 +195,7 @@ def test_a_large_model_is_told_quickly() -> None:
 
 def test_every_metric_is_in_the_documentation() -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    for name, _ in samples(expert_metrics(NOTHING, LOAD).text(True)):
-        assert f"`{name}" in page
+    names = {family.name for family in parse_openmetrics(expert_metrics(LOAD).text(True) + "# EOF\n")}
+    assert names
+    for name in names:
+        assert re.search(f"`{name}(_total|_info)?`", page), name

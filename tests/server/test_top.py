@@ -9,14 +9,12 @@ from rich.console import Console
 from prismoe.server.cli import main
 from prismoe.server.expert_load import ExpertLoad
 from prismoe.server.top import Reading, load_bars, view
-from tests.server.fake_engine import LOAD
+from tests.server.fake_engine import LOAD, NOTHING
 from tests.server.running import Server
 
 
 def test_the_view_tells_what_happened_between_two_readings() -> None:
-    nothing = ExpertLoad(
-        layers=[0, 2], expert_tokens=[[[0] * 4] * 2] * 2, tokens=[[0, 0]] * 2, tail_tokens=[0, 0]
-    )
+    nothing = ExpertLoad.model_validate(NOTHING)
     names = ("prompt_tokens_total", "generation_tokens_total", "num_requests_waiting", "kv_cache_usage_perc")
     before = Reading(10.0, nothing, {f"vllm:{name}": 1 for name in names})
     engine = dict(zip([f"vllm:{name}" for name in names], [4001, 41, 7, 0.25], strict=True))
