@@ -105,10 +105,12 @@ def _lines(panel: dict[str, Any], prometheus: Prometheus, start: float, end: flo
 
 def _chart(lines: list[Line], unit: str, width: int, start: float, end: float) -> str:
     top = max((value for line in lines for _, value in line.values), default=0) * 1.1 or 1.0
+    if unit == "percentunit":
+        top = min(top, 1.0)
     parts, legend = [], []
     for tick in range(3):
         y = HEIGHT - tick * HEIGHT / 2
-        text = f"{top * tick / 2:.0%}" if unit == "percentunit" else f"{top * tick / 2:.3g}"
+        text = _number(top * tick / 2, unit)
         parts.append(f"<line x1={LEFT} x2={width} y1={y} y2={y} stroke='var(--line)' />")
         parts.append(f"<text x={LEFT - 6} y={max(y, 10)} text-anchor=end>{text}</text>")
     for line, colour in zip(lines, COLOURS, strict=False):
@@ -119,6 +121,12 @@ def _chart(lines: list[Line], unit: str, width: int, start: float, end: float) -
         parts.append(f"<polyline points='{points}' fill=none stroke='{colour}' stroke-width=2 />")
         legend.append(f"<span><i style='background: {colour}'></i>{html.escape(line.label)}</span>")
     return f"{_svg(parts, width)}<div class=legend>{''.join(legend)}</div>"
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "percentunit":
+        return f"{value:.0%}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _heatmap(lines: list[Line], width: int, start: float, end: float) -> str:
