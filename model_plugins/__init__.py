@@ -16,11 +16,16 @@ def register() -> None:
     from transformers import AutoConfig, AutoTokenizer
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers.registry import TokenizerRegistry
     from vllm.transformers_utils.chat_templates.registry import register_chat_template_fallback_path
 
     from prismoe.model_plugins.moe_llava import config, tokenizers
-    from prismoe.model_plugins.moe_llava.start_check import MoELLaVAStartCheck
+    from prismoe.model_plugins.moe_llava.start_check import RENDERER, MoELLaVAStartCheck
     from prismoe.model_plugins.processes import end_with_parent
+
+    RENDERER_REGISTRY.register(RENDERER, "prismoe.model_plugins.moe_llava.rendering", "PlainTextRenderer")
+    TokenizerRegistry.register(RENDERER, "vllm.tokenizers.hf", "CachedHfTokenizer")
 
     if parent_process() is not None:  # not the server itself, which a shell may have started
         end_with_parent()

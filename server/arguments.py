@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from prismoe.server.access.settings import AccessSettings
 from prismoe.server.life.settings import LifeSettings
 from prismoe.server.limits.settings import LimitSettings
+from prismoe.server.media.settings import MediaSettings
 from prismoe.server.settings import ServeSettings
 
 USAGE = "prismoe serve [MODEL] [options] [any vLLM option]"
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(parser.add_argument_group("who may use the server"), AccessSettings)
     _add_options(parser.add_argument_group("how much a client may take"), LimitSettings)
     _add_options(parser.add_argument_group("what tells that the engine is stuck"), LifeSettings)
+    _add_options(parser.add_argument_group("what an image may be"), MediaSettings)
     return parser
 
 
@@ -73,7 +75,7 @@ def _add_options(group: argparse._ArgumentGroup, settings: type[BaseModel]) -> N
         if field.annotation is bool:
             group.add_argument(option, action="store_true", help=field.description)
         else:
-            default = "" if field.default is None else f" (default: {field.default})"
+            default = "" if field.default is None else f" (default: {field.default or 'none'})"
             group.add_argument(
                 option, metavar=name.split("_")[-1].upper(), help=f"{field.description}{default}"
             )

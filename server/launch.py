@@ -19,7 +19,6 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 from prismoe.server import (
     inspection_routes,
     inspector_page,
-    media,  # noqa: F401  (registers what fetches images)
     routes,
 )
 from prismoe.server.access.configured import configured_keys
@@ -35,6 +34,7 @@ from prismoe.server.life.under_way import UnderWay
 from prismoe.server.limits.admission import Admission
 from prismoe.server.limits.body import BodyLimit
 from prismoe.server.load_reader import ExpertLoadReader, logger
+from prismoe.server.media.connector import use_media
 from prismoe.server.metrics import ExpertMetrics, metrics_route, vllm_tokens
 from prismoe.server.refusal import RefusalCounter
 from prismoe.server.request_guard import RequestGuard
@@ -47,6 +47,7 @@ ENGINE_END_S = 10
 async def run_server(args: Namespace, settings: ServeSettings) -> None:
     """Start everything, serve until a signal, and end everything. Raises EngineFailed where that ended it."""
     decorate_logs("APIServer", skip_if_decorated=True)
+    use_media(settings)
     keys = _keys(args, settings)
     listener = _listen(args)
     prepare_fork(listener)

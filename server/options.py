@@ -12,6 +12,7 @@ from prismoe.model_plugins.engine_options import engine_options
 from prismoe.model_plugins.hub import checkpoint_folder
 from prismoe.model_plugins.moe_llava.config import check_config_file
 from prismoe.server.arguments import USAGE
+from prismoe.server.media.origins import AllowedOrigins
 from prismoe.server.settings import ServeSettings
 
 MIB = 2**20
@@ -35,6 +36,7 @@ def parse_engine_options(settings: ServeSettings) -> Namespace:
         )
     if args.trust_remote_code:
         raise ValueError("prismoe runs no code out of a checkpoint: leave out --trust-remote-code.")
+    AllowedOrigins(args.allowed_media_domains)  # says what is wrong with them, if anything
     validate_parsed_serve_args(args)
     return args
 

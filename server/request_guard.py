@@ -1,6 +1,7 @@
 """Refuses, with a sentence, what vLLM would take from a request and prismoe must not."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 ROLES = ("system", "developer", "user", "assistant")
 MOST_ANSWERS = 128
 """The most that OpenAI takes for `n`; here prompts of a list count, too."""
+
+HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
+"""An escape in JSON that may be half of a surrogate pair."""
 
 
 class RequestGuard:
@@ -43,17 +47,24 @@ class RequestGuard:
 def refusal(body: bytes | bytearray) -> str | None:
     """What is wrong with a request's body; None where nothing is.
 
-    Roles outside ROLES, which a chat template could pass over in silence, and `media_io_kwargs`, with which
-    vLLM trusts every client once it takes `mm_processor_kwargs`.
+    Roles outside ROLES, which a chat template could pass over in silence; `media_io_kwargs`, with which
+    vLLM trusts every client once it takes `mm_processor_kwargs`; an image's `uuid`, under which vLLM would
+    cache it for all clients; and half characters, which no tokenizer takes.
     """
     try:
         request = json.loads(body)
+        if HALF_CHARACTER.search(body):
+            json.dumps(request, ensure_ascii=False).encode()
+        return _fault(request) if isinstance(request, dict) else None
+    except UnicodeEncodeError:
+        return "The request has half of a surrogate pair, which is no character."
     except ValueError:
         return None  # vLLM says what is wrong with it.
     except RecursionError:
         return "The request's JSON is nested too deeply."
-    if not isinstance(request, dict):
-        return None
+
+
+def _fault(request: dict[str, Any]) -> str | None:
     if request.get("media_io_kwargs"):
         return "media_io_kwargs is the operator's to set: leave it out of the request."
     if (answers := _answers(request)) > MOST_ANSWERS:
@@ -61,6 +72,8 @@ def refusal(body: bytes | bytearray) -> str | None:
     for where, role in _roles(request.get("messages"), "messages"):
         if role not in ROLES:
             return f"{where}.role is {role!r}. The roles are: {', '.join(ROLES)}."
+    if _names_an_image([request.get("messages"), request.get("input")]):
+        return "An image's uuid would be shared with other clients: leave it out of the request."
     return None
 
 
@@ -82,3 +95,10 @@ def _roles(messages: object, where: str) -> Iterator[tuple[str, object]]:
             yield from _roles(message, f"{where}[{index}]")
     elif isinstance(messages, dict) and "role" in messages:
         yield where, messages["role"]
+
+
+def _names_an_image(value: object) -> bool:
+    """Whether a part of a message has a uuid."""
+    if isinstance(value, dict):
+        return value.get("uuid") is not None or _names_an_image(value.get("content"))
+    return isinstance(value, list) and any(map(_names_an_image, value))

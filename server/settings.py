@@ -10,6 +10,7 @@ from prismoe.model_plugins.bundled import bundled_checkpoint
 from prismoe.server.access.settings import AccessSettings
 from prismoe.server.life.settings import LifeSettings
 from prismoe.server.limits.settings import LimitSettings
+from prismoe.server.media.settings import MediaSettings
 
 GOALS = {
     "dual_threshold": {"skip", "skip_text"},
@@ -42,7 +43,7 @@ class RoutingSetting(BaseModel):
         return routing
 
 
-class ServeSettings(RoutingSetting, AccessSettings, LimitSettings, LifeSettings):
+class ServeSettings(RoutingSetting, AccessSettings, LimitSettings, LifeSettings, MediaSettings):
     """One server's settings. `engine_options` are vLLM's own, still as the user typed them."""
 
     model: str = Field(default_factory=lambda: str(bundled_checkpoint()), validate_default=True)

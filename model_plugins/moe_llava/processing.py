@@ -1,10 +1,11 @@
 """From an image and a prompt to pixel values and tokens, as MoE-LLaVA's own code does it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
-from transformers import BatchFeature, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import BatchFeature, PretrainedConfig
 from vllm.config.multimodal import MultiModalDummyOptions
 from vllm.inputs import MultiModalDataDict
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
@@ -13,6 +14,7 @@ from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
     BaseProcessingInfo,
+    ProcessorInputs,
     PromptReplacement,
     PromptUpdate,
 )
@@ -24,6 +26,9 @@ from prismoe.model_plugins.request_routing import asked_experts
 
 IMAGE_MARK = "<image>"
 """Stands for an image in a prompt's text."""
+
+IMAGE_INDEX = -200
+"""Stands for an image among a prompt's ids, until its placeholders take the place (LLaVA's number)."""
 
 IMAGE_FIELDS = dict.fromkeys(["pixel_values", "asked_experts"], MultiModalFieldConfig.batched("image"))
 """What the model takes of each image."""
@@ -46,11 +51,16 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
 def pixel_values(config: PretrainedConfig, checkpoint: str, images: Sequence[Image.Image]) -> torch.Tensor:
     """`[N, 3, H, W]` by the tower's own image processor, for a checkpoint with this config."""
     processor = tower_image_processor(config.mm_image_tower, checkpoint)
-    if getattr(config, "image_aspect_ratio", None) == "pad":
-        red, green, blue = (int(255 * mean) for mean in processor.image_mean)
-        images = [pad_to_square(image.convert("RGB"), (red, green, blue)) for image in images]
-    pixels: torch.Tensor = processor(images=list(images), return_tensors="pt")["pixel_values"]
-    return pixels
+    pad = getattr(config, "image_aspect_ratio", None) == "pad"
+    red, green, blue = (int(255 * mean) for mean in processor.image_mean)
+
+    def pixels_1CHW(image: Image.Image) -> torch.Tensor:
+        image = pad_to_square(image.convert("RGB"), (red, green, blue)) if pad else image
+        pixels: torch.Tensor = processor(images=[image], return_tensors="pt")["pixel_values"]
+        return pixels
+
+    # One after the other: a long image's square is large.
+    return torch.cat([pixels_1CHW(image) for image in images])
 
 
 class MoELLaVAProcessingInfo(BaseProcessingInfo):
@@ -100,7 +110,14 @@ class MoELLaVADummyInputs(BaseDummyInputsBuilder[MoELLaVAProcessingInfo]):
 
 
 class MoELLaVAProcessor(BaseMultiModalProcessor[MoELLaVAProcessingInfo]):
-    """Pixel values from images, and placeholders where the prompt says `<image>`."""
+    """Pixel values from images, and placeholders where they belong in the prompt."""
+
+    def get_dummy_inputs(
+        self, seq_len: int, mm_counts: Mapping[str, int], mm_options: MultiModalDummyOptions
+    ) -> ProcessorInputs:
+        """The inputs that vLLM measures memory with, as the renderer would write them."""
+        inputs = super().get_dummy_inputs(seq_len, mm_counts, mm_options)
+        return replace(inputs, prompt=[IMAGE_INDEX] * mm_counts.get("image", 0))
 
     def _call_hf_processor(
         self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
@@ -120,31 +137,17 @@ class MoELLaVAProcessor(BaseMultiModalProcessor[MoELLaVAProcessingInfo]):
         hf_processor_mm_kwargs: Mapping[str, object],
         out_mm_kwargs: MultiModalKwargsItems,
     ) -> Sequence[PromptUpdate]:
-        mark = self.info.get_tokenizer().encode(IMAGE_MARK, add_special_tokens=False)
         placeholders = [self.info.image_token_id] * self.info.tokens_per_image
-        return [PromptReplacement(modality="image", target=mark, replacement=placeholders)]
+        return [PromptReplacement(modality="image", target=[IMAGE_INDEX], replacement=placeholders)]
 
     def _apply_prompt_updates(
         self, token_ids: list[int], mm_prompt_updates: MultiModalPromptUpdates
     ) -> tuple[list[int], Mapping[str, list[PlaceholderFeaturesInfo]]]:
-        """Put each image's placeholders where the text says `<image>`.
-
-        The text between two marks is tokenized by itself, as the authors' code does: a mark is not a token
-        of the original tokenizers, so its characters would merge with their neighbours.
-        """
-        tokenizer: PreTrainedTokenizerBase = self.info.get_tokenizer()
-        updates = mm_prompt_updates.get("image", [])
-        text = tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        chunks = text.split(IMAGE_MARK)
-        if len(chunks) != len(updates) + 1:
+        """Put each image's placeholders where the renderer says so."""
+        images, marks = len(mm_prompt_updates.get("image", [])), token_ids.count(IMAGE_INDEX)
+        if images != marks:
             raise ValueError(
-                f"The request has {len(updates)} images, but its prompt says {IMAGE_MARK} "
-                f"{len(chunks) - 1} times: write one {IMAGE_MARK} for each image."
+                f"The request has {images} images, but its prompt says {IMAGE_MARK} {marks} times: "
+                f"write one {IMAGE_MARK} for each image."
             )
-        prompt = list(tokenizer.encode(chunks[0], add_special_tokens=False))
-        placeholders = []
-        for index, ((update,), chunk) in enumerate(zip(updates, chunks[1:], strict=True)):
-            image = update.content.full
-            placeholders.append(PlaceholderFeaturesInfo("image", index, len(prompt), image, is_embed=None))
-            prompt += [*image, *tokenizer.encode(chunk, add_special_tokens=False)]
-        return prompt, {"image": placeholders} if placeholders else {}
+        return super()._apply_prompt_updates(token_ids, mm_prompt_updates)

@@ -29,6 +29,9 @@ TOKENIZERS = {
 }
 """The files that make a family's tokenizer, in any of these forms."""
 
+RENDERER = "prismoe"
+"""The name, in vLLM's registry, of the renderer that these models need (`rendering.PlainTextRenderer`)."""
+
 LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "pt")
 """vLLM's --load-format values that read a checkpoint's own files."""
 
@@ -51,6 +54,7 @@ class MoELLaVAStartCheck(VerifyAndUpdateConfig):
         setattr(config, MOST_REQUEST_EXPERTS, in_force.most_request_experts)
         check_engine(vllm_config, in_force.needs_whole_images, tokens_per_image(config, model.model))
         check_quantization(model, family(config))
+        model.tokenizer_mode = RENDERER
         if not model.skip_tokenizer_init:
             check_tokenizer(config, Path(model.tokenizer))
         if load.load_format in LOAD_FORMATS:

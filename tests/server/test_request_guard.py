@@ -11,6 +11,8 @@ from fastapi import FastAPI
 
 from prismoe.server.request_guard import ROLES, RequestGuard, refusal
 
+TOO_DEEP = "The request's JSON is nested too deeply."
+
 app = FastAPI()
 app.add_middleware(RequestGuard)
 
@@ -113,5 +115,32 @@ def test_no_content_type_passes_the_guard_by() -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
             body = json.dumps(messages("wizard")).encode()
             return await client.post("/chat", content=body, headers={"Content-Type": "Application/JSON"})
+
+
+def test_an_image_may_not_be_shared_under_a_name() -> None:
+    part = {"type": "image_url", "image_url": {"url": "data:,"}, "uuid": "mine"}
+    conversation = [{"role": "user", "content": [part]}]
+    for request in ({"messages": conversation}, {"messages": [conversation]}, {"input": conversation}):
+        assert "leave it out of the request" in str(refusal(json.dumps(request).encode()))
+    assert refusal(json.dumps({"messages": [{"role": "user", "content": "uuid"}]}).encode()) is None
+
+
+def test_half_characters_are_refused() -> None:
+    assert "half of a surrogate pair" in str(refusal(rb'{"prompt": "\ud83d"}'))
+    assert refusal(rb'{"prompt": "\ud83d\ude00"}') is None
+
+
+def test_towers_of_brackets_are_refused() -> None:
+    assert refusal(b'{"a":' * 100_000 + b"1" + b"}" * 100_000) == TOO_DEEP
+    for depth in range(700, 1100, 10):
+        assert refusal(b'{"messages": ' + b"[" * depth + b"]" * depth + b"}") in (None, TOO_DEEP)
+
+
+@pytest.mark.parametrize("content_type", ["Application/JSON", "application/json; charset=utf-8"])
+def test_a_content_type_is_no_way_around(content_type: str) -> None:
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            body = json.dumps(messages("wizard")).encode()
+            return await client.post("/chat", content=body, headers={"Content-Type": content_type})
 
     assert asyncio.run(ask()).status_code == 400

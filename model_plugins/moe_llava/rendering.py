@@ -1,0 +1,116 @@
+"""From messages to tokens: a template's image marks become images, and a user's text stays text.
+
+vLLM tokenizes a whole prompt at once, so `<image>` or `<|endoftext|>` in a message would be what the template
+means by it: an image's place, or the end of a turn (CVE-2026-44222). Here the user's text is rendered with
+SEPARATOR behind each character that a special token may begin with. Special tokens are looked for in what is
+rendered, and the separators are left out after that.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from vllm.inputs import TextPrompt, TokensPrompt
+from vllm.renderers.hf import HfRenderer
+from vllm.renderers.params import ChatParams
+
+from prismoe.model_plugins.moe_llava.processing import IMAGE_INDEX, IMAGE_MARK
+
+SEPARATOR = "\ufdd0"
+"""A code point that Unicode keeps for uses like this. In a user's own text it is left out."""
+
+NO_TEXT = frozenset({"role", "type", "url", "image_url", "video_url", "audio_url", "input_audio"})
+"""The keys of a message whose values are not for the template to write."""
+
+
+class PlainTextRenderer(HfRenderer):
+    """vLLM's renderer of chat templates, for prompts that strangers write.
+
+    The tokenizers of these families put nothing before or behind a prompt, and so does this.
+    """
+
+    def render_messages(self, messages: Any, params: ChatParams) -> tuple[Any, Any]:
+        """The conversation, and its prompt with separators."""
+        conversation, prompt = super().render_messages(self._separated(messages), self._for_template(params))
+        return _joined(conversation), prompt
+
+    async def render_messages_async(self, messages: Any, params: ChatParams) -> tuple[Any, Any]:
+        """The conversation, and its prompt with separators."""
+        conversation, prompt = await super().render_messages_async(
+            self._separated(messages), self._for_template(params)
+        )
+        return _joined(conversation), prompt
+
+    def _for_template(self, params: ChatParams) -> ChatParams:
+        """With separators in the tools and documents, which a template may write, too."""
+        return replace(params, chat_template_kwargs=self._separated(params.chat_template_kwargs))
+
+    async def render_prompts_async(self, prompts: Sequence[Any]) -> list[Any]:
+        """The prompts of completions over HTTP, which are nothing but a user's text."""
+        rendered: list[Any] = await super().render_prompts_async(prompts)
+        return [
+            {**prompt, "prompt": self._separated(prompt["prompt"])} if _is_text(prompt) else prompt
+            for prompt in rendered
+        ]
+
+    def _tokenize_prompt(self, prompt: TextPrompt, params: Any) -> TokensPrompt:
+        tokens = self._tokens(prompt["prompt"], has_images="multi_modal_data" in prompt)
+        prompt["prompt"] = _joined(prompt["prompt"])
+        return self._build_tokens_prompt(tokens, prompt)
+
+    def _tokens(self, text: str, has_images: bool) -> list[int]:
+        """The ids of a rendered text, with IMAGE_INDEX for each mark where it has images.
+
+        The text between two marks is tokenized by itself, as the authors' code does: a mark is not a token
+        of the original tokenizers, so its characters would merge with their neighbours.
+        """
+        tokenizer = self.get_tokenizer()
+        ids = self._special_tokens | ({IMAGE_MARK: IMAGE_INDEX} if has_images else {})
+        tokens: list[int] = []
+        for piece in _pattern(ids).split(text):
+            if piece in ids:
+                tokens.append(ids[piece])
+            elif plain := _joined(piece):
+                tokens += tokenizer.encode(plain, add_special_tokens=False, split_special_tokens=True)
+        return tokens
+
+    @cached_property
+    def _special_tokens(self) -> dict[str, int]:
+        """The tokens that no text may spell, but for the image mark, and their ids."""
+        added: dict[int, Any] = self.get_tokenizer().added_tokens_decoder
+        return {str(token): id for id, token in added.items() if token.special and str(token) != IMAGE_MARK}
+
+    @cached_property
+    def _first_characters(self) -> re.Pattern[str]:
+        firsts = {token[0] for token in (IMAGE_MARK, *self._special_tokens)}
+        return re.compile(f"[{re.escape(''.join(sorted(firsts)))}]")
+
+    def _separated(self, value: Any) -> Any:
+        """The same text, messages or parts of a message, with separators in each text."""
+        if isinstance(value, str):
+            return self._first_characters.sub(rf"\g<0>{SEPARATOR}", value)
+        if isinstance(value, dict):
+            return {key: each if key in NO_TEXT else self._separated(each) for key, each in value.items()}
+        if isinstance(value, list | tuple | Iterator):  # pydantic reads a message's parts once, as they come
+            return [self._separated(each) for each in value]
+        return value
+
+
+def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """What splits a text before and behind each of these tokens, of which a longer one goes first."""
+    return re.compile(f"({'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))})")
+
+
+def _joined(value: Any) -> Any:
+    """The same without separators."""
+    if isinstance(value, str):
+        return value.replace(SEPARATOR, "")
+    if isinstance(value, dict):
+        return {key: _joined(each) for key, each in value.items()}
+    return [_joined(each) for each in value] if isinstance(value, list) else value
+
+
+def _is_text(prompt: Any) -> bool:
+    return isinstance(prompt.get("prompt"), str) and "multi_modal_data" not in prompt

@@ -1,0 +1,1 @@
+"""A request's images: where they may come from, what is fetched of them, and what is decoded."""

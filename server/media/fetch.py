@@ -1,0 +1,73 @@
+"""Fetches an image from a web server: from the addresses that are allowed, no further, no more, no longer."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import aiohttp
+from yarl import URL
+
+from prismoe.server.media.addresses import Network, may_fetch_from
+from prismoe.server.media.refusal import ImageRefused
+
+CHUNK_BYTES = 64 * 1024
+HEADERS = {"User-Agent": "prismoe", "Accept": "image/*", "Accept-Encoding": "identity"}
+
+
+async def fetch(
+    url: URL,
+    *,
+    max_bytes: int,
+    timeout_s: float,
+    networks: Sequence[Network] = (),
+) -> bytes:
+    """The body at `url`. Raises ImageRefused; the reason names no address and no part of the answer.
+
+    Every address is checked as its socket is made, so a name that resolves otherwise the second time, or to
+    several addresses, gains nothing. Redirects are refused. No proxy, cookie or saved password is used.
+    """
+
+    def checked_socket(address: tuple[int, int, int, str, tuple[str, int]]) -> socket.socket:
+        family, kind, protocol, _, where = address
+        if not may_fetch_from(where[0], networks):
+            raise ImageRefused("its server has an address that images may not be fetched from")
+        return socket.socket(family, kind, protocol)
+
+    connector = aiohttp.TCPConnector(
+        socket_factory=checked_socket,
+        resolver=aiohttp.ThreadedResolver(),
+        use_dns_cache=False,
+        force_close=True,
+        # One address after the other: what checked_socket raises ends the attempt at once.
+        happy_eyeballs_delay=None,
+    )
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            aiohttp.ClientSession(
+                connector=connector,
+                headers=HEADERS,
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            ) as session,
+            session.get(url, allow_redirects=False) as answer,
+        ):
+            return await _body(answer, max_bytes)
+    except TimeoutError as error:
+        raise ImageRefused(f"its server took longer than {timeout_s:g} s") from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise ImageRefused("its server can't be reached, or did not answer as a web server does") from error
+
+
+async def _body(answer: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    if 300 <= answer.status < 400:
+        raise ImageRefused("its URL redirects: give the address that it leads to")
+    if answer.status != HTTPStatus.OK:
+        raise ImageRefused(f"its server answered with status {answer.status}")
+    body = bytearray()
+    async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
+        body += chunk
+        if len(body) > max_bytes:
+            raise ImageRefused(f"it has more than {max_bytes:,} bytes")
+    return bytes(body)

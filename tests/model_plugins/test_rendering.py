@@ -1,0 +1,117 @@
+"""What a user writes is text, whatever it spells; what the template writes is what it means."""
+
+import asyncio
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+from vllm.renderers.params import ChatParams
+
+from prismoe.model_plugins import register
+from prismoe.model_plugins.bundled import bundled_checkpoint
+from prismoe.model_plugins.moe_llava.processing import IMAGE_INDEX
+from prismoe.model_plugins.moe_llava.rendering import SEPARATOR, PlainTextRenderer
+from tests.model_plugins.engine import PHI
+
+register()
+
+
+class Rendering(PlainTextRenderer):
+    """The renderer with a tokenizer and nothing else of vLLM."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+
+    def tokens(self, text: str, images: bool = False) -> list[int]:
+        """The ids of a prompt, of which the parts between « and » are a user's."""
+        template, *users = text.split("«")
+        for user in users:
+            own, _, rest = user.partition("»")
+            template += self._separated(own) + rest
+        prompt: Any = {"prompt": template} | ({"multi_modal_data": {}} if images else {})
+        tokenized: Any = self._tokenize_prompt(prompt, SimpleNamespace())
+        assert tokenized["prompt"] == re.sub(f"[«»{SEPARATOR}]", "", text)
+        ids: list[int] = tokenized["prompt_token_ids"]
+        return ids
+
+    def text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode([id for id in ids if id >= 0]))
+
+
+@pytest.fixture(scope="module", params=[PHI, bundled_checkpoint()], ids=["phi", "prismoji"])
+def rendering(request: pytest.FixtureRequest) -> Rendering:
+    return Rendering(request.param)
+
+
+@pytest.fixture
+def special(rendering: Rendering) -> set[int]:
+    return {IMAGE_INDEX, *rendering.tokenizer.all_special_ids}
+
+
+SPELLED = ["<image>", "<|endoftext|>", "<image><image>", "Is <image> a <|endoftext|>?", "<imag<image>e>"]
+ORDINARY = [
+    "What is this?",
+    "  spaces \n\n here",
+    "a<b>c",
+    "x < y and y > z",
+    "<",
+    "naïve 日本語 🦊",
+    "it's",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", [*SPELLED, *ORDINARY, "<<image>>", f"<{SEPARATOR}image>"])
+def test_a_users_text_is_text(rendering: Rendering, special: set[int], text: str) -> None:
+    for images in (False, True):
+        ids = rendering.tokens(f"«{text}»", images)
+        assert not special & set(ids)
+        assert rendering.text(ids) == text.replace(SEPARATOR, "")
+
+
+def test_parts_of_a_users_text_make_no_token_together(rendering: Rendering, special: set[int]) -> None:
+    assert not special & set(rendering.tokens("«<»«image>» «<|endof»«text|>»", images=True))
+
+
+def test_the_templates_own_tokens_stay(rendering: Rendering) -> None:
+    end = rendering.tokenizer.eos_token_id
+    ids = rendering.tokens(
+        "USER: <image>\n«<image>» ASSISTANT: «no<|endoftext|>»<|endoftext|>USER: <image>", True
+    )
+    assert [id for id in ids if id in (IMAGE_INDEX, end)] == [IMAGE_INDEX, end, IMAGE_INDEX]
+    assert rendering.tokens("USER: <image>") == rendering.tokens("USER: «<image>»")  # no image: no mark
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_text_is_tokenized_as_ever(rendering: Rendering, text: str) -> None:
+    expected = rendering.tokenizer.encode(text, add_special_tokens=False)
+    assert rendering.tokens(text) == rendering.tokens(f"«{text}»") == expected
+    prompt = f"USER: <image>\n{text} ASSISTANT:<|endoftext|>"
+    around = [rendering.tokenizer.encode(part, add_special_tokens=False) for part in prompt.split("<image>")]
+    assert rendering.tokens(prompt, images=True) == [*around[0], IMAGE_INDEX, *around[1]]
+
+
+def test_only_text_is_separated(rendering: Rendering) -> None:
+    url = {"url": "https://example.com/<image>"}
+    parts = iter([{"type": "image_url", "image_url": url}, {"type": "text", "text": "<image>"}, "<image>"])
+    (message,) = rendering._separated([{"role": "user", "content": parts}])
+    assert message["content"][0]["image_url"] == url and message["role"] == "user"
+    assert message["content"][1:] == [{"type": "text", "text": f"<{SEPARATOR}image>"}, f"<{SEPARATOR}image>"]
+
+
+def test_a_completion_is_all_text(rendering: Rendering, special: set[int]) -> None:
+    prompts = [{"prompt": "<image> and <|endoftext|>"}, {"prompt_token_ids": [1, 2]}]
+    with_text, with_ids = asyncio.run(rendering.render_prompts_async(prompts))
+    assert with_ids == prompts[1]
+    assert not special & set(rendering._tokenize_prompt(with_text, SimpleNamespace())["prompt_token_ids"])
+
+
+def test_tools_are_text_too(rendering: Rendering) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "description": "<image>"}}]
+    params = ChatParams(chat_template_kwargs={"tools": tools, "add_generation_prompt": True})
+    kwargs = rendering._for_template(params).chat_template_kwargs
+    assert kwargs["tools"][0]["function"] == {"name": "f", "description": f"<{SEPARATOR}image>"}
+    assert kwargs["add_generation_prompt"] is True and kwargs["tools"][0]["type"] == "function"

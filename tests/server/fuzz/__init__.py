@@ -1,0 +1,1 @@
+"""A corpus of broken images and bodies: seeds, and what a seed number makes of them."""

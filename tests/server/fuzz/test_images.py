@@ -1,0 +1,58 @@
+"""10,000 broken images: each is a picture or refused with a sentence, soon, and no memory stays taken."""
+
+import gc
+import hashlib
+import re
+import time
+
+import psutil
+
+from prismoe.server.media.budget import PixelBudget
+from prismoe.server.media.decode import decode
+from prismoe.server.media.refusal import ImageRefused
+from tests.server.fuzz.images import mutated_image, seed_images
+
+IMAGES = 10_000
+MAX_PIXELS = 25_000_000
+BUDGET = PixelBudget(100)
+
+
+def outcome(data: bytes) -> str:
+    """How an image ends; anything but a picture or ImageRefused is raised."""
+    try:
+        image = decode(data, MAX_PIXELS, BUDGET)
+    except ImageRefused as refusal:
+        assert not re.search(r"0x|object|/|<", str(refusal))
+        return str(refusal)
+    assert image.mode == "RGB" and 0 < image.width * image.height <= MAX_PIXELS
+    return "picture"
+
+
+def test_the_seeds_are_pictures() -> None:
+    assert len(seed_images()) >= 20
+    assert {outcome(seed) for seed in seed_images()} == {"picture"}
+
+
+def test_a_number_makes_the_same_image_anywhere() -> None:
+    digest = hashlib.sha256(b"".join(mutated_image(number) for number in range(100))).hexdigest()
+    assert digest[:16] == "f889af011795f608"
+
+
+def test_broken_images() -> None:
+    process = psutil.Process()
+    outcomes: dict[str, int] = {}
+    before = 0
+    for number in range(IMAGES):
+        start = time.monotonic()
+        outcomes[ended] = outcomes.get(ended := outcome(mutated_image(number)), 0) + 1
+        assert time.monotonic() - start < 3, number
+        if number == 1000:
+            gc.collect()
+            before = process.memory_info().rss
+    gc.collect()
+    assert process.memory_info().rss < 1.1 * before
+    # The mutations reach the decoders: neither all are refused at the door, nor is none broken.
+    assert outcomes["picture"] > IMAGES / 20
+    assert outcomes["it is damaged or cut short"] > IMAGES / 20
+    assert outcomes["it is not a PNG, JPEG, WebP or GIF"] < IMAGES / 2
+    assert any(reason.startswith("it is") and "pixels" in reason for reason in outcomes)
