@@ -1,15 +1,17 @@
 """Compare routers: `python -m prismoe.training.comparison --out DIR`.
 
-Each contender is trained, served beside the baseline and measured. DIR keeps every checkpoint and every
+Every contender is trained, then served beside the baseline and measured. DIR keeps every checkpoint and every
 measurement, so an interrupted run goes on where it stopped, and holds the results in the end: table.md and
 accuracy.svg.
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
+from prismoe.training.calibration.measure import serving
 from prismoe.training.cases import build_exam
 from prismoe.training.comparison.contenders import BASELINE, CONTENDERS, Trained
 from prismoe.training.comparison.measure import measure
@@ -31,26 +33,8 @@ class Comparison:
         self.pictures.fetch()
         self.exam = build_exam(self.pictures)
 
-    def run(self, name: str) -> None:
-        """Make and measure one contender, as far as that is not done."""
-        checkpoint, measured = self._checkpoint(name), self._folder(name) / MEASURED
-        if not measured.exists():
-            result = measure(checkpoint, self._checkpoint(BASELINE), self.exam)
-            measured.write_text(result.model_dump_json(indent=1) + "\n")
-
-    def write(self) -> None:
-        """Write table and plot of what is measured, once the baseline is."""
-        files = {name: self._folder(name) / MEASURED for name in CONTENDERS}
-        results = {
-            name: Measured.model_validate_json(file.read_text())
-            for name, file in files.items()
-            if file.exists()
-        }
-        if BASELINE in results:
-            (self.out / "table.md").write_text(table(self.exam.cases, results) + "\n")
-            (self.out / "accuracy.svg").write_text(plot(self.exam.cases, results))
-
-    def _checkpoint(self, name: str) -> Path:
+    def checkpoint(self, name: str) -> Path:
+        """A contender's checkpoint, which is made where DIR lacks it."""
         checkpoint, contender = self._folder(name) / CHECKPOINT, CONTENDERS[name]
         if checkpoint.exists():
             return checkpoint
@@ -58,8 +42,28 @@ class Comparison:
         if isinstance(contender, Trained):
             train(contender, self.settings, self.pictures, self.cache / "prismoji", checkpoint)
         else:
-            calibrate(contender, self._checkpoint(BASELINE), checkpoint)
+            calibrate(contender, self.checkpoint(BASELINE), checkpoint)
         return checkpoint
+
+    def measure(self, names: Iterable[str]) -> None:
+        """Measure the contenders that DIR has no measurement of, beside one server of the baseline."""
+        with serving(str(self.checkpoint(BASELINE)), None) as baseline_url:
+            for name in names:
+                file = self._folder(name) / MEASURED
+                if not file.exists():
+                    result = measure(self.checkpoint(name), baseline_url, self.exam)
+                    file.write_text(result.model_dump_json(indent=1) + "\n")
+
+    def write(self) -> None:
+        """Write table and plot of everything that DIR has a measurement of."""
+        files = {name: self._folder(name) / MEASURED for name in CONTENDERS}
+        results = {
+            name: Measured.model_validate_json(file.read_text())
+            for name, file in files.items()
+            if file.exists()
+        }
+        (self.out / "table.md").write_text(table(self.exam.cases, results) + "\n")
+        (self.out / "accuracy.svg").write_text(plot(self.exam.cases, results))
 
     def _folder(self, name: str) -> Path:
         return self.out / name.replace(", ", "-").replace(" ", "-")
@@ -77,7 +81,7 @@ def main() -> None:
         choices=CONTENDERS,
         default=list(CONTENDERS),
         metavar="NAME",
-        help="only these",
+        help=f"only these, beside {BASELINE}",
     )
     parser.add_argument(
         "--steps", type=int, default=SETTINGS.steps, help=f"of training (default: {SETTINGS.steps})"
@@ -89,9 +93,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     comparison = Comparison(arguments.out, arguments.cache, arguments.steps)
-    for name in arguments.routers:
-        comparison.run(name)
-        comparison.write()
+    names = list(dict.fromkeys([BASELINE, *arguments.routers]))
+    for name in names:
+        comparison.checkpoint(name)
+    comparison.measure(names)
+    comparison.write()
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from prismoe.training.evaluate import Asker
 from prismoe.training.score import Server, ask_all
 
 
-def measure(folder: Path, baseline: Path, exam: Exam) -> Measured:
+def measure(folder: Path, baseline_url: str, exam: Exam) -> Measured:
     """Everything of one contender. All but the entropy is what the servers say."""
-    with serving(str(folder), None) as url, serving(str(baseline), None) as baseline_url:
+    with serving(str(folder), None) as url:
         replies = ask_all(Server(url), exam)
         with urllib.request.urlopen(f"{url}/v1/routing/load") as response:
             load: Mapping[str, Any] = json.load(response)
