@@ -6,6 +6,7 @@ pictures are always the same, so the tower runs in the first round alone.
 """
 
 import base64
+import itertools
 import re
 import statistics
 import time
@@ -18,6 +19,7 @@ from prismoe.training.score import Server
 PICTURES = 8  # a prompt: 512 tokens of vision
 ROUNDS = 40
 PROMPTS = 5  # of a round
+NUMBERS = itertools.count()  # no server is asked the same twice
 WAIT = 5  # seconds until a finished request is counted
 METRIC = "vllm:request_prefill_time_seconds"
 
@@ -36,20 +38,21 @@ def prefill_ratio(url: str, baseline_url: str, pngs: Sequence[bytes]) -> Ratio:
     ratios = []
     for turn in range(-1, ROUNDS):  # the first warms up
         order = [own, baseline] if turn % 2 else [baseline, own]
-        seconds = {server.url: _prefill_seconds(server, turn, pngs) for server in order}
+        prompts = [_prompt(f"{next(NUMBERS)}. ", pngs[:PICTURES]) for _ in range(PROMPTS)]
+        seconds = {server.url: _prefill_seconds(server, prompts) for server in order}
         if turn >= 0:
             ratios.append(seconds[own.url] / seconds[baseline.url])
     return Ratio(*statistics.quantiles(ratios, n=4))
 
 
-def _prefill_seconds(server: Server, turn: int, pngs: Sequence[bytes]) -> float:
+def _prefill_seconds(server: Server, prompts: Sequence[list[dict[str, Any]]]) -> float:
     before, asked = _read(server.url)
-    for number in range(PROMPTS):
-        server.ask(_prompt(f"{turn} {number}. ", pngs[:PICTURES]), max_tokens=1)
+    for prompt in prompts:
+        server.ask(prompt, max_tokens=1)
     end = time.monotonic() + WAIT
     while time.monotonic() < end:
         after, answered = _read(server.url)
-        if answered == asked + PROMPTS:
+        if answered == asked + len(prompts):
             return after - before
         time.sleep(0.01)
     raise RuntimeError(f"The server did not count its requests in {METRIC}.")
