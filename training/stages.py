@@ -89,9 +89,10 @@ def train_stage(
     settings: StageSettings,
 ) -> list[dict[str, float]]:
     """Train in place; returns the smoothed losses every 50 steps."""
-    routers = nn.ModuleList(router_training(moe) for moe in model.moe_layers)
+    routers = [router_training(moe) for moe in model.moe_layers]
     groups = parameter_groups(model, settings)
-    groups.append({"params": list(routers.parameters()), "lr": settings.language_rate})
+    own = [parameter for router in routers for parameter in router.parameters()]
+    groups.append({"params": own, "lr": settings.language_rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     rates = [group["lr"] for group in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -30,8 +30,10 @@ def start(dense: MoELLaVA, moe_layers: tuple[int, ...], contender: Trained) -> M
     for layer, moe in zip(moe_layers, sparse.moe_layers, strict=True):
         start_router(moe.router)
         mlp = dense.model.layers[layer].mlp
+        assert isinstance(mlp, MLP)
         total_weight = mean_total_weight(moe)
         for expert in moe.experts.deepspeed_experts:
+            assert isinstance(expert, MLP)
             start_expert(expert, mlp, total_weight)
     return sparse
 
