@@ -58,8 +58,14 @@ def load(folder: Path) -> MoELLaVA:
     """The model as it is served: bfloat16 weights, run in float32."""
     config = json.loads((folder / "config.json").read_text())
     tower = json.loads((folder / TOWER_FOLDER / "config.json").read_text())
-    routing = config["prismoe_routing"]
-    config |= {"moe_layers": config["moe"]["moe_layers_idx"], "tail_experts": routing["tail_experts"]}
+    moe = config["moe"]
+    config |= {
+        "moe_layers": moe["moe_layers_idx"],
+        "experts": moe["num_experts"][0],
+        "expert_width": moe.get("expert_width"),
+        "top_k": moe["top_k_experts"],
+        "routing": config["prismoe_routing"],
+    }
     model = MoELLaVA(
         ModelConfig(**{name: config[name] for name in ModelConfig.model_fields if name in config}),
         TowerConfig(**{name: tower[name] for name in TowerConfig.model_fields}),
@@ -110,13 +116,14 @@ def _config(config: ModelConfig, tower: TowerConfig, end: int) -> dict[str, Any]
             "top_k_experts": config.top_k,
             "train_modules": None,
             "use_residual": False,
-        },
+        }
+        | ({} if config.expert_width is None else {"expert_width": config.expert_width}),
         "num_attention_heads": config.num_attention_heads,
         "num_hidden_layers": config.num_hidden_layers,
         "num_key_value_heads": config.num_attention_heads,
         "pad_token_id": end,
         "partial_rotary_factor": config.partial_rotary_factor,
-        "prismoe_routing": {"policy": "ltdr", "tail_experts": config.tail_experts, "norm_topk_prob": True},
+        "prismoe_routing": dict(config.routing),
         "qk_layernorm": False,
         "resid_pdrop": 0.0,
         "rope_scaling": None,

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from prismoe.kernels.routing import TEXT, router_probabilities, routing_probability_variance
+from prismoe.kernels.routing import TEXT, routing_probability_variance
 from prismoe.training.cases import Case, Exam
 from prismoe.training.checkpoint import load
 from prismoe.training.eye import normalise
+from prismoe.training.losses import chosen_experts
 from prismoe.training.measured import LayerRouting
 from prismoe.training.model import MoELLaVA, Routing, generate, prompt_tokens
 from prismoe.training.tokenizer import END, IMAGE
@@ -67,24 +68,26 @@ class Asker:
                 replies |= {number: text.strip() for number, text in zip(numbers, texts, strict=True)}
         return [replies[number] for number in range(len(exam.cases))]
 
-    @torch.inference_mode()
     def routing(self, exam: Exam) -> list[LayerRouting]:
         """Measured over every test picture's question for a name."""
+        layers = zip(self.model.config.moe_layers, self.routings(exam), strict=True)
+        return [_measure(layer, routing) for layer, routing in layers]
+
+    @torch.inference_mode()
+    def routings(self, exam: Exam) -> list[Routing]:
+        """What each MoE layer decides for every test picture's question for a name."""
         cases: list[Case] = [case for case in exam.cases if case.topic == "name"]
         image_BCHW = torch.stack([self.picture(exam.png[case.drawing]) for case in cases])
         tokens = prompt_tokens(torch.tensor([self.prompt(case.question) for case in cases]), self.image)
         _, routings = self.model(image_BCHW, tokens)
-        layers = self.model.config.moe_layers
-        return [_measure(layer, routing) for layer, routing in zip(layers, routings, strict=True)]
+        return routings
 
 
 def _measure(layer: int, routing: Routing) -> LayerRouting:
     is_vision_T, is_text_T = routing.segment_T >= 0, routing.segment_T == TEXT
-    rpv_T = routing_probability_variance(router_probabilities(routing.logits_TE)).double()
+    rpv_T = routing_probability_variance(routing.probs_TE).double()
     vision = rpv_T[is_vision_T]
-    used_TE = torch.zeros_like(routing.logits_TE).scatter_add(
-        1, routing.experts_TA, (routing.weights_TA > 0).float()
-    )
+    used_TE = chosen_experts(routing)
 
     def load_of(is_chosen_T: Tensor) -> list[float]:
         used_E = used_TE[is_chosen_T].sum(0)

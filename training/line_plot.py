@@ -21,12 +21,12 @@ def line_plot(
     def at(index: int, value: float) -> tuple[float, float]:
         return round(LEFT + index * step, 1), round(base - value * full, 1)
 
-    parts = [_text(LEFT, 24, title, size=15), _text(LEFT, HEIGHT - 12, x_title)]
+    parts = [text(LEFT, 24, title, size=15), text(LEFT, HEIGHT - 12, x_title)]
     for tick in range(TICKS + 1):
         _, y = at(0, tick / TICKS)
         parts.append(f'<path d="M{LEFT} {y}H{WIDTH - RIGHT}" stroke="#ccc"/>')
-        parts.append(_text(LEFT - 34, y + 4, f"{tick / TICKS:.1f}"))
-    parts += [_text(at(index, 0)[0] - 12, base + 18, label) for index, label in enumerate(x_labels)]
+        parts.append(text(LEFT - 34, y + 4, f"{tick / TICKS:.1f}"))
+    parts += [text(at(index, 0)[0] - 12, base + 18, label) for index, label in enumerate(x_labels)]
     for row, ((name, values), colour) in enumerate(zip(series.items(), COLOURS, strict=False)):
         points = [at(index, value) for index, value in enumerate(values) if value is not None]
         if not name.endswith("published"):
@@ -34,13 +34,19 @@ def line_plot(
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>' for x, y in points]
         parts.append(f'<circle cx="{WIDTH - RIGHT + 16}" cy="{TOP + 20 * row + 10}" r="4" fill="{colour}"/>')
-        parts.append(_text(WIDTH - RIGHT + 26, TOP + 20 * row + 14, name))
+        parts.append(text(WIDTH - RIGHT + 26, TOP + 20 * row + 14, name))
+    return svg(WIDTH, HEIGHT, parts)
+
+
+def svg(width: int, height: int, parts: Sequence[str]) -> str:
+    """A whole SVG on white."""
     body = "\n".join(parts)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
-        f'viewBox="0 0 {WIDTH} {HEIGHT}">\n<rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}">\n<rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
     )
 
 
-def _text(x: float, y: float, words: str, size: int = 12) -> str:
+def text(x: float, y: float, words: str, size: int = 12) -> str:
+    """A line of text that starts at a point."""
     return f'<text x="{x}" y="{y}" font-family="sans-serif" font-size="{size}">{escape(words)}</text>'

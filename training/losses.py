@@ -13,20 +13,23 @@ from prismoe.kernels.routing import TEXT, router_probabilities
 from prismoe.training.model import Routing
 
 
-def balance_loss(routing: Routing) -> Tensor:
-    """Load balance over the language tokens alone: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯) (LTDR, Eq. 10).
+def balance_loss(routing: Routing, is_counted_T: Tensor) -> Tensor:
+    """Load balance over the tokens that count: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯) (LTDR, Eq. 8; Eq. 10 counts text alone).
 
-    Fᵢ is the share of the language tokens' choices that fall on expert i, Gᵢ the mean probability of expert
-    i.
+    Fᵢ is the share of those tokens' choices that fall on expert i, Gᵢ the mean probability of expert i.
+    Experts that are not chosen but shared are left out.
     """
-    is_text_T = (routing.segment_T == TEXT).float()
-    probs_TE = router_probabilities(routing.logits_TE)
-    chosen_TE = torch.zeros_like(probs_TE).scatter_add(
-        1, routing.experts_TA, (routing.weights_TA > 0).float()
-    )
-    share_E = (chosen_TE * is_text_T[:, None]).sum(0) / (chosen_TE.sum(1) * is_text_T).sum().clamp(min=1)
-    mean_E = (probs_TE * is_text_T[:, None]).sum(0) / is_text_T.sum().clamp(min=1)
+    counted_T1 = is_counted_T[:, None].float()
+    chosen_TE = chosen_experts(routing)[:, : routing.probs_TE.shape[1]] * counted_T1
+    share_E = chosen_TE.sum(0) / chosen_TE.sum().clamp(min=1)
+    mean_E = (routing.probs_TE * counted_T1).sum(0) / counted_T1.sum().clamp(min=1)
     return (share_E.detach() * mean_E).sum()
+
+
+def chosen_experts(routing: Routing) -> Tensor:
+    """How often each token uses each expert, `[T, E]` in float32."""
+    chosen_TE = torch.zeros(len(routing.experts_TA), routing.step.num_experts)
+    return chosen_TE.scatter_add(1, routing.experts_TA, (routing.weights_TA > 0).float())
 
 
 def z_loss(logits_TE: Tensor) -> Tensor:
@@ -70,6 +73,13 @@ def modality_contrast(logits_TE: Tensor, segment_T: Tensor) -> Tensor:
 def _entropy(probs_XE: Tensor) -> Tensor:
     """The entropy of each row in nats, with a finite gradient where a probability is 0."""
     return -(probs_XE * probs_XE.clamp(min=torch.finfo(probs_XE.dtype).tiny).log()).sum(dim=-1)
+
+
+def diversity_loss(embeddings_ED: Tensor) -> Tensor:
+    """Keeps experts' embeddings apart and short: ‖WᵀW − I‖ + the mean ‖w_e‖ (DynMoE, Eqs. 7 and 8)."""
+    gram_EE = embeddings_ED @ embeddings_ED.T
+    apart = (gram_EE - torch.eye(len(gram_EE), dtype=gram_EE.dtype)).norm()
+    return apart + embeddings_ED.norm(dim=1).mean()
 
 
 def reconstruction_loss(hidden_TD: Tensor, reconstructed_TD: Tensor) -> Tensor:

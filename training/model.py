@@ -1,21 +1,25 @@
 """MoE-LLaVA on Phi in plain PyTorch, with the tensor names of the original's checkpoints (Lin et al. 2024).
 
 Each block is parallel: attention and MLP read one LayerNorm of the block's input. A layer's MLP is dense,
-or a mixture of experts routed as LTDR does: top-k with weights renormalised, and all experts for
-vision tail tokens.
+or a mixture of experts that the policies of prismoe.model_plugins.routing route: what trains is what serves.
 
 Shape legend: that of kernels/routing.py, and B sequences, S positions, N image tokens, V tower width, Y
 vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prismoe.kernels.routing import TEXT, router_probabilities, tail_tokens, top_experts
+from prismoe.kernels.routing import TEXT
+from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
+from prismoe.model_plugins.routing.registry import choose_routing
+from prismoe.training.router_gradients import trainable_weights
 from prismoe.training.tower import ImageTower, TowerConfig, attend
 
 
@@ -35,8 +39,14 @@ class ModelConfig(BaseModel):
     mm_vision_select_layer: int = -1
     moe_layers: tuple[int, ...] = ()  # empty: the dense model
     experts: int = 4
+    expert_width: int | None = None  # None: as wide as a dense layer
     top_k: int = 2
-    tail_experts: int | None = 4  # experts of a vision tail token (EEA); None: as many as any other token
+    routing: Mapping[str, Any] = {"policy": "ltdr", "tail_experts": 4, "norm_topk_prob": True}
+
+    def policy(self, layer: int) -> RoutingPolicy:
+        """How a MoE layer routes, as a server of the checkpoint reads it from `prismoe_routing`."""
+        experts_by_layer = dict.fromkeys(self.moe_layers, self.experts)
+        return choose_routing(None, self.routing, self.top_k, experts_by_layer).layers[layer].policy
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,18 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Routing:
-    """What one MoE layer decided for the batch's tokens, flattened to T."""
+    """What one MoE layer decided for the batch's tokens, flattened to T, and from what."""
 
-    logits_TE: Tensor
+    probs_TE: Tensor  # what `RoutingPolicy.probabilities` says
     experts_TA: Tensor
     weights_TA: Tensor
     is_tail_T: Tensor
-    segment_T: Tensor
+    step: RouterInputs
+
+    @property
+    def segment_T(self) -> Tensor:
+        """As in `Tokens`."""
+        return self.step.segment_T
 
 
 class Rotary(nn.Module):
@@ -108,10 +123,10 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two linear maps around GELU in its tanh form (`gelu_new`); an expert has the same shape."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = nn.Linear(hidden_size, width)
+        self.fc2 = nn.Linear(width, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
@@ -120,9 +135,9 @@ class MLP(nn.Module):
 class Gate(nn.Module):
     """The router's weight, where DeepSpeed keeps it."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, hidden_size: int, rows: int) -> None:
         super().__init__()
-        self.wg = nn.Linear(config.hidden_size, config.experts, bias=False)
+        self.wg = nn.Linear(hidden_size, rows, bias=False)
         nn.init.normal_(self.wg.weight, std=0.02)
 
 
@@ -131,32 +146,45 @@ class Experts(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.deepspeed_experts = nn.ModuleList(MLP(config) for _ in range(config.experts))
+        width = config.expert_width or config.intermediate_size
+        self.deepspeed_experts = nn.ModuleList(MLP(config.hidden_size, width) for _ in range(config.experts))
 
 
 class DeepSpeedMoE(nn.Module):
-    """Route each token, run its experts, and sum their outputs by weight (LTDR, Eqs. 6 to 12)."""
+    """Route each token, run its experts, and sum their outputs by weight.
 
-    def __init__(self, config: ModelConfig) -> None:
+    `router` holds the policy's own parameters, where a checkpoint has them.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.gate = Gate(config)
+        self.policy = config.policy(layer)
+        self.num_experts, self.hidden_size = config.experts, config.hidden_size
+        if rows := self.policy.gate_rows(config.experts):
+            self.gate = Gate(config.hidden_size, rows)
         self.experts = Experts(config)
-        self.top_k, self.tail_experts = config.top_k, config.tail_experts or config.top_k
+        shapes = self.policy.parameters(config.hidden_size, config.experts)
+        self.router = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
+        )
 
     def route(self, x_TD: Tensor, segment_T: Tensor) -> Routing:
         """The router works in float32, outside autocast."""
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TE = functional.linear(x_TD.float(), self.gate.wg.weight.float())
-            probs_TE = router_probabilities(logits_TE)
-            is_tail_T = tail_tokens(probs_TE.detach(), segment_T)
-            count_T = torch.where(is_tail_T, self.tail_experts, self.top_k)
-            slots = max(self.top_k, self.tail_experts)
-            experts_TA, weights_TA = top_experts(probs_TE, count_T, slots, renormalize=True)
-        return Routing(logits_TE, experts_TA, weights_TA, is_tail_T, segment_T)
+            hidden_TD = x_TD.float()
+            has_gate = self.policy.gate_rows(self.num_experts) > 0
+            logits_TE = functional.linear(hidden_TD, self.gate.wg.weight.float()) if has_gate else x_TD[:, :0]
+            asks_nothing_T2 = torch.zeros(len(x_TD), 2, dtype=torch.int32)
+            own = {name: parameter.float() for name, parameter in self.router.items()}
+            step = RouterInputs(hidden_TD, logits_TE, segment_T, asks_nothing_T2, own, self.num_experts)
+            routing = self.policy.route(step)
+            weights_TA = trainable_weights(self.policy, step, routing)
+            probs_TE = self.policy.probabilities(step)
+        return Routing(probs_TE, routing.experts_TA, weights_TA, routing.tail_T, step)
 
     def forward(self, x_TD: Tensor, segment_T: Tensor) -> tuple[Tensor, Routing]:
         routing = self.route(x_TD, segment_T)
-        weights_TE = torch.zeros_like(routing.logits_TE).scatter_add(
+        weights_TE = routing.weights_TA.new_zeros(len(x_TD), self.num_experts).scatter_add(
             1, routing.experts_TA, routing.weights_TA
         )
         y_TD = torch.zeros_like(x_TD)
@@ -170,9 +198,9 @@ class DeepSpeedMoE(nn.Module):
 class MoE(nn.Module):
     """The wrapper that gives DeepSpeed's tensor names their middle part."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.deepspeed_moe = DeepSpeedMoE(config)
+        self.deepspeed_moe = DeepSpeedMoE(config, layer)
 
     def forward(self, x_BSD: Tensor, segment_BS: Tensor) -> tuple[Tensor, Routing]:
         y_TD, routing = self.deepspeed_moe(x_BSD.flatten(0, 1), segment_BS.flatten())
@@ -186,7 +214,8 @@ class Block(nn.Module):
         super().__init__()
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attn = Attention(config)
-        self.mlp = MoE(config) if layer in config.moe_layers else MLP(config)
+        is_moe = layer in config.moe_layers
+        self.mlp = MoE(config, layer) if is_moe else MLP(config.hidden_size, config.intermediate_size)
 
     def forward(self, x_BSD: Tensor, tokens: Tokens, bias_B1SS: Tensor) -> tuple[Tensor, Routing | None]:
         normed_BSD = self.input_layernorm(x_BSD)
@@ -243,6 +272,11 @@ class MoELLaVA(nn.Module):
         self.config = config
         self.model = Decoder(config, ImageTower(tower_config, config.mm_vision_select_layer))
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def moe_layers(self) -> list[DeepSpeedMoE]:
+        """The mixtures of experts, first layer first."""
+        return [block.mlp.deepspeed_moe for block in self.model.layers if isinstance(block.mlp, MoE)]
 
     def forward(
         self, image_BCHW: Tensor, tokens: Tokens, wanted_BS: Tensor | None = None

@@ -75,13 +75,17 @@ class Trainer:
 
     def model(self) -> MoELLaVA:
         """Run what is still to run; the trained model."""
+        model = self._upcycled(self.taught())
+        self._stage("upcycle", model, partial(self._train, "upcycle", model))
+        return model
+
+    def taught(self) -> MoELLaVA:
+        """Run what is still to run before the model has experts; the dense model."""
         model = MoELLaVA(ModelConfig(vocab_size=len(self.tokenizer)), TowerConfig())
         tower = model.model.image_tower.image_tower
         self._stage("eye", tower, partial(self._train_eye, tower))
-        for seed, stage in enumerate(STAGES):
-            if stage == "upcycle":
-                model = self._upcycled(model)
-            self._stage(stage, model, partial(self._train, stage, model, seed))
+        for stage in STAGES[:-1]:
+            self._stage(stage, model, partial(self._train, stage, model))
         return model
 
     def untrained_experts(self) -> MoELLaVA:
@@ -122,11 +126,17 @@ class Trainer:
         candidate = CANDIDATE_BY_EMOJI.get(drawing.emoji)
         return candidate.name if candidate else f"emoji {drawing.emoji}"
 
-    def _train(self, stage: Stage, model: MoELLaVA, seed: int) -> list[dict[str, float]]:
+    def _train(self, stage: Stage, model: MoELLaVA) -> list[dict[str, float]]:
+        return self.train(stage, model, getattr(self.recipe, stage), seed=STAGES.index(stage))
+
+    def train(
+        self, stage: Stage, model: MoELLaVA, settings: StageSettings, seed: int
+    ) -> list[dict[str, float]]:
+        """Train `model` in place on this trainer's drawings."""
         config = model.model.image_tower.image_tower.config
         source = PictureSource(self.drawings, self.rgba_NHWC, self.splits.train, config.image_size, seed)
         composer = Composer(self.tokenizer, config.tokens, tuple(TEMPLATES), seed)
-        return train_stage(stage, model, source, composer, getattr(self.recipe, stage))
+        return train_stage(stage, model, source, composer, settings)
 
 
 def train(recipe: Recipe, pictures: Pictures, cache: Path, output: Path) -> Measured:

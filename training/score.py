@@ -35,14 +35,18 @@ class Server:
     def answer(self, png: bytes, question: str) -> str:
         """The greedy answer to a question about a picture."""
         picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
+        image = {"type": "image_url", "image_url": {"url": picture}}
+        return self.ask([image, {"type": "text", "text": question}], ANSWER_LIMIT)
+
+    def ask(self, content: list[dict[str, Any]], max_tokens: int) -> str:
+        """The greedy answer to a user's message of texts and pictures."""
         reply = self._call(
             "/v1/chat/completions",
             {
                 "model": self.model,
                 "messages": [{"role": "user", "content": content}],
                 "temperature": 0,
-                "max_tokens": ANSWER_LIMIT,
+                "max_tokens": max_tokens,
             },
         )
         return str(reply["choices"][0]["message"]["content"])

@@ -2,7 +2,7 @@
 
 Read: it learns the questions in words, a thing's name standing in the picture's place. Then MoE-LLaVA's
 three stages (Lin et al. 2024): align the projector alone; teach the dense model with pictures; copy its
-MLPs into experts and train those with LTDR's language-only balance loss (LTDR, Eq. 10).
+MLPs into experts and train those, and their routers as `router_training` says.
 """
 
 import random
@@ -19,12 +19,11 @@ from prismoe.training.augment import Augment
 from prismoe.training.batches import IGNORED, Batch, Composer
 from prismoe.training.concepts import CONCEPT_BY_EMOJI, Concept
 from prismoe.training.eye import normalise
-from prismoe.training.losses import balance_loss
-from prismoe.training.model import MoELLaVA
+from prismoe.training.model import MoELLaVA, Routing
 from prismoe.training.pictures import Drawing
+from prismoe.training.router_training import RouterTraining, router_training
 
 Stage = Literal["read", "align", "teach", "upcycle"]
-BALANCE_COEFFICIENT = 0.01
 RENDER_SIDE = 128  # drawings are varied at this size, then shrunk to the tower's
 
 
@@ -90,7 +89,10 @@ def train_stage(
     settings: StageSettings,
 ) -> list[dict[str, float]]:
     """Train in place; returns the smoothed losses every 50 steps."""
+    routers = [router_training(moe) for moe in model.moe_layers]
     groups = parameter_groups(model, settings)
+    own = [parameter for router in routers for parameter in router.parameters()]
+    groups.append({"params": own, "lr": settings.language_rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     rates = [group["lr"] for group in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -100,12 +102,17 @@ def train_stage(
     curve: list[dict[str, float]] = []
     smooth: dict[str, float] = {}
     for step in (progress := tqdm(range(1, settings.steps + 1), desc=stage)):
-        losses = _losses(stage, model, source, composer, settings.batch)
+        batch = _batch(stage, source, composer, settings.batch)
+        if step == 1:
+            prepare_routers(model, routers, *batch)
+        losses, routings = batch_losses(model, routers, *batch)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
+        for router, moe, routing in zip(routers, model.moe_layers, routings, strict=True):
+            router.after_step(moe, routing)
         smooth = {
             name: smooth.get(name, loss.item()) * 0.98 + loss.item() * 0.02 for name, loss in losses.items()
         }
@@ -115,27 +122,35 @@ def train_stage(
     return curve
 
 
-def _losses(
-    stage: Stage, model: MoELLaVA, source: PictureSource, composer: Composer, batch: int
-) -> dict[str, Tensor]:
+def _batch(stage: Stage, source: PictureSource, composer: Composer, batch: int) -> tuple[Tensor, Batch]:
+    """Pictures, none when reading, and questions about them."""
     concepts = source.concepts(batch)
     if stage == "read":
-        asked, image_BCHW = composer.words(concepts), torch.empty(0)
-    else:
-        asked, image_BCHW = composer.pictures(concepts), source.pictures(concepts)
-    return batch_losses(model, image_BCHW, asked)
+        return torch.empty(0), composer.words(concepts)
+    return source.pictures(concepts), composer.pictures(concepts)
 
 
-def batch_losses(model: MoELLaVA, image_BCHW: Tensor, asked: Batch) -> dict[str, Tensor]:
-    """The answers' next-token loss (LTDR, Eq. 5), and for a model with experts the weighted balance
-    loss, summed over its MoE layers.
+@torch.no_grad()
+def prepare_routers(
+    model: MoELLaVA, routers: Iterable[RouterTraining], image_BCHW: Tensor, asked: Batch
+) -> None:
+    """Start each layer's router from what the layer sees of a batch, the first layer first."""
+    for layer, (router, moe) in enumerate(zip(routers, model.moe_layers, strict=True)):
+        _, routings = model(image_BCHW, asked.tokens)
+        router.prepare(moe, routings[layer])
+
+
+def batch_losses(
+    model: MoELLaVA, routers: Iterable[RouterTraining], image_BCHW: Tensor, asked: Batch
+) -> tuple[dict[str, Tensor], list[Routing]]:
+    """The answers' next-token loss (LTDR, Eq. 5), for a model with experts the routers' own losses, summed
+    over its MoE layers, and what each of those decided.
     """
     wanted_BS = asked.target_BS != IGNORED
     with torch.autocast("cpu", torch.bfloat16):
         logits_WY, routings = model(image_BCHW, asked.tokens, wanted_BS)
     losses = {"answer": functional.cross_entropy(logits_WY.float(), asked.target_BS[wanted_BS])}
     if routings:
-        losses["balance"] = (
-            BALANCE_COEFFICIENT * torch.stack([balance_loss(routing) for routing in routings]).sum()
-        )
-    return losses
+        layers = zip(routers, model.moe_layers, routings, strict=True)
+        losses["router"] = torch.stack([router.loss(moe, routing) for router, moe, routing in layers]).sum()
+    return losses, routings

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 from torch.nn.functional import linear
 
 from prismoe.kernels.mixture import best_posteriors, log_joint
@@ -41,10 +42,12 @@ class GMM(RoutingPolicy):
             "log_variances": (*mixtures, self.latent),
         }
 
-    def route(self, step: RouterInputs) -> Routing:
+    def log_joint(self, step: RouterInputs) -> Tensor:
+        """log(π N(z; μ, Σ)) of every component, `[T, K, E, M]` in float64 (Eqs. 12 and 14)."""
         own = step.parameters
         latent_TL = linear(step.hidden_TD.float(), own["encoder"], own["encoder_bias"])
-        experts_TK, posteriors_TK = best_posteriors(
-            log_joint(latent_TL, own["log_mixing"], own["means"], own["log_variances"])
-        )
+        return log_joint(latent_TL, own["log_mixing"], own["means"], own["log_variances"])
+
+    def route(self, step: RouterInputs) -> Routing:
+        experts_TK, posteriors_TK = best_posteriors(self.log_joint(step))
         return Routing.of_equal_counts(experts_TK, torch.softmax(posteriors_TK, dim=-1).float(), None)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from prismoe.kernels.routing import ranked_experts, use_first
@@ -28,9 +29,13 @@ class TopAny(RoutingPolicy):
     def parameters(self, hidden_size: int, num_experts: int) -> Mapping[str, tuple[int, ...]]:
         return {"expert_embeddings": (num_experts, hidden_size), "thresholds": (num_experts,)}
 
-    def route(self, step: RouterInputs) -> Routing:
+    def similarity(self, step: RouterInputs) -> Tensor:
+        """The cosine similarity of each token and expert, `[T, E]` (Eq. 2)."""
         embeddings_ED = normalize(step.parameters["expert_embeddings"], dim=-1)
-        similarity_TE = linear(normalize(step.hidden_TD.float(), dim=-1), embeddings_ED)
+        return linear(normalize(step.hidden_TD.float(), dim=-1), embeddings_ED)
+
+    def route(self, step: RouterInputs) -> Routing:
+        similarity_TE = self.similarity(step)
         passes_TE = similarity_TE > step.parameters["thresholds"]
         count_T = passes_TE.sum(dim=-1).clamp(min=1)
         behind_TE = torch.where(passes_TE, similarity_TE, similarity_TE - 4)  # a cosine is from -1 to 1

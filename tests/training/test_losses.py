@@ -8,9 +8,11 @@ import torch
 
 from prismoe.kernels.mixture import log_joint
 from prismoe.kernels.routing import PADDING, TEXT
+from prismoe.model_plugins.routing.policy import RouterInputs
 from prismoe.training.losses import (
     balance_loss,
     conflict_loss,
+    diversity_loss,
     mixture_loss,
     modality_contrast,
     reactivation_loss,
@@ -24,7 +26,10 @@ from tests.kernels import reference
 
 def routing_of(logits: torch.Tensor, segment: torch.Tensor) -> Routing:
     weights, experts = logits.softmax(-1).topk(2)
-    return Routing(logits, experts, weights, torch.zeros(len(logits), dtype=torch.bool), segment)
+    asks_nothing = torch.zeros(len(logits), 2, dtype=torch.int32)
+    step = RouterInputs(torch.empty(len(logits), 0), logits, segment, asks_nothing, {}, logits.shape[1])
+    is_tail = torch.zeros(len(logits), dtype=torch.bool)
+    return Routing(logits.softmax(-1), experts, weights, is_tail, step)
 
 
 def test_balance_loss_is_that_of_the_language_tokens_alone() -> None:
@@ -34,17 +39,29 @@ def test_balance_loss_is_that_of_the_language_tokens_alone() -> None:
     text = logits[:10].double()
     share = torch.bincount(text.topk(2).indices.flatten(), minlength=4) / 20
     expected = (share * text.softmax(-1).mean(0)).sum()
-    assert balance_loss(routing_of(logits, segment)).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert balance_loss(routing_of(logits, segment), segment == TEXT).item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
     shaken = torch.cat([logits[:10], torch.randn(20, 4) * 9])
-    assert balance_loss(routing_of(shaken, segment)).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert balance_loss(routing_of(shaken, segment), segment == TEXT).item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
 
 
 def test_balance_loss_gives_vision_tokens_no_gradient() -> None:
     logits = torch.randn(6, 4, requires_grad=True)
     segment = torch.tensor([TEXT, TEXT, 0, 0, 1, PADDING])
-    balance_loss(routing_of(logits, segment)).backward()
+    balance_loss(routing_of(logits, segment), segment == TEXT).backward()
     assert logits.grad is not None
     assert logits.grad[:2].abs().sum() > 0 and logits.grad[2:].abs().sum() == 0
+
+
+def test_diversity_loss() -> None:
+    embeddings = torch.randn(5, 7)
+    rows = embeddings.double().numpy()
+    apart = math.sqrt(sum((rows[i] @ rows[j] - (i == j)) ** 2 for i in range(5) for j in range(5)))
+    short = np.mean([math.sqrt(row @ row) for row in rows])
+    assert diversity_loss(embeddings).item() == pytest.approx(apart + short, rel=1e-5)
 
 
 @pytest.mark.parametrize("experts", [2, 5, 16])

@@ -73,7 +73,7 @@ def test_vision_tail_tokens_take_all_experts(dense: MoELLaVA) -> None:
     tokens = prompt_tokens(prompts(3), IMAGE)
     _, routings = upcycle(dense, (0,))(images(3), tokens)
     (routing,) = routings
-    probs = routing.logits_TE.double().softmax(-1)
+    probs = routing.step.logits_TE.double().softmax(-1)
     rpv = ((probs - 0.25) ** 2).mean(-1)
     segment = tokens.segment_BS.flatten()
     for token in range(len(segment)):

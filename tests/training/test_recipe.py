@@ -14,12 +14,15 @@ from prismoe.training import teacher
 from prismoe.training.augment import Augment, on_white
 from prismoe.training.card import card
 from prismoe.training.checkpoint import load
+from prismoe.training.comparison import train as comparison
+from prismoe.training.comparison.contenders import CONTENDERS, Trained
 from prismoe.training.concepts import CANDIDATES, CONCEPT_BY_EMOJI, CONCEPTS
 from prismoe.training.eye import EyeSettings, rate_share
 from prismoe.training.measured import Measured
 from prismoe.training.pictures import SIDE, STYLE_BY_NAME, STYLES, UNSEEN_FAMILY, Drawing, Pictures
 from prismoe.training.prismoji import Recipe, train
 from prismoe.training.splits import held_out_families, split
+from prismoe.training.stages import StageSettings
 
 
 class MadeUpPictures(Pictures):
@@ -108,6 +111,18 @@ def test_the_whole_recipe(tmp_path: Path) -> None:
     assert all(entry["licence"] in ("Apache-2.0", "MIT") for entry in shipped)
     again = train(Recipe.quick(), pictures, tmp_path / "cache", output)  # resumes: every stage is done
     assert again == measured
+    a_contender_starts_from_the_dense_model(pictures, tmp_path / "cache", tmp_path / "gmm")
+
+
+def a_contender_starts_from_the_dense_model(pictures: Pictures, cache: Path, output: Path) -> None:
+    gmm = CONTENDERS["gmm"]
+    assert isinstance(gmm, Trained)
+    comparison.train(gmm, StageSettings(steps=2, batch=4, language_rate=1e-3), pictures, cache, output)
+    assert json.loads((output / "config.json").read_text())["prismoe_routing"] == gmm.routing
+    trained, taught = load(output), torch.load(cache / "teach.pt")["weights"]
+    assert set(trained.moe_layers[0].router) == set(trained.config.policy(0).parameters(192, 4))
+    frozen = "model.image_tower.image_tower.vision_model.embeddings.patch_embedding.weight"
+    assert torch.equal(trained.state_dict()[frozen], taught[frozen].bfloat16().float())
 
 
 def test_styles_are_pinned() -> None:

@@ -20,7 +20,7 @@ IMAGE_TOKEN = 511  # free in the reference prompts
 def model() -> MoELLaVA:
     """The reference checkpoint with its tower."""
     text, tower = (json.loads((folder / "config.json").read_text()) for folder in (CHECKPOINT, TOWER))
-    text |= {"moe_layers": text["moe"]["moe_layers_idx"], "tail_experts": None}
+    text |= {"moe_layers": text["moe"]["moe_layers_idx"], "routing": {"policy": "topk"}}
     loaded = MoELLaVA(
         ModelConfig(**{name: text[name] for name in ModelConfig.model_fields if name in text}),
         TowerConfig(**{name: tower[name] for name in TowerConfig.model_fields}),
@@ -44,7 +44,7 @@ def test_picture_prompt(model: MoELLaVA, reference: dict[str, torch.Tensor]) -> 
     logits, routings = model(reference["pixel_values"], prompt_tokens(expanded, IMAGE_TOKEN))
     assert (logits - reference["logits"]).abs().max() < 1e-3
     for layer, routing in zip((0, 2), routings, strict=True):
-        assert (routing.logits_TE - reference[f"layer{layer}_router_logits"]).abs().max() < 1e-4
+        assert (routing.step.logits_TE - reference[f"layer{layer}_router_logits"]).abs().max() < 1e-4
         assert torch.equal(routing.experts_TA, reference[f"layer{layer}_topk_ids"])
 
 
@@ -53,4 +53,4 @@ def test_text_prompt(model: MoELLaVA, reference: dict[str, torch.Tensor]) -> Non
     tokens: Tokens = prompt_tokens(reference["text_input_ids"], IMAGE_TOKEN)
     logits, routings = model(torch.empty(0, 3, 56, 56), tokens)
     assert (logits - reference["text_logits"]).abs().max() < 1e-3
-    assert (routings[1].logits_TE - reference["text_layer2_router_logits"]).abs().max() < 1e-4
+    assert (routings[1].step.logits_TE - reference["text_layer2_router_logits"]).abs().max() < 1e-4

@@ -1,0 +1,145 @@
+"""The comparison's table, plot and figures, of measurements made up here."""
+
+import math
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from prismoe.model_plugins.routing.registry import choose_routing
+from prismoe.training.cases import Case
+from prismoe.training.comparison import prefill
+from prismoe.training.comparison.contenders import BASELINE, CONTENDERS, Trained
+from prismoe.training.comparison.measured import Measured, mean_by_drawing
+from prismoe.training.comparison.prefill import Ratio, prefill_ratio
+from prismoe.training.comparison.table import difference, plot, table
+from prismoe.training.dot_plot import Dot, dot_plot
+from prismoe.training.questions import TEMPLATES
+
+CASES = [Case("s", drawing, topic, "?", "!") for drawing in range(5) for topic in TEMPLATES]
+
+
+def made_up(seed: int, share: float) -> Measured:
+    right = np.random.default_rng(seed).random(len(CASES)) < share
+    return Measured(
+        right=right.tolist(),
+        vision_experts=2.5,
+        text_experts=2,
+        load_variation=0.25,
+        entropy_bits=1.5,
+        prefill=Ratio(0.9, 1.1, 1.3),
+    )
+
+
+RESULTS = {BASELINE: made_up(0, 0.5), "ltdr": made_up(1, 0.9), "entropy": made_up(2, 0.5)}
+
+
+def test_an_error_takes_drawings_as_independent() -> None:
+    values = [float(case.drawing % 2) for case in CASES]  # all questions of a drawing alike
+    by_drawing = np.array([0, 1, 0, 1, 0])
+    mean = mean_by_drawing(CASES, values)
+    assert mean.value == pytest.approx(0.4)
+    assert mean.error == pytest.approx(by_drawing.std(ddof=1) / math.sqrt(5))
+
+
+def test_a_difference_is_taken_question_by_question() -> None:
+    own = RESULTS["ltdr"]
+    assert difference(CASES, own, own) == (0, 0)
+    more = difference(CASES, own, RESULTS[BASELINE])
+    assert more.value * len(CASES) == pytest.approx(sum(own.right) - sum(RESULTS[BASELINE].right))
+
+
+def test_the_table_has_a_row_for_each_router() -> None:
+    head, _, *rows = [line.strip("| ").split(" | ") for line in table(CASES, RESULTS).splitlines()]
+    assert [row[0] for row in rows] == ["`topk`", "`ltdr`", "`entropy`*"]
+    assert all(len(row) == len(head) for row in rows)
+    ltdr = dict(zip(head, rows[1], strict=True))
+    names = RESULTS["ltdr"].right[:: len(TEMPLATES)]
+    assert ltdr["name (5)"] == f"{sum(names) / 5:.1%}"
+    assert ltdr["all (20)"].startswith(f"{sum(RESULTS['ltdr'].right) / 20:.1%} ± ")
+    assert ltdr["prefill time"] == "1.10 (0.90 to 1.30)"
+
+
+def test_the_plot_has_a_dot_for_each_router() -> None:
+    svg = ElementTree.fromstring(plot(CASES, RESULTS))
+    texts = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert set(RESULTS) <= set(texts)
+    assert len(list(svg.iter("{http://www.w3.org/2000/svg}circle"))) == len(RESULTS)
+
+
+def test_a_dot_lies_between_the_ends_of_its_interval() -> None:
+    svg = dot_plot("title", {"a": Dot(0.8, 0.85, 0.9), "b": Dot(0.7, 0.72, 0.74)})
+    assert re.findall(r">(\d+%)<", svg) == ["70%", "75%", "80%", "85%", "90%"]
+    lines = re.findall(r'M([\d.]+) [\d.]+H([\d.]+)" stroke="#0072b2"', svg)
+    dots = re.findall(r'circle cx="([\d.]+)"', svg)
+    for (low, high), dot in zip(lines, dots, strict=True):
+        assert float(low) + float(high) == pytest.approx(2 * float(dot), abs=0.2)
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_a_contender_can_be_served(name: str) -> None:
+    contender = CONTENDERS[name]
+    if isinstance(contender, Trained):
+        routing = choose_routing(None, contender.routing, 2, {0: contender.experts})
+        assert routing.source == "checkpoint"
+    else:
+        assert contender.options[:2] == ("--policy", name)
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Counts each prompt as so many seconds of prefill as its port says."""
+
+    seconds: dict[int, float]
+    prompts: dict[int, list[bytes]]
+
+    def do_GET(self) -> None:
+        port = self.server.server_address[1]
+        count, metric = len(self.prompts[port]), prefill.METRIC
+        counted = (
+            f'{metric}_sum{{engine="0"}} {count * self.seconds[port]}\n{metric}_count{{engine="0"}} {count}'
+        )
+        self._send(counted if self.path == "/metrics" else '{"data": [{"id": "m"}]}')
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.prompts[self.server.server_address[1]].append(body)
+        self._send('{"choices": [{"message": {"content": ""}}]}')
+
+    def _send(self, body: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def urls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Two servers; the first takes three times as long."""
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), Slow) for _ in range(2)]
+    ports = [server.server_port for server in servers]
+    monkeypatch.setattr(Slow, "seconds", dict(zip(ports, (0.75, 0.25), strict=True)), raising=False)
+    monkeypatch.setattr(Slow, "prompts", {port: [] for port in ports}, raising=False)
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield [f"http://127.0.0.1:{port}" for port in ports]
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_prefill_time_is_what_the_servers_counted(urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill, "ROUNDS", 4)
+    for _ in range(2):  # of two contenders, beside one server
+        assert prefill_ratio(*urls, pngs=[b"png"] * 9) == pytest.approx((3, 3, 3))
+    own, baseline = Slow.prompts.values()
+    assert own == baseline
+    for prompts in (own, baseline):
+        assert len(prompts) == len(set(prompts)) == 2 * 5 * prefill.PROMPTS
+        assert all(body.count(b"image_url") == 2 * prefill.PICTURES for body in prompts)

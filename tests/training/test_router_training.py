@@ -1,0 +1,110 @@
+"""Routers in training: they route as they do when served, and everything of them learns."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from prismoe.kernels.routing import PADDING, TEXT
+from prismoe.model_plugins.routing.policy import RouterInputs
+from prismoe.training.comparison.contenders import CONTENDERS, Trained
+from prismoe.training.comparison.start import start
+from prismoe.training.model import MoELLaVA
+from prismoe.training.router_training import BIAS_STEP, BiasCorrection, router_training
+from tests.training.test_model import SMALL, SMALL_TOWER
+
+TRAINED = {name: contender for name, contender in CONTENDERS.items() if isinstance(contender, Trained)}
+SEGMENT_T = torch.tensor([TEXT] * 40 + [0] * 30 + [1] * 30 + [PADDING] * 10)
+
+
+@pytest.fixture(params=TRAINED)
+def contender(request: pytest.FixtureRequest) -> Trained:
+    """With narrower experts and latents where it has such, for the small model."""
+    found = TRAINED[request.param]
+    if found.expert_width:
+        return found.model_copy(update={"expert_width": 32})
+    if found.routing["policy"] == "gmm":
+        return found.model_copy(update={"routing": {**found.routing, "latent": 8, "components": 4}})
+    return found
+
+
+@pytest.fixture
+def model(contender: Trained) -> MoELLaVA:
+    torch.manual_seed(0)
+    return start(MoELLaVA(SMALL, SMALL_TOWER), (0, 2), contender)
+
+
+def hidden(seed: int = 3) -> Tensor:
+    return torch.randn(len(SEGMENT_T), SMALL.hidden_size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_router_trains_as_it_serves(model: MoELLaVA, contender: Trained) -> None:
+    (moe, _), hidden_TD = model.moe_layers, hidden()
+    router_training(moe).prepare(moe, moe.route(hidden_TD, SEGMENT_T))
+    trained = moe.route(hidden_TD, SEGMENT_T)
+    weights = {name.rpartition(".")[2]: weight for name, weight in moe.state_dict().items()}
+    gate_ED = moe.state_dict().get("gate.wg.weight", torch.empty(0, SMALL.hidden_size))
+    asks_nothing_T2 = torch.zeros(len(hidden_TD), 2, dtype=torch.int32)
+    served = SMALL.model_copy(
+        update={"routing": contender.routing, "experts": contender.experts, "moe_layers": (0, 2)}
+    ).policy(0)
+    expected = served.route(
+        RouterInputs(hidden_TD, hidden_TD @ gate_ED.T, SEGMENT_T, asks_nothing_T2, weights, contender.experts)
+    )
+    assert torch.equal(trained.experts_TA, expected.experts_TA)
+    torch.testing.assert_close(trained.weights_TA, expected.weights_TA)
+
+
+def test_every_parameter_of_a_router_learns(model: MoELLaVA) -> None:
+    """Three steps of descent over all layers' routers."""
+    for moe in model.moe_layers:
+        training = router_training(moe)
+        training.prepare(moe, moe.route(hidden(), SEGMENT_T))
+        routed = {n: p for n, p in moe.named_parameters() if n.startswith(("gate.", "router."))}
+        routed |= dict(training.named_parameters())
+        before = {name: parameter.detach().clone() for name, parameter in routed.items()}
+        optimizer = torch.optim.SGD([*moe.parameters(), *training.parameters()], lr=0.1)
+        for seed in (4, 5, 6):
+            output_TD, routing = moe(hidden(seed), SEGMENT_T)
+            loss = output_TD.square().mean() + training.loss(moe, routing)
+            assert loss.isfinite()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            training.after_step(moe, routing)
+        for name, parameter in routed.items():
+            assert parameter.isfinite().all()
+            assert not torch.equal(parameter, before[name]), f"{name} does not learn"
+        assert all(parameter.grad is not None for parameter in moe.experts.parameters())
+
+
+def test_the_bias_of_an_overloaded_expert_falls() -> None:
+    torch.manual_seed(0)
+    moe = start(MoELLaVA(SMALL, SMALL_TOWER), (0,), TRAINED["bias_corrected"]).moe_layers[0]
+    with torch.no_grad():
+        moe.gate.wg.weight.zero_()  # equal scores: all tokens take the first two experts
+    BiasCorrection(moe).after_step(moe, moe.route(hidden(), SEGMENT_T))
+    assert moe.router["expert_bias"].tolist() == pytest.approx([-BIAS_STEP] * 2 + [BIAS_STEP] * 2)
+    assert moe.route(hidden(), SEGMENT_T).experts_TA[0].tolist() == [2, 3]
+
+
+def test_mixtures_stay_distributions() -> None:
+    torch.manual_seed(0)
+    moe = start(MoELLaVA(SMALL, SMALL_TOWER), (0,), TRAINED["gmm"]).moe_layers[0]
+    training = router_training(moe)
+    training.prepare(moe, moe.route(hidden(), SEGMENT_T))
+    with torch.no_grad():
+        moe.router["log_mixing"] += 1
+    training.after_step(moe, moe.route(hidden(), SEGMENT_T))
+    assert moe.router["log_mixing"].exp().sum(dim=(1, 2)).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_every_expert_keeps_other_neurons() -> None:
+    torch.manual_seed(0)
+    dense = MoELLaVA(SMALL, SMALL_TOWER)
+    (moe,) = start(dense, (1,), TRAINED["topk"]).moe_layers
+    rows = {tuple(row) for row in dense.model.layers[1].mlp.fc1.weight.tolist()}
+    kept = [
+        {tuple(row) for row in expert.fc1.weight.tolist()} & rows for expert in moe.experts.deepspeed_experts
+    ]
+    assert [len(own) for own in kept] == [SMALL.intermediate_size // 2] * 4
+    assert kept[0] != kept[1]

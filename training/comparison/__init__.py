@@ -1,0 +1,1 @@
+"""The comparison of routers: small checkpoints that differ in the router alone, trained and measured."""

@@ -1,0 +1,104 @@
+"""Compare routers: `python -m prismoe.training.comparison --out DIR`.
+
+Every contender is trained, then served beside the baseline and measured. DIR keeps every checkpoint and every
+measurement, so an interrupted run goes on where it stopped, and holds the results in the end: table.md and
+accuracy.svg.
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from prismoe.training.calibration.measure import serving
+from prismoe.training.cases import build_exam
+from prismoe.training.comparison.contenders import BASELINE, CONTENDERS, Trained
+from prismoe.training.comparison.measure import measure
+from prismoe.training.comparison.measured import Measured
+from prismoe.training.comparison.table import plot, table
+from prismoe.training.comparison.train import SETTINGS, calibrate, train
+from prismoe.training.pictures import Pictures
+
+CHECKPOINT, MEASURED = "checkpoint", "measured.json"
+
+
+class Comparison:
+    """What is in DIR, and how it comes to be there."""
+
+    def __init__(self, out: Path, cache: Path, steps: int) -> None:
+        self.out, self.cache = out, cache
+        self.settings = SETTINGS.model_copy(update={"steps": steps})
+        self.pictures = Pictures(cache / "emoji")
+        self.pictures.fetch()
+        self.exam = build_exam(self.pictures)
+
+    def checkpoint(self, name: str) -> Path:
+        """A contender's checkpoint, which is made where DIR lacks it."""
+        checkpoint, contender = self._folder(name) / CHECKPOINT, CONTENDERS[name]
+        if checkpoint.exists():
+            return checkpoint
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(contender, Trained):
+            train(contender, self.settings, self.pictures, self.cache / "prismoji", checkpoint)
+        else:
+            calibrate(contender, self.checkpoint(BASELINE), checkpoint)
+        return checkpoint
+
+    def measure(self, names: Iterable[str]) -> None:
+        """Measure the contenders that DIR has no measurement of, beside one server of the baseline."""
+        with serving(str(self.checkpoint(BASELINE)), None) as baseline_url:
+            for name in names:
+                file = self._folder(name) / MEASURED
+                if not file.exists():
+                    result = measure(self.checkpoint(name), baseline_url, self.exam)
+                    file.write_text(result.model_dump_json(indent=1) + "\n")
+
+    def write(self) -> None:
+        """Write table and plot of everything that DIR has a measurement of."""
+        files = {name: self._folder(name) / MEASURED for name in CONTENDERS}
+        results = {
+            name: Measured.model_validate_json(file.read_text())
+            for name, file in files.items()
+            if file.exists()
+        }
+        (self.out / "table.md").write_text(table(self.exam.cases, results) + "\n")
+        (self.out / "accuracy.svg").write_text(plot(self.exam.cases, results))
+
+    def _folder(self, name: str) -> Path:
+        return self.out / name.replace(", ", "-").replace(" ", "-")
+
+
+def main() -> None:
+    """Parse the command line and compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="where checkpoints and results are kept")
+    parser.add_argument(
+        "--routers",
+        nargs="+",
+        choices=CONTENDERS,
+        default=list(CONTENDERS),
+        metavar="NAME",
+        help=f"only these, beside {BASELINE}",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=SETTINGS.steps, help=f"of training (default: {SETTINGS.steps})"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="pictures, and the stages before experts"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    comparison = Comparison(arguments.out, arguments.cache, arguments.steps)
+    names = list(dict.fromkeys([BASELINE, *arguments.routers]))
+    for name in names:
+        comparison.checkpoint(name)
+    comparison.measure(names)
+    comparison.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The routers that are compared. To add one is to add an entry."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Trained(BaseModel):
+    """A router that trains with its experts, from the same dense model as all others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    routing: Mapping[str, Any]
+    """The checkpoint's `prismoe_routing`."""
+    experts: int = 4
+    expert_width: int | None = None
+    """As wide as a dense layer where not given."""
+    seed: int = 0
+
+
+class Calibrated(BaseModel):
+    """A router that `prismoe calibrate` fits to the trained BASELINE."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    options: tuple[str, ...]
+
+
+Contender = Trained | Calibrated
+
+BASELINE = "topk"
+_TOP_2 = {"top_k": 2, "norm_topk_prob": True}
+_CONDITIONED = {"policy": "modality_conditioned", **_TOP_2}
+_GROUPS = {"policy": "modality_groups"}
+_HALF_WIDTH = 384
+
+CONTENDERS: dict[str, Contender] = {
+    BASELINE: Trained(routing={"policy": "topk", **_TOP_2}),
+    "topk, second seed": Trained(routing={"policy": "topk", **_TOP_2}, seed=1),
+    "topk, third seed": Trained(routing={"policy": "topk", **_TOP_2}, seed=2),
+    "ltdr": Trained(routing={"policy": "ltdr", **_TOP_2, "tail_experts": 4}),
+    "gmm": Trained(routing={"policy": "gmm", "top_k": 2}),
+    "modality_conditioned, add": Trained(routing=_CONDITIONED),
+    "modality_conditioned, concat": Trained(routing={**_CONDITIONED, "form": "concat"}),
+    "modality_conditioned, bias": Trained(routing={**_CONDITIONED, "form": "bias"}),
+    "modality_groups, v2Top1-t2Top1": Trained(routing=_GROUPS),
+    "modality_groups, v4Top2-t4Top2": Trained(
+        routing={**_GROUPS, "vision_experts": 2, "text_experts": 2, "norm_topk_prob": True},
+        experts=8,
+        expert_width=_HALF_WIDTH,
+    ),
+    "top_any": Trained(routing={"policy": "top_any"}),
+    "cosine": Trained(routing={"policy": "cosine", **_TOP_2, "latent": 2}),
+    "bias_corrected": Trained(routing={"policy": "bias_corrected", **_TOP_2}),
+    "fine_grained": Trained(
+        routing={"policy": "fine_grained", "top_k": 3, "norm_topk_prob": True},
+        experts=8,
+        expert_width=_HALF_WIDTH,
+    ),
+    "equiroute": Calibrated(options=("--policy", "equiroute")),
+    "entropy": Calibrated(options=("--policy", "entropy", "--mean-experts", "2")),
+    "dual_threshold": Calibrated(options=("--policy", "dual_threshold", "--skip", "0.25")),
+}

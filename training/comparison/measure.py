@@ -1,0 +1,50 @@
+"""Serve a contender beside the baseline, ask it the exam, and time both."""
+
+import json
+import math
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prismoe.kernels.diagnostics import load_variation
+from prismoe.kernels.routing import PADDING, routing_entropy
+from prismoe.training.calibration.measure import experts_per_token, serving
+from prismoe.training.cases import Exam
+from prismoe.training.comparison.measured import Measured
+from prismoe.training.comparison.prefill import PICTURES, prefill_ratio
+from prismoe.training.evaluate import Asker
+from prismoe.training.score import Server, ask_all
+
+
+def measure(folder: Path, baseline_url: str, exam: Exam) -> Measured:
+    """Everything of one contender. All but the entropy is what the servers say."""
+    with serving(str(folder), None) as url:
+        replies = ask_all(Server(url), exam)
+        with urllib.request.urlopen(f"{url}/v1/routing/load") as response:
+            load: Mapping[str, Any] = json.load(response)
+        prefill = prefill_ratio(url, baseline_url, list(exam.png.values())[:PICTURES])
+    experts = experts_per_token(load)
+    load_LME = torch.tensor(load["expert_tokens"])
+    return Measured(
+        right=[case.answer == reply.strip() for case, reply in zip(exam.cases, replies, strict=True)],
+        vision_experts=experts["vision"],
+        text_experts=experts["text"],
+        load_variation=load_variation(load_LME.sum(dim=1)).item(),
+        entropy_bits=entropy_bits(folder, exam),
+        prefill=prefill,
+    )
+
+
+@torch.inference_mode()
+def entropy_bits(folder: Path, exam: Exam) -> float:
+    """The mean entropy of `RoutingPolicy.probabilities`, over the layers and the tokens of every drawing's
+    question for a name. No server tells probabilities, so the training model does.
+    """
+    entropies = [
+        routing_entropy(routing.probs_TE)[routing.segment_T != PADDING].mean()
+        for routing in Asker(folder).routings(exam)
+    ]
+    return torch.stack(entropies).mean().item() / math.log(2)
