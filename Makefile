@@ -11,7 +11,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test lint browser pictures dashboards bench clean-root train install
+.PHONY: demo test lint browser pictures dashboards bench load clean-root train install
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -32,6 +32,10 @@ dashboards: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m prismoe.kernels.bench $(ARGS)
+
+# Loads a server that it starts, or one at a URL: make load ARGS="http://127.0.0.1:8000 --soak 30". The report is in build/load.
+load: $(INSTALLED)
+	$(BIN)/python -m prismoe.loadtests $(ARGS)
 
 # Runs the CPU image's steps and its compose service without Docker, in a clean Debian root. Needs root; three minutes.
 clean-root: $(INSTALLED)
