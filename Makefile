@@ -11,7 +11,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test lint browser pictures dashboards bench load clean-root train install
+.PHONY: demo test lint browser pictures dashboards bench load clean-root two-hosts train install
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -40,6 +40,10 @@ load: $(INSTALLED)
 # Runs the CPU image's steps and its compose service without Docker, in a clean Debian root. Needs root; three minutes.
 clean-root: $(INSTALLED)
 	$(BIN)/python -m tests.deploy.clean_root
+
+# Two hosts, as network namespaces, behind vLLM's router; one is killed under load. A minute.
+two-hosts: $(INSTALLED)
+	$(BIN)/python -m tests.deploy.two_hosts
 
 # The inspector's page is tested in a real browser. On Debian, root gets it here.
 browser:

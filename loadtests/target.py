@@ -62,7 +62,7 @@ async def find(url: str, tokenizer: str | None) -> Target:
 
 async def counters(session: httpx.AsyncClient) -> Counters:
     """The counters of /metrics, once those of the experts have caught up with the engine's."""
-    latest = await _read_counters(session)
+    latest = await counters_now(session)
     for _ in range(SETTLE_LIMIT_S):
         if not any(name == "prismoe_tokens_total" for name, _ in latest):
             return latest
@@ -106,10 +106,11 @@ def _caught_up(latest: Counters) -> bool:
 
 async def _after_a_second(session: httpx.AsyncClient) -> Counters:
     await asyncio.sleep(1)
-    return await _read_counters(session)
+    return await counters_now(session)
 
 
-async def _read_counters(session: httpx.AsyncClient) -> Counters:
+async def counters_now(session: httpx.AsyncClient) -> Counters:
+    """The counters of /metrics as they stand."""
     return parse(await _metrics(session), "counter", "_total")
 
 
