@@ -1,8 +1,10 @@
 """Runs a scenario by `vllm bench serve`, inside this process."""
 
 import gc
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ class Bench:
         """Send the scenario's requests, wait for the last answer, and note what the server counted."""
         arguments = scenario.arguments(self.target, self._objective)
         before = await counters(self._session)
-        with self._log.open("a") as log, redirect_stdout(log):
+        with output_to(self._log):
             found = await vllm_bench_serve(arguments)
         phase = of_bench(scenario, arguments, found, difference(before, await counters(self._session)))
         self.phases.append(phase)
@@ -40,6 +42,23 @@ class Bench:
             flush=True,
         )
         return phase
+
+
+@contextmanager
+def output_to(log: Path) -> Iterator[None]:
+    """Append what this process and its libraries print to a file, as long as the block lasts."""
+    sys.stdout.flush()
+    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    with log.open("ab") as file:
+        for descriptor in kept:
+            os.dup2(file.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        for descriptor, copy in kept.items():
+            os.dup2(copy, descriptor)
+            os.close(copy)
 
 
 async def vllm_bench_serve(arguments: Sequence[str]) -> dict[str, Any]:

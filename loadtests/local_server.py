@@ -1,11 +1,12 @@
-"""`prismoe serve` with the bundled model, for as long as a load test takes."""
+"""Servers of this machine, for as long as a measurement takes."""
 
+import os
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,18 +21,28 @@ OPTIONS = (
 
 
 @contextmanager
-def local_server(log: Path, options: Sequence[str] = OPTIONS) -> Iterator[tuple[str, int]]:
-    """Its URL and process id. Raises RuntimeError where it does not get ready."""
+def local_server(log: Path) -> Iterator[tuple[str, int]]:
+    """The URL and process id of a server of the bundled model. Raises RuntimeError where it fails."""
+    with serving("prismoe.server.cli", ["serve", *OPTIONS], log) as server:
+        yield server
+
+
+@contextmanager
+def serving(
+    module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, int]]:
+    """The URL and process id of a Python module that serves HTTP, as long as the block lasts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-P", "-m", "prismoe.server.cli", "serve", *options]
+    command = [sys.executable, "-P", "-m", module, *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=os.environ | dict(environment or {}),
         )
     url = f"http://127.0.0.1:{port}"
     try:
