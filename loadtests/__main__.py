@@ -66,7 +66,7 @@ async def _run(args: argparse.Namespace, url: str, pid: int | None, folder: Path
     scenarios, ramps = _chosen(args, standard(target, args.scale, _one_picture(folder)))
     async with client(url) as session:
         bench = Bench(target, session, args.objective, folder / "bench.log")
-        await bench.run(mixed_traffic("warm-up", WARM_UP))
+        await bench.run(mixed_traffic("warm-up", WARM_UP, seed=99))
         bench.phases.clear()
         before = await counters(session)
         for scenario in scenarios:

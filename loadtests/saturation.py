@@ -7,6 +7,8 @@ from prismoe.loadtests.results import Phase, Saturation
 from prismoe.loadtests.scenarios import mixed_traffic
 
 MOST_AT_ONCE = 256
+FIRST_SEED = 100
+"""No step repeats a request of another, which would be cached."""
 WORTHWHILE = 1.05
 """A step that answers fewer than 5% more requests a second than the best before is flat."""
 NEARLY = 0.95
@@ -19,7 +21,9 @@ async def ramp(bench: Bench, scale: float) -> Saturation:
     while at_once <= MOST_AT_ONCE and not _flat(steps):
         requests = max(at_once, round(scale * min(96, max(16, 6 * at_once))))
         name = f"ramp-{at_once}"
-        steps.append(await bench.run(mixed_traffic(name, requests, at_once=at_once)))
+        steps.append(
+            await bench.run(mixed_traffic(name, requests, at_once=at_once, seed=FIRST_SEED + at_once))
+        )
         at_once *= 2
     return saturation(steps)
 

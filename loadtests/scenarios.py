@@ -127,7 +127,7 @@ def standard(target: Target, scale: float, image_set: Path) -> list[Scenario]:
         return max(1, round(requests * scale))
 
     mixed = (at_ratio(ratio, count(24), target) for ratio in RATIOS)
-    return [
+    scenarios = [
         Scenario(name="chat-text", requests=count(48), text_tokens=48, answer_tokens=48),
         Scenario(name="one-image", requests=count(48), images=1),
         Scenario(name="many-images", requests=count(16), images=6),
@@ -136,3 +136,5 @@ def standard(target: Target, scale: float, image_set: Path) -> list[Scenario]:
         Scenario(name="long-decode", requests=count(12), images=1, answer_tokens=384),
         Scenario(name="burst", requests=count(64), images=1, at_once=None, rate=16, burstiness=0.1),
     ]
+    # No scenario repeats a request of another, which would be cached.
+    return [scenario.model_copy(update={"seed": seed}) for seed, scenario in enumerate(scenarios)]

@@ -87,6 +87,13 @@ def test_totals_agree_within_a_hundredth(server_requests: int, sound: bool) -> N
     assert run(*phases, checks=tuple(totals_agree(phases))).sound is sound
 
 
+def test_preempted_requests_are_computed_again(counted: Counters) -> None:
+    counted["prismoe_tokens_total", frozenset({("modality", "text")})] += 50
+    assert not all(check.holds for check in consistent(counted, {}))
+    counted["vllm:num_preemptions_total", frozenset[tuple[str, str]]()] = 1
+    assert all(check.holds for check in consistent(counted, {}))
+
+
 def test_a_failed_request_is_no_sound_run() -> None:
     assert run(phase("a")).sound and not run(phase("a", failed=1)).sound
 
