@@ -108,11 +108,11 @@ def at_ratio(ratio: int, requests: int, target: Target) -> Scenario | None:
     for images in range(1, MOST_IMAGES + 1):
         text = round(images * target.image_tokens / ratio)
         question = text - target.template_tokens - images * target.tokens_beside_image - (answer - 1)
-        if question > 0:
+        if question >= 1:
             return Scenario(
                 name=f"mixed-{ratio}:1",
                 requests=requests,
-                text_tokens=question,
+                text_tokens=round(question),
                 answer_tokens=answer,
                 images=images,
             )

@@ -1,7 +1,6 @@
 """The server under test: what it serves, and what it counts."""
 
 import asyncio
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from prismoe.loadtests.traffic import client, picture
 SETTLE_LIMIT_S = 30
 
 Labels = frozenset[tuple[str, str]]
-Counters = Counter[tuple[str, Labels]]
+Counters = dict[tuple[str, Labels], float]
 """The value of each series by its name and labels, but for labels that tell servers or engines apart."""
 
 
@@ -85,7 +84,7 @@ def total(counted: Counters, name: str, **labels: str) -> float:
 
 def difference(before: Counters, after: Counters) -> Counters:
     """How much each counter grew."""
-    return Counter({series: value - before[series] for series, value in after.items()})
+    return {series: value - before.get(series, 0) for series, value in after.items()}
 
 
 def computed_tokens(counted: Counters) -> float:
@@ -122,14 +121,15 @@ async def _metrics(session: httpx.AsyncClient) -> str:
 
 def parse(exposition: str, kind: str, ending: str = "") -> Counters:
     """The series of this kind in Prometheus's text format whose names end so, added up over engines."""
-    found: Counters = Counter()
+    found: Counters = {}
     for family in text_string_to_metric_families(exposition):
         if family.type != kind:
             continue
         for sample in family.samples:
             if sample.name.endswith(ending):
                 labels = {name: text for name, text in sample.labels.items() if name != "engine"}
-                found[sample.name, frozenset(labels.items())] += sample.value
+                series = sample.name, frozenset(labels.items())
+                found[series] = found.get(series, 0) + sample.value
     return found
 
 

@@ -60,6 +60,7 @@ def moe_llava(shape: Shape, routing: dict[str, Any], folder: Path) -> Path:
         image_size=shape.image_size,
         hidden_size=shape.hidden,
         num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
         num_hidden_layers=shape.layers,
         intermediate_size=shape.width,
         vocab_size=shape.vocabulary,

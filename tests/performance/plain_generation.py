@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import CLIPVisionModel, SiglipVisionModel
 
 from tests.model_plugins.plain_moe_llava import PlainMoELLaVA, Trace
 
@@ -17,12 +18,17 @@ class PlainGenerator(PlainMoELLaVA):
     """Greedy generation. Routes all tokens by top-k, whatever the checkpoint says."""
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype) -> None:
+        self.folder = checkpoint
         super().__init__(checkpoint)
         self.weights = {name: weight.to(dtype) for name, weight in self.weights.items()}
         self.tower = self.tower.to(dtype)
         self.dtype = dtype
         self.cache: Cache = {}
         self.length = 0
+
+    def _tower(self, folder: Path) -> CLIPVisionModel | SiglipVisionModel:
+        inside = self.folder / self.config["mm_image_tower"]
+        return super()._tower(inside if inside.is_dir() else folder)
 
     @torch.inference_mode()
     def generate(self, token_ids: Sequence[int], images: Tensor, count: int) -> list[int]:
