@@ -11,14 +11,14 @@ from string import Template
 from prismoe.loadtests.plots import lines
 from prismoe.loadtests.report import table
 from prismoe.loadtests.results import Phase
-from tests.performance.systems import ANSWER, HALF_A_BILLION, MANY, TEXT, Measured
+from tests.performance.systems import ANSWER, AT_ONCE, HALF_A_BILLION, IMAGES, MANY, TEXT, TOKENS, Measured
 
 TEXT_OF_PAGE = Path(__file__).with_name("page.md")
 
 
 def page(measured: Mapping[str, Measured]) -> str:
     """The page's text."""
-    policies = [_policy_row(name, found) for name, found in measured.items() if name[:7] != "experts"]
+    policies = [_policy_row(name, found) for name, found in measured.items() if _is_policy(name)]
     head = [f"{what}, {n} at once" for what in ("text", "one picture") for n in (1, MANY)]
     return Template(TEXT_OF_PAGE.read_text()).substitute(
         machine=_machine(),
@@ -39,16 +39,16 @@ def plots(measured: Mapping[str, Measured]) -> dict[str, str]:
     experts = {name: found for name, found in measured.items() if name.startswith("experts")}
     return {
         "performance-at-once": _curves(
-            "Generated tokens a second by requests at once", "at once", curves, (1, 2, 4, 8, 16, 32), _speed
+            "Generated tokens a second by requests at once", "at once", curves, AT_ONCE, _speed
         ),
         "performance-images": _curves(
-            "Milliseconds to the first token by pictures", "images", curves, (0, 1, 2, 4), _first_token
+            "Milliseconds to the first token by pictures", "images", curves, IMAGES, _first_token
         ),
         "performance-tokens": _curves(
             "Milliseconds to the first token by text tokens",
             "tokens",
             curves,
-            (64, 128, 256, 512, 1024),
+            TOKENS,
             _first_token,
         ),
         "performance-experts": lines(
@@ -73,20 +73,27 @@ def _ratios(measured: Mapping[str, Measured]) -> str:
         for what in ("text", "image"):
             for at_once, wanted in ((MANY, 3), (1, 0.7)):
                 loop = measured.get(f"{size}-pytorch", Measured()).plain.get(what)
-                rows.append(_ratio(measured, size, f"{what} at {at_once}", "the loop", loop, wanted))
+                load = f"{what} at {at_once}"
+                ours = _median(measured.get(f"{size}-topk", Measured()), load, _speed)
+                rows.append(_ratio(size, load, ours, "the loop", loop, wanted))
     for size in ("small", "large"):
+        beside = measured.get(f"{size}-beside-vllm", Measured())
         for at_once in (MANY, 1):
-            stock = _median(measured.get(f"{size}-vllm", Measured()), f"text at {at_once}", _speed)
-            rows.append(_ratio(measured, size, f"text at {at_once}", "stock vLLM", stock, 0.97))
+            ours, stock = (
+                _median(beside, f"{name} text at {at_once}", _speed) for name in ("prismoe", "vllm")
+            )
+            rows.append(_ratio(size, f"text at {at_once}", ours, "stock vLLM", stock, 0.97))
     return table(["model", "load", "prismoe", "against", "it", "ratio", "wanted"], rows)
 
 
 def _ratio(
-    measured: Mapping[str, Measured], size: str, label: str, other: str, theirs: float | None, wanted: float
+    size: str, load: str, ours: float | None, other: str, theirs: float | None, wanted: float
 ) -> list[object]:
-    ours = _median(measured.get(f"{size}-topk", Measured()), label, _speed)
-    ratio = ours / theirs if ours and theirs else None
-    return [size, label, ours, other, theirs, ratio, f"≥ {wanted}"]
+    return [size, load, ours, other, theirs, ours / theirs if ours and theirs else None, f"≥ {wanted}"]
+
+
+def _is_policy(name: str) -> bool:
+    return not name.startswith("experts") and not name.endswith("beside-vllm")
 
 
 def _policy_row(name: str, found: Measured) -> list[object]:

@@ -22,7 +22,10 @@ from tests.performance.checkpoints import SMALL, Shape, moe_llava, shape_of_size
 from tests.performance.plain_generation import PlainGenerator, tokens_per_second
 
 TEXT, ANSWER, MANY = 64, 64, 16
-REPEATS = 3
+TURNS = 4
+AT_ONCE, IMAGES, TOKENS = (1, 2, 4, 8, 16, 32), (0, 1, 2, 4), (64, 128, 256, 512, 1024)
+OBJECTIVE = ["ttft:10000"]
+ENGINE = ("--max-model-len", "2048", "--kv-cache-memory-bytes", "1G")
 TOPK = {"policy": "topk"}
 HALF_A_BILLION = shape_of_size()
 
@@ -41,7 +44,7 @@ class System:
 
     name: str
     kind: str
-    """prismoe, vllm (with a model of its own) or pytorch (the sequential loop)."""
+    """prismoe, pytorch (the sequential loop), or beside-vllm: prismoe and vLLM's twin in turns."""
     shape: Shape | None = None
     """None for the bundled model."""
     routing: dict[str, Any] | None = field(default=None, hash=False)
@@ -51,7 +54,7 @@ class System:
     @property
     def requests(self) -> int:
         """At sixteen at once; a small model needs more for as long a measurement."""
-        return 48 if self.shape == HALF_A_BILLION else 160
+        return 32 if self.shape == HALF_A_BILLION else 160
 
 
 POLICIES: dict[str, dict[str, Any]] = {
@@ -64,18 +67,15 @@ SYSTEMS = [
     System("bundled-pytorch", "pytorch"),
     System("bundled-topk", "prismoe", routing=TOPK, curves=True),
     System("bundled-ltdr", "prismoe"),
-    System("small-vllm", "vllm", SMALL),
-    System("small-topk", "prismoe", SMALL, TOPK),
+    System("bundled-entropy", "prismoe", routing=POLICIES["entropy"]),
+    System("small-beside-vllm", "beside-vllm", SMALL, TOPK),
     System("large-pytorch", "pytorch", HALF_A_BILLION, TOPK),
-    System("large-vllm", "vllm", HALF_A_BILLION),
+    System("large-beside-vllm", "beside-vllm", HALF_A_BILLION, TOPK),
     System("large-topk", "prismoe", HALF_A_BILLION, TOPK, curves=True),
-    *(
-        System(f"large-{name}", "prismoe", HALF_A_BILLION, routing, curves=name == "ltdr")
-        for name, routing in POLICIES.items()
-    ),
+    *(System(f"large-{name}", "prismoe", HALF_A_BILLION, routing) for name, routing in POLICIES.items()),
     *(
         System(f"experts-{experts}", "prismoe", shape_of_size(experts, layers=4), TOPK)
-        for experts in (4, 8, 16, 32)
+        for experts in (4, 8, 32)
     ),
 ]
 
@@ -84,80 +84,103 @@ def measure(system: System, folder: Path) -> Measured:
     """Measure one system; its checkpoint is kept in the folder."""
     if system.kind == "pytorch":
         return _measure_loop(system, folder)
-    with _server(system, folder) as url:
-        return asyncio.run(_measure_server(system, url, folder))
+    with _prismoe(system, folder) as url:
+        if system.kind == "prismoe":
+            return asyncio.run(_measure_server(system, url, folder))
+        assert system.shape is not None
+        mixtral = twin(system.shape, folder / "checkpoints" / f"{system.name}-twin")
+        with _vllm(mixtral, system.shape, folder) as stock:
+            return asyncio.run(_measure_in_turns(system, url, stock, mixtral, folder))
 
 
 def _checkpoint(system: System, folder: Path) -> Path:
     if system.shape is None:
         return bundled_checkpoint()
-    if system.kind == "vllm":
-        return twin(system.shape, folder / f"{system.name}-checkpoint")
     routing = system.routing or TOPK
-    own = "gmm" if routing["policy"] == "gmm" else "topk"
-    name = f"{system.shape.hidden}-{system.shape.layers}-{system.shape.experts}-{own}"
-    return moe_llava(system.shape, routing if own == "gmm" else TOPK, folder / "checkpoints" / name)
+    own = routing if routing["policy"] == "gmm" else TOPK  # a mixture's parameters are in the checkpoint
+    name = f"{system.shape.hidden}-{system.shape.layers}-{system.shape.experts}-{own['policy']}"
+    return moe_llava(system.shape, own, folder / "checkpoints" / name)
 
 
 @contextmanager
-def _server(system: System, folder: Path) -> Iterator[str]:
-    checkpoint, log = _checkpoint(system, folder), folder / f"{system.name}.log"
-    dtype = "float32" if system.shape is None else system.shape.dtype
-    options = ["--dtype", dtype, "--max-model-len", "2048", "--kv-cache-memory-bytes", "1G"]
-    if system.kind == "vllm":
-        stock = ["--enforce-eager", "--load-format", "dummy", "--model", str(checkpoint)]
-        with serving("vllm.entrypoints.openai.api_server", [*stock, *options], log, {"VLLM_PLUGINS": ""}) as (
-            url,
-            _,
-        ):
-            yield url
-        return
+def _prismoe(system: System, folder: Path) -> Iterator[str]:
     routing = [] if system.routing is None else ["--routing", json.dumps(system.routing)]
-    with serving("prismoe.server.cli", ["serve", str(checkpoint), *routing, *options], log) as (url, _):
+    dtype = "float32" if system.shape is None else system.shape.dtype
+    arguments = ["serve", str(_checkpoint(system, folder)), *routing, "--dtype", dtype, *ENGINE]
+    with serving("prismoe.server.cli", arguments, folder / f"{system.name}.log") as (url, _):
         yield url
 
 
+@contextmanager
+def _vllm(checkpoint: Path, shape: Shape, folder: Path) -> Iterator[str]:
+    arguments = [
+        "--model",
+        str(checkpoint),
+        "--load-format",
+        "dummy",
+        "--enforce-eager",
+        "--dtype",
+        shape.dtype,
+    ]
+    log = folder / f"{checkpoint.name}.log"
+    without_plugins = {"VLLM_PLUGINS": ""}
+    with serving("vllm.entrypoints.openai.api_server", [*arguments, *ENGINE], log, without_plugins) as (
+        url,
+        _,
+    ):
+        yield url
+
+
+async def _measure_in_turns(
+    system: System, url: str, stock_url: str, mixtral: Path, folder: Path
+) -> Measured:
+    """The same requests to both, the first of them in turn; the phases of vLLM's are called so."""
+    stock = Target(
+        url=stock_url,
+        model=str(mixtral),
+        tokenizer=str(mixtral),
+        image_tokens=0,
+        tokens_beside_image=0,
+        template_tokens=0,
+    )
+    log = folder / "bench.log"
+    async with client(url) as session, client(stock_url) as stock_session:
+        benches = {
+            "prismoe": Bench(await find(url, None), session, OBJECTIVE, log),
+            "vllm": Bench(stock, stock_session, OBJECTIVE, log),
+        }
+        for bench in benches.values():
+            await bench.run(_asking("warm-up", 8, MANY, seed=99))
+            bench.phases.clear()
+        for turn in range(TURNS):
+            for name in sorted(benches, reverse=bool(turn % 2)):
+                await benches[name].run(_asking(f"{name} text at 1", 4, 1, seed=turn))
+                await benches[name].run(_asking(f"{name} text at {MANY}", system.requests, MANY, seed=turn))
+    return Measured(phases=[phase for bench in benches.values() for phase in bench.phases])
+
+
 async def _measure_server(system: System, url: str, folder: Path) -> Measured:
-    if system.kind == "vllm":
-        tokenizer = str(folder / f"{system.name}-checkpoint")
-        target = Target(
-            url=url,
-            model=tokenizer,
-            tokenizer=tokenizer,
-            image_tokens=0,
-            tokens_beside_image=0,
-            template_tokens=0,
-        )
-    else:
-        target = await find(url, None)
     async with client(url) as session:
-        bench = Bench(target, session, ["ttft:10000"], folder / "bench.log")
-        await bench.run(_asking("warm-up", 8, MANY))
+        bench = Bench(await find(url, None), session, OBJECTIVE, folder / "bench.log")
+        await bench.run(_asking("warm-up", 8, MANY, seed=99))
         bench.phases.clear()
-        for scenario in scenarios(system):
-            await bench.run(scenario)
+        for seed, scenario in enumerate(scenarios(system)):
+            await bench.run(scenario.model_copy(update={"seed": seed}))
     return Measured(phases=bench.phases)
 
 
 def scenarios(system: System) -> list[Scenario]:
-    """What a system is asked. A name that comes often is measured as often."""
-    asked = []
-    for seed in range(REPEATS):
+    """What a system is asked."""
+    asked = [_asking("text at 1", 4, 1), _asking(f"text at {MANY}", system.requests, MANY)]
+    if not system.name.startswith("experts"):
         asked += [
-            _asking("text at 1", 6, 1, seed=seed),
-            _asking(f"text at {MANY}", system.requests, MANY, seed=seed),
-        ]
-    if system.kind == "prismoe" and not system.name.startswith("experts"):
-        asked += [
-            _asking("image at 1", 6, 1, images=1),
+            _asking("image at 1", 4, 1, images=1),
             _asking(f"image at {MANY}", system.requests, MANY, images=1),
         ]
     if system.curves:
-        asked += [_asking(f"at once {n}", max(6, 3 * n), n) for n in (1, 2, 4, 8, 16, 32)]
-        asked += [_asking(f"images {n}", 6, 1, images=n, answer_tokens=1) for n in (0, 1, 2, 4)]
-        asked += [
-            _asking(f"tokens {n}", 6, 1, text_tokens=n, answer_tokens=1) for n in (64, 128, 256, 512, 1024)
-        ]
+        asked += [_asking(f"at once {n}", max(3, 2 * n), n) for n in AT_ONCE]
+        asked += [_asking(f"images {n}", 3, 1, images=n, answer_tokens=1) for n in IMAGES]
+        asked += [_asking(f"tokens {n}", 3, 1, text_tokens=n, answer_tokens=1) for n in TOKENS]
     return asked
 
 
