@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from prismoe.loadtests.traffic import client, picture
 
-SETTLE_LIMIT_S = 30
+SETTLED_S = 6
+"""Longer than prismoe's default --expert-load-interval."""
 
 Labels = frozenset[tuple[str, str]]
 Counters = dict[tuple[str, Labels], float]
@@ -60,13 +61,18 @@ async def find(url: str, tokenizer: str | None) -> Target:
 
 
 async def counters(session: httpx.AsyncClient) -> Counters:
-    """The counters of /metrics, once those of the experts have caught up with the engine's."""
+    """The counters of /metrics, once those of the experts have caught up with the engine's.
+
+    They do so at an interval, and never where something else was computed, as for a request that its client
+    left: then they are taken as they are after `SETTLED_S` seconds without a change.
+    """
     latest = await counters_now(session)
-    for _ in range(SETTLE_LIMIT_S):
-        if not any(name == "prismoe_tokens_total" for name, _ in latest):
-            return latest
-        before, latest = latest, await _after_a_second(session)
-        if latest == before and _caught_up(latest):
+    unchanged = 0
+    while any(name == "prismoe_tokens_total" for name, _ in latest) and unchanged < SETTLED_S:
+        await asyncio.sleep(1)
+        before, latest = latest, await counters_now(session)
+        unchanged = unchanged + 1 if latest == before else 0
+        if unchanged and total(latest, "prismoe_tokens_total") == computed_tokens(latest):
             break
     return latest
 
@@ -96,16 +102,6 @@ def computed_tokens(counted: Counters) -> float:
 def finished(counted: Counters) -> float:
     """Requests that the server answered to their end."""
     return total(counted, "vllm:request_success_total")
-
-
-def _caught_up(latest: Counters) -> bool:
-    # A request that its client left is computed in part, and counted so by the experts alone.
-    return total(latest, "prismoe_tokens_total") >= 0.999 * computed_tokens(latest)
-
-
-async def _after_a_second(session: httpx.AsyncClient) -> Counters:
-    await asyncio.sleep(1)
-    return await counters_now(session)
 
 
 async def counters_now(session: httpx.AsyncClient) -> Counters:

@@ -106,7 +106,8 @@ def _checkpoint(system: System, folder: Path) -> Path:
 def _prismoe(system: System, folder: Path) -> Iterator[str]:
     routing = [] if system.routing is None else ["--routing", json.dumps(system.routing)]
     dtype = "float32" if system.shape is None else system.shape.dtype
-    arguments = ["serve", str(_checkpoint(system, folder)), *routing, "--dtype", dtype, *ENGINE]
+    options = [*routing, "--dtype", dtype, "--expert-load-interval", "1", *ENGINE]
+    arguments = ["serve", str(_checkpoint(system, folder)), *options]
     with serving("prismoe.server.cli", arguments, folder / f"{system.name}.log") as (url, _):
         yield url
 
