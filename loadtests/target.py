@@ -13,6 +13,9 @@ from prismoe.loadtests.traffic import client, picture
 SETTLED_S = 6
 """Longer than prismoe's default --expert-load-interval."""
 
+OWN = ("vllm:", "prismoe_")
+"""How the names begin that matter; others, such as the process's CPU seconds, never stand still."""
+
 Labels = frozenset[tuple[str, str]]
 Counters = dict[tuple[str, Labels], float]
 """The value of each series by its name and labels, but for labels that tell servers or engines apart."""
@@ -116,13 +119,13 @@ async def _metrics(session: httpx.AsyncClient) -> str:
 
 
 def parse(exposition: str, kind: str, ending: str = "") -> Counters:
-    """The series of this kind in Prometheus's text format whose names end so, added up over engines."""
+    """vLLM's and prismoe's series of this kind whose names end so, added up over engines."""
     found: Counters = {}
     for family in text_string_to_metric_families(exposition):
         if family.type != kind:
             continue
         for sample in family.samples:
-            if sample.name.endswith(ending):
+            if sample.name.startswith(OWN) and sample.name.endswith(ending):
                 labels = {name: text for name, text in sample.labels.items() if name != "engine"}
                 series = sample.name, frozenset(labels.items())
                 found[series] = found.get(series, 0) + sample.value

@@ -21,6 +21,8 @@ vllm:prompt_tokens_cached_total{engine="0"} 30
 vllm:generation_tokens_total{engine="0"} 40
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0"} 2
+# TYPE process_cpu_seconds_total counter
+process_cpu_seconds_total 12.5
 # TYPE prismoe_tokens_total counter
 prismoe_tokens_total{modality="text"} 60
 prismoe_tokens_total{modality="vision"} 140
@@ -46,7 +48,7 @@ def counted() -> Counters:
 def test_engines_add_up(counted: Counters) -> None:
     assert total(counted, "vllm:request_success_total") == 10
     assert total(counted, "vllm:request_success_total", finished_reason="stop") == 7
-    assert total(counted, "vllm:num_requests_running") == 0
+    assert total(counted, "vllm:num_requests_running") == total(counted, "process_cpu_seconds_total") == 0
     assert total(parse(METRICS, "gauge"), "vllm:num_requests_running") == 2
     assert computed_tokens(counted) == 200 - 30 + 40 - 10
 
