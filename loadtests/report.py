@@ -1,6 +1,7 @@
 """A load test's report: Markdown, with plots beside it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from prismoe.loadtests.plots import lines, shares
@@ -8,7 +9,7 @@ from prismoe.loadtests.results import MODALITIES, Phase, Run
 from prismoe.loadtests.soak import growth
 
 GIB = 2**30
-COMPARED = {
+COMPARED: Mapping[str, Callable[[Phase], float]] = {
     "requests/s": lambda phase: phase.requests_per_s,
     "tokens/s": lambda phase: phase.generated_tokens_per_s,
     "good requests/s": lambda phase: phase.good_requests_per_s,
@@ -184,8 +185,8 @@ def _plots(run: Run) -> dict[str, str]:
             "Time to first token by requests at once, milliseconds",
             "at once",
             {
-                f"p{p}": _by_step(ramp, lambda phase, p=p: getattr(phase.latency["ttft"], f"p{p}"))
-                for p in (50, 90, 99)
+                percentile: _by_step(ramp, partial(_first_token, percentile))
+                for percentile in ("p50", "p90", "p99")
             },
             steps,
         )
@@ -214,9 +215,12 @@ def _plots(run: Run) -> dict[str, str]:
     return plots
 
 
-def _by_step(phases: Sequence[Phase], of: object) -> list[tuple[float, float]]:
-    assert callable(of)
+def _by_step(phases: Sequence[Phase], of: Callable[[Phase], float]) -> list[tuple[float, float]]:
     return [(index, of(phase)) for index, phase in enumerate(phases)]
+
+
+def _first_token(percentile: str, phase: Phase) -> float:
+    return float(getattr(phase.latency["ttft"], percentile))
 
 
 def _shares(counts: Sequence[int]) -> list[float]:
