@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
+import psutil
 from pydantic import ValidationError
 
 from prismoe.loadtests import saturation
@@ -61,6 +62,8 @@ def main() -> int:
 
 
 async def _run(args: argparse.Namespace, url: str, pid: int | None, folder: Path) -> Run:
+    if pid is not None and not psutil.pid_exists(pid):
+        raise ValueError(f"There is no process {pid}: name the server's with --pid, or leave it out.")
     target = await find(url, args.tokenizer)
     print(f"{target.model} at {url}: a picture is {target.image_tokens:g} vision tokens.", flush=True)
     scenarios, ramps = _chosen(args, standard(target, args.scale, _one_picture(folder)))

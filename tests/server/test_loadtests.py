@@ -83,3 +83,8 @@ def test_a_wrong_scenario_is_a_sentence(
         (tmp_path / "own.json").write_text(text)
     assert load("--scenario", str(tmp_path / "own.json")) == 1
     assert f"loadtests: {words}" in capsys.readouterr().err
+
+
+def test_a_wrong_process_is_a_sentence(load: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("--pid", "4194305") == 1
+    assert "loadtests: There is no process 4194305" in capsys.readouterr().err
