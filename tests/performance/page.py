@@ -30,6 +30,7 @@ def page(measured: Mapping[str, Measured]) -> str:
         dtype=HALF_A_BILLION.dtype,
         ratios=_ratios(measured),
         policies=table(["", *head, "experts per text token", "per vision token"], policies),
+        plots="\n\n".join(f"![{name}]({name}.svg)" for name in plots(measured)),
     )
 
 
@@ -37,7 +38,7 @@ def plots(measured: Mapping[str, Measured]) -> dict[str, str]:
     """The plots by file name."""
     curves = {name: found for name, found in measured.items() if _median(found, "at once 1", _speed)}
     experts = {name: found for name, found in measured.items() if name.startswith("experts")}
-    return {
+    found = {
         "performance-at-once": _curves(
             "Generated tokens a second by requests at once", "at once", curves, AT_ONCE, _speed
         ),
@@ -52,7 +53,7 @@ def plots(measured: Mapping[str, Measured]) -> dict[str, str]:
             _first_token,
         ),
         "performance-experts": lines(
-            "Generated tokens a second by experts in a layer",
+            "Generated tokens a second by experts in each of four layers",
             "experts",
             {
                 label: [
@@ -64,6 +65,7 @@ def plots(measured: Mapping[str, Measured]) -> dict[str, str]:
             [name.removeprefix("experts-") for name in experts],
         ),
     }
+    return {name: svg for name, svg in found.items() if experts or name != "performance-experts"}
 
 
 def _ratios(measured: Mapping[str, Measured]) -> str:
@@ -83,7 +85,7 @@ def _ratios(measured: Mapping[str, Measured]) -> str:
                 _median(beside, f"{name} text at {at_once}", _speed) for name in ("prismoe", "vllm")
             )
             rows.append(_ratio(size, f"text at {at_once}", ours, "stock vLLM", stock, 0.97))
-    return table(["model", "load", "prismoe", "against", "it", "ratio", "wanted"], rows)
+    return table(["model", "load", "prismoe", "against", "it", "ratio", "wanted"], filter(all, rows))
 
 
 def _ratio(
