@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import random
 import time
 from collections.abc import Coroutine, Sequence
@@ -87,5 +88,8 @@ def report(measurement: Coroutine[Any, Any, dict[str, Any]]) -> None:
 
 
 def client(url: str) -> httpx.AsyncClient:
-    """A client of the server at `url`."""
-    return httpx.AsyncClient(base_url=url, timeout=300)
+    """A client of the server at `url` with the key in OPENAI_API_KEY, where it is set."""
+    key = os.environ.get("OPENAI_API_KEY")
+    return httpx.AsyncClient(
+        base_url=url, timeout=300, headers={"Authorization": f"Bearer {key}"} if key else {}
+    )

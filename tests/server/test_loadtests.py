@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from prismoe.loadtests.__main__ import main
 from prismoe.loadtests.pair import compare, mixed_requests
 from prismoe.loadtests.repeated_image import measure
+from prismoe.loadtests.results import Run
 from prismoe.loadtests.traffic import report
 from tests.server.running import Server
 
@@ -31,3 +35,56 @@ def test_a_refusal_is_a_sentence(server: Server, capsys: pytest.CaptureFixture[s
         report(measure(server.url, pictures=9, rounds=1))
     report(measure(server.url, pictures=0, rounds=1))
     assert json.loads(capsys.readouterr().out)["rounds"] == 1
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: Server) -> Callable[..., int]:
+    """Runs `python -m prismoe.loadtests` on the shared server; its exit status."""
+
+    def run(*options: str) -> int:
+        command = ["loadtests", server.url, "--output", str(tmp_path), *options]
+        monkeypatch.setattr("sys.argv", command)
+        return main()
+
+    return run
+
+
+def test_a_short_load_test_with_a_soak(load: Callable[..., int], server: Server, tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"name": "own", "requests": 4, "images": 2, "answer_tokens": 6}))
+    pid = str(server.process.pid)
+    names = ["--scenario", "repeated-image", "--scenario", str(own), "--scale", "0.2"]
+    assert load(*names, "--soak", "0.1", "--rate", "5", "--bad", "0.4", "--pid", pid) == 0
+    run = Run.model_validate_json((tmp_path / "report.json").read_text())
+    repeated, two_pictures, soaked = run.phases
+    assert (repeated.client.requests, two_pictures.client.requests, soaked.client.requests) == (10, 4, 18)
+    assert two_pictures.client.generated_tokens == 24 == two_pictures.server.generated_tokens
+    assert two_pictures.expert_load is not None
+    assert two_pictures.expert_load.tokens["vision"] == 4 * 2 * run.target.image_tokens
+    assert {len(experts) for experts in two_pictures.expert_load.by_layer["0"].values()} == {4}
+    assert run.soak is not None and run.soak.unexpected == 0
+    assert sum(statuses.total() for statuses in run.soak.bad_requests.values()) > 0
+    assert any(name.startswith(f"{pid} ") for name in run.soak.memory[0].bytes_by_process)
+    assert load("--scenario", str(own), "--against", str(tmp_path / "report.json")) == 0
+    assert "## Against the other run" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "There is no scenario or file"),
+        ('{"name": "a", "requests": 1, "imags": 2}', "imags: Extra inputs are not permitted"),
+    ],
+)
+def test_a_wrong_scenario_is_a_sentence(
+    load: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: str
+) -> None:
+    if text is not None:
+        (tmp_path / "own.json").write_text(text)
+    assert load("--scenario", str(tmp_path / "own.json")) == 1
+    assert f"loadtests: {words}" in capsys.readouterr().err
+
+
+def test_a_wrong_process_is_a_sentence(load: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("--pid", "4194305") == 1
+    assert "loadtests: There is no process 4194305" in capsys.readouterr().err

@@ -1,0 +1,64 @@
+"""Servers of this machine, for as long as a measurement takes."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from prismoe.loadtests.scenarios import MOST_IMAGES
+
+START_LIMIT_S = 300
+OPTIONS = (
+    *("--expert-metrics", "full"),
+    *("--expert-load-interval", "0.5"),
+    *("--limit-mm-per-prompt", f'{{"image": {MOST_IMAGES}}}'),
+)
+
+
+@contextmanager
+def local_server(log: Path) -> Iterator[tuple[str, int]]:
+    """The URL and process id of a server of the bundled model. Raises RuntimeError where it fails."""
+    with serving("prismoe.server.cli", ["serve", *OPTIONS], log) as server:
+        yield server
+
+
+@contextmanager
+def serving(
+    module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, int]]:
+    """The URL and process id of a Python module that serves HTTP, as long as the block lasts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | dict(environment or {}),
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait(process, url, log)
+        yield url, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    end = time.monotonic() + START_LIMIT_S
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"The server did not get ready. Its log is {log}")

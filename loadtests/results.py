@@ -1,0 +1,224 @@
+"""What a load test found, as JSON keeps it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prismoe.loadtests.scenarios import Scenario
+from prismoe.loadtests.target import Counters, Target, finished, total
+
+MODALITIES = ("text", "vision")
+TOLERANCE = 0.01
+
+
+class Frozen(BaseModel):
+    """A record that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Latency(Frozen):
+    """Milliseconds: the mean and percentiles over requests, or over tokens for the time between tokens."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
+class Totals(Frozen):
+    """Requests answered to their end, and their tokens."""
+
+    requests: int
+    prompt_tokens: int
+    generated_tokens: int
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(**{name: getattr(self, name) + getattr(other, name) for name in Totals.model_fields})
+
+
+class ExpertLoad(Frozen):
+    """What prismoe counted in a phase, each by modality."""
+
+    tokens: dict[str, int]
+    experts_per_token: dict[str, float | None]
+    by_layer: dict[str, dict[str, list[int]]]
+    """Tokens by layer, modality and expert; empty where the server exports the summary alone."""
+
+    @classmethod
+    def of(cls, counted: Counters) -> "ExpertLoad | None":
+        """None where the server is not prismoe's."""
+        if not any(name == "prismoe_tokens_total" for name, _ in counted):
+            return None
+        routed = {name: total(counted, "prismoe_routed_tokens_total", modality=name) for name in MODALITIES}
+        used = {name: total(counted, "prismoe_used_experts_total", modality=name) for name in MODALITIES}
+        return cls(
+            tokens={name: int(total(counted, "prismoe_tokens_total", modality=name)) for name in MODALITIES},
+            experts_per_token={
+                name: used[name] / routed[name] if routed[name] else None for name in MODALITIES
+            },
+            by_layer=_by_layer(counted),
+        )
+
+
+class Phase(Frozen):
+    """One scenario's outcome."""
+
+    scenario: Scenario
+    arguments: list[str]
+    """Those of `vllm bench serve`."""
+    duration_s: float
+    client: Totals
+    server: Totals
+    failed: int
+    errors: dict[str, int]
+    """What the failed requests said, and how often."""
+    requests_per_s: float
+    generated_tokens_per_s: float
+    good_requests_per_s: float
+    """Those that met the objective."""
+    latency: dict[Annotated[str, Field(pattern="^(ttft|tpot|itl|e2el)$")], Latency]
+    expert_load: ExpertLoad | None
+
+    @property
+    def vision_per_text(self) -> float | None:
+        """Vision tokens computed for each of text."""
+        if self.expert_load is None or not self.expert_load.tokens["text"]:
+            return None
+        return self.expert_load.tokens["vision"] / self.expert_load.tokens["text"]
+
+
+class Saturation(Frozen):
+    """Where more requests at once no longer bring more answers."""
+
+    at_once: int
+    """The fewest requests under way that reach 95% of the most."""
+    requests_per_s: float
+    """The most that the server answered."""
+    reached: bool
+    """False where the ramp ended before it got flat."""
+
+
+class Check(Frozen):
+    """Two numbers that have to agree."""
+
+    what: str
+    left: float
+    right: float
+    tolerance: float = TOLERANCE
+
+    @property
+    def holds(self) -> bool:
+        """Whether they differ by no more than the tolerance allows, relative to the right one."""
+        return abs(self.left - self.right) <= self.tolerance * abs(self.right)
+
+
+class Memory(Frozen):
+    """Resident memory of the server's processes."""
+
+    at_s: float
+    bytes_by_process: dict[str, int]
+
+
+class Soak(Frozen):
+    """What only a soak tells."""
+
+    rate: float
+    bad_requests: dict[str, Counter[str]]
+    """By kind: how often each status came."""
+    unexpected: int
+    """Bad requests that got no 4xx."""
+    memory: list[Memory]
+
+
+class Run(Frozen):
+    """A whole load test."""
+
+    started: str
+    command: str
+    target: Target
+    objective: list[str]
+    phases: list[Phase]
+    saturation: Saturation | None
+    soak: Soak | None
+    checks: list[Check]
+
+    @property
+    def errors(self) -> int:
+        """Requests that failed though they should not have, and bad ones that were not refused."""
+        return sum(phase.failed for phase in self.phases) + (self.soak.unexpected if self.soak else 0)
+
+    @property
+    def sound(self) -> bool:
+        """Whether there was no error and every check holds."""
+        return not self.errors and all(check.holds for check in self.checks)
+
+
+def server_totals(counted: Counters) -> Totals:
+    """What the server counted."""
+    return Totals(
+        requests=int(finished(counted)),
+        prompt_tokens=int(total(counted, "vllm:prompt_tokens_total")),
+        generated_tokens=int(total(counted, "vllm:generation_tokens_total")),
+    )
+
+
+def totals_agree(phases: Sequence[Phase]) -> list[Check]:
+    """Whether the client and the server counted alike, over all phases."""
+    nothing = Totals(requests=0, prompt_tokens=0, generated_tokens=0)
+    client = sum((phase.client for phase in phases), nothing)
+    server = sum((phase.server for phase in phases), nothing)
+    return [
+        Check(
+            what=f"{name.replace('_', ' ')}: client, server",
+            left=getattr(client, name),
+            right=getattr(server, name),
+        )
+        for name in Totals.model_fields
+    ]
+
+
+def of_bench(scenario: Scenario, arguments: Sequence[str], found: dict[str, Any], counted: Counters) -> Phase:
+    """A phase out of `vllm bench serve`'s result and of what the server counted meanwhile."""
+    failures = [error.strip().rpartition("\n")[2] for error in found["errors"] if error]
+    return Phase(
+        scenario=scenario,
+        arguments=list(arguments),
+        duration_s=found["duration"],
+        client=Totals(
+            requests=found["completed"],
+            prompt_tokens=found["total_input_tokens"],
+            generated_tokens=found["total_output_tokens"],
+        ),
+        server=server_totals(counted),
+        failed=found["failed"],
+        errors=Counter(failures),
+        requests_per_s=found["request_throughput"],
+        generated_tokens_per_s=found["output_throughput"],
+        good_requests_per_s=found["request_goodput"],
+        latency={
+            name: Latency(
+                mean=found[f"mean_{name}_ms"],
+                **{f"p{percent}": found[f"p{percent}_{name}_ms"] for percent in (50, 90, 99)},
+            )
+            for name in ("ttft", "tpot", "itl", "e2el")
+        },
+        expert_load=ExpertLoad.of(counted),
+    )
+
+
+def _by_layer(counted: Counters) -> dict[str, dict[str, list[int]]]:
+    load: dict[int, dict[str, dict[int, int]]] = {}
+    for (name, labels), value in counted.items():
+        if name == "prismoe_expert_tokens_total":
+            of = dict(labels)
+            experts = load.setdefault(int(of["layer"]), {}).setdefault(of["modality"], {})
+            experts[int(of["expert"])] = int(value)
+    return {
+        str(layer): {
+            modality: [experts[index] for index in sorted(experts)] for modality, experts in by.items()
+        }
+        for layer, by in sorted(load.items())
+    }

@@ -1,0 +1,151 @@
+"""Mixed traffic for many minutes at a fixed rate, a share of it bad, while memory is recorded."""
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from typing import Any
+
+import httpx
+import psutil
+
+from prismoe.loadtests.bench import Bench
+from prismoe.loadtests.results import Check, Memory, Soak
+from prismoe.loadtests.scenarios import mixed_traffic
+from prismoe.loadtests.target import Counters, computed_tokens, total
+
+ROUND_S = 60
+MEMORY_EVERY_S = 5
+FIRST_SEED = 1000
+"""No round repeats a request of another, or of a phase before."""
+
+
+def bad_requests(model: str) -> dict[str, bytes]:
+    """Bodies that a server has to refuse with a 4xx, by what is wrong with each."""
+
+    def chat(*content: dict[str, Any], **changes: Any) -> bytes:
+        body = {"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": [*content]}]}
+        return json.dumps(body | changes).encode()
+
+    def image(url: str) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    words = {"type": "text", "text": "What is this?"}
+    return {
+        "not JSON": b'{"model": ',
+        "no messages": json.dumps({"model": model}).encode(),
+        "an unknown model": chat(words, model="no-such-model"),
+        "a damaged picture": chat(image("data:image/png;base64,iVBORw0KGgo="), words),
+        "a hundred pictures": chat(*[image("data:image/png;base64,iVBORw0KGgo=")] * 100, words),
+        "too long a prompt": chat({"type": "text", "text": "word " * 200_000}),
+        "a negative answer length": chat(words, max_tokens=-1),
+        "an unknown kind of content": chat({"type": "smell", "smell": "roses"}),
+    }
+
+
+async def soak(
+    bench: Bench, session: httpx.AsyncClient, minutes: float, rate: float, bad_share: float, pid: int | None
+) -> Soak:
+    """Send `rate` requests a second for `minutes`, in rounds of a minute, `bad_share` of them bad.
+
+    Between two rounds vLLM's benchmark waits for the last answers and makes the next round's requests.
+    Memory is that of the process `pid` and its descendants.
+    """
+    outcomes: dict[str, Counter[str]] = {}
+    memory: list[Memory] = []
+    beside = [asyncio.create_task(_record_memory(pid, memory))] if pid is not None else []
+    if bad_share:
+        beside.append(asyncio.create_task(_send_bad(session, bench.target.model, rate * bad_share, outcomes)))
+    end = time.monotonic() + 60 * minutes
+    number = 0
+    while (left := end - time.monotonic()) > 0:
+        requests = max(1, round(rate * (1 - bad_share) * min(ROUND_S, left)))
+        number += 1
+        scenario = mixed_traffic(
+            f"soak-{number}", requests, at_once=None, rate=rate * (1 - bad_share), seed=FIRST_SEED + number
+        )
+        await bench.run(scenario)
+    for task in beside:
+        task.cancel()
+    await asyncio.gather(*beside, return_exceptions=True)
+    unexpected = sum(
+        count
+        for statuses in outcomes.values()
+        for status, count in statuses.items()
+        if not status.startswith("4")
+    )
+    return Soak(rate=rate, bad_requests=outcomes, unexpected=unexpected, memory=memory)
+
+
+def consistent(counted: Counters, under_way: dict[str, float]) -> list[Check]:
+    """Whether the server's counters agree with each other, and nothing is left under way."""
+    checks = [
+        Check(what=f"requests {name} when all is answered: found, expected", left=value, right=0, tolerance=0)
+        for name, value in under_way.items()
+    ]
+    if not any(name == "prismoe_tokens_total" for name, _ in counted):
+        return checks
+    tokens, expected = total(counted, "prismoe_tokens_total"), computed_tokens(counted)
+    if preempted := total(counted, "vllm:num_preemptions_total"):
+        # What a preempted request had computed is computed, and counted by the experts, again.
+        what = f"tokens computed, with {preempted:g} preemptions: the lesser of both counters', vLLM's"
+        tokens = min(tokens, expected)
+    else:
+        what = "tokens computed: by the experts' counters, by vLLM's"
+    checks.append(Check(what=what, left=tokens, right=expected))
+    used = total(counted, "prismoe_used_experts_total")
+    if by_expert := total(counted, "prismoe_expert_tokens_total"):
+        checks.append(Check(what="experts used: by expert, in sum", left=by_expert, right=used, tolerance=0))
+    return checks
+
+
+def growth(memory: list[Memory]) -> float | None:
+    """Resident memory in the last quarter over that in the second, as medians; None for a short record."""
+    sums = [sum(sample.bytes_by_process.values()) for sample in memory]
+    quarter = len(sums) // 4
+    if quarter < 2:
+        return None
+    second, last = sorted(sums[quarter : 2 * quarter]), sorted(sums[-quarter:])
+    return last[quarter // 2] / second[quarter // 2]
+
+
+async def _record_memory(pid: int, memory: list[Memory]) -> None:
+    start = time.monotonic()
+    while True:
+        found = {}
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            try:
+                found[f"{process.pid} {process.name()}"] = process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+        memory.append(Memory(at_s=time.monotonic() - start, bytes_by_process=found))
+        await asyncio.sleep(MEMORY_EVERY_S)
+
+
+async def _send_bad(
+    session: httpx.AsyncClient, model: str, rate: float, outcomes: dict[str, Counter[str]]
+) -> None:
+    dice = random.Random(0)
+    bodies = bad_requests(model)
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def send(kind: str) -> None:
+        try:
+            response = await session.post(
+                "/v1/chat/completions", content=bodies[kind], headers={"Content-Type": "application/json"}
+            )
+            outcome = str(response.status_code)
+        except httpx.HTTPError as error:
+            outcome = type(error).__name__
+        outcomes.setdefault(kind, Counter())[outcome] += 1
+
+    try:
+        while True:
+            await asyncio.sleep(dice.expovariate(rate))
+            task = asyncio.create_task(send(dice.choice(sorted(bodies))))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+    finally:
+        await asyncio.gather(*under_way)

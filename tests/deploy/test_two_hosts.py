@@ -1,0 +1,15 @@
+"""Two hosts behind vLLM's router, one of them killed. It fails and says why where no host can be made."""
+
+import json
+import subprocess
+import sys
+
+from tests.deploy.conftest import REPOSITORY
+from tests.deploy.two_hosts import REQUESTS
+
+
+def test_no_request_is_lost() -> None:
+    command = [sys.executable, "-m", "tests.deploy.two_hosts"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["answered"] == REQUESTS

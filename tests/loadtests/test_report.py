@@ -1,0 +1,75 @@
+"""The report says what was found, in Markdown and plots that parse."""
+
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from prismoe.loadtests.plots import lines, shares
+from prismoe.loadtests.report import markdown, table, write_report
+from prismoe.loadtests.results import Check, Run, Soak
+from tests.loadtests.runs import memory, phase, run
+
+
+def row(report: str, first: str) -> list[str]:
+    """The first table row that starts so."""
+    line = next(line for line in report.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_phase() -> None:
+    report = markdown(run(phase("one-image", images=1)), None)
+    assert row(report, "one-image") == ["one-image", "10", "0", "8", "4", "32", "4"]
+    assert "| one-image | 10 | 40 | 90 | 10 | 40 | 90 | 10 | 40 | 90 |" in report
+    assert "| one-image | 10 | 40 | 2 | 2.75 |" in report
+    assert ": sound." in report and "## Against" not in report
+
+
+def test_what_went_wrong() -> None:
+    report = markdown(run(phase("burst", failed=2), checks=(Check(what="requests", left=8, right=10),)), None)
+    assert "**not sound**" in report
+    assert row(report, "burst")[2] == "2" and "| burst | Bad Gateway | 2 |" in report
+    assert "| requests | 8 | 10 | **no** |" in report
+
+
+def test_two_runs_are_compared_where_their_scenarios_are_equal() -> None:
+    this = run(phase("one-image", 12, images=1), phase("burst", 5, images=1))
+    other = run(phase("one-image", 8, images=1), phase("burst", 5, images=2))
+    report = markdown(this, other)
+    compared = report.partition("## Against")[2]
+    assert row(compared, "one-image")[1] == "1.5" and "| burst |" not in compared
+
+
+def test_the_files(tmp_path: Path) -> None:
+    ramp = [phase(f"ramp-{n}", 2.0 * n, at_once=n) for n in (1, 2, 4)]
+    soak = Soak(
+        rate=3, bad_requests={"not JSON": Counter({"400": 7})}, unexpected=0, memory=memory(*range(100, 140))
+    )
+    path = write_report(run(*ramp, soak=soak), None, tmp_path)
+    for name in ("ramp", "ramp-latency", "expert-load", "memory"):
+        assert f"]({name}.svg)" in path.read_text()
+        ElementTree.fromstring((tmp_path / f"{name}.svg").read_text())
+    assert "| not JSON | 400: 7 |" in path.read_text()
+    assert Run.model_validate_json((tmp_path / "report.json").read_text()).soak == soak
+
+
+def test_numbers_in_a_table() -> None:
+    written = table(["a", "b", "c", "d"], [[1234.5, 0.01234, None, 12345]])
+    assert written.splitlines()[-1] == "| 1,234 | 0.0123 | – | 12,345 |"
+
+
+@pytest.mark.parametrize("high", [0.003, 0.7, 1, 9.9, 87, 100, 12345])
+def test_every_point_lies_in_the_plot(high: float) -> None:
+    root = ElementTree.fromstring(lines("t", "x", {"a": [(0, 0), (3, high / 2), (6, high)]}))
+    polyline = root.find("{*}polyline")
+    assert polyline is not None
+    points = [tuple(map(float, point.split(","))) for point in polyline.attrib["points"].split()]
+    assert [x for x, _ in points] == [70, 275, 480]
+    assert points[0][1] == 290 and 40 <= points[2][1] < 170
+
+
+def test_shares_are_shades() -> None:
+    root = ElementTree.fromstring(shares("t", {"phase": [[0.25, 0.75], [1.0]]}, ["text", "vision"]))
+    cells = [cell for cell in root.findall("{*}rect") if "fill-opacity" in cell.attrib]
+    assert [cell.attrib["fill-opacity"] for cell in cells] == ["0.250", "0.750", "1.000"]
