@@ -71,7 +71,7 @@ async def _run(args: argparse.Namespace, url: str, pid: int | None, folder: Path
         bench = Bench(target, session, args.objective, folder / "bench.log")
         await bench.run(mixed_traffic("warm-up", WARM_UP, seed=99))
         bench.phases.clear()
-        before = await counters(session)
+        before = bench.counters
         for scenario in scenarios:
             await bench.run(scenario)
         point = await saturation.ramp(bench, args.scale) if ramps else None
@@ -83,7 +83,7 @@ async def _run(args: argparse.Namespace, url: str, pid: int | None, folder: Path
         if args.soak is not None:
             rate = args.rate or args.share * (point.requests_per_s if point else 0)
             soaked = await soak(bench, session, args.soak, rate, args.bad, pid)
-        counted = difference(before, await counters(session))
+        counted = difference(before, await counters(session, bench.counters))
         checks = [*totals_agree(bench.phases), *consistent(counted, await under_way(session))]
     return Run(
         started=datetime.now(UTC).isoformat(timespec="seconds"),

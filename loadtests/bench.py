@@ -12,7 +12,7 @@ import httpx
 
 from prismoe.loadtests.results import Phase, of_bench
 from prismoe.loadtests.scenarios import Scenario
-from prismoe.loadtests.target import Target, counters, difference
+from prismoe.loadtests.target import Counters, Target, counters, difference
 
 
 class Bench:
@@ -23,6 +23,8 @@ class Bench:
     ) -> None:
         self.target = target
         self.phases: list[Phase] = []
+        self.counters: Counters = {}
+        """The server's, after the latest phase."""
         self._session = session
         self._objective = objective
         self._log = log
@@ -30,10 +32,11 @@ class Bench:
     async def run(self, scenario: Scenario) -> Phase:
         """Send the scenario's requests, wait for the last answer, and note what the server counted."""
         arguments = scenario.arguments(self.target, self._objective)
-        before = await counters(self._session)
+        before = self.counters or await counters(self._session)
         with output_to(self._log):
             found = await vllm_bench_serve(arguments)
-        phase = of_bench(scenario, arguments, found, difference(before, await counters(self._session)))
+        self.counters = await counters(self._session, before)
+        phase = of_bench(scenario, arguments, found, difference(before, self.counters))
         self.phases.append(phase)
         print(
             f"  {scenario.name:<18}{phase.client.requests:>5} requests {phase.requests_per_s:>7.2f}/s  "

@@ -63,11 +63,11 @@ async def find(url: str, tokenizer: str | None) -> Target:
     )
 
 
-async def counters(session: httpx.AsyncClient) -> Counters:
-    """The counters of /metrics, once those of the experts have caught up with the engine's.
+async def counters(session: httpx.AsyncClient, since: Counters | None = None) -> Counters:
+    """The counters of /metrics, once those of the experts have caught up with the engine's `since` then.
 
-    They do so at an interval, and never where something else was computed, as for a request that its client
-    left: then they are taken as they are after `SETTLED_S` seconds without a change.
+    They do so at an interval, and never where more was computed than vLLM counts, as for a request that its
+    client left: then they are taken as they are after `SETTLED_S` seconds without a change.
     """
     latest = await counters_now(session)
     unchanged = 0
@@ -75,9 +75,13 @@ async def counters(session: httpx.AsyncClient) -> Counters:
         await asyncio.sleep(1)
         before, latest = latest, await counters_now(session)
         unchanged = unchanged + 1 if latest == before else 0
-        if unchanged and total(latest, "prismoe_tokens_total") == computed_tokens(latest):
+        if unchanged and _ahead(latest) == _ahead(since or {}):
             break
     return latest
+
+
+def _ahead(counted: Counters) -> float:
+    return total(counted, "prismoe_tokens_total") - computed_tokens(counted)
 
 
 async def under_way(session: httpx.AsyncClient) -> dict[str, float]:
