@@ -19,8 +19,8 @@ from torch.nn import functional
 from prismoe.kernels.routing import TEXT
 from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
 from prismoe.model_plugins.routing.registry import choose_routing
-from prismoe.training.router_gradients import trainable_weights
 from prismoe.training.tower import ImageTower, TowerConfig, attend
+from prismoe.training.trainable_routing import probabilities, trainable_weights
 
 
 class ModelConfig(BaseModel):
@@ -67,7 +67,7 @@ class Tokens:
 class Routing:
     """What one MoE layer decided for the batch's tokens, flattened to T, and from what."""
 
-    probs_TE: Tensor  # what `RoutingPolicy.probabilities` says
+    probs_TE: Tensor  # of the experts that are chosen among
     experts_TA: Tensor
     weights_TA: Tensor
     is_tail_T: Tensor
@@ -179,7 +179,7 @@ class DeepSpeedMoE(nn.Module):
             step = RouterInputs(hidden_TD, logits_TE, segment_T, asks_nothing_T2, own, self.num_experts)
             routing = self.policy.route(step)
             weights_TA = trainable_weights(self.policy, step, routing)
-            probs_TE = self.policy.probabilities(step)
+            probs_TE = probabilities(self.policy, step, routing)
         return Routing(probs_TE, routing.experts_TA, weights_TA, routing.tail_T, step)
 
     def forward(self, x_TD: Tensor, segment_T: Tensor) -> tuple[Tensor, Routing]:

@@ -40,8 +40,8 @@ def measure(folder: Path, baseline_url: str, exam: Exam) -> Measured:
 
 @torch.inference_mode()
 def entropy_bits(folder: Path, exam: Exam) -> float:
-    """The mean entropy of `RoutingPolicy.probabilities`, over the layers and the tokens of every drawing's
-    question for a name. No server tells probabilities, so the training model does.
+    """The mean entropy of the router's probabilities, over the layers and the tokens of every drawing's
+    question for a name. Servers tell it of no `gmm` and `top_any`, so the training model does.
     """
     entropies = [
         routing_entropy(routing.probs_TE)[routing.segment_T != PADDING].mean()

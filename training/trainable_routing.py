@@ -1,8 +1,9 @@
-"""What a gradient sees of a routing whose weights are no smooth function of the router."""
+"""What training needs of a served policy's decision: weights with gradients, and probabilities."""
 
 import torch
 from torch import Tensor
 
+from prismoe.kernels.mixture import expert_posteriors
 from prismoe.model_plugins.routing.gmm import GMM
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 from prismoe.model_plugins.routing.top_any import TopAny
@@ -22,6 +23,19 @@ def _straight_through(similarity_TE: Tensor, thresholds_E: Tensor, routing: Rout
     """DynMoE's step function passes the gradient on to the sigmoids that it compares (Eq. 5)."""
     soft_TE = torch.sigmoid(similarity_TE) - torch.sigmoid(thresholds_E)
     soft_TA = soft_TE.gather(1, routing.experts_TA)
-    used_TA = (routing.weights_TA > 0).float() + soft_TA - soft_TA.detach()
     is_used_TA = routing.weights_TA > 0
-    return torch.where(is_used_TA, used_TA / (used_TA * is_used_TA).sum(dim=1, keepdim=True), 0)
+    used_TA = torch.where(is_used_TA, 1 + soft_TA - soft_TA.detach(), 0)
+    return used_TA / used_TA.sum(dim=1, keepdim=True)
+
+
+def probabilities(policy: RoutingPolicy, step: RouterInputs, routing: Routing) -> Tensor:
+    """How likely the router finds each expert that it chooses among, `[T, gate_rows]` or `[T, E]`.
+
+    Of `gmm` the mean of the mixtures' posteriors. Without any the experts in use are equally likely.
+    """
+    if routing.confidence is not None:
+        return routing.confidence.probs_TE
+    if isinstance(policy, GMM):
+        return expert_posteriors(policy.log_joint(step)).mean(dim=1).float()
+    probs_TE = routing.weights_TA.new_zeros(len(routing.weights_TA), step.num_experts)
+    return probs_TE.scatter_add(1, routing.experts_TA, routing.weights_TA)
