@@ -34,6 +34,9 @@ ROUTERS = [
     "entropy within bounds",
     "ltdr by threshold",
     "topk",
+    "task",
+    "cluster",
+    "instruction",
 ]
 """By layer."""
 
@@ -71,7 +74,8 @@ def plain(checkpoint: Path) -> PlainMoELLaVA:
 
 
 def trace_of(plain: PlainMoELLaVA, checkpoint: Path, llm: LLM, request: Any, more: list[int]) -> Trace:
-    return plain([*tokens(llm, request[0]), *more], pixel_values(plain, checkpoint, request[1]))
+    ids = [*tokens(llm, request[0]), *more]
+    return plain(ids, pixel_values(plain, checkpoint, request[1]), answer=len(more))
 
 
 def run(llm: LLM, request: Any) -> np.ndarray:
