@@ -71,7 +71,7 @@ class ModalityRouting(nn.Module):
         parameters = router_parameters(policy, hidden_size, num_experts)
         request_gate = None
         if self.requests is not None and isinstance(policy, RequestPolicy):
-            request_gate = self.requests.add_layer(layer, policy, parameters)
+            request_gate = self.requests.add_layer(layer, policy, dict(parameters.items()))
         self.routers[layer] = PolicyRouter(
             policy,
             num_experts,

@@ -1,4 +1,4 @@
-"""`instruction`: the instruction as a whole chooses the experts (LTDR, App. A.3, INSTRUCT; LoRA-MoE)."""
+"""`instruction`: the instruction chooses the experts (LTDR, App. A.3, INSTRUCT; arXiv 2311.02684)."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -12,7 +12,7 @@ from prismoe.model_plugins.routing.request_policy import RequestPolicy, Requests
 class Instruction(RequestPolicy):
     """Top-k of a gate that sees the mean of the instruction's token representations.
 
-    The papers train it without a load balance loss. They do not say which layer's representations are meant;
+    The papers (LTDR and LoRA-MoE) train it without a load balance loss. They do not say which layer's representations are meant;
     here they are the token embeddings, which are known before the first layer runs.
     """
 

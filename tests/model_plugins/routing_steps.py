@@ -125,6 +125,14 @@ def labels(requests: int) -> list[int]:
     return [request % 7 - 1 for request in range(requests)]
 
 
+SIZES = {
+    "expert_bias": 0.2,
+    "thresholds": 0.2,
+    "log_mixing": 20.0,
+    "centroids": 0.02,  # short, else the shortest would be nearest to whatever is compared with them
+}
+
+
 def random_parameter(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Values of a size that matters; pressures and temperatures are positive."""
     noise = torch.randn(shape, generator=generator)
@@ -132,7 +140,7 @@ def random_parameter(name: str, shape: tuple[int, ...], generator: torch.Generat
         return 0.3 + noise.abs()
     if name in ("encoder", "projection", "weight"):
         return noise * shape[-1] ** -0.5 * 2
-    return noise * {"expert_bias": 0.2, "thresholds": 0.2, "log_mixing": 20.0}.get(name, 1.0)
+    return noise * SIZES.get(name, 1.0)
 
 
 def in_float64(step: RouterInputs) -> Step:
