@@ -53,7 +53,7 @@ class RequestLogits(nn.Module):
     def __init__(self, experts_by_layer: Mapping[int, int], max_tokens: int, max_requests: int) -> None:
         super().__init__()
         widest = max(experts_by_layer.values())
-        logits_RLE = torch.zeros(max_requests, len(experts_by_layer), widest)
+        logits_RLE = torch.zeros(max_requests, len(experts_by_layer), widest, dtype=torch.float32)
         self.register_buffer("logits_RLE", logits_RLE, persistent=False)
         self.register_buffer("request_T", torch.zeros(max_tokens, dtype=torch.int64), persistent=False)
         self._experts_by_layer = experts_by_layer
