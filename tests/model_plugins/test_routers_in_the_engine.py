@@ -167,7 +167,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 def route_by(model: nn.Module, layer: int, settings: dict[str, Any]) -> None:
     """Have a layer route by other settings, under which its tensors keep their shapes."""
     policy, by_request = make(settings), model.routing.requests
-    model.model.layers[layer].mlp.experts.router._policy_json = policy.model_dump_json()
+    model.model.layers[layer].mlp.experts.router.policy = policy
     if isinstance(policy, RequestPolicy):
         index = [*by_request._experts_by_layer].index(layer)
         by_request._layers[index] = by_request._layers[index]._replace(policy=policy)
