@@ -151,7 +151,6 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("bias of sigmoids", {"score": "softmax"}),
     ("entropy within bounds", {"max_experts": 2}),
     ("entropy within bounds", {"low": 0.79}),
-    ("entropy within bounds", {"high": 1.0}),
     ("task", {"default_task": 1}),
     *(
         (case, {"top_k": 1})
