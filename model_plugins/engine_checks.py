@@ -1,8 +1,12 @@
 """What of vLLM's settings routing needs, and what can't be combined with modality routing yet."""
 
 from vllm.config import VllmConfig
+from vllm.logger import init_logger
 
+from prismoe.model_plugins.engine_options import ROUTED_WORKER
 from prismoe.model_plugins.scheduler import WholeImages
+
+logger = init_logger("vllm.prismoe.engine")
 
 
 def check_engine(vllm_config: VllmConfig, needs_whole_images: bool, tokens_per_image: int) -> None:
@@ -43,6 +47,29 @@ def check_engine(vllm_config: VllmConfig, needs_whole_images: bool, tokens_per_i
         raise ValueError("Images are switched off: give --limit-mm-per-prompt an image limit of 1 or more.")
     if needs_whole_images:
         _check_whole_images(vllm_config, tokens_per_image)
+
+
+def check_request_engine(vllm_config: VllmConfig) -> None:
+    """Where a policy decides once a request: the same, and no prefix is shared between requests.
+
+    A token's keys and values then depend on its whole prompt and on the request's task, by which vLLM's cache
+    does not tell requests apart.
+    """
+    if vllm_config.parallel_config.worker_cls != ROUTED_WORKER:
+        raise ValueError(
+            "This routing policy decides once a request, and vLLM's own worker does not tell the model which "
+            f"request a token is of: start with `prismoe serve`, or pass {ROUTED_WORKER} as --worker-cls."
+        )
+    if vllm_config.kv_transfer_config is not None:
+        raise ValueError(
+            "This routing policy decides once a request, and transferred KV blocks may come from "
+            "another one: leave --kv-transfer-config out."
+        )
+    if vllm_config.model_config.enable_prompt_embeds:
+        raise ValueError("This routing policy reads the prompt's tokens: leave --enable-prompt-embeds out.")
+    if vllm_config.cache_config.enable_prefix_caching:
+        logger.info("The routing policy decides once a request, so prefix caching is switched off.")
+        vllm_config.cache_config.enable_prefix_caching = False
 
 
 def _check_whole_images(vllm_config: VllmConfig, tokens_per_image: int) -> None:

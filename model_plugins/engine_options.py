@@ -5,6 +5,8 @@ from typing import Any
 
 from prismoe.model_plugins.routing import ROUTING_KEY
 
+ROUTED_WORKER = "prismoe.model_plugins.routed_worker.RoutedWorker"
+
 
 def engine_options(routing: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Keyword arguments of vLLM's LLM or EngineArgs under which every policy is right.
@@ -16,6 +18,7 @@ def engine_options(routing: Mapping[str, Any] | None = None) -> dict[str, Any]:
     scheduler = "WholeImageScheduler" if current_platform.is_cpu() else "WholeImageAsyncScheduler"
     return {
         "scheduler_cls": f"prismoe.model_plugins.scheduler.{scheduler}",
+        "worker_cls": ROUTED_WORKER,
         "worker_extension_cls": "prismoe.model_plugins.worker.RoutingWorkerExtension",
         "additional_config": {} if routing is None else {ROUTING_KEY: dict(routing)},
     }

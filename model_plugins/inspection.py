@@ -1,6 +1,6 @@
 """What the tokens of one request were routed to, recorded in the worker while it runs. Eager engines only."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prismoe.model_plugins.routed_model import ModalityRouting
 from prismoe.model_plugins.router import PolicyRouter
+from prismoe.model_plugins.step_watch import StepRequests, watch_steps
 
 
 class LayerRows(NamedTuple):
@@ -43,7 +44,7 @@ class Inspection:
         self._routing = routing
         self._steps: list[Step] = []
         self._running: Step | None = None
-        self._unwatch = _watch_steps(runner, self._begin_step)
+        self._unwatch = watch_steps(runner, self._begin_step)
         for layer, router in routing.routers.items():
             router.observer = partial(self._keep, layer, router)
 
@@ -81,11 +82,11 @@ class Inspection:
             "router_logits": logits if with_logits else None,
         }
 
-    def _begin_step(self, requests: Sequence[str], counts: Sequence[int], computed: Sequence[int]) -> None:
+    def _begin_step(self, step: StepRequests) -> None:
         self._running = None
         kept = sum(len(step.positions) for step in self._steps)
         start = 0
-        for request, count, position in zip(requests, counts, computed, strict=True):
+        for request, count, position in zip(step.names, step.counts, step.computed, strict=True):
             if request.startswith(self.request) and kept < self._most_tokens:
                 stop = start + min(count, self._most_tokens - kept)
                 self._running = Step(slice(start, stop), position)
@@ -114,26 +115,3 @@ class Inspection:
 def _picked(parts: Sequence[Tensor], order: Sequence[int]) -> list[Any]:
     """The rows of the steps' tensors in this order."""
     return torch.cat([*parts])[list(order)].tolist() if parts else []
-
-
-def _watch_steps(
-    runner: Any, begin: Callable[[Sequence[str], Sequence[int], Sequence[int]], None]
-) -> Callable[[], None]:
-    """Call `begin` before each step: its requests in the order of their rows, and for each how many tokens
-    it computes and how many it has computed before. Returns what ends that.
-    """
-    is_v1 = hasattr(runner, "_prepare_inputs")  # CPU; CUDA has the runner that vLLM calls V2
-    name = "_prepare_inputs" if is_v1 else "prepare_inputs"
-    prepare = getattr(runner, name)
-
-    def prepare_and_tell(*args: Any, **kwargs: Any) -> Any:
-        inputs = prepare(*args, **kwargs)
-        batch = runner.input_batch if is_v1 else inputs
-        requests = list(batch.req_ids)
-        counts = [args[0].num_scheduled_tokens[request] for request in requests]
-        computed = batch.num_computed_tokens_cpu if is_v1 else batch.num_computed_tokens_np
-        begin(requests, counts, computed[: len(requests)].tolist())
-        return inputs
-
-    setattr(runner, name, prepare_and_tell)
-    return lambda: delattr(runner, name)

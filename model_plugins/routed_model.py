@@ -3,7 +3,7 @@
 It knows nothing of the model: the model asks it for a router per MoE layer and tells it what each step holds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig
 
 from prismoe.kernels.expert_load import LayerLoad, empty_load, experts_of
+from prismoe.model_plugins.request_logits import RequestLogits
 from prismoe.model_plugins.router import PolicyRouter
 from prismoe.model_plugins.routing import ROUTING_KEY
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce
+from prismoe.model_plugins.routing.request_policy import RequestPolicy
+from prismoe.model_plugins.step_watch import watch_steps
 from prismoe.model_plugins.token_segments import TokenSegments
 
 
@@ -50,7 +53,14 @@ class ModalityRouting(nn.Module):
     def __init__(self, vllm_config: VllmConfig, in_force: RoutingInForce) -> None:
         super().__init__()
         self.in_force = in_force
-        self.segments = TokenSegments(vllm_config.scheduler_config.max_num_batched_tokens)
+        scheduler = vllm_config.scheduler_config
+        self.segments = TokenSegments(scheduler.max_num_batched_tokens)
+        by_request = in_force.experts_by_request_layer
+        self.requests = (
+            RequestLogits(by_request, scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
+            if by_request
+            else None
+        )
         self.routers: dict[int, PolicyRouter] = {}
 
     def router(self, layer: int, num_experts: int, hidden_size: int) -> PolicyRouter:
@@ -59,10 +69,27 @@ class ModalityRouting(nn.Module):
         self.register_buffer(f"load_of_layer_{layer}", load_MC, persistent=False)
         policy = self.in_force.layers[layer].policy
         parameters = router_parameters(policy, hidden_size, num_experts)
+        request_gate = None
+        if self.requests is not None and isinstance(policy, RequestPolicy):
+            request_gate = self.requests.add_layer(layer, policy, dict(parameters.items()))
         self.routers[layer] = PolicyRouter(
-            policy, num_experts, self.segments.segments, self.segments.asked, load_MC, parameters
+            policy,
+            num_experts,
+            self.segments.segments,
+            self.segments.asked,
+            load_MC,
+            parameters,
+            request_gate,
         )
         return self.routers[layer]
+
+    def watch(self, runner: Any, embed: Callable[[Tensor], Tensor]) -> None:
+        """Learn of `runner`'s requests, if a policy in force decides by them.
+
+        `embed` gives token ids' embeddings.
+        """
+        if self.requests is not None:
+            watch_steps(runner, partial(self.requests.begin_step, embed=embed))
 
     def describe(self) -> dict[str, Any]:
         """What is in force per layer, and where each setting was said."""

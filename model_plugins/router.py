@@ -22,6 +22,7 @@ class PolicyRouter(BaseRouter):
     """Routes one MoE layer by `policy` and adds its load to `load_MC` (see `count_expert_load`).
 
     `segments` and `asked` are the buffers of `TokenSegments`; `parameters` are the policy's, by name.
+    `request_gate` gives the logits of a policy that decides once a request.
     """
 
     observer: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None
@@ -36,10 +37,12 @@ class PolicyRouter(BaseRouter):
         asked: Tensor,
         load_MC: Tensor,
         parameters: nn.ParameterDict,
+        request_gate: nn.Module | None = None,
     ) -> None:
         super().__init__(top_k=policy.slots(num_experts), global_num_experts=num_experts)
         self.policy = policy
         self.gate_rows = policy.gate_rows(num_experts)
+        self.request_gate = request_gate
         self.parameters: Any = parameters
         self.load_MC = load_MC
         self._segments = segments

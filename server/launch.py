@@ -36,6 +36,7 @@ from prismoe.server.limits.body import BodyLimit
 from prismoe.server.load_reader import ExpertLoadReader, logger
 from prismoe.server.media.connector import use_media
 from prismoe.server.metrics import ExpertMetrics, metrics_route, vllm_tokens
+from prismoe.server.own_routing import RequestCounter
 from prismoe.server.refusal import RefusalCounter
 from prismoe.server.request_guard import RequestGuard
 from prismoe.server.request_log import RequestLog, count_tokens
@@ -121,12 +122,9 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
         app.state.routing = await routes.routing_in_force(engines)
     except Exception as error:
         raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error
-    metrics = ExpertMetrics(
-        app.state.expert_load,
-        app.state.routing,
-        str(engine.model_config.served_model_name),
-        settings.expert_metrics,
-    )
+    model_name = str(engine.model_config.served_model_name)
+    app.state.requests = RequestCounter(registry, model_name)
+    metrics = ExpertMetrics(app.state.expert_load, app.state.routing, model_name, settings.expert_metrics)
     app.router.routes.append(metrics_route(registry, metrics))
     logger.info(
         "/metrics exports %d series of prismoe's (--expert-metrics %s).",

@@ -1,4 +1,4 @@
-"""Refuses, with a sentence, what vLLM would take from a request and prismoe must not."""
+"""Refuses, with a sentence, what vLLM would take from a request and prismoe must not; counts the rest."""
 
 import json
 import re
@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastapi import HTTPException
+from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from prismoe.server.own_routing import ANSWERING, task_fault, tasks
 
 ROLES = ("system", "developer", "user", "assistant")
 MOST_ANSWERS = 128
@@ -17,8 +20,9 @@ HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class RequestGuard:
-    """ASGI middleware: a request that `refusal` finds fault with is answered with 400.
+    """ASGI middleware: a request that `checked` or `task_fault` finds fault with is answered with 400.
 
+    The app's state holds the `routing` in force, and counts the answered `requests`.
     It looks on as the app reads the body, so what the app does before that (authentication) comes first, and
     the app's own handler turns the refusal into an answer.
     """
@@ -31,37 +35,47 @@ class RequestGuard:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        body = bytearray()
+        state = scope["app"].state
+        body, request = bytearray(), dict[str, Any]()
 
         async def receive_and_check() -> Message:
             message = await receive()
             if message["type"] == "http.request":
                 body.extend(message.get("body", b""))
-                if not message.get("more_body", False) and (fault := refusal(body)):
-                    raise HTTPException(400, fault)
+                if not message.get("more_body", False):
+                    read, fault = checked(body)
+                    request.update(read)
+                    if fault := fault or task_fault(request, tasks(state.routing)):
+                        raise HTTPException(400, fault)
             return message
 
-        await self.app(scope, receive_and_check, send)
+        async def count_and_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                state.requests.add(request)
+            await send(message)
+
+        answers = get_route_path(scope) in ANSWERING
+        await self.app(scope, receive_and_check, count_and_send if answers else send)
 
 
-def refusal(body: bytes | bytearray) -> str | None:
-    """What is wrong with a request's body; None where nothing is.
+def checked(body: bytes | bytearray) -> tuple[dict[str, Any], str | None]:
+    """A request, empty where it is no JSON object, and what is wrong with it; None where nothing is.
 
-    Roles outside ROLES, which a chat template could pass over in silence; `media_io_kwargs`, with which
-    vLLM trusts every client once it takes `mm_processor_kwargs`; an image's `uuid`, under which vLLM would
-    cache it for all clients; and half characters, which no tokenizer takes.
+    Wrong are roles outside ROLES, which a chat template could pass over in silence; `media_io_kwargs`, with
+    which vLLM trusts every client once it takes `mm_processor_kwargs`; an image's `uuid`, under which vLLM
+    would cache it for all clients; and half characters, which no tokenizer takes.
     """
     try:
         request = json.loads(body)
         if HALF_CHARACTER.search(body):
             json.dumps(request, ensure_ascii=False).encode()
-        return _fault(request) if isinstance(request, dict) else None
+        return (request, _fault(request)) if isinstance(request, dict) else ({}, None)
     except UnicodeEncodeError:
-        return "The request has half of a surrogate pair, which is no character."
+        return {}, "The request has half of a surrogate pair, which is no character."
     except ValueError:
-        return None  # vLLM says what is wrong with it.
+        return {}, None  # vLLM says what is wrong with it.
     except RecursionError:
-        return "The request's JSON is nested too deeply."
+        return {}, "The request's JSON is nested too deeply."
 
 
 def _fault(request: dict[str, Any]) -> str | None:

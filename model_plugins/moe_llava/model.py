@@ -133,6 +133,11 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
         )
         return self.make_block(moe, prefix)
 
+    def embed_text(self, token_ids: Tensor) -> Tensor:
+        """Token ids' embeddings, `[T, D]`."""
+        embeds_TD: Tensor = self.model.embed_tokens(token_ids)
+        return embeds_TD
+
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         pixel_values = kwargs.get("pixel_values")
         if pixel_values is None:

@@ -50,6 +50,7 @@ class MoE(nn.Module):
             if router.gate_rows
             else None
         )
+        self.request_gate = router.request_gate
         if router.parameters:
             self.router = router.parameters
         self.experts = FusedMoEFactory(
@@ -70,11 +71,18 @@ class MoE(nn.Module):
             self.coefficient = ReplicatedLinear(hidden_size, 2, prefix=f"{prefix}.coefficient")
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        logits_TE = (
-            hidden_TD.new_empty(len(hidden_TD), 0) if self.gate is None else self.gate(hidden_TD.float())[0]
-        )
-        output_TD: Tensor = self.experts(hidden_TD, logits_TE)
+        output_TD: Tensor = self.experts(hidden_TD, self._router_logits(hidden_TD))
         if self.mlp is None:
             return output_TD
         shares_T2 = torch.softmax(self.coefficient(hidden_TD)[0], dim=-1)
         return output_TD * shares_T2[:, :1] + self.mlp(hidden_TD) * shares_T2[:, 1:]
+
+    def _router_logits(self, hidden_TD: Tensor) -> Tensor:
+        """`[T, E]`; without columns where the policy has a router of its own."""
+        if self.request_gate is not None:
+            request_logits_TE: Tensor = self.request_gate(hidden_TD)
+            return request_logits_TE
+        if self.gate is None:
+            return hidden_TD.new_empty(len(hidden_TD), 0)
+        logits_TE: Tensor = self.gate(hidden_TD.float())[0]
+        return logits_TE

@@ -7,7 +7,7 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from prismoe.model_plugins.engine_checks import check_engine
+from prismoe.model_plugins.engine_checks import check_engine, check_request_engine
 from prismoe.model_plugins.hub import checkpoint_folder
 from prismoe.model_plugins.moe_llava.config import (
     MOST_REQUEST_EXPERTS,
@@ -53,6 +53,8 @@ class MoELLaVAStartCheck(VerifyAndUpdateConfig):
         # What processes requests sees the checkpoint's config, but not the operator's settings.
         setattr(config, MOST_REQUEST_EXPERTS, in_force.most_request_experts)
         check_engine(vllm_config, in_force.needs_whole_images, tokens_per_image(config, model.model))
+        if in_force.experts_by_request_layer:
+            check_request_engine(vllm_config)
         check_quantization(model, family(config))
         model.tokenizer_mode = RENDERER
         if not model.skip_tokenizer_init:

@@ -16,7 +16,7 @@ class RouterInputs(NamedTuple):
     """What a policy sees of a step's T tokens in one MoE layer."""
 
     hidden_TD: Tensor  # in the model's dtype
-    logits_TE: Tensor  # float32, the gate's: as many columns as the policy's `gate_rows` says
+    logits_TE: Tensor  # float32, the gate's: as many columns as `gate_rows` says; or the request's
     segment_T: Tensor  # int64, as in `prismoe.kernels.routing`
     asked_T2: Tensor  # int32: the experts its request asks for vision tail and head tokens; 0 asks nothing
     parameters: Mapping[str, Tensor]  # float32, those that `RoutingPolicy.parameters` names

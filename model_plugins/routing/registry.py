@@ -7,16 +7,20 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from prismoe.model_plugins.routing.bias_corrected import BiasCorrected
+from prismoe.model_plugins.routing.cluster import Cluster
 from prismoe.model_plugins.routing.cosine import Cosine
 from prismoe.model_plugins.routing.dual_threshold import DualThreshold
 from prismoe.model_plugins.routing.entropy import Entropy
 from prismoe.model_plugins.routing.equiroute import EquiRoute
 from prismoe.model_plugins.routing.fine_grained import FineGrained
 from prismoe.model_plugins.routing.gmm import GMM
+from prismoe.model_plugins.routing.instruction import Instruction
 from prismoe.model_plugins.routing.ltdr import LTDR
 from prismoe.model_plugins.routing.modality_conditioned import ModalityConditioned
 from prismoe.model_plugins.routing.modality_groups import ModalityGroups
 from prismoe.model_plugins.routing.policy import RoutingPolicy
+from prismoe.model_plugins.routing.request_policy import RequestPolicy
+from prismoe.model_plugins.routing.task import Task
 from prismoe.model_plugins.routing.top_any import TopAny
 from prismoe.model_plugins.routing.topk import TopK
 
@@ -31,6 +35,9 @@ POLICIES: dict[str, type[RoutingPolicy]] = {
     "cosine": Cosine,
     "bias_corrected": BiasCorrected,
     "fine_grained": FineGrained,
+    "task": Task,
+    "cluster": Cluster,
+    "instruction": Instruction,
     "dual_threshold": DualThreshold,
     "entropy": Entropy,
 }
@@ -47,6 +54,7 @@ class LayerRouting:
     sources: Mapping[str, Source]
     most_request_experts: int
     """The most experts that a request may ask for its vision tokens."""
+    num_experts: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,15 @@ class RoutingInForce:
     def needs_whole_images(self) -> bool:
         """Whether all tokens of an image must be routed in the same step."""
         return any(layer.policy.needs_whole_images for layer in self.layers.values())
+
+    @property
+    def experts_by_request_layer(self) -> Mapping[int, int]:
+        """The number of experts of each layer that decides once a request."""
+        return {
+            layer: routing.num_experts
+            for layer, routing in self.layers.items()
+            if isinstance(routing.policy, RequestPolicy)
+        }
 
     @property
     def most_request_experts(self) -> int:
@@ -130,4 +147,4 @@ def _layer_routing(settings: Settings, source: Source, top_k: int, num_experts: 
     sources = {
         name: source if name in settings else implied.get(name, "default") for name in kind.model_fields
     }
-    return LayerRouting(policy, sources, policy.most_request_experts(num_experts))
+    return LayerRouting(policy, sources, policy.most_request_experts(num_experts), num_experts)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vllm import LLM, SamplingParams
 
 from prismoe.model_plugins.engine_options import engine_options
-from prismoe.model_plugins.routing.policy import Routing
 
 DATA = Path(__file__).parent.parent / "data"
 PHI = DATA / "moe-llava-phi-tiny"
@@ -74,15 +73,11 @@ def _record_layer(mlp: Any, record: dict[str, list[Tensor]]) -> None:
     router = mlp.experts.router
     decide = router.decide
 
-    def recorded(hidden: Tensor, gate_logits: Tensor) -> Routing:
-        routing = decide(hidden, gate_logits)
-        for name, value in (
-            ("logits", gate_logits),
-            ("experts", routing.experts_TA),
-            ("weights", routing.weights_TA),
-        ):
+    def recorded(hidden: Tensor, gate_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weights, experts, used = decide(hidden, gate_logits)
+        for name, value in (("logits", gate_logits), ("experts", experts), ("weights", weights)):
             record[name].append(value.clone())
-        return routing
+        return weights, experts, used
 
     router.decide = recorded
 

@@ -51,9 +51,13 @@ class PlainMoELLaVA:
         self.tower = self._tower(checkpoint.parent / self.config["mm_image_tower"])
 
     @torch.inference_mode()
-    def __call__(self, token_ids: list[int], images: Tensor) -> Trace:
-        """`token_ids` say IMAGE for an image; `images` are pixel values `[N, 3, H, W]`."""
+    def __call__(self, token_ids: list[int], images: Tensor, answer: int = 0, task: int = -1) -> Trace:
+        """`token_ids` say IMAGE for an image; `images` are pixel values `[N, 3, H, W]`.
+
+        The last `answer` tokens are not the prompt's. `task` is the request's label, -1 where it has none.
+        """
         trace = Trace()
+        self.task, self.instruction = task, self._instruction(token_ids[: len(token_ids) - answer])
         x, self.segments = self._embed(token_ids, images)
         for layer in range(self.config["num_hidden_layers"]):
             x = self._block(layer, x, trace)
@@ -75,13 +79,21 @@ class PlainMoELLaVA:
 
     def _embed(self, token_ids: list[int], images: Tensor) -> tuple[Tensor, list[int]]:
         """The embeddings, and the image that each is of, -1 for text."""
-        embedding = self.weights[f"{self.trunk}.{'wte' if self.family == 'qwen' else 'embed_tokens'}.weight"]
         rows, segments, image = [], [], -1
         for token in token_ids:
             image += token == IMAGE
-            rows.append(self._image(images[image]) if token == IMAGE else embedding[token][None])
+            rows.append(self._image(images[image]) if token == IMAGE else self._embedding[token][None])
             segments += [image if token == IMAGE else -1] * len(rows[-1])
         return torch.cat(rows), segments
+
+    @property
+    def _embedding(self) -> Tensor:
+        return self.weights[f"{self.trunk}.{'wte' if self.family == 'qwen' else 'embed_tokens'}.weight"]
+
+    def _instruction(self, prompt: list[int]) -> np.ndarray:
+        """The mean embedding of the text tokens."""
+        text = [self._embedding[token].double() for token in prompt if token != IMAGE]
+        return torch.stack(text).mean(dim=0).numpy() if text else np.zeros(self._embedding.shape[1])
 
     def _image(self, pixel_values: Tensor) -> Tensor:
         hidden = self.tower(pixel_values[None], output_hidden_states=True).hidden_states
@@ -169,6 +181,8 @@ class PlainMoELLaVA:
                 if name.startswith(router)
             },
             num_experts=moe["num_experts"][moe["moe_layers_idx"].index(layer)],
+            tasks=[self.task] * len(x),
+            instructions=np.tile(self.instruction, (len(x), 1)),
         )
         return x @ gate.T, RULES[policy.policy](policy, step)
 

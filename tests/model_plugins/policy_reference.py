@@ -17,7 +17,10 @@ Pairs = list[tuple[int, float]]
 
 @dataclass
 class Step:
-    """A step in float64. `logits` may have fewer columns than there are experts."""
+    """A step in float64. `logits` may have fewer columns than there are experts.
+
+    `tasks` and `instructions` are of each token's request: its label, and the mean embedding of its text.
+    """
 
     hidden: np.ndarray
     logits: np.ndarray
@@ -25,6 +28,8 @@ class Step:
     asked: np.ndarray
     parameters: Mapping[str, np.ndarray]
     num_experts: int
+    tasks: list[int]
+    instructions: np.ndarray
 
 
 def best(scores: np.ndarray, count: int) -> list[int]:
@@ -209,6 +214,39 @@ def entropy(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
+def task(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+    """LTDR, App. A.3, TASK: by the request's label, or the default where it is none of the tasks'."""
+    tokens = []
+    for given in step.tasks:
+        label = given if 0 <= given < policy.tasks else policy.default_task
+        if policy.experts is not None:
+            tokens.append([(policy.experts[label], 1.0)])
+            continue
+        probs = softmax(step.parameters["task_logits"][label])
+        tokens.append(weighed(best(probs, policy.top_k), probs, policy.norm_topk_prob))
+    return tokens
+
+
+def cluster(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+    """LTDR, App. A.3, CLUSTER: the gate sees the embedding of the nearest centroid."""
+    own = step.parameters
+    tokens = []
+    for instruction in step.instructions:
+        nearest = int(np.argmin(((own["centroids"] - instruction) ** 2).sum(axis=1)))
+        probs = softmax(own["weight"] @ own["cluster_embeddings"][nearest])
+        tokens.append(weighed(best(probs, policy.top_k), probs, policy.norm_topk_prob))
+    return tokens
+
+
+def instruction(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+    """LTDR, App. A.3, INSTRUCT: the gate sees the mean of the instruction's tokens."""
+    tokens = []
+    for mean in step.instructions:
+        probs = softmax(step.parameters["weight"] @ mean)
+        tokens.append(weighed(best(probs, policy.top_k), probs, policy.norm_topk_prob))
+    return tokens
+
+
 RULES: dict[str, Callable[[RoutingPolicy, Step], list[Pairs]]] = {
     rule.__name__: rule
     for rule in (
@@ -224,5 +262,8 @@ RULES: dict[str, Callable[[RoutingPolicy, Step], list[Pairs]]] = {
         fine_grained,
         dual_threshold,
         entropy,
+        task,
+        cluster,
+        instruction,
     )
 }

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
 from prismoe.model_plugins.routing.registry import POLICIES
+from prismoe.model_plugins.routing.request_policy import RequestPolicy, Requests
 from tests.model_plugins.policy_reference import Step
 
 HIDDEN_SIZE = 24
@@ -68,6 +69,20 @@ CASES: dict[str, dict[str, Any]] = {
         "low": 0.4,
         "high": 0.8,
     },
+    "task": {"policy": "task", **TOP_2},
+    "task of probabilities": {"policy": "task", "top_k": 2, "norm_topk_prob": False, "tasks": 2},
+    "task by label": {
+        "policy": "task",
+        "top_k": 1,
+        "norm_topk_prob": False,
+        "tasks": 3,
+        "experts": [2, 0, 3],
+        "default_task": 1,
+    },
+    "cluster": {"policy": "cluster", **TOP_2},
+    "cluster of few": {"policy": "cluster", "top_k": 1, "norm_topk_prob": False, "clusters": 5},
+    "instruction": {"policy": "instruction", **TOP_2},
+    "instruction of probabilities": {"policy": "instruction", "top_k": 2, "norm_topk_prob": False},
 }
 
 
@@ -80,10 +95,10 @@ def make(settings: Mapping[str, Any]) -> RoutingPolicy:
 
 
 def random_step(policy: RoutingPolicy, segments: list[int], num_experts: int, seed: int = 0) -> RouterInputs:
-    """A step whose requests ask nothing."""
+    """A step whose requests ask nothing. To a policy that decides by request each token is one of its own."""
     generator = torch.Generator().manual_seed(seed + 7 * num_experts + len(segments))
     tokens = len(segments)
-    return RouterInputs(
+    step = RouterInputs(
         hidden_TD=torch.randn(tokens, HIDDEN_SIZE, generator=generator),
         logits_TE=2 * torch.randn(tokens, policy.gate_rows(num_experts), generator=generator),
         segment_T=torch.tensor(segments),
@@ -94,6 +109,28 @@ def random_step(policy: RoutingPolicy, segments: list[int], num_experts: int, se
         },
         num_experts=num_experts,
     )
+    return with_request_logits(policy, step)
+
+
+def with_request_logits(policy: RoutingPolicy, step: RouterInputs) -> RouterInputs:
+    """The step with its requests' logits, where the hidden states stand for the instructions."""
+    if not isinstance(policy, RequestPolicy):
+        return step
+    requests = Requests(torch.tensor(labels(len(step.hidden_TD))), step.hidden_TD)
+    return step._replace(logits_TE=policy.request_logits(requests, step.parameters, step.num_experts))
+
+
+def labels(requests: int) -> list[int]:
+    """No label, then 0, 1 and so on."""
+    return [request % 7 - 1 for request in range(requests)]
+
+
+SIZES = {
+    "expert_bias": 0.2,
+    "thresholds": 0.2,
+    "log_mixing": 20.0,
+    "centroids": 0.02,  # short, else the shortest would be nearest to whatever is compared with them
+}
 
 
 def random_parameter(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -103,7 +140,7 @@ def random_parameter(name: str, shape: tuple[int, ...], generator: torch.Generat
         return 0.3 + noise.abs()
     if name in ("encoder", "projection", "weight"):
         return noise * shape[-1] ** -0.5 * 2
-    return noise * {"expert_bias": 0.2, "thresholds": 0.2, "log_mixing": 20.0}.get(name, 1.0)
+    return noise * SIZES.get(name, 1.0)
 
 
 def in_float64(step: RouterInputs) -> Step:
@@ -111,6 +148,8 @@ def in_float64(step: RouterInputs) -> Step:
         hidden=step.hidden_TD.double().numpy(),
         logits=step.logits_TE.double().numpy(),
         segments=step.segment_T.tolist(),
+        tasks=labels(len(step.hidden_TD)),
+        instructions=step.hidden_TD.double().numpy(),
         asked=step.asked_T2.numpy(),
         parameters={name: value.double().numpy() for name, value in step.parameters.items()},
         num_experts=step.num_experts,

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from prismoe.model_plugins.routing.policy import Routing
-
 
 class Row(NamedTuple):
     """One computed token of a request, by MoE layer."""
@@ -46,10 +44,10 @@ def start_recording_rows(worker: Any) -> None:
 def _record_router(router: Any, step: dict[str, Any]) -> None:
     decide = router.decide
 
-    def recorded(hidden: Tensor, logits: Tensor) -> Routing:
-        routing = decide(hidden, logits)
-        step["layers"].append((logits.clone(), routing.experts_TA.clone(), routing.weights_TA.clone()))
-        return routing
+    def recorded(hidden: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weights, experts, used = decide(hidden, logits)
+        step["layers"].append((logits.clone(), experts.clone(), weights.clone()))
+        return weights, experts, used
 
     router.decide = recorded
 

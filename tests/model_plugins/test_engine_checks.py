@@ -7,8 +7,8 @@ import pytest
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from prismoe.model_plugins.engine_checks import check_engine
-from prismoe.model_plugins.engine_options import engine_options
+from prismoe.model_plugins.engine_checks import check_engine, check_request_engine
+from prismoe.model_plugins.engine_options import ROUTED_WORKER, engine_options
 from prismoe.model_plugins.scheduler import WholeImageScheduler
 from tests.model_plugins.engine import PHI
 
@@ -26,6 +26,9 @@ def config(scheduler: type = WholeImageScheduler, image_limit: int = 1, **change
         "long_prefill_token_threshold": 0,
         "prefill_context_parallel_size": 1,
         "kv_transfer_config": None,
+        "worker_cls": ROUTED_WORKER,
+        "enable_prompt_embeds": False,
+        "enable_prefix_caching": True,
     } | changes
     namespace = SimpleNamespace(**settings)
     namespace.get_scheduler_cls = lambda: scheduler
@@ -37,6 +40,7 @@ def config(scheduler: type = WholeImageScheduler, image_limit: int = 1, **change
         kv_transfer_config=namespace.kv_transfer_config,
         model_config=namespace,
         scheduler_config=namespace,
+        cache_config=namespace,
     )
 
 
@@ -73,11 +77,35 @@ def test_what_would_route_wrongly_is_refused(settings: Any, advice: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        (config(worker_cls="auto"), f"{ROUTED_WORKER} as --worker-cls"),
+        (config(kv_transfer_config=object()), "--kv-transfer-config"),
+        (config(enable_prompt_embeds=True), "--enable-prompt-embeds"),
+    ],
+)
+def test_what_would_hide_a_request_is_refused(settings: Any, advice: str) -> None:
+    with pytest.raises(ValueError, match=advice):
+        check_request_engine(settings)
+
+
+@pytest.mark.parametrize(("policy", "caching"), [("topk", True), ("task", False)])
+def test_prefix_caching_ends_where_a_policy_decides_once_a_request(policy: str, caching: bool) -> None:
+    routing = (
+        {"policy": "task", "top_k": 1, "experts": [0, 1, 2, 3]} if policy == "task" else {"policy": "topk"}
+    )
+    arguments = EngineArgs(model=str(PHI), **engine_options(routing))
+    assert arguments.create_engine_config().cache_config.enable_prefix_caching == caching
+
+
+@pytest.mark.parametrize(
     ("routing", "options", "advice"),
     [
         ({"policy": "ltdr", "tail_experts": 9}, {}, "tail_experts is 9: give a number from"),
         ({"policy": "ltdr"}, {"max_num_batched_tokens": 15}, "--max-num-batched-tokens 16"),
         ({"policy": "topk"}, {"enable_lora": True}, "--enable-lora"),
+        ({"policy": "task", "top_k": 1, "experts": [0, 1, 2, 3]}, {"worker_cls": "auto"}, "prismoe serve"),
+        ({"policy": "cluster"}, {}, "lacks the tensor model.layers"),
     ],
 )
 def test_vllm_refuses_before_it_starts_an_engine(

@@ -15,7 +15,15 @@ from prismoe.model_plugins.routing.topk import TopK
 from tests.kernels import reference
 from tests.kernels.test_routing import SEGMENTS
 from tests.model_plugins.policy_reference import RULES, Pairs, ltdr_tail
-from tests.model_plugins.routing_steps import BY_MODALITY, CASES, HIDDEN_SIZE, in_float64, make, random_step
+from tests.model_plugins.routing_steps import (
+    BY_MODALITY,
+    CASES,
+    HIDDEN_SIZE,
+    in_float64,
+    make,
+    random_step,
+    with_request_logits,
+)
 
 
 def used(routing: Routing) -> list[Pairs]:
@@ -91,6 +99,7 @@ def test_equal_scores_take_the_lower_experts(settings: dict[str, Any]) -> None:
         logits_TE=torch.zeros_like(step.logits_TE),
         parameters={name: torch.ones_like(value) for name, value in step.parameters.items()},
     )
+    step = with_request_logits(policy, step)
     assert_same(used(policy.route(step)), RULES[policy.policy](policy, in_float64(step)))
 
 
@@ -150,6 +159,12 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("entropy", {"max_experts": 2}),
     ("entropy", {"low": 0.7}),
     ("entropy", {"high": 0.5}),
+    ("task", {"top_k": 1}),
+    ("task", {"default_task": 1}),
+    ("task", {"tasks": 1}),
+    ("task by label", {"experts": [0, 2, 3]}),
+    ("cluster", {"norm_topk_prob": False}),
+    ("instruction", {"top_k": 1}),
 ]
 """Changes that concern both modalities."""
 
@@ -158,7 +173,8 @@ def with_settings(case: str, change: dict[str, Any]) -> tuple[list[Pairs], list[
     before, after = make(CASES[case]), make(CASES[case] | change)
     step = random_step(before, MIXED, 7)
     fewer_rows = step.logits_TE[:, : after.gate_rows(7)]
-    return used(before.route(step)), used(after.route(step._replace(logits_TE=fewer_rows)))
+    changed = with_request_logits(after, step._replace(logits_TE=fewer_rows))
+    return used(before.route(step)), used(after.route(changed))
 
 
 def vision(pairs: list[Pairs]) -> list[Pairs]:
@@ -202,7 +218,8 @@ def test_a_parameter_changes_vision_and_its_own_row_leaves_text_alone(case: str,
     if name in BY_MODALITY:
         other[0] = step.parameters[name][0]
     before = used(policy.route(step))
-    after = used(policy.route(step._replace(parameters={**step.parameters, name: other})))
+    changed = with_request_logits(policy, step._replace(parameters={**step.parameters, name: other}))
+    after = used(policy.route(changed))
     assert vision(before) != vision(after)
     if name in BY_MODALITY:
         assert text(before) == text(after)

@@ -93,6 +93,15 @@ def test_a_layer_of_another_policy_starts_from_its_defaults() -> None:
             "min_experts is 3: give a number from 1 to",
         ),
         ({"policy": "entropy", "low": 0.5, "high": 0.5}, "give a low below high"),
+        ({"policy": "task", "default_task": 4}, "default_task is 4: give a label from 0 to 3"),
+        ({"policy": "task", "experts": [0, 1]}, "experts names 2 experts for 4 tasks: give one for each"),
+        ({"policy": "task", "experts": [0, 1, 2, 3]}, "experts names one expert for each task: give top_k 1"),
+        (
+            {"policy": "task", "experts": [0, 1, 2, 4], "top_k": 1},
+            "experts names expert 4: the layer's are 0 to 3.",
+        ),
+        ({"policy": "cluster", "clusters": 0}, "clusters: Input should be greater than or equal to 1"),
+        ({"policy": "instruction", "top_k": 5}, "top_k is 5: give a number from 1 to"),
     ],
 )
 def test_settings_that_are_no_policys_are_refused(settings: dict[str, Any], complaint: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from vllm import LLM
 
+from prismoe.model_plugins.routing.request_policy import RequestPolicy
 from tests.model_plugins.engine import engine, greedy, start_recording, take_recording
 from tests.model_plugins.plain_moe_llava import PlainMoELLaVA, Trace
 from tests.model_plugins.routing_steps import BY_MODALITY, CASES, make
@@ -34,6 +35,9 @@ ROUTERS = [
     "entropy within bounds",
     "ltdr by threshold",
     "topk",
+    "task",
+    "cluster",
+    "instruction",
 ]
 """By layer."""
 
@@ -71,7 +75,8 @@ def plain(checkpoint: Path) -> PlainMoELLaVA:
 
 
 def trace_of(plain: PlainMoELLaVA, checkpoint: Path, llm: LLM, request: Any, more: list[int]) -> Trace:
-    return plain([*tokens(llm, request[0]), *more], pixel_values(plain, checkpoint, request[1]))
+    ids = [*tokens(llm, request[0]), *more]
+    return plain(ids, pixel_values(plain, checkpoint, request[1]), answer=len(more))
 
 
 def run(llm: LLM, request: Any) -> np.ndarray:
@@ -125,6 +130,62 @@ def test_what_is_in_force_is_told_by_layer(llm: LLM) -> None:
     assert [layer["policy"] for layer in layers] == [make(CASES[case]).model_dump() for case in ROUTERS]
     assert layers[0]["sources"]["head_experts"] == "checkpoint"
     assert layers[0]["sources"]["text_experts"] == "default"
+
+
+VISION_SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("ltdr with one expert for heads", {"tail_experts": 4}),
+    ("ltdr with one expert for heads", {"head_experts": 2}),
+    ("ltdr with one expert for heads", {"selection": "head"}),
+    ("ltdr with one expert for heads", {"threshold": 0.001}),
+    ("ltdr by threshold", {"threshold": 0.0}),
+    ("uneven groups", {"vision_experts": 1}),
+    ("two thresholds", {"vision_threshold": 0.0}),
+    ("two thresholds", {"vision_importance": 0.2}),
+]
+"""Changes that concern vision alone."""
+SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("uneven groups", {"text_experts": 2}),
+    ("uneven groups", {"norm_topk_prob": True}),
+    ("two thresholds", {"text_threshold": 0.9}),
+    ("two thresholds", {"text_threshold": 0.4, "text_importance": 0.5}),
+    ("bias of sigmoids", {"score": "softmax"}),
+    ("entropy within bounds", {"max_experts": 2}),
+    ("entropy within bounds", {"low": 0.79}),
+    ("task", {"default_task": 1}),
+    *(
+        (case, {"top_k": 1})
+        for case in ("topk", "modality added", "equiroute", "cosine", "task", "cluster", "instruction")
+    ),
+    *((case, {"norm_topk_prob": False}) for case in ("topk", "equiroute", "cosine", "instruction")),
+    ("fine experts", {"top_k": 1}),
+    ("bias of sigmoids", {"norm_topk_prob": True}),
+]
+"""Changes that concern both."""
+
+
+def route_by(model: nn.Module, layer: int, settings: dict[str, Any]) -> None:
+    """Have a layer route by other settings, under which its tensors keep their shapes."""
+    policy, by_request = make(settings), model.routing.requests
+    model.model.layers[layer].mlp.experts.router.policy = policy
+    if isinstance(policy, RequestPolicy):
+        index = [*by_request._experts_by_layer].index(layer)
+        by_request._layers[index] = by_request._layers[index]._replace(policy=policy)
+
+
+@pytest.mark.parametrize(("case", "change"), VISION_SETTINGS + SETTINGS)
+def test_a_setting_changes_what_an_image_gives_and_visions_own_leaves_text_alone(
+    llm: LLM, case: str, change: dict[str, Any]
+) -> None:
+    image, _, text = REQUESTS
+    layer = ROUTERS.index(case)
+    image_before, text_before = run(llm, image), run(llm, text)
+    llm.apply_model(partial(route_by, layer=layer, settings=CASES[case] | change))
+    try:
+        assert not np.array_equal(run(llm, image), image_before)
+        if (case, change) in VISION_SETTINGS:
+            np.testing.assert_array_equal(run(llm, text), text_before)
+    finally:
+        llm.apply_model(partial(route_by, layer=layer, settings=CASES[case]))
 
 
 def flip(model: nn.Module, layer: int, name: str) -> None:

@@ -8,6 +8,9 @@ from PIL import Image
 
 from tests.model_plugins.engine import DATA, PHI, engine, greedy, logits
 
+BY_TASK = {"policy": "task", "top_k": 1, "tasks": 2, "experts": [3, 1]}
+ROUTING = {"policy": "ltdr", "layers": {"2": BY_TASK}}
+
 
 def answer_and_loads(**options: Any) -> tuple[Any, list[Any]]:
     """The answers, and each rank's load."""
@@ -16,8 +19,11 @@ def answer_and_loads(**options: Any) -> tuple[Any, list[Any]]:
         {"prompt": "USER: <image>\nWhat is this? ASSISTANT:", "multi_modal_data": {"image": image}},
         {"prompt": "USER: Hello ASSISTANT:"},
     ]
-    with engine(PHI, {"policy": "ltdr"}, **options) as llm:
-        outputs = llm.generate(prompts, greedy(5), use_tqdm=False)
+    asks = [greedy(5), greedy(5)]
+    for task, ask in enumerate(asks):
+        ask.extra_args = {"task": task}
+    with engine(PHI, ROUTING, **options) as llm:
+        outputs = llm.generate(prompts, asks, use_tqdm=False)
         return [output.outputs[0] for output in outputs], llm.collective_rpc("prismoe_expert_load")
 
 

@@ -77,6 +77,11 @@ def test_an_unknown_routing_number(http: httpx.Client, good: object) -> None:
     assert "text_experts: Extra inputs are not permitted" in message
 
 
+def test_a_task_where_none_is_known(http: httpx.Client, good: object) -> None:
+    message = refusal(http, good, good, vllm_xargs={"task": 1})
+    assert message == "The routing policy in force knows no tasks: leave vllm_xargs.task out."
+
+
 def test_an_unknown_role(http: httpx.Client, good: object) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "wizard", "content": [text_part("Hi")]}]
     message = refusal(http, messages, good)

@@ -99,9 +99,12 @@ def test_a_request_gets_the_experts_it_asks_for(http: httpx.Client, picture: byt
         "max_tokens": 1,
         "mm_processor_kwargs": {"routing": {"tail_experts": 3, "head_experts": 1}},
     }
-    before = load(http)
+    before, counted_before = load(http), scrape(http)
     _, vision = Request(body, images=1).computed(http)
-    after = load(http)
+    after, counted_after = load(http), scrape(http)
+    for routing, requests in (("request", 1), ("default", 0)):
+        key = ("prismoe_requests_total", routing)
+        assert counted_after[key] - counted_before[key] == requests
     for index in range(len(after["layers"])):
         tail = after["tail_tokens"][index] - before["tail_tokens"][index]
         picks = sum(after["expert_tokens"][index][1]) - sum(before["expert_tokens"][index][1])
@@ -140,7 +143,7 @@ def test_metrics_show_the_same_load_beside_vllms_own(http: httpx.Client, picture
 
 def scrape(http: httpx.Client) -> dict[tuple[str, ...], float]:
     """The values by name and labels, in the order of the labels' meaning."""
-    order = ("layer", "modality", "expert")
+    order = ("layer", "modality", "expert", "routing")
     samples = {}
     for family in text_string_to_metric_families(http.get("/metrics").raise_for_status().text):
         for sample in family.samples:

@@ -1,0 +1,39 @@
+"""What the policies share that decide once a request: for its images, its prompt and its answer alike."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from prismoe.kernels.routing import router_probabilities
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
+
+NO_TASK = -1
+"""The label of a request that gives none."""
+
+
+class Requests(NamedTuple):
+    """What such a policy sees of R requests."""
+
+    task_R: Tensor  # int64: the label given with the request, or NO_TASK
+    instruction_RD: Tensor  # float32: the mean embedding of its prompt's text tokens; zeros where it has none
+
+
+class RequestPolicy(TopKPolicy, ABC):
+    """Top-k of logits that all tokens of a request share.
+
+    `route` is given them as `logits_TE`, in place of a gate's.
+    """
+
+    def gate_rows(self, num_experts: int) -> int:
+        return 0
+
+    @abstractmethod
+    def request_logits(
+        self, requests: Requests, parameters: Mapping[str, Tensor], num_experts: int
+    ) -> Tensor:
+        """`[R, E]` in float32, each row from its own request alone."""
+
+    def route(self, step: RouterInputs) -> Routing:
+        return self.top_k_of(router_probabilities(step.logits_TE))

@@ -1,0 +1,39 @@
+"""Tells what each step of vLLM's model runner holds, before the step runs."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+
+class StepRequests(NamedTuple):
+    """The requests of a step, in the order of their rows."""
+
+    names: Sequence[str]
+    counts: Sequence[int]  # of tokens that each computes in the step
+    computed: Sequence[int]  # of tokens that each has computed before
+    new: Sequence[Any]  # vLLM's NewRequestData of those that the runner meets for the first time
+    known: Collection[str]  # all requests that the runner keeps, be they in the step or not
+
+
+def watch_steps(runner: Any, begin: Callable[[StepRequests], None]) -> Callable[[], None]:
+    """Call `begin` before each step from now on. Returns what ends that; the last to watch ends first."""
+    is_v1 = hasattr(runner, "_prepare_inputs")  # CPU; CUDA has the runner that vLLM calls V2
+    name = "_prepare_inputs" if is_v1 else "prepare_inputs"
+    prepare = getattr(runner, name)
+
+    def prepare_and_tell(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = prepare(scheduled, *args, **kwargs)
+        batch = runner.input_batch if is_v1 else inputs
+        names = list(batch.req_ids)
+        computed = batch.num_computed_tokens_cpu if is_v1 else batch.num_computed_tokens_np
+        step = StepRequests(
+            names,
+            [scheduled.num_scheduled_tokens[request] for request in names],
+            computed[: len(names)].tolist(),
+            scheduled.scheduled_new_reqs,
+            runner.requests if is_v1 else runner.req_states.req_id_to_index,
+        )
+        begin(step)
+        return inputs
+
+    setattr(runner, name, prepare_and_tell)
+    return lambda: setattr(runner, name, prepare)
