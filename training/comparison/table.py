@@ -14,7 +14,7 @@ INTERVAL = 1.96  # standard errors to either side: 95%
 def table(cases: Sequence[Case], results: Mapping[str, Measured]) -> str:
     """A row for each router. Of each topic the head says the number of questions."""
     counts = [f"{topic} ({sum(case.topic == topic for case in cases)})" for topic in TEMPLATES]
-    head = ["router", *counts, f"all ({len(cases)})", f"less `{BASELINE}`"]
+    head = ["router", *counts, f"all ({len(cases)})", f"minus `{BASELINE}`, points"]
     head += ["experts a vision token", "a text token", "CV_mean", "entropy, bits", "prefill time"]
     lines = [head, ["---"] * len(head)]
     lines += [_row(name, cases, own, results[BASELINE]) for name, own in results.items()]
