@@ -14,6 +14,13 @@ MOST_COMPARED = 8
 """Up to as many experts, a compiled graph compares each pair of scores, which unlike a sort can be fused."""
 
 
+def is_all_text(segment_T: Tensor) -> bool:
+    """Whether a step is known to hold text alone: just where looking is free, in an eager engine on CPU."""
+    if torch.compiler.is_compiling() or segment_T.device.type != "cpu":
+        return False
+    return bool((segment_T.numpy() == TEXT).all())
+
+
 def router_probabilities(logits_TE: Tensor) -> Tensor:
     """Softmax over the experts in float32 (LTDR, Eq. 6)."""
     return torch.softmax(logits_TE.float(), dim=-1)

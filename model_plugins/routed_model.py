@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 
-from prismoe.kernels.expert_load import LayerLoad, empty_load, experts_of
+from prismoe.kernels.expert_load import LayerLoad, empty_load
 from prismoe.model_plugins.request_logits import RequestLogits
 from prismoe.model_plugins.router import PolicyRouter
 from prismoe.model_plugins.routing import ROUTING_KEY
@@ -96,7 +96,7 @@ class ModalityRouting(nn.Module):
         layers = [
             {
                 "layer": layer,
-                "experts": experts_of(router.load_MC),
+                "experts": router.global_num_experts,
                 "policy": self.in_force.layers[layer].policy.model_dump(),
                 "sources": dict(self.in_force.layers[layer].sources),
             }
@@ -107,11 +107,11 @@ class ModalityRouting(nn.Module):
     def reset_load(self) -> None:
         """Count from zero: on CUDA vLLM warms up with made-up requests, which look like real ones here."""
         for router in self.routers.values():
-            router.load_MC.zero_()
+            router.reset_load()
 
     def load(self) -> Mapping[str, Sequence[Any]]:
         """The load counted so far: a list by layer for each field of `LayerLoad`."""
-        layers = [LayerLoad.read(router.load_MC, router.top_k) for router in self.routers.values()]
+        layers = [router.load() for router in self.routers.values()]
         return {
             "layers": list(self.routers),
             **{name: [getattr(layer, name) for layer in layers] for name in LayerLoad._fields},

@@ -13,7 +13,8 @@ from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.platforms import current_platform
 
-from prismoe.kernels.expert_load import count_expert_load
+from prismoe.kernels.expert_load import LayerLoad, count_expert_load
+from prismoe.kernels.kept_steps import KeptSteps
 from prismoe.kernels.ragged_experts import used_pairs
 from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
 
@@ -44,7 +45,8 @@ class PolicyRouter(BaseRouter):
         self.gate_rows = policy.gate_rows(num_experts)
         self.request_gate = request_gate
         self.parameters: Any = parameters
-        self.load_MC = load_MC
+        self._load_MC = load_MC
+        self._kept = KeptSteps(load_MC)
         self._segments = segments
         self._asked = asked
 
@@ -70,8 +72,22 @@ class PolicyRouter(BaseRouter):
         """Route and count the running step: `weights_TA` (float32), `experts_TA` (int32) and `used_pairs`."""
         step = self.inputs(hidden_TD, logits_TE)
         experts_TA, weights_TA, count_T, tail_T, confidence = self.policy.route(step)
-        count_expert_load(self.load_MC, experts_TA, count_T, tail_T, step.segment_T, confidence)
+        load = experts_TA, count_T, tail_T, step.segment_T, confidence
+        if torch.compiler.is_compiling() or not current_platform.is_cpu():
+            count_expert_load(self._load_MC, *load)
+        else:
+            self._kept.keep(*load)
         return weights_TA.contiguous(), experts_TA.int().contiguous(), used_pairs(count_T)
+
+    def load(self) -> LayerLoad:
+        """What was counted so far."""
+        self._kept.count()
+        return LayerLoad.read(self._load_MC, self.top_k)
+
+    def reset_load(self) -> None:
+        """Count from zero."""
+        self._kept.forget()
+        self._load_MC.zero_()
 
     def observed(
         self, hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor

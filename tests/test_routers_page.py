@@ -45,9 +45,9 @@ def test_the_example_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     ((name, policy_class),) = eval(f"{{{registry_line}}}", names).items()
     monkeypatch.setitem(POLICIES, name, policy_class)
     policy = choose_routing({"policy": name}, None, 2, {0: 4}).layers[0].policy
-    segments, load_MC = torch.tensor([-1, 0, 0]), empty_load(4)
+    segments = torch.tensor([-1, 0, 0])
     asked = torch.zeros(3, 2, dtype=torch.int32)
-    router = PolicyRouter(policy, 4, segments, asked, load_MC, nn.ParameterDict())
+    router = PolicyRouter(policy, 4, segments, asked, empty_load(4), nn.ParameterDict())
     weights_TA, *_ = router.decide(torch.empty(3, 8), torch.randn(3, 4))
     assert (weights_TA > 0).sum(dim=1).tolist() == [2, 1, 1]
-    assert load_MC[:, 4].tolist() == [1, 2]
+    assert router.load().tokens == [1, 2]

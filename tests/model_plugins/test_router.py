@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prismoe.kernels.expert_load import MODALITIES, empty_load
+from prismoe.kernels.expert_load import MODALITIES, LayerLoad, empty_load
 from prismoe.model_plugins.router import PolicyRouter
 from prismoe.server.expert_load import MODALITIES as SERVER_MODALITIES
 from tests.model_plugins.routing_steps import CASES, make, random_step
@@ -29,16 +29,18 @@ def router_and_step(settings: dict[str, Any], segments: list[int]) -> tuple[Poli
 
 
 @EVERY_POLICY
-def test_compiled_it_decides_and_counts_the_same(settings: dict[str, Any]) -> None:
-    router, *step = router_and_step(settings, MIXED)
+@pytest.mark.parametrize("segments", [MIXED, [-1] * 5], ids=["mixed", "text"])
+def test_compiled_it_decides_and_counts_the_same(settings: dict[str, Any], segments: list[int]) -> None:
+    router, *step = router_and_step(settings, segments)
     expected = router.decide(*step)
-    expected_load_MC = router.load_MC.clone()
-    router.load_MC.zero_()
+    expected_load = router.load()
+    router.reset_load()
     torch._dynamo.reset()  # or it would count the cases before as recompilations
     compiled = torch.compile(router.decide, fullgraph=True, dynamic=True, backend="aot_eager")
     for actual, wanted in zip(compiled(*step), expected, strict=True):
         assert torch.equal(actual, wanted)
-    assert torch.equal(router.load_MC, expected_load_MC)
+    assert router.load() == expected_load
+    assert sum(expected_load.tokens) == 5
 
 
 @EVERY_POLICY
@@ -56,7 +58,7 @@ def test_the_kernels_get_rows_side_by_side(settings: dict[str, Any]) -> None:
 def test_a_step_of_padding_counts_nothing(settings: dict[str, Any]) -> None:
     router, *step = router_and_step(settings, [-2] * 9)
     weights_TA, experts_TA, _ = router.decide(*step)
-    assert not router.load_MC.any()
+    assert router.load() == LayerLoad.read(empty_load(5), router.top_k)
     assert experts_TA.min() >= 0  # an id of -1 would corrupt memory in vLLM's CPU kernel
     assert weights_TA.isfinite().all()
 

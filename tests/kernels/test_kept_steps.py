@@ -1,0 +1,39 @@
+"""Steps that are counted later give the load that they give at once."""
+
+import pytest
+import torch
+
+from prismoe.kernels.expert_load import Confidence, count_expert_load, empty_load
+from prismoe.kernels.kept_steps import KEPT_TOKENS, KeptSteps
+from prismoe.kernels.routing import router_probabilities
+from tests.kernels.test_routing import random_logits
+
+
+@pytest.mark.parametrize("confident", [True, False])
+def test_steps_can_be_counted_later(confident: bool) -> None:
+    """Also where the step's segments are overwritten meanwhile."""
+    at_once, later = empty_load(7), empty_load(7)
+    kept = KeptSteps(later)
+    for tokens in (1, 30, 9, KEPT_TOKENS, 1, 4):
+        probs_TE = router_probabilities(random_logits(tokens, 7))
+        segment_T = torch.arange(tokens) % 4 - 2
+        experts_TA, count_T = probs_TE.argsort(descending=True)[:, :3], torch.arange(tokens) % 3 + 1
+        confidence = Confidence.of(probs_TE) if confident else None
+        step = (experts_TA, count_T, segment_T == 1, segment_T, confidence)
+        count_expert_load(at_once, *step)
+        kept.keep(*step)
+        segment_T.fill_(-2)
+    assert 0 < later[:, 7].sum() < at_once[:, 7].sum()  # the last two are yet to be counted
+    kept.count()
+    kept.count()
+    assert later.tolist() == at_once.tolist()
+
+
+def test_what_is_forgotten_is_not_counted() -> None:
+    load_MC = empty_load(2)
+    kept = KeptSteps(load_MC)
+    one_T = torch.tensor([1])
+    kept.keep(torch.tensor([[0]]), one_T, one_T > 1, -one_T, None)
+    kept.forget()
+    kept.count()
+    assert not load_MC.any()
