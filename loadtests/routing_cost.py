@@ -42,10 +42,12 @@ BATCH, TEXT_TOKENS, ANSWER = 16, 400, 64
 class RoutedEngine:
     """An engine in a process of its own, which runs a workload when told to."""
 
-    def __init__(self, model: str, name: str) -> None:
+    def __init__(self, model: str, name: str, is_eager: bool) -> None:
         context = get_context("spawn")
         self._pipe, other_end = context.Pipe()
-        self._process = context.Process(target=_engine_process, args=(other_end, model, name), daemon=True)
+        self._process = context.Process(
+            target=_engine_process, args=(other_end, model, name, is_eager), daemon=True
+        )
         self._process.start()
         self._pipe.recv()
 
@@ -63,7 +65,7 @@ class RoutedEngine:
         return result
 
 
-def _engine_process(pipe: Connection, model: str, name: str) -> None:
+def _engine_process(pipe: Connection, model: str, name: str, is_eager: bool) -> None:
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     from vllm import LLM
 
@@ -81,6 +83,7 @@ def _engine_process(pipe: Connection, model: str, name: str) -> None:
         mm_processor_cache_gb=0,
         limit_mm_per_prompt={"image": 1},
         seed=0,
+        enforce_eager=is_eager,
         **engine_options(ROUTINGS[name]),
     )
     pipe.send("ready")
@@ -164,7 +167,8 @@ def _use_vllms_own() -> None:
 def _count_nothing() -> None:
     from prismoe.model_plugins import router
 
-    patch.object(router, "count_expert_load", lambda *args: None).start()
+    patch.object(router, "count_expert_load", lambda *load: None).start()
+    patch.object(router.KeptSteps, "keep", lambda *load: None).start()
 
 
 def compare(engines: Mapping[str, RoutedEngine], workload: str, rounds: int) -> dict[str, dict[str, float]]:
@@ -193,9 +197,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", nargs="?", default=str(bundled_checkpoint()))
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--enforce-eager", action="store_true", help="as `prismoe serve` does on CPU")
     args = parser.parse_args()
     with ExitStack() as stack:
-        engines = {name: stack.enter_context(RoutedEngine(args.model, name)) for name in ROUTINGS}
+        engines = {
+            name: stack.enter_context(RoutedEngine(args.model, name, args.enforce_eager)) for name in ROUTINGS
+        }
         results = {workload: compare(engines, workload, args.rounds) for workload in WORKLOADS}
     print_table(
         [
