@@ -165,10 +165,11 @@ def _use_vllms_own() -> None:
 
 
 def _count_nothing() -> None:
+    from prismoe.kernels.kept_steps import KeptSteps
     from prismoe.model_plugins import router
 
     patch.object(router, "count_expert_load", lambda *load: None).start()
-    patch.object(router.KeptSteps, "keep", lambda *load: None).start()
+    patch.object(KeptSteps, "keep", lambda *load: None).start()
 
 
 def compare(engines: Mapping[str, RoutedEngine], workload: str, rounds: int) -> dict[str, dict[str, float]]:
