@@ -47,6 +47,8 @@ def _defaults(settings: ServeSettings) -> dict[str, Any]:
     # Seconds that requests under way have to finish when the server is told to end.
     defaults |= {"limit_mm_per_prompt": {"image": 8}, "shutdown_timeout": 30}
     if settings.bundled:
+        # vLLM would keep up to 4 GiB of pictures.
+        defaults |= {"mm_processor_cache_gb": 0.25}
         defaults |= {"served_model_name": [Path(settings.model).name], "dtype": "float32"}
     elif not Path(settings.model).is_dir():
         defaults["served_model_name"] = [settings.model]
