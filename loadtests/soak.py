@@ -87,9 +87,12 @@ def consistent(counted: Counters, under_way: dict[str, float]) -> list[Check]:
     if not any(name == "prismoe_tokens_total" for name, _ in counted):
         return checks
     tokens, expected = total(counted, "prismoe_tokens_total"), computed_tokens(counted)
-    if preempted := total(counted, "vllm:num_preemptions_total"):
-        # What a preempted request had computed is computed, and counted by the experts, again.
-        what = f"tokens computed, with {preempted:g} preemptions: the lesser of both counters', vLLM's"
+    preempted = total(counted, "vllm:num_preemptions_total")
+    cached = total(counted, "vllm:prompt_tokens_cached_total")
+    if preempted or cached:
+        # Computed again, and counted by the experts again, is what a preempted request had computed, and an
+        # image inside which what was cached ends.
+        what = f"tokens computed, with {preempted:g} preemptions and {cached:g} cached: the lesser of both"
         tokens = min(tokens, expected)
     else:
         what = "tokens computed: by the experts' counters, by vLLM's"

@@ -35,5 +35,6 @@ def watch_steps(runner: Any, begin: Callable[[StepRequests], None]) -> Callable[
         begin(step)
         return inputs
 
+    before = vars(runner).get(name)  # another watcher's
     setattr(runner, name, prepare_and_tell)
-    return lambda: setattr(runner, name, prepare)
+    return lambda: delattr(runner, name) if before is None else setattr(runner, name, before)

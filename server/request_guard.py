@@ -15,8 +15,8 @@ ROLES = ("system", "developer", "user", "assistant")
 MOST_ANSWERS = 128
 """The most that OpenAI takes for `n`; here prompts of a list count, too."""
 
-HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
-"""An escape in JSON that may be half of a surrogate pair."""
+HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed|\x00")
+"""In JSON, an escape or a byte that may be of half a surrogate pair."""
 
 
 class RequestGuard:
@@ -50,7 +50,8 @@ class RequestGuard:
             return message
 
         async def count_and_send(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] < 400:
+            is_answer = message["type"] == "http.response.start" and message["status"] < 400
+            if is_answer and "prismoe.gone" not in scope:
                 state.requests.add(request)
             await send(message)
 
@@ -81,6 +82,8 @@ def checked(body: bytes | bytearray) -> tuple[dict[str, Any], str | None]:
 def _fault(request: dict[str, Any]) -> str | None:
     if request.get("media_io_kwargs"):
         return "media_io_kwargs is the operator's to set: leave it out of the request."
+    if not isinstance(request.get("n"), int | None):
+        return "n has to be a whole number."
     if (answers := _answers(request)) > MOST_ANSWERS:
         return f"The request asks for {answers} answers: the most is {MOST_ANSWERS}."
     for where, role in _roles(request.get("messages"), "messages"):
@@ -99,7 +102,7 @@ def _answers(request: dict[str, Any]) -> int:
         prompts = len(prompt)
     if isinstance(messages, list) and messages and all(isinstance(item, list) for item in messages):
         conversations = len(messages)
-    return max(prompts, conversations) * (times if isinstance(times, int) else 1)
+    return max(prompts, conversations) * (1 if times is None else times)
 
 
 def _roles(messages: object, where: str) -> Iterator[tuple[str, object]]:

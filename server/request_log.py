@@ -99,16 +99,22 @@ class RequestLog:
         _tokens.set(tokens)
         start, status = time.monotonic(), GONE
 
+        async def receive_and_note() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and status == GONE:
+                scope["prismoe.gone"] = True  # vLLM answers none then, with 200
+            return message
+
         async def send_and_note(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and "prismoe.gone" not in scope:
                 status = message["status"]
                 scope["prismoe.answer"] = message
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive_and_note, send_and_note)
         except Exception:
             status = 500
             raise

@@ -47,7 +47,8 @@ class Gate:
         path = get_route_path(scope)
         if scope["type"] != "http":
             return False
-        return is_open(path) or (self._open_metrics and path == METRICS) or _is_preflight(scope)
+        reads = scope["method"] in ("GET", "HEAD")
+        return (reads and (is_open(path) or (self._open_metrics and path == METRICS))) or _is_preflight(scope)
 
     def _key(self, scope: Scope) -> Key | None:
         headers = Headers(scope=scope)

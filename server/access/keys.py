@@ -102,8 +102,11 @@ class KeyFile:
     def _read_again(self) -> None:
         try:
             keys = read_keys(self._path)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             logger.error("The keys stay as they were: %s", error)
+        except OSError as error:
+            logger.error("The keys stay as they were, and are read again: %s", error)
+            self._state = None
         else:
             self._ring = KeyRing(keys)
             logger.info("Read %d keys from %s.", len(keys), self._path)
@@ -145,6 +148,7 @@ def add_key(path: Path, name: str, role: Role) -> str:
         raise ValueError(f"{name!r} can't name a key: use up to 64 letters, digits and . _ @ -")
     secret = secrets.token_urlsafe(32)
     path.touch(0o600)
+    ends_a_line = path.read_bytes()[-1:] in (b"", b"\n")
     with path.open("a") as keys:
-        keys.write(Key.of(name, role, secret).line + "\n")
+        keys.write(("" if ends_a_line else "\n") + Key.of(name, role, secret).line + "\n")
     return secret

@@ -56,5 +56,5 @@ def route_label(path: str) -> str:
 
 
 def may_use(role: Role, path: str) -> bool:
-    """Whether a key opens a path that is not open."""
-    return path in WATCHED if role is Role.METRICS else path != METRICS
+    """Whether a key opens a path that is not open. Starlette takes a path that ends in a newline, too."""
+    return path in WATCHED if role is Role.METRICS else path.rstrip("\n") != METRICS

@@ -27,6 +27,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._writing: asyncio.TimerHandle | None = None
         self._in_header, self._in_body = True, False
         self._header_bytes = 0
+        self._got_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a header, unless there are too many connections."""
@@ -43,15 +44,22 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and go on waiting where it was no whole header."""
+        """Take what came, and go on waiting where it was no whole header.
+
+        What is no body (the next request's header, trailers behind a body) counts as a header's.
+        """
+        self._got_body = False
         super().data_received(data)
-        if not self._in_header or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        self._header_bytes += len(data)
+        self._header_bytes = 0 if self._got_body else self._header_bytes + len(data)
         if self._header_bytes > MOST_HEADER_BYTES:
-            self.transport.write(TOO_LARGE)
-            self.transport.close()
-        elif self._reading is None:
+            if self._in_header:
+                self.transport.write(TOO_LARGE)
+                self.transport.close()
+            else:
+                self.transport.abort()
+        elif self._in_header and self._reading is None:
             self._end_reading_in(self._limits.header_seconds)
 
     def on_headers_complete(self) -> None:
@@ -60,6 +68,11 @@ class BoundedConnection(HttpToolsProtocol):
         self._in_header, self._in_body = False, True
         self._header_bytes = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        self._got_body = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The body is there."""
@@ -71,7 +84,11 @@ class BoundedConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The answer is sent; what comes is another request, or the rest of a body that was refused."""
         super().on_response_complete()
-        if self._in_body:
+        if self.transport.is_closing():
+            self._end_writing_in(self._limits.write_seconds)
+        elif not self.cycle.response_complete:
+            return  # The next request is under way.
+        elif self._in_body:
             self._end_reading_in(LINGER_S)
         else:
             self._await_header(None)

@@ -15,8 +15,15 @@ from prismoe.model_plugins.routing.ltdr import LTDR
 EXPERTS, HIDDEN, LAYERS = 4, 8, (0, 2)
 
 
+def scheduled(counts: dict[str, int]) -> Any:
+    """What the scheduler says of a step without new requests."""
+    return SimpleNamespace(num_scheduled_tokens=counts, scheduled_new_reqs=[])
+
+
 class V1Runner:
     """As vLLM's runner for CPU prepares a step: in `input_batch`."""
+
+    requests: dict[str, Any] = {}
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> str:
         return "prepared"
@@ -25,11 +32,13 @@ class V1Runner:
         self.input_batch = SimpleNamespace(
             req_ids=[*computed], num_computed_tokens_cpu=torch.tensor([*computed.values(), 99])
         )
-        assert self._prepare_inputs(SimpleNamespace(num_scheduled_tokens=counts), None) == "prepared"
+        assert self._prepare_inputs(scheduled(counts), None) == "prepared"
 
 
 class V2Runner:
     """As vLLM's runner for CUDA prepares a step: `prepare_inputs` returns its batch."""
+
+    req_states = SimpleNamespace(req_id_to_index={})
 
     def prepare_inputs(self, scheduler_output: Any, *others: Any) -> Any:
         return self.batch
@@ -38,7 +47,7 @@ class V2Runner:
         self.batch = SimpleNamespace(
             req_ids=[*computed], num_computed_tokens_np=torch.tensor([*computed.values()])
         )
-        assert self.prepare_inputs(SimpleNamespace(num_scheduled_tokens=counts), None) is self.batch
+        assert self.prepare_inputs(scheduled(counts), None) is self.batch
 
 
 class Rig:
@@ -48,11 +57,12 @@ class Rig:
         self.runner = runner
         self.segments = torch.full((64,), -2)
         asked = torch.zeros(64, 2, dtype=torch.int32)
-        self.loads = [empty_load(EXPERTS) for _ in LAYERS]
         policy = LTDR(top_k=2, norm_topk_prob=True)
         self.routers = {
-            layer: PolicyRouter(policy, EXPERTS, self.segments, asked, load, nn.ParameterDict())
-            for layer, load in zip(LAYERS, self.loads, strict=True)
+            layer: PolicyRouter(
+                policy, EXPERTS, self.segments, asked, empty_load(EXPERTS), nn.ParameterDict()
+            )
+            for layer in LAYERS
         }
         self.logits: dict[tuple[str, int, int], list[float]] = {}
         self.inspection = Inspection(
@@ -133,4 +143,4 @@ def test_nothing_stays_behind(kind: type[V1Runner | V2Runner]) -> None:
 def test_watching_counts_nothing() -> None:
     rig = Rig(V1Runner())
     rig.step({"chatcmpl-mine-a": 0}, {"chatcmpl-mine-a": 4}, [-1, 0, 0, -1])
-    assert [load[:, EXPERTS].tolist() for load in rig.loads] == [[2, 2]] * 2
+    assert [router.load().tokens for router in rig.routers.values()] == [[2, 2]] * 2

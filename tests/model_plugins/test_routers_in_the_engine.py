@@ -166,7 +166,9 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 def route_by(model: nn.Module, layer: int, settings: dict[str, Any]) -> None:
     """Have a layer route by other settings, under which its tensors keep their shapes."""
     policy, by_request = make(settings), model.routing.requests
-    model.model.layers[layer].mlp.experts.router.policy = policy
+    router = model.model.layers[layer].mlp.experts.router
+    router.load()  # counts what is kept of the policy before
+    router.policy = policy
     if isinstance(policy, RequestPolicy):
         index = [*by_request._experts_by_layer].index(layer)
         by_request._layers[index] = by_request._layers[index]._replace(policy=policy)

@@ -125,11 +125,17 @@ def test_more_answers_than_the_limit_are_refused(request_: dict[str, Any], answe
         {"prompt": [1] * 1000},
         {"prompt": ["Hi"] * 64, "n": 2},
         {**messages(*["user"] * 300), "n": None},
-        {"prompt": [], "messages": [], "n": "many"},
+        {"prompt": [], "messages": [], "n": None},
     ],
 )
 def test_as_many_answers_as_the_limit_are_left_to_vllm(request_: dict[str, Any]) -> None:
     assert refusal(json.dumps(request_).encode()) is None
+
+
+@pytest.mark.parametrize("times", ["1000", 1000.0, [1000], {}])
+def test_a_number_of_answers_that_is_none_is_refused(times: object) -> None:
+    """vLLM would read "1000" as 1000."""
+    assert refusal(json.dumps({"prompt": "Hi", "n": times}).encode()) == "n has to be a whole number."
 
 
 def test_json_that_is_nested_too_deeply_is_refused() -> None:
@@ -152,7 +158,12 @@ def test_an_image_may_not_be_shared_under_a_name() -> None:
 
 
 def test_half_characters_are_refused() -> None:
-    assert "half of a surrogate pair" in str(refusal(rb'{"prompt": "\ud83d"}'))
+    for body in (
+        rb'{"prompt": "\ud83d"}',
+        b'{"prompt": "\xed\xa0\xbd"}',
+        '{"prompt": "\\ud83d"}'.encode("utf-16"),
+    ):
+        assert "half of a surrogate pair" in str(refusal(body))
     assert refusal(rb'{"prompt": "\ud83d\ude00"}') is None
 
 

@@ -90,6 +90,25 @@ def test_faults_and_clients_that_left_have_a_status(lines: list[logging.LogRecor
     assert [record.status for record in lines] == [500, 499]  # type: ignore[attr-defined]
 
 
+def test_an_answer_to_nobody_is_none(lines: list[logging.LogRecord]) -> None:
+    """As vLLM gives where a client left: 200, without a body."""
+    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+
+    async def answers_nobody(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    log = RequestLog(answers_nobody, RefusalCounter(CollectorRegistry(), "prismoji"))
+    asyncio.run(log(scope, receive, send))
+    assert fields(lines[0], "status") == [499] and scope["prismoe.gone"]
+
+
 @pytest.mark.parametrize("given", [(), ("",), ("a b",), ("x" * 65,), ("a\nb",), ("a", "b"), ("é",)])
 def test_an_id_that_cannot_be_used_is_replaced(
     lines: list[logging.LogRecord], given: tuple[str, ...]

@@ -155,12 +155,24 @@ def test_a_key_opens_what_its_role_says() -> None:
     assert ask(GATE, "/v1/messages", {"x-api-key": CLIENT}) == PASSED
     assert ask(GATE, "/v1/models", {"Authorization": f"bearer {CLIENT}"}) == PASSED
     assert ask(GATE, "/metrics", bearer(CLIENT)) == 403
+    assert ask(GATE, "/metrics\n", bearer(CLIENT)) == 403  # Starlette's router takes it for /metrics
     assert ask(GATE, "/metrics", bearer(METRICS)) == PASSED
     assert ask(GATE, "/v1/routing/load", bearer(METRICS)) == PASSED
     assert ask(GATE, "/v1/chat/completions", bearer(METRICS)) == 403
     assert ask(GATE, "/v1/models", {"Authorization": CLIENT}) == 401
     assert ask(GATE, "/v1/models", {"Authorization": f"Basic {CLIENT}"}) == 401
     assert ask(GATE, "/v1/models", {"Authorization": "Bearer wrong", "x-api-key": CLIENT}) == 401
+
+
+@pytest.mark.parametrize("path", ["/livez", "/inspector/x", "/metrics"])
+def test_who_has_no_key_may_read_but_send_no_body(path: str) -> None:
+    gate = Gate(pass_on, KEYS, open_metrics=True)
+    assert [ask(gate, path, method=method) for method in ("GET", "HEAD", "POST", "PUT")] == [
+        PASSED,
+        PASSED,
+        401,
+        401,
+    ]
 
 
 def test_metrics_may_be_opened() -> None:

@@ -21,6 +21,26 @@ def test_a_key_that_was_made_is_known_by_its_name(tmp_path: Path, capsys: pytest
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("end", ["", "\n", "  # a laptop", "\n# the end"])
+def test_a_key_goes_to_a_line_of_its_own(tmp_path: Path, end: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(Key.of("alice", Role.CLIENT, "hers").line + end)
+    secret = add_key(file, "bob", Role.CLIENT)
+    keys = KeyFile(file)
+    assert [found.name for found in (keys.find("hers"), keys.find(secret)) if found] == ["alice", "bob"]
+
+
+def test_a_file_that_could_not_be_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    secret, other = add_key(file, "alice", Role.CLIENT), add_key(file, "bob", Role.CLIENT)
+    keys = KeyFile(file)
+    file.write_text(Key.of("bob", Role.CLIENT, other).line + "\n")
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "read_text", lambda self: (_ for _ in ()).throw(OSError("too many files")))
+        assert keys.find(secret) is not None
+    assert keys.find(secret) is None and keys.find(other) is not None
+
+
 def test_what_is_no_key_opens_nothing(tmp_path: Path) -> None:
     secret = add_key(tmp_path / "keys", "alice", Role.CLIENT)
     keys = KeyFile(tmp_path / "keys")

@@ -32,7 +32,9 @@ def post(length: int | str) -> bytes:
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the number of bytes of the body, or with 16 MiB."""
+    """Answers with the number of bytes of the body, or with 16 MiB, or with a page that is slow to come."""
+    if scope["path"] == "/slow":
+        await asyncio.sleep(1)
     body = b"x" * 16 * MIB if scope["path"] == "/large" else str(len((await receive())["body"])).encode()
     await send(
         {
@@ -115,6 +117,29 @@ def test_a_header_may_not_be_large() -> None:
     assert got == b"" or got.startswith(b"HTTP/1.1 431 ")
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n",
+        GET.replace(b"/ ", b"/slow ") + GET[:-2],
+    ],
+    ids=["trailers", "the next request's"],
+)
+def test_what_is_no_body_may_not_be_large(start: bytes) -> None:
+    got, _ = run(start, *[b"A: " + b"x" * 8000 + b"\r\n"] * 40, pause=0.005)
+    assert b"HTTP/1.1 200 " not in got
+
+
+def test_many_requests_on_a_connection_are_no_large_header() -> None:
+    got, _ = run(*[GET[:-2] + b"A: " + b"x" * 8000 + b"\r\n\r\n"] * 20, pause=0.02)
+    assert got.count(b"HTTP/1.1 200 ") == 20
+
+
+def test_a_request_behind_another_has_its_own_time() -> None:
+    got, _ = run(GET + post(2), b"x", b"x", pause=0.2)
+    assert got.count(b"HTTP/1.1 200 ") == 2
+
+
 def test_a_body_has_to_come_in_time() -> None:
     got, seconds = run(post(100), *[b"x"] * 100, pause=0.05)
     assert got.startswith(b"HTTP/1.1 408 ")
@@ -159,6 +184,19 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
             assert len(server.server_state.connections) == 1
             await asyncio.sleep(BOUND_S + 1)
             assert not server.server_state.connections and not server.server_state.tasks
+            writer.close()
+
+    asyncio.run(ask())
+
+
+def test_a_client_that_reads_nothing_of_its_last_answer_is_cut_off() -> None:
+    async def ask() -> None:
+        async with serving() as (port, server):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(GET.replace(b"/ ", b"/large ").replace(b"Host: x", b"Connection: close\r\nHost: x"))
+            await asyncio.sleep(2 * BOUND_S + 1)
+            assert not server.server_state.connections
             writer.close()
 
     asyncio.run(ask())
