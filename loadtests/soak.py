@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections import Counter
@@ -89,13 +90,14 @@ def consistent(counted: Counters, under_way: dict[str, float]) -> list[Check]:
     tokens, expected = total(counted, "prismoe_tokens_total"), computed_tokens(counted)
     preempted = total(counted, "vllm:num_preemptions_total")
     cached = total(counted, "vllm:prompt_tokens_cached_total")
-    if preempted or cached:
-        # Computed again, and counted by the experts again, is what a preempted request had computed, and an
-        # image inside which what was cached ends.
-        what = f"tokens computed, with {preempted:g} preemptions and {cached:g} cached: the lesser of both"
-        tokens = min(tokens, expected)
-    else:
-        what = "tokens computed: by the experts' counters, by vLLM's"
+    what = "tokens computed: by the experts' counters, by vLLM's"
+    # Computed again, and counted by the experts again, are what a preempted request had computed, and an image
+    # inside which what was cached ends.
+    if 0 < tokens - expected <= (math.inf if preempted else cached):
+        what += (
+            f", but for {tokens - expected:g} after {preempted:g} preemptions and {cached:g} cached tokens"
+        )
+        tokens = expected
     checks.append(Check(what=what, left=tokens, right=expected))
     used = total(counted, "prismoe_used_experts_total")
     if by_expert := total(counted, "prismoe_expert_tokens_total"):

@@ -78,7 +78,7 @@ def test_consistent_counters(counted: Counters) -> None:
 def test_inconsistent_counters(counted: Counters, series: str | None, wrong: int) -> None:
     for name, labels in counted:
         if name == series:
-            counted[name, labels] += 3
+            counted[name, labels] += 20
     checks = consistent(counted, {"running": 0 if series else 1})
     assert sum(not check.holds for check in checks) == wrong
 
@@ -94,6 +94,13 @@ def test_preempted_requests_are_computed_again(counted: Counters) -> None:
     assert not all(check.holds for check in consistent(counted, {}))
     counted["vllm:num_preemptions_total", frozenset[tuple[str, str]]()] = 1
     assert all(check.holds for check in consistent(counted, {}))
+
+
+def test_images_inside_which_a_cached_prefix_ends_are_computed_again(counted: Counters) -> None:
+    counted["prismoe_tokens_total", frozenset({("modality", "vision")})] += 30
+    assert all(check.holds for check in consistent(counted, {}))
+    counted["prismoe_tokens_total", frozenset({("modality", "vision")})] -= 33
+    assert not all(check.holds for check in consistent(counted, {}))
 
 
 def test_a_failed_request_is_no_sound_run() -> None:

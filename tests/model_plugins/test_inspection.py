@@ -23,7 +23,8 @@ def scheduled(counts: dict[str, int]) -> Any:
 class V1Runner:
     """As vLLM's runner for CPU prepares a step: in `input_batch`."""
 
-    requests: dict[str, Any] = {}
+    def __init__(self) -> None:
+        self.requests: dict[str, Any] = {}
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> str:
         return "prepared"

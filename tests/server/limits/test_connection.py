@@ -136,7 +136,7 @@ def test_many_requests_on_a_connection_are_no_large_header() -> None:
 
 
 def test_a_request_behind_another_has_its_own_time() -> None:
-    got, _ = run(GET + post(2), b"x", b"x", pause=0.2)
+    got, _ = run(GET + post(2), b"x", b"x", pause=0.1)
     assert got.count(b"HTTP/1.1 200 ") == 2
 
 
