@@ -91,12 +91,11 @@ def consistent(counted: Counters, under_way: dict[str, float]) -> list[Check]:
     preempted = total(counted, "vllm:num_preemptions_total")
     cached = total(counted, "vllm:prompt_tokens_cached_total")
     what = "tokens computed: by the experts' counters, by vLLM's"
-    # Computed again, and counted by the experts again, are what a preempted request had computed, and an image
+    # What a preempted request had computed is computed again, and counted by the experts again; so is an image
     # inside which what was cached ends.
-    if 0 < tokens - expected <= (math.inf if preempted else cached):
-        what += (
-            f", but for {tokens - expected:g} after {preempted:g} preemptions and {cached:g} cached tokens"
-        )
+    again = tokens - expected
+    if 0 < again <= (math.inf if preempted else cached):
+        what += f", but for {again:g} after {preempted:g} preemptions and {cached:g} cached tokens"
         tokens = expected
     checks.append(Check(what=what, left=tokens, right=expected))
     used = total(counted, "prismoe_used_experts_total")

@@ -1,7 +1,7 @@
 """Recording one request's rows out of the steps of a runner, V1 or V2, without an engine."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -23,8 +23,7 @@ def scheduled(counts: dict[str, int]) -> Any:
 class V1Runner:
     """As vLLM's runner for CPU prepares a step: in `input_batch`."""
 
-    def __init__(self) -> None:
-        self.requests: dict[str, Any] = {}
+    requests: ClassVar[dict[str, Any]] = {}
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> str:
         return "prepared"
