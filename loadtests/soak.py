@@ -91,8 +91,8 @@ def consistent(counted: Counters, under_way: dict[str, float]) -> list[Check]:
     preempted = total(counted, "vllm:num_preemptions_total")
     cached = total(counted, "vllm:prompt_tokens_cached_total")
     what = "tokens computed: by the experts' counters, by vLLM's"
-    # What a preempted request had computed is computed again, and counted by the experts again; so is an image
-    # inside which what was cached ends.
+    # What a preempted request had computed is computed again, and counted by the experts again; so is an
+    # image inside which what was cached ends.
     again = tokens - expected
     if 0 < again <= (math.inf if preempted else cached):
         what += f", but for {again:g} after {preempted:g} preemptions and {cached:g} cached tokens"
