@@ -43,6 +43,7 @@ def prometheus(
         running.wait_until(
             lambda: shows_something(running.query("prismoe:experts_per_token:ratio_rate5m")), 30
         )
+        running.wait_until(lambda: bool(running.query("prismoe:http_errors:ratio_rate5m")), 30)
         yield running
     finally:
         running.stop()
