@@ -126,6 +126,17 @@ def by_layer_and_expert(title: str, description: str, query: str, width: int = H
 def buckets_over_time(title: str, description: str, query: str, width: int = THIRD) -> HeatmapPanel:
     """A heatmap over time of a histogram, a row for each bucket; `query` gives the buckets by `le`."""
     target = Dataquery().ref_id("A").expr(query).legend_format("{{le}}").format(PromQueryFormat.HEATMAP)
+    return _over_time(title, description, target, width)
+
+
+def by_expert_over_time(title: str, description: str, query: str, width: int = HALF) -> HeatmapPanel:
+    """A heatmap over time, a row for each expert."""
+    return _over_time(
+        title, description, Dataquery().ref_id("A").expr(query).legend_format("{{expert}}"), width
+    )
+
+
+def _over_time(title: str, description: str, target: Dataquery, width: int) -> HeatmapPanel:
     return (
         HeatmapPanel()
         .title(title)
@@ -135,22 +146,6 @@ def buckets_over_time(title: str, description: str, query: str, width: int = THI
         .rows_frame(RowsHeatmapOptions().value("Tokens per second"))
         .color(HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Turbo").steps(64))
         .with_target(target)
-        .height(HEIGHT)
-        .span(width)
-    )
-
-
-def by_expert_over_time(title: str, description: str, query: str, width: int = HALF) -> HeatmapPanel:
-    """A heatmap over time, a row for each expert."""
-    return (
-        HeatmapPanel()
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .calculate(False)
-        .rows_frame(RowsHeatmapOptions().value("Tokens per second"))
-        .color(HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Turbo").steps(64))
-        .with_target(Dataquery().ref_id("A").expr(query).legend_format("{{expert}}"))
         .height(HEIGHT)
         .span(width)
     )
