@@ -41,7 +41,8 @@ def serving(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            # Not a session: Linux schedules sessions apart, and the engine's busy loops would starve the clients.
+            process_group=0,
             env=os.environ | dict(environment or {}),
         )
     url = f"http://127.0.0.1:{port}"

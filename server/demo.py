@@ -58,8 +58,8 @@ def demo(arguments: Sequence[str]) -> int:
     ]
     with tempfile.NamedTemporaryFile("w", prefix="prismoe-demo-", suffix=".log", delete=False) as log:
         print(f"Starting the server. Its log is {log.name}", flush=True)
-        # A session of its own, so that Ctrl-C reaches it once, from here.
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        # A process group of its own, so that Ctrl-C reaches it once, from here.
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, process_group=0)
     client = Client(f"http://{own.host}:{port}")
     try:
         if not _wait_until_ready(server, client):

@@ -189,7 +189,7 @@ def running(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,
             env=os.environ | (environment or {}),
         )
     try:
