@@ -149,7 +149,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m prismoe.loadtests", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "url", nargs="?", help="of any OpenAI-compatible server; its key is in OPENAI_API_KEY"
+        "url",
+        nargs="?",
+        help="of any OpenAI-compatible server; its keys are in OPENAI_API_KEY and PRISMOE_METRICS_KEY",
     )
     parser.add_argument("--tokenizer", help="a folder, where the server's model is not on this machine")
     parser.add_argument(

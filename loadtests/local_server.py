@@ -41,7 +41,7 @@ def serving(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
             stdout=output,
             stderr=subprocess.STDOUT,
-            # Not a session: Linux schedules sessions apart, and the engine's busy loops would starve the clients.
+            # Not a session: Linux schedules sessions apart, and the engine's busy loops starve others.
             process_group=0,
             env=os.environ | dict(environment or {}),
         )

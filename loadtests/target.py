@@ -8,7 +8,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, ConfigDict
 
-from prismoe.loadtests.traffic import client, picture
+from prismoe.loadtests.traffic import authorization, client, picture
 
 SETTLED_S = 6
 """Longer than prismoe's default --expert-load-interval."""
@@ -117,7 +117,8 @@ async def counters_now(session: httpx.AsyncClient) -> Counters:
 
 
 async def _metrics(session: httpx.AsyncClient) -> str:
-    response = await session.get("/metrics", headers={"Accept": "text/plain"})
+    key = authorization("PRISMOE_METRICS_KEY", "OPENAI_API_KEY")
+    response = await session.get("/metrics", headers={"Accept": "text/plain", **key})
     response.raise_for_status()
     return response.text
 

@@ -89,7 +89,10 @@ def report(measurement: Coroutine[Any, Any, dict[str, Any]]) -> None:
 
 def client(url: str) -> httpx.AsyncClient:
     """A client of the server at `url` with the key in OPENAI_API_KEY, where it is set."""
-    key = os.environ.get("OPENAI_API_KEY")
-    return httpx.AsyncClient(
-        base_url=url, timeout=300, headers={"Authorization": f"Bearer {key}"} if key else {}
-    )
+    return httpx.AsyncClient(base_url=url, timeout=300, headers=authorization("OPENAI_API_KEY"))
+
+
+def authorization(*variables: str) -> dict[str, str]:
+    """The header with the key in the first of these environment variables that is set."""
+    keys = [key for variable in variables if (key := os.environ.get(variable))]
+    return {"Authorization": f"Bearer {keys[0]}"} if keys else {}

@@ -38,9 +38,12 @@ class Picture:
 def demo(arguments: Sequence[str]) -> int:
     """Run the demo and return its exit status."""
     own, rest = _parser().parse_known_args(list(arguments))
-    port = _free_port(own.port)
+    port = _free_port(own.host, own.port)
     if port is None:
-        return fail(f"Port {own.port} is in use. Choose another with --port.")
+        return fail(
+            f"Nothing can listen at {own.host}, port {own.port}: the port is in use, or the host is not this "
+            "machine. Choose others with --port and --host."
+        )
     serve_settings(rest)  # What can't be served is refused here, before the wait.
     pictures = _pictures(bundled_checkpoint() / "pictures")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -109,13 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _free_port(wanted: int | None) -> int | None:
-    """The port that is wanted, else 8000 or any that is free; None where it is in use."""
+def _free_port(host: str, wanted: int | None) -> int | None:
+    """The port that is wanted, else 8000 or any that is free; None where nothing can listen there."""
     for port in (8000, 0) if wanted is None else (wanted,):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((host, port))
             except OSError:
                 continue
             return int(probe.getsockname()[1])

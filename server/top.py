@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from prismoe.server.sentences import fail
 
 LEVELS = "▁▂▃▄▅▆▇█"
 BARS_WIDTH = 48
+SHARES = ("vllm:kv_cache_usage_perc",)
 COLORS = {"text": "cyan", "vision": "magenta"}
 
 
@@ -28,7 +30,7 @@ class Reading:
     at: float
     load: ExpertLoad
     engine: dict[str, float]
-    """vLLM's metrics by name, each the sum of its series."""
+    """vLLM's metrics by name: over its series the sum, or of SHARES the most."""
 
 
 def top(arguments: Sequence[str]) -> int:
@@ -57,7 +59,8 @@ def read(client: Client) -> Reading:
     for family in text_string_to_metric_families(client.text("/metrics")):
         for sample in family.samples:
             if sample.name.startswith("vllm:"):
-                engine[sample.name] = engine.get(sample.name, 0) + sample.value
+                merge = max if sample.name in SHARES else operator.add
+                engine[sample.name] = merge(engine.get(sample.name, 0), sample.value)
     load = ExpertLoad.model_validate(client.get("/v1/routing/load"))
     return Reading(time.monotonic(), load, engine)
 

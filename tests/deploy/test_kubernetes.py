@@ -114,6 +114,9 @@ def test_several_nodes_make_a_group_of_pods() -> None:
 def test_the_server_takes_the_command_line(gpus: int, nodes: int) -> None:
     options = ["--routing", '{"policy": "ltdr", "tail_experts": 3}', "--max-model-len", "2048"]
     [container] = server(render(gpus=gpus, nodes=nodes, options=options))["spec"]["containers"]
+    shell = container.get("command", [])  # The image's entry point is prismoe itself.
+    assert bool(shell) == (nodes > 1)
+    assert not shell or shell[2].endswith(' && exec prismoe "$@"')
     command, model, *arguments = container["args"]
     assert (command, model) == ("serve", "/checkpoints/MoE-LLaVA-Phi2-2.7B-4e")
     settings = serve_settings(arguments)

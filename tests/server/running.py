@@ -34,7 +34,7 @@ class Command:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                # Not a session: Linux schedules sessions apart, and the engine's busy loops would starve the tests.
+                # Not a session: Linux schedules sessions apart, and the engine's busy loops starve others.
                 process_group=0,
             )
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from prismoe.server.cli import main
 from prismoe.server.expert_load import ExpertLoad
-from prismoe.server.top import Reading, load_bars, view
+from prismoe.server.top import Reading, load_bars, read, view
 from tests.server.fake_engine import LOAD, NOTHING
 from tests.server.running import Server
 
@@ -27,6 +27,27 @@ def test_the_view_tells_what_happened_between_two_readings() -> None:
     (row,) = [line for line in lines if "vision" in line and line.split()[1] == "0"]
     cells = [cell.strip() for cell in row.split("│")]
     assert cells[2:5] == ["vision", "32", "2.50"]
+
+
+class TwoEngines:
+    """What a client of a server with two engines reads."""
+
+    def text(self, _: str) -> str:
+        return "".join(
+            f'# TYPE vllm:{name} gauge\nvllm:{name}{{engine="{engine}"}} {value}\n'
+            for name, values in {"kv_cache_usage_perc": (0.7, 0.8), "num_requests_waiting": (2, 3)}.items()
+            for engine, value in enumerate(values)
+        )
+
+    def get(self, _: str) -> object:
+        return NOTHING
+
+
+def test_engines_queues_add_up_and_the_fullest_cache_counts() -> None:
+    assert read(TwoEngines()).engine == {  # type: ignore[arg-type]
+        "vllm:kv_cache_usage_perc": 0.8,
+        "vllm:num_requests_waiting": 5,
+    }
 
 
 def test_bars_are_as_high_as_the_load() -> None:
