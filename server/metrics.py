@@ -6,10 +6,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from prismoe.server.expert_metrics import Reading, layer_metrics, summary_metrics
+from prismoe.server.layer_metrics import layer_metrics
 from prismoe.server.load_reader import ExpertLoadReader
+from prismoe.server.metric import Reading
 from prismoe.server.routes import RoutingInForce
 from prismoe.server.settings import MetricsLevel
+from prismoe.server.summary_metrics import summary_metrics
 
 VLLM_TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 
