@@ -4,12 +4,15 @@ The prompt's start with its picture is written once; each question with its answ
 to that start and to itself, at the positions it would have alone. So every turn is trained exactly as the
 served prompt `USER: <image>\\n{question} ASSISTANT:` reads, at a fraction of the work.
 
+A router that decides once a request needs each turn in a sequence of its own: `Composer.requests` writes
+these, with the same pictures and questions.
+
 Shape legend: that of kernels/routing.py, and B sequences, S positions.
 """
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,8 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from prismoe.kernels.routing import PADDING, TEXT
 from prismoe.training.concepts import Concept
-from prismoe.training.model import Tokens
-from prismoe.training.questions import SYSTEM, Question, Topic, ask, chat
+from prismoe.training.model import Prompts, Tokens
+from prismoe.training.questions import SYSTEM, TASKS, Question, Topic, ask, chat
 from prismoe.training.tokenizer import END, IMAGE
 
 IGNORED = -100  # no loss here
@@ -37,23 +40,28 @@ class Batch:
 @dataclass
 class _Sequence:
     """One sequence in the making. A turn's number is positive if it sees the start, negative if it stands
-    alone.
+    alone; `topics` is what each turn first asks for.
     """
 
-    token: list[int]
-    position: list[int]
-    turn: list[int]
-    target: list[int]
-    pictured: list[bool]
+    token: list[int] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+    turn: list[int] = field(default_factory=list)
+    target: list[int] = field(default_factory=list)
+    segment: list[int] = field(default_factory=list)
+    topics: dict[int, Topic | None] = field(default_factory=dict)
 
-    def add(
-        self, tokens: list[int], targets: list[int], turn: int, first: int, pictured: bool = False
-    ) -> None:
+    def add(self, tokens: list[int], targets: list[int], turn: int, first: int, segment: int = TEXT) -> None:
         self.token += tokens
         self.target += targets
         self.turn += [turn] * len(tokens)
         self.position += range(first, first + len(tokens))
-        self.pictured += [pictured] * len(tokens)
+        self.segment += [segment] * len(tokens)
+
+    def alone(self, turn: int) -> "_Sequence":
+        """One turn with all that it sees."""
+        own = [i for i, of in enumerate(self.turn) if of == turn or (of == START and turn > START)]
+        columns = (self.token, self.position, self.turn, self.target, self.segment)
+        return _Sequence(*([column[i] for i in own] for column in columns), {turn: self.topics[turn]})
 
 
 class Composer:
@@ -69,15 +77,26 @@ class Composer:
 
     def pictures(self, concepts: Sequence[Concept]) -> Batch:
         """Questions about a picture of each concept, whose features replace the image tokens."""
-        return self._pad(
-            [self._sequence([self.image] * self.image_tokens, concept, True) for concept in concepts]
+        return self._pad(self._pictured(concepts))
+
+    def requests(self, concepts: Sequence[Concept]) -> Batch:
+        """What `pictures` would ask, each turn as a request of its own.
+
+        A second question in the same conversation goes by the first one's label and prompt.
+        """
+        alone = [s.alone(turn) for s in self._pictured(concepts) for turn in s.topics]
+        batch = self._pad(alone)
+        is_answer_BS = batch.target_BS != IGNORED
+        before_answer_BS = is_answer_BS.cumsum(dim=1) - is_answer_BS.long() == 0
+        prompts = Prompts(
+            torch.tensor([TASKS[topic] for s in alone for topic in s.topics.values()]),
+            before_answer_BS & (batch.tokens.segment_BS == TEXT),
         )
+        return replace(batch, tokens=replace(batch.tokens, prompts=prompts))
 
     def words(self, concepts: Sequence[Concept], slots: int = 16) -> Batch:
         """The same questions with each concept's name, in gaps, in the picture's place."""
-        return self._pad(
-            [self._sequence(self._spelt(concept, slots), concept, False) for concept in concepts]
-        )
+        return self._pad([self._sequence(self._spelt(concept, slots), concept, TEXT) for concept in concepts])
 
     def turn(self, question: Question) -> tuple[list[int], list[int]]:
         """A turn's tokens after the start, and its targets: the answer and the end."""
@@ -96,20 +115,26 @@ class Composer:
             name[(offset + i) % len(name)] if self.draw.random() < 0.5 else self.end for i in range(slots)
         ]
 
-    def _sequence(self, picture: list[int], concept: Concept, pictured: bool) -> _Sequence:
+    def _pictured(self, concepts: Sequence[Concept]) -> list[_Sequence]:
+        picture = [self.image] * self.image_tokens
+        return [self._sequence(picture, concept, segment) for segment, concept in enumerate(concepts)]
+
+    def _sequence(self, picture: list[int], concept: Concept, segment: int) -> _Sequence:
         system = f"{self.draw.choice(SYSTEM)} " if self.draw.random() < 0.1 else ""
         opening = self._encode(f"{system}USER: ")
-        sequence = _Sequence([], [], [], [], [])
+        sequence = _Sequence()
         sequence.add(opening, [IGNORED] * len(opening), START, 0)
-        sequence.add(picture, [IGNORED] * len(picture), START, len(opening), pictured)
+        sequence.add(picture, [IGNORED] * len(picture), START, len(opening), segment)
         start = len(opening) + len(picture)
         for number, topic in enumerate(self.draw.sample(self.topics, min(TURNS, len(self.topics))), 1):
+            sequence.topics[number] = topic
             tokens, targets = self.turn(ask(self.draw, topic, concept))
             if self.draw.random() < 0.1:  # a second question in the same conversation
                 again = self._follow_up(concept)
                 tokens, targets = tokens + again[0], targets + again[1]
             sequence.add(tokens, targets, number, start)
         if self.draw.random() < 0.3:
+            sequence.topics[-1] = None
             sequence.add(*self.turn(chat(self.draw)), -1, 0)
         return sequence
 
@@ -124,14 +149,12 @@ class Composer:
             return torch.tensor([row + [filler] * (length - len(row)) for row in rows])
 
         turn_BS = stack([s.turn for s in sequences], PADDED)
-        pictures = enumerate(sequences)
-        segment_BS = stack([[i if seen else TEXT for seen in s.pictured] for i, s in pictures], PADDING)
         query_BS1, key_B1S = turn_BS[:, :, None], turn_BS[:, None, :]
         sees_BSS = (query_BS1 == key_B1S) | ((key_B1S == START) & (query_BS1 > START))
         tokens = Tokens(
             token_BS=stack([s.token for s in sequences], self.end),
             position_BS=stack([s.position for s in sequences], 0),
-            segment_BS=segment_BS,
+            segment_BS=stack([s.segment for s in sequences], PADDING),
             mask_BSS=sees_BSS & torch.ones(length, length).tril().bool(),
         )
         return Batch(tokens, stack([s.target for s in sequences], IGNORED))

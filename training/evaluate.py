@@ -4,6 +4,7 @@ modalities.
 
 import io
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from prismoe.training.eye import normalise
 from prismoe.training.losses import chosen_experts
 from prismoe.training.measured import LayerRouting
 from prismoe.training.model import MoELLaVA, Routing, generate, prompt_tokens
+from prismoe.training.questions import TASKS
 from prismoe.training.tokenizer import END, IMAGE
 
 ANSWER_LIMIT = 12  # tokens
@@ -62,7 +64,13 @@ class Asker:
                 numbers, prompts = zip(*group[start : start + batch], strict=True)
                 image_BCHW = torch.stack([self.picture(exam.png[exam.cases[n].drawing]) for n in numbers])
                 reply_BS = generate(
-                    self.model, image_BCHW, torch.tensor(prompts), self.image, self.end, ANSWER_LIMIT
+                    self.model,
+                    image_BCHW,
+                    torch.tensor(prompts),
+                    self.image,
+                    self.end,
+                    ANSWER_LIMIT,
+                    _tasks(exam.cases[n] for n in numbers),
                 )
                 texts = self.tokenizer.batch_decode(reply_BS, skip_special_tokens=True)
                 replies |= {number: text.strip() for number, text in zip(numbers, texts, strict=True)}
@@ -78,9 +86,14 @@ class Asker:
         """What each MoE layer decides for every test picture's question for a name."""
         cases: list[Case] = [case for case in exam.cases if case.topic == "name"]
         image_BCHW = torch.stack([self.picture(exam.png[case.drawing]) for case in cases])
-        tokens = prompt_tokens(torch.tensor([self.prompt(case.question) for case in cases]), self.image)
+        token_BS = torch.tensor([self.prompt(case.question) for case in cases])
+        tokens = prompt_tokens(token_BS, self.image, _tasks(cases))
         _, routings = self.model(image_BCHW, tokens)
         return routings
+
+
+def _tasks(cases: Iterable[Case]) -> Tensor:
+    return torch.tensor([TASKS[case.topic] for case in cases])
 
 
 def _measure(layer: int, routing: Routing) -> LayerRouting:

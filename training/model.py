@@ -3,13 +3,13 @@
 Each block is parallel: attention and MLP read one LayerNorm of the block's input. A layer's MLP is dense,
 or a mixture of experts that the policies of prismoe.model_plugins.routing route: what trains is what serves.
 
-Shape legend: that of kernels/routing.py, and B sequences, S positions, N image tokens, V tower width, Y
-vocabulary.
+Shape legend: that of kernels/routing.py, and B sequences, S positions, P pictures, N image tokens, V tower
+width, Y vocabulary, R requests.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +19,7 @@ from torch.nn import functional
 from prismoe.kernels.routing import TEXT
 from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
 from prismoe.model_plugins.routing.registry import choose_routing
+from prismoe.model_plugins.routing.request_policy import NO_TASK, RequestPolicy, Requests
 from prismoe.training.tower import ImageTower, TowerConfig, attend
 from prismoe.training.trainable_routing import probabilities, trainable_weights
 
@@ -49,18 +50,42 @@ class ModelConfig(BaseModel):
         return choose_routing(None, self.routing, self.top_k, experts_by_layer).layers[layer].policy
 
 
+class Prompts(NamedTuple):
+    """What a router that decides once a request may know of sequences that are a request each."""
+
+    task_B: Tensor  # int64: the label that came with it, or NO_TASK
+    is_instruction_BS: Tensor  # bool: the prompt's text, without the answer
+
+
 @dataclass(frozen=True)
 class Tokens:
-    """A batch of sequences. Image tokens follow one another in the order of the pictures.
+    """A batch of sequences.
 
-    `segment_BS` is the picture's index in the batch, TEXT or PADDING; `mask_BSS` says which keys a query
-    may see.
+    `segment_BS` is the index of the token's picture in the batch, TEXT or PADDING; `mask_BSS` says which keys
+    a query may see. `prompts` is None where a sequence holds several requests.
     """
 
     token_BS: Tensor
     position_BS: Tensor
     segment_BS: Tensor
     mask_BSS: Tensor
+    prompts: Prompts | None = None
+
+    def requests(self, embeds_BSD: Tensor) -> Requests | None:
+        """As the server describes each prompt to a router, from the embeddings of `token_BS`."""
+        if self.prompts is None:
+            return None
+        task_B, is_instruction_BS = self.prompts
+        length_B1 = is_instruction_BS.sum(dim=1, keepdim=True).clamp(min=1)
+        instruction_BD = (embeds_BSD.float() * is_instruction_BS[:, :, None]).sum(dim=1) / length_B1
+        return Requests(task_B, instruction_BD)
+
+
+class Asked(NamedTuple):
+    """The requests of a step's tokens."""
+
+    requests: Requests
+    request_T: Tensor  # int64
 
 
 @dataclass(frozen=True)
@@ -72,6 +97,7 @@ class Routing:
     weights_TA: Tensor
     is_tail_T: Tensor
     step: RouterInputs
+    asked: Asked | None
 
     @property
     def segment_T(self) -> Tensor:
@@ -168,22 +194,33 @@ class DeepSpeedMoE(nn.Module):
             {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
         )
 
-    def route(self, x_TD: Tensor, segment_T: Tensor) -> Routing:
-        """The router works in float32, outside autocast."""
+    def route(self, x_TD: Tensor, segment_T: Tensor, asked: Asked | None = None) -> Routing:
+        """The router works in float32, outside autocast. A `RequestPolicy` needs to know what was asked."""
         with torch.autocast(x_TD.device.type, enabled=False):
             hidden_TD = x_TD.float()
-            has_gate = self.policy.gate_rows(self.num_experts) > 0
-            logits_TE = functional.linear(hidden_TD, self.gate.wg.weight.float()) if has_gate else x_TD[:, :0]
-            asks_nothing_T2 = torch.zeros(len(x_TD), 2, dtype=torch.int32)
             own = {name: parameter.float() for name, parameter in self.router.items()}
+            logits_TE = self._logits(hidden_TD, own, asked)
+            asks_nothing_T2 = torch.zeros(len(x_TD), 2, dtype=torch.int32)
             step = RouterInputs(hidden_TD, logits_TE, segment_T, asks_nothing_T2, own, self.num_experts)
             routing = self.policy.route(step)
             weights_TA = trainable_weights(self.policy, step, routing)
             probs_TE = probabilities(self.policy, step, routing)
-        return Routing(probs_TE, routing.experts_TA, weights_TA, routing.tail_T, step)
+        return Routing(probs_TE, routing.experts_TA, weights_TA, routing.tail_T, step, asked)
 
-    def forward(self, x_TD: Tensor, segment_T: Tensor) -> tuple[Tensor, Routing]:
-        routing = self.route(x_TD, segment_T)
+    def _logits(self, hidden_TD: Tensor, own: Mapping[str, Tensor], asked: Asked | None) -> Tensor:
+        """The gate's, or those of each token's request."""
+        if isinstance(self.policy, RequestPolicy):
+            if asked is None:
+                raise ValueError(
+                    f"{self.policy.policy} decides once a request: give each request a sequence of its own, "
+                    "and say in Tokens.prompts what its prompt is."
+                )
+            return self.policy.request_logits(asked.requests, own, self.num_experts)[asked.request_T]
+        has_gate = self.policy.gate_rows(self.num_experts) > 0
+        return functional.linear(hidden_TD, self.gate.wg.weight.float()) if has_gate else hidden_TD[:, :0]
+
+    def forward(self, x_TD: Tensor, segment_T: Tensor, asked: Asked | None = None) -> tuple[Tensor, Routing]:
+        routing = self.route(x_TD, segment_T, asked)
         weights_TE = routing.weights_TA.new_zeros(len(x_TD), self.num_experts).scatter_add(
             1, routing.experts_TA, routing.weights_TA
         )
@@ -202,8 +239,11 @@ class MoE(nn.Module):
         super().__init__()
         self.deepspeed_moe = DeepSpeedMoE(config, layer)
 
-    def forward(self, x_BSD: Tensor, segment_BS: Tensor) -> tuple[Tensor, Routing]:
-        y_TD, routing = self.deepspeed_moe(x_BSD.flatten(0, 1), segment_BS.flatten())
+    def forward(self, x_BSD: Tensor, segment_BS: Tensor, requests: Requests | None) -> tuple[Tensor, Routing]:
+        batch, length = segment_BS.shape
+        request_T = torch.arange(batch).repeat_interleave(length)
+        asked = None if requests is None else Asked(requests, request_T)
+        y_TD, routing = self.deepspeed_moe(x_BSD.flatten(0, 1), segment_BS.flatten(), asked)
         return y_TD.view_as(x_BSD), routing
 
 
@@ -217,11 +257,13 @@ class Block(nn.Module):
         is_moe = layer in config.moe_layers
         self.mlp = MoE(config, layer) if is_moe else MLP(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x_BSD: Tensor, tokens: Tokens, bias_B1SS: Tensor) -> tuple[Tensor, Routing | None]:
+    def forward(
+        self, x_BSD: Tensor, tokens: Tokens, bias_B1SS: Tensor, requests: Requests | None
+    ) -> tuple[Tensor, Routing | None]:
         normed_BSD = self.input_layernorm(x_BSD)
         attended_BSD = self.self_attn(normed_BSD, tokens.position_BS, bias_B1SS)
         if isinstance(self.mlp, MoE):
-            fed_BSD, routing = self.mlp(normed_BSD, tokens.segment_BS)
+            fed_BSD, routing = self.mlp(normed_BSD, tokens.segment_BS, requests)
         else:
             fed_BSD, routing = self.mlp(normed_BSD), None
         return x_BSD + attended_BSD + fed_BSD, routing
@@ -278,24 +320,31 @@ class MoELLaVA(nn.Module):
         """The mixtures of experts, first layer first."""
         return [block.mlp.deepspeed_moe for block in self.model.layers if isinstance(block.mlp, MoE)]
 
+    @property
+    def routes_requests(self) -> bool:
+        """Whether a router decides once a request, so that each needs a sequence of its own."""
+        return any(isinstance(moe.policy, RequestPolicy) for moe in self.moe_layers)
+
     def forward(
         self, image_BCHW: Tensor, tokens: Tokens, wanted_BS: Tensor | None = None
     ) -> tuple[Tensor, list[Routing]]:
-        """`image_BCHW` holds the pictures in the order of their segments, normalised for the tower.
+        """`image_BCHW` holds the pictures that the segments count, normalised for the tower.
 
         The logits are `[B, S, Y]`, or `[W, Y]` for the W positions that are true in `wanted_BS`.
         """
         x_BSD = self.model.embed_tokens(tokens.token_BS)
+        requests = tokens.requests(x_BSD)
         if len(image_BCHW):
-            vision_TD = self.model.mm_projector(self.model.image_tower(image_BCHW)).flatten(0, 1)
-            is_vision_BS1 = (tokens.segment_BS >= 0)[:, :, None]
-            x_BSD = x_BSD.masked_scatter(is_vision_BS1, vision_TD.to(x_BSD.dtype))
+            vision_PND = self.model.mm_projector(self.model.image_tower(image_BCHW))
+            is_vision_BS = tokens.segment_BS >= 0
+            shown_P = tokens.segment_BS[is_vision_BS][:: vision_PND.shape[1]]  # a picture may be shown again
+            x_BSD = x_BSD.masked_scatter(is_vision_BS[:, :, None], vision_PND[shown_P].to(x_BSD.dtype))
         bias_B1SS = torch.zeros(tokens.mask_BSS.shape).masked_fill(~tokens.mask_BSS, -1e4)[:, None]
         if torch.is_autocast_enabled("cpu"):
             bias_B1SS = bias_B1SS.bfloat16()
         routings = []
         for block in self.model.layers:
-            x_BSD, routing = block(x_BSD, tokens, bias_B1SS)
+            x_BSD, routing = block(x_BSD, tokens, bias_B1SS, requests)
             if routing is not None:
                 routings.append(routing)
         hidden = x_BSD if wanted_BS is None else x_BSD[wanted_BS]
@@ -322,29 +371,45 @@ def upcycle(dense: MoELLaVA, moe_layers: tuple[int, ...]) -> MoELLaVA:
     return sparse
 
 
-def prompt_tokens(token_BS: Tensor, image_token: int) -> Tokens:
-    """Prompts of one length as a batch: causal, and each run of `image_token` is one picture."""
+def prompt_tokens(
+    token_BS: Tensor, image_token: int, task_B: Tensor | None = None, answered: int = 0
+) -> Tokens:
+    """Prompts of one length as a batch: causal, and each run of `image_token` is one picture.
+
+    `task_B` are the labels they come with; the last `answered` tokens of each are its answer so far.
+    """
     is_vision_BS = token_BS == image_token
     starts_BS = is_vision_BS & ~functional.pad(is_vision_BS, (1, -1))
     picture_BS = starts_BS.flatten().cumsum(0).view_as(token_BS) - 1
-    length = token_BS.shape[1]
+    batch, length = token_BS.shape
+    is_prompt_S = torch.arange(length) < length - answered
+    prompts = Prompts(
+        torch.full((batch,), NO_TASK) if task_B is None else task_B, ~is_vision_BS & is_prompt_S
+    )
     return Tokens(
         token_BS=token_BS.masked_fill(is_vision_BS, 0),
         position_BS=torch.arange(length).expand_as(token_BS),
         segment_BS=torch.where(is_vision_BS, picture_BS, TEXT),
-        mask_BSS=torch.ones(length, length).tril().bool().expand(len(token_BS), -1, -1),
+        mask_BSS=torch.ones(length, length).tril().bool().expand(batch, -1, -1),
+        prompts=prompts,
     )
 
 
 @torch.inference_mode()
 def generate(
-    model: MoELLaVA, image_BCHW: Tensor, token_BS: Tensor, image_token: int, end: int, limit: int
+    model: MoELLaVA,
+    image_BCHW: Tensor,
+    token_BS: Tensor,
+    image_token: int,
+    end: int,
+    limit: int,
+    task_B: Tensor | None = None,
 ) -> Tensor:
     """Greedy continuations `[B, ≤ limit]` of prompts of one length; what follows an `end` is `end`."""
     done_B = torch.zeros(len(token_BS), dtype=torch.bool)
     start = token_BS.shape[1]
-    while token_BS.shape[1] - start < limit and not done_B.all():
-        logits_BSY, _ = model(image_BCHW, prompt_tokens(token_BS, image_token))
+    while (answered := token_BS.shape[1] - start) < limit and not done_B.all():
+        logits_BSY, _ = model(image_BCHW, prompt_tokens(token_BS, image_token, task_B, answered))
         next_B = logits_BSY[:, -1].argmax(-1).masked_fill(done_B, end)
         done_B |= next_B == end
         token_BS = torch.cat([token_BS, next_B[:, None]], dim=1)

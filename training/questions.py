@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
+from prismoe.model_plugins.routing.request_policy import NO_TASK
 from prismoe.training.concepts import CONCEPTS, Concept
 
 Topic = Literal["name", "category", "kind", "yes/no"]
@@ -51,6 +52,8 @@ TEMPLATES: dict[Topic, tuple[str, ...]] = {
 PLAIN: dict[Topic, str] = {
     topic: templates[0] for topic, templates in TEMPLATES.items()
 }  # asked when scoring
+TASKS: dict[Topic | None, int] = {None: NO_TASK} | {topic: task for task, topic in enumerate(TEMPLATES)}
+"""The label of a question on each topic, for the router `task`; one without a picture has none."""
 SYSTEM = (
     "You are a helpful assistant.",
     "Answer in a word or two.",

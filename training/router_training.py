@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from prismoe.kernels.mixture import log_joint
 from prismoe.kernels.routing import PADDING, TEXT
 from prismoe.training.calibration.gmm import linear_encoder
-from prismoe.training.calibration.mixture import VARIANCE_FLOOR, fit_mixture, k_means
+from prismoe.training.calibration.mixture import VARIANCE_FLOOR, fit_mixture, k_means, k_means_centres
 from prismoe.training.losses import (
     balance_loss,
     chosen_experts,
@@ -70,11 +70,26 @@ class Diversity(RouterTraining):
         return COEFFICIENT * diversity_loss(moe.router["expert_embeddings"])
 
 
-class BiasCorrection(RouterTraining):
-    """AuxFree-MoE's rule (Algorithm 1): the bias of an expert with too little load rises, else it falls."""
+class NoBalance(RouterTraining):
+    """The answers' loss alone, as for INSTRUCT (LTDR, App. A.3)."""
 
     def loss(self, moe: DeepSpeedMoE, routing: Routing) -> Tensor:
         return torch.zeros(())
+
+
+class ClusterTraining(NoBalance):
+    """CLUSTER's centres are the instructions' k-means and stay so; no balance either (LTDR, App. A.3)."""
+
+    @torch.no_grad()
+    def prepare(self, moe: DeepSpeedMoE, routing: Routing) -> None:
+        assert routing.asked is not None
+        centres_CD = moe.router["centroids"]
+        draw = torch.Generator().manual_seed(0)  # in every layer the same
+        centres_CD.copy_(k_means_centres(routing.asked.requests.instruction_RD, len(centres_CD), draw))
+
+
+class BiasCorrection(NoBalance):
+    """AuxFree-MoE's rule (Algorithm 1): the bias of an expert with too little load rises, else it falls."""
 
     @torch.no_grad()
     def after_step(self, moe: DeepSpeedMoE, routing: Routing) -> None:
@@ -136,6 +151,8 @@ TRAINING: dict[str, type[RouterTraining]] = {
     "top_any": Diversity,
     "bias_corrected": BiasCorrection,
     "gmm": MixtureTraining,
+    "cluster": ClusterTraining,
+    "instruction": NoBalance,
 }
 
 

@@ -15,10 +15,11 @@ from typing import Any
 from tqdm import tqdm
 
 from prismoe.training.card import write_card
-from prismoe.training.cases import Exam, build_exam, score
+from prismoe.training.cases import Case, Exam, build_exam, score
 from prismoe.training.evaluate import ANSWER_LIMIT
 from prismoe.training.measured import Measured
 from prismoe.training.pictures import Pictures
+from prismoe.training.questions import TASKS
 
 CONCURRENCY = 8
 TIMEOUT = 120  # seconds
@@ -32,14 +33,15 @@ class Server:
         self.url = url.rstrip("/")
         self.model: str = self._call("/v1/models")["data"][0]["id"]
 
-    def answer(self, png: bytes, question: str) -> str:
-        """The greedy answer to a question about a picture."""
+    def answer(self, png: bytes, question: str, task: int | None = None) -> str:
+        """The greedy answer to a question about a picture, which may come with its task's label."""
         picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         image = {"type": "image_url", "image_url": {"url": picture}}
-        return self.ask([image, {"type": "text", "text": question}], ANSWER_LIMIT)
+        return self.ask([image, {"type": "text", "text": question}], ANSWER_LIMIT, task)
 
-    def ask(self, content: list[dict[str, Any]], max_tokens: int) -> str:
+    def ask(self, content: list[dict[str, Any]], max_tokens: int, task: int | None = None) -> str:
         """The greedy answer to a user's message of texts and pictures."""
+        label = {} if task is None else {"vllm_xargs": {"task": task}}
         reply = self._call(
             "/v1/chat/completions",
             {
@@ -47,6 +49,7 @@ class Server:
                 "messages": [{"role": "user", "content": content}],
                 "temperature": 0,
                 "max_tokens": max_tokens,
+                **label,
             },
         )
         return str(reply["choices"][0]["message"]["content"])
@@ -58,10 +61,14 @@ class Server:
             return json.load(response)
 
 
-def ask_all(server: Server, exam: Exam) -> list[str]:
-    """Its answers, in the order of the cases."""
+def ask_all(server: Server, exam: Exam, with_tasks: bool = False) -> list[str]:
+    """Its answers, in the order of the cases; `with_tasks` where its router wants each question's label."""
+
+    def answer(case: Case) -> str:
+        return server.answer(exam.png[case.drawing], case.question, TASKS[case.topic] if with_tasks else None)
+
     with ThreadPoolExecutor(CONCURRENCY) as workers:
-        replies = workers.map(lambda case: server.answer(exam.png[case.drawing], case.question), exam.cases)
+        replies = workers.map(answer, exam.cases)
         return list(tqdm(replies, total=len(exam.cases), desc="ask"))
 
 

@@ -102,7 +102,7 @@ def train_stage(
     curve: list[dict[str, float]] = []
     smooth: dict[str, float] = {}
     for step in (progress := tqdm(range(1, settings.steps + 1), desc=stage)):
-        batch = _batch(stage, source, composer, settings.batch)
+        batch = _batch(stage, model, source, composer, settings.batch)
         if step == 1:
             prepare_routers(model, routers, *batch)
         losses, routings = batch_losses(model, routers, *batch)
@@ -122,12 +122,15 @@ def train_stage(
     return curve
 
 
-def _batch(stage: Stage, source: PictureSource, composer: Composer, batch: int) -> tuple[Tensor, Batch]:
+def _batch(
+    stage: Stage, model: MoELLaVA, source: PictureSource, composer: Composer, batch: int
+) -> tuple[Tensor, Batch]:
     """Pictures, none when reading, and questions about them."""
     concepts = source.concepts(batch)
     if stage == "read":
         return torch.empty(0), composer.words(concepts)
-    return source.pictures(concepts), composer.pictures(concepts)
+    compose = composer.requests if model.routes_requests else composer.pictures
+    return source.pictures(concepts), compose(concepts)
 
 
 @torch.no_grad()

@@ -111,16 +111,19 @@ def test_the_whole_recipe(tmp_path: Path) -> None:
     assert all(entry["licence"] in ("Apache-2.0", "MIT") for entry in shipped)
     again = train(Recipe.quick(), pictures, tmp_path / "cache", output)  # resumes: every stage is done
     assert again == measured
-    a_contender_starts_from_the_dense_model(pictures, tmp_path / "cache", tmp_path / "gmm")
+    for name in ("gmm", "cluster"):
+        a_contender_starts_from_the_dense_model(name, pictures, tmp_path / "cache", tmp_path / name)
 
 
-def a_contender_starts_from_the_dense_model(pictures: Pictures, cache: Path, output: Path) -> None:
-    gmm = CONTENDERS["gmm"]
-    assert isinstance(gmm, Trained)
-    comparison.train(gmm, StageSettings(steps=2, batch=4, language_rate=1e-3), pictures, cache, output)
-    assert json.loads((output / "config.json").read_text())["prismoe_routing"] == gmm.routing
+def a_contender_starts_from_the_dense_model(name: str, pictures: Pictures, cache: Path, output: Path) -> None:
+    contender = CONTENDERS[name]
+    assert isinstance(contender, Trained)
+    settings = StageSettings(steps=2, batch=8, language_rate=1e-3)
+    comparison.train(contender, settings, pictures, cache, output)
+    assert json.loads((output / "config.json").read_text())["prismoe_routing"] == contender.routing
     trained, taught = load(output), torch.load(cache / "teach.pt")["weights"]
     assert set(trained.moe_layers[0].router) == set(trained.config.policy(0).parameters(192, 4))
+    assert trained.routes_requests == (name == "cluster")
     frozen = "model.image_tower.image_tower.vision_model.embeddings.patch_embedding.weight"
     assert torch.equal(trained.state_dict()[frozen], taught[frozen].bfloat16().float())
 

@@ -14,6 +14,7 @@ from prismoe.training.agreement import agreement
 from prismoe.training.cases import Case, Exam
 from prismoe.training.concepts import CANDIDATES
 from prismoe.training.measured import Measured, Score
+from prismoe.training.questions import TEMPLATES
 from prismoe.training.score import Server, ask_all
 from tests.training.test_recipe import MadeUpPictures
 
@@ -29,7 +30,8 @@ class Echo(BaseHTTPRequestHandler):
         picture, text = body["messages"][0]["content"]
         png = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,")).decode()
         assert (body["model"], body["temperature"]) == ("echo", 0)
-        self._send({"choices": [{"message": {"content": f" {png}: {text['text']}"}}]})
+        label = "".join(f" as {key} {value}" for key, value in body.get("vllm_xargs", {}).items())
+        self._send({"choices": [{"message": {"content": f" {png}: {text['text']}{label}"}}]})
 
     def _send(self, reply: dict[str, Any]) -> None:
         data = json.dumps(reply).encode()
@@ -56,6 +58,13 @@ def test_answers_come_back_in_order(url: str) -> None:
     exam = Exam(cases, {number: f"picture {number}".encode() for number in range(3)})
     expected = [f" picture {number % 3}: What is {number}?" for number in range(20)]
     assert ask_all(Server(url), exam) == expected
+
+
+def test_a_question_comes_with_its_task_where_the_router_wants_it(url: str) -> None:
+    cases = [Case("s", 0, topic, "?", "") for topic in TEMPLATES]
+    exam = Exam(cases, {0: b"picture"})
+    replies = ask_all(Server(url), exam, with_tasks=True)
+    assert replies == [f" picture: ? as task {task}" for task in range(len(TEMPLATES))]
 
 
 def test_only_what_works_on_every_split_is_advertised() -> None:

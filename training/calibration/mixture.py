@@ -95,7 +95,12 @@ def _start(latent_NL: Tensor, own_NE: Tensor, components: int, draw: torch.Gener
 
 
 def k_means(points_NL: Tensor, clusters: int, draw: torch.Generator) -> Tensor:
-    """Each point's cluster, `[N]`, by Lloyd's steps from k-means++ seeds (Arthur & Vassilvitskii 2007)."""
+    """Each point's cluster, `[N]`."""
+    return torch.cdist(points_NL, k_means_centres(points_NL, clusters, draw)).argmin(dim=1)
+
+
+def k_means_centres(points_NL: Tensor, clusters: int, draw: torch.Generator) -> Tensor:
+    """`[C, L]`, by Lloyd's steps from k-means++ seeds (Arthur & Vassilvitskii 2007)."""
     centres_CL = points_NL[torch.randint(len(points_NL), (1,), generator=draw)]
     for _ in range(clusters - 1):
         distance_N = torch.cdist(points_NL, centres_CL).amin(dim=1) ** 2 + 1e-12
@@ -106,4 +111,4 @@ def k_means(points_NL: Tensor, clusters: int, draw: torch.Generator) -> Tensor:
         is_in_NC = one_hot(cluster_N, clusters).to(points_NL)
         size_C1 = is_in_NC.sum(dim=0)[:, None]
         centres_CL = torch.where(size_C1 > 0, is_in_NC.T @ points_NL / size_C1.clamp(min=1), centres_CL)
-    return torch.cdist(points_NL, centres_CL).argmin(dim=1)
+    return centres_CL

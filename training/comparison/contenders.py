@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from prismoe.training.questions import TEMPLATES
+
 
 class Trained(BaseModel):
     """A router that trains with its experts, from the same dense model as all others."""
@@ -58,6 +60,9 @@ CONTENDERS: dict[str, Contender] = {
         experts=8,
         expert_width=_HALF_WIDTH,
     ),
+    "task": Trained(routing={"policy": "task", **_TOP_2, "tasks": len(TEMPLATES)}),
+    "cluster": Trained(routing={"policy": "cluster", **_TOP_2, "clusters": 16}),
+    "instruction": Trained(routing={"policy": "instruction", **_TOP_2}),
     "equiroute": Calibrated(options=("--policy", "equiroute")),
     "entropy": Calibrated(options=("--policy", "entropy", "--mean-experts", "2")),
     "dual_threshold": Calibrated(options=("--policy", "dual_threshold", "--skip", "0.25")),

@@ -22,9 +22,8 @@ from prismoe.training.score import Server, ask_all
 def measure(folder: Path, baseline_url: str, exam: Exam) -> Measured:
     """Everything of one contender. All but the entropy is what the servers say."""
     with serving(str(folder), None) as url:
-        replies = ask_all(Server(url), exam)
-        with urllib.request.urlopen(f"{url}/v1/routing/load") as response:
-            load: Mapping[str, Any] = json.load(response)
+        replies = ask_all(Server(url), exam, with_tasks=_knows_tasks(_read(f"{url}/v1/routing")))
+        load = _read(f"{url}/v1/routing/load")
         prefill = prefill_ratio(url, baseline_url, list(exam.png.values())[:PICTURES])
     experts = experts_per_token(load)
     load_LME = torch.tensor(load["expert_tokens"])
@@ -36,6 +35,15 @@ def measure(folder: Path, baseline_url: str, exam: Exam) -> Measured:
         entropy_bits=entropy_bits(folder, exam),
         prefill=prefill,
     )
+
+
+def _knows_tasks(routing: Mapping[str, Any]) -> bool:
+    return all("tasks" in layer["policy"] for layer in routing["layers"])
+
+
+def _read(url: str) -> Any:
+    with urllib.request.urlopen(url) as response:
+        return json.load(response)
 
 
 @torch.inference_mode()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from prismoe.kernels.routing import TEXT
+from prismoe.model_plugins.routing.request_policy import NO_TASK, Requests
 from prismoe.training.comparison.contenders import Trained
-from prismoe.training.model import MLP, DeepSpeedMoE, MoELLaVA
+from prismoe.training.model import MLP, Asked, DeepSpeedMoE, MoELLaVA
 
 ANEW = 0.5
 """The share of an expert's neurons that start anew; the paper's best."""
@@ -40,15 +41,17 @@ def start(dense: MoELLaVA, moe_layers: tuple[int, ...], contender: Trained) -> M
 
 @torch.no_grad()
 def start_router(router: nn.ParameterDict) -> None:
-    """Parameters that say nothing yet; a mixture's are fitted before the first step."""
+    """Parameters that say nothing yet; mixtures and centroids are fitted before the first step."""
     for name, parameter in router.items():
         match name:
             case "modality_bias" | "expert_bias" | "thresholds":
                 parameter.zero_()
             case "temperature":
                 parameter.fill_(TEMPERATURE)
-            case "weight" | "modality_embedding":
+            case "weight" | "modality_embedding" | "task_logits":
                 parameter.normal_(std=0.02)
+            case "cluster_embeddings":
+                parameter.normal_()
             case "projection":
                 parameter.normal_(std=parameter.shape[1] ** -0.5)
             case "expert_embeddings":
@@ -57,9 +60,10 @@ def start_router(router: nn.ParameterDict) -> None:
 
 @torch.no_grad()
 def mean_total_weight(moe: DeepSpeedMoE, tokens: int = 256) -> float:
-    """What the weights of a token's experts sum to, over random tokens of text."""
+    """What the weights of a token's experts sum to, over random tokens of text, each a request of its own."""
     hidden_TD = torch.randn(tokens, moe.hidden_size)
-    routing = moe.route(hidden_TD, torch.full((tokens,), TEXT))
+    asked = Asked(Requests(torch.full((tokens,), NO_TASK), hidden_TD), torch.arange(tokens))
+    routing = moe.route(hidden_TD, torch.full((tokens,), TEXT), asked)
     return routing.weights_TA.sum(dim=1).mean().item()
 
 
