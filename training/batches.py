@@ -61,7 +61,8 @@ class _Sequence:
         """One turn with all that it sees."""
         own = [i for i, of in enumerate(self.turn) if of == turn or (of == START and turn > START)]
         columns = (self.token, self.position, self.turn, self.target, self.segment)
-        return _Sequence(*([column[i] for i in own] for column in columns), {turn: self.topics[turn]})
+        token, position, turns, target, segment = ([column[i] for i in own] for column in columns)
+        return _Sequence(token, position, turns, target, segment, {turn: self.topics[turn]})
 
 
 class Composer:
