@@ -24,7 +24,7 @@ from prismoe.server import (
 from prismoe.server.access.configured import configured_keys
 from prismoe.server.access.gate import Gate
 from prismoe.server.access.keys import Keys
-from prismoe.server.access.routes import keep_listed_routes
+from prismoe.server.access.routes import keep_listed_routes, match_whole_paths
 from prismoe.server.engine import EngineArgs, EngineFailed, RoutedEngines, StartRefused, prepare_fork
 from prismoe.server.inspector import Inspector
 from prismoe.server.life.heart import Heart
@@ -82,6 +82,7 @@ def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> UnderW
     checked = BodyLimit(app.middleware_stack or app.build_middleware_stack(), settings)
     under_way = UnderWay(Admission(checked, settings))
     app.router.routes.extend(probe_routes(lambda: under_way.trouble or app.state.heart.trouble))
+    match_whole_paths(app)
     gated = under_way if keys is None else Gate(under_way, keys, settings.open_metrics)
     model_name = str(app.state.vllm_config.model_config.served_model_name)
     app.middleware_stack = RequestLog(gated, RefusalCounter(get_prometheus_registry(), model_name))

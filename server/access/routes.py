@@ -1,5 +1,8 @@
 """Every route that the server has, and who may use it. What is not listed is not there."""
 
+import re
+from typing import Any
+
 from fastapi import FastAPI
 
 from prismoe.server.access.keys import Role
@@ -43,6 +46,16 @@ def keep_listed_routes(app: FastAPI) -> None:
     app.router.routes[:] = kept
 
 
+def match_whole_paths(app: FastAPI) -> None:
+    """Have the router take a path for a route only where it is the route's to the last character.
+
+    Starlette's patterns end in $, which takes a newline behind the path, too: log and counters would not.
+    """
+    route: Any
+    for route in app.router.routes:
+        route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
+
+
 def is_open(path: str) -> bool:
     """Whether a path needs no key."""
     return path in OPEN or path.startswith(OPEN_FOLDER)
@@ -56,5 +69,5 @@ def route_label(path: str) -> str:
 
 
 def may_use(role: Role, path: str) -> bool:
-    """Whether a key opens a path that is not open. Starlette takes a path that ends in a newline, too."""
-    return path in WATCHED if role is Role.METRICS else path.rstrip("\n") != METRICS
+    """Whether a key opens a path that is not open."""
+    return path in WATCHED if role is Role.METRICS else path != METRICS

@@ -1,8 +1,8 @@
 """Settings of how the server notices that its engine is stuck."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -19,3 +19,16 @@ class LifeSettings(BaseModel):
     stuck_seconds: Seconds = Field(
         300, description="without a step for so long the server ends, to be started anew"
     )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        for option, seconds in (
+            ("--ready-seconds", self.ready_seconds),
+            ("--stuck-seconds", self.stuck_seconds),
+        ):
+            if self.heartbeat_seconds >= seconds:
+                raise ValueError(
+                    f"--heartbeat-seconds ({self.heartbeat_seconds:g}) has to be smaller than {option} "
+                    f"({seconds:g}): an idle engine would be taken for a stuck one."
+                )
+        return self

@@ -3,7 +3,8 @@
 from collections import Counter
 from http import HTTPStatus
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prismoe.server.access.keys import Key
 from prismoe.server.limits.settings import LimitSettings
@@ -23,7 +24,10 @@ KEY_BUSY = Refusal(
 
 
 class Admission:
-    """ASGI middleware that refuses what is too much. Only POST requests make work that lasts."""
+    """ASGI middleware that refuses what is too much. Only POST requests make work that lasts.
+
+    Where vLLM refuses with 429, as for want of memory for images, it adds when to ask again.
+    """
 
     def __init__(self, app: ASGIApp, settings: LimitSettings) -> None:
         self._app = app
@@ -46,11 +50,16 @@ class Admission:
             await self._admit(key, scope, receive, send)
 
     async def _admit(self, key: Key | None, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_say_when(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.TOO_MANY_REQUESTS:
+                MutableHeaders(scope=message).setdefault("retry-after", str(RETRY_S))
+            await send(message)
+
         self._under_way += 1
         if key is not None:
             self._of_key[key.name] += 1
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, send_and_say_when)
         finally:
             self._under_way -= 1
             if key is not None:

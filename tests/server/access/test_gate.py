@@ -16,7 +16,14 @@ from vllm.entrypoints.launchers.app import build_app
 from prismoe.server import inspection_routes, inspector_page, routes
 from prismoe.server.access.gate import Gate
 from prismoe.server.access.keys import Key, KeyRing, Role
-from prismoe.server.access.routes import OPEN, ROUTES, VLLM_ROUTES, keep_listed_routes, route_label
+from prismoe.server.access.routes import (
+    OPEN,
+    ROUTES,
+    VLLM_ROUTES,
+    keep_listed_routes,
+    match_whole_paths,
+    route_label,
+)
 from prismoe.server.life.probes import probe_routes
 from prismoe.server.options import parse_engine_options
 from prismoe.server.settings import ServeSettings
@@ -79,6 +86,7 @@ def app() -> Iterator[FastAPI]:
         app.include_router(inspection_routes.router)
         inspector_page.add_to(app)
         app.router.routes.extend(probe_routes(lambda: None))
+        match_whole_paths(app)
         yield app
 
 
@@ -136,6 +144,12 @@ def test_other_routes_of_vllm_are_not_there(app: FastAPI, path: str, method: str
     assert ask(app, path, bearer(CLIENT), method=method) == 404
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_path_with_a_newline_behind_it_is_no_routes(app: FastAPI, method: str) -> None:
+    paths: list[str] = [getattr(route, "path", "") for route in app.routes]
+    assert {ask(app, path + "\n", method=method) for path in [*paths, "/inspector/main.js"]} == {404}
+
+
 def test_a_listed_route_that_vllm_lacks_stops_the_start() -> None:
     with pytest.raises(ValueError, match="vLLM lacks routes that prismoe expects: "):
         keep_listed_routes(FastAPI())
@@ -155,7 +169,6 @@ def test_a_key_opens_what_its_role_says() -> None:
     assert ask(GATE, "/v1/messages", {"x-api-key": CLIENT}) == PASSED
     assert ask(GATE, "/v1/models", {"Authorization": f"bearer {CLIENT}"}) == PASSED
     assert ask(GATE, "/metrics", bearer(CLIENT)) == 403
-    assert ask(GATE, "/metrics\n", bearer(CLIENT)) == 403  # Starlette's router takes it for /metrics
     assert ask(GATE, "/metrics", bearer(METRICS)) == PASSED
     assert ask(GATE, "/v1/routing/load", bearer(METRICS)) == PASSED
     assert ask(GATE, "/v1/chat/completions", bearer(METRICS)) == 403

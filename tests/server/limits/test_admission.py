@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from prismoe.server.access.keys import Key, Role
@@ -60,6 +61,19 @@ def test_more_than_the_limit_are_told_when_to_ask_again() -> None:
         assert (await ask(app, "carol"))["status"] == 200
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("given", "told"), [([], b"1"), ([(b"retry-after", b"7")], b"7")])
+def test_what_is_refused_behind_it_is_told_when_to_ask_again(
+    given: list[tuple[bytes, bytes]], told: bytes
+) -> None:
+    """As vLLM does where the decoded images hold too much memory."""
+
+    async def full(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 429, "headers": given})
+
+    answer = asyncio.run(ask(Admission(full, SETTINGS)))
+    assert answer["headers"] == [(b"retry-after", told)]
 
 
 def test_one_key_cannot_take_all() -> None:
