@@ -12,6 +12,7 @@ from prismoe.model_plugins.routing.registry import RoutingInForce, choose_routin
 from prismoe.model_plugins.weight_files import read_json
 
 Settings = TypeVar("Settings", bound=BaseModel)
+Share = Annotated[float, Field(gt=0, le=1)]
 
 MOST_REQUEST_EXPERTS = "prismoe_request_experts"
 """Where a loaded config keeps how many experts a request may ask for; no checkpoint holds it."""
@@ -27,6 +28,8 @@ class DecoderSettings(BaseModel):
     num_hidden_layers: PositiveInt
     num_attention_heads: PositiveInt
     mm_vision_select_layer: int
+    rotary_share: Share
+    """How much of a head turns with its position. Each family has another key for it."""
 
 
 class PhiSettings(DecoderSettings):
@@ -34,6 +37,7 @@ class PhiSettings(DecoderSettings):
 
     max_position_embeddings: PositiveInt
     layer_norm_eps: PositiveFloat
+    rotary_share: Share = Field(0.5, alias="partial_rotary_factor")
 
 
 class StablelmSettings(DecoderSettings):
@@ -42,7 +46,7 @@ class StablelmSettings(DecoderSettings):
     num_key_value_heads: PositiveInt
     max_position_embeddings: PositiveInt
     norm_eps: PositiveFloat
-    rope_pct: PositiveFloat
+    rotary_share: Share = Field(alias="rope_pct")
     rope_theta: PositiveFloat
     use_qkv_bias: bool
 
@@ -53,7 +57,7 @@ class QWenSettings(DecoderSettings):
     layer_norm_epsilon: PositiveFloat
     no_bias: bool
     rotary_emb_base: PositiveFloat
-    rotary_pct: PositiveFloat
+    rotary_share: Share = Field(alias="rotary_pct")
     seq_length: PositiveInt
 
 
@@ -74,10 +78,18 @@ def check_keys(config: Mapping[str, Any]) -> None:
             f"{', '.join(MODEL_TYPES)}."
         )
     decoder = _validated(SETTINGS[model_type.rpartition("_")[2]], config)
-    if decoder.hidden_size % decoder.num_attention_heads:
+    head_size, rest = divmod(decoder.hidden_size, decoder.num_attention_heads)
+    if rest:
         raise ValueError(
             f"hidden_size is {decoder.hidden_size} in the checkpoint's config.json, which is no multiple of "
             f"num_attention_heads ({decoder.num_attention_heads})."
+        )
+    rotated = int(head_size * decoder.rotary_share)
+    if rotated < 2 or rotated % 2:
+        key = type(decoder).model_fields["rotary_share"].alias
+        raise ValueError(
+            f"{key} is {decoder.rotary_share:g} in the checkpoint's config.json, which makes {rotated} of each "
+            f"head's {head_size} numbers turn with their position: they turn in pairs, so it has to be even."
         )
 
 

@@ -55,8 +55,9 @@ class DecoderAttention(nn.Module):
             hidden, hidden, bias=output_bias, quant_config=quant_config, prefix=f"{prefix}.o_proj"
         )
         rotary = get_rope(head_size, max_position=max_positions, rope_parameters=rope)
-        # vLLM's CPU kernel writes beyond a head where half of what is rotated is no multiple of its vectors.
-        overruns = current_platform.is_cpu() and rotary.rotary_dim % 16
+        # vLLM's CPU kernel writes aligned vectors of 8: beyond the half of what is rotated where that is no
+        # multiple of them, and nowhere at all where a head is none.
+        overruns = current_platform.is_cpu() and (rotary.rotary_dim % 16 or head_size % 8)
         self.rotate: Callable[..., Any] = rotary.forward_native if overruns else rotary
         ranks = get_tensor_model_parallel_world_size()
         rank_heads, rank_kv_heads = num_heads // ranks, max(1, num_kv_heads // ranks)

@@ -116,6 +116,13 @@ def test_the_authors_configs_pass(family: str, tmp_path: Path) -> None:
         ("phi", {"hidden_size": None}, "lacks hidden_size"),
         ("phi", {"num_attention_heads": 3}, "no multiple of num_attention_heads"),
         ("stablelm", {"rope_pct": None}, "lacks rope_pct"),
+        ("stablelm", {"rope_pct": 1.5}, "rope_pct is 1.5 in the checkpoint's config.json: input should be"),
+        ("stablelm", {"rope_pct": 0.01}, "rope_pct is 0.01 in .*, which makes 0 of each head's"),
+        (
+            "phi",
+            {"hidden_size": 128, "num_attention_heads": 2, "partial_rotary_factor": 0.4},
+            "partial_rotary_factor is 0.4 in .*, which makes 25 of each head's 64 numbers turn",
+        ),
         ("stablelm", {"hidden_size": "wide"}, "hidden_size is 'wide' in the checkpoint's config.json: input"),
         ("qwen", {"seq_length": None}, "lacks seq_length"),
         ("qwen", {"architectures": []}, r"architectures is \[\] in the checkpoint's config.json"),

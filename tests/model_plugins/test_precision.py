@@ -20,18 +20,23 @@ HAS_AMX = torch.cpu._is_amx_tile_supported()
 INT8 = {"quantization": "int8_per_channel_weight_only", "dtype": "bfloat16"}
 
 
-def heads_of(size: int, **changes: Any) -> dict[str, Any]:
-    """A config with two heads of this size."""
-    heads = {"hidden_size": 2 * size, "num_attention_heads": 2, "num_key_value_heads": 2, "kv_channels": size}
+def heads_of(size: int, number: int = 2, **changes: Any) -> dict[str, Any]:
+    """A config with heads of this size."""
+    heads = {
+        "hidden_size": number * size,
+        "num_attention_heads": number,
+        "num_key_value_heads": number,
+        "kv_channels": size,
+    }
     return heads | changes
 
 
 # The median is compared: where two experts are as good as equal, rounding may choose another one, and a few
 # tokens are then far off. The logits' standard deviation is 1.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], float]] = {
-    # Half of what is rotated is 12, no multiple of the vectors in vLLM's kernel.
+    # Half of what is rotated is 12, and a head is 20: no multiples of the vectors in vLLM's kernel.
     "phi-bfloat16": ("phi", heads_of(64, partial_rotary_factor=0.375), {"dtype": "auto"}, 0.02),
-    "stablelm-bfloat16": ("stablelm", heads_of(64), {"dtype": "auto"}, 0.02),
+    "stablelm-bfloat16": ("stablelm", heads_of(20, 8, rope_pct=0.8), {"dtype": "auto"}, 0.02),
     "qwen-bfloat16": ("qwen", heads_of(128), {"dtype": "auto"}, 0.02),
     "phi-float16": ("phi", heads_of(80), {"dtype": "float16"}, 0.003),
     "stablelm-int8": ("stablelm", heads_of(64), INT8, 0.03),
