@@ -47,19 +47,21 @@ def serving(
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait(process, url, log)
+        if not gets_healthy(process, url):
+            raise RuntimeError(f"The server did not get ready. Its log is {log}")
         yield url, process.pid
     finally:
         process.terminate()
         process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def gets_healthy(process: subprocess.Popen[bytes], url: str) -> bool:
+    """Wait until a server answers; False where it ends, or takes too long."""
     end = time.monotonic() + START_LIMIT_S
     while process.poll() is None and time.monotonic() < end:
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
+                return True
         except OSError:
             time.sleep(0.2)
-    raise RuntimeError(f"The server did not get ready. Its log is {log}")
+    return False

@@ -88,8 +88,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
     if rotated < 2 or rotated % 2:
         key = type(decoder).model_fields["rotary_share"].alias
         raise ValueError(
-            f"{key} is {decoder.rotary_share:g} in the checkpoint's config.json, which makes {rotated} of each "
-            f"head's {head_size} numbers turn with their position: they turn in pairs, so it has to be even."
+            f"{key} is {decoder.rotary_share:g} in the checkpoint's config.json, which makes {rotated} of "
+            f"each head's {head_size} numbers turn with their position: it has to be an even number."
         )
 
 

@@ -17,8 +17,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,13 +24,13 @@ from typing import Any
 
 import httpx
 
+from prismoe.loadtests.local_server import gets_healthy
 from prismoe.loadtests.target import computed_tokens, counters, counters_now, finished, total
 from prismoe.loadtests.traffic import QUESTIONS, chat, picture
 
 HOSTS = {"a": "10.77.1", "b": "10.77.2"}
 ROUTER = "http://127.0.0.1:8080"
 REQUESTS, DIFFERENT, AT_ONCE, KILL_AFTER = 120, 12, 8, 40
-START_LIMIT_S = 180
 INSIDE = "--inside"
 
 
@@ -202,14 +200,8 @@ def running(
 
 def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Return when it is healthy."""
-    end = time.monotonic() + START_LIMIT_S
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise RuntimeError(f"{url} did not get ready:\n{log.read_text(errors='replace')}")
+    if not gets_healthy(process, url):
+        raise RuntimeError(f"{url} did not get ready:\n{log.read_text(errors='replace')}")
 
 
 def run(*command: str) -> None:

@@ -16,10 +16,14 @@ import psutil
 
 START_LIMIT_S = 240
 STOP_LIMIT_S = 40
+END_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM")  # a program of util-linux, as `unshare` is
 
 
 class Command:
-    """`prismoe <arguments>`, with its output in a file; `prefix` is a program that becomes it."""
+    """`prismoe <arguments>`, with its output in a file; `prefix` is a program that becomes it.
+
+    It ends with the thread that starts it, so that no server stays behind tests that were killed.
+    """
 
     def __init__(self, log: Path, *arguments: str, prefix: Sequence[str] = ()) -> None:
         self.log = log
@@ -30,7 +34,7 @@ class Command:
         }
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-P", "-m", "prismoe.server.cli", *arguments],
+                [*prefix, *END_WITH_PARENT, sys.executable, "-P", "-m", "prismoe.server.cli", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,

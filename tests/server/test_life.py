@@ -1,15 +1,18 @@
 """Starts and ends: no process outlives the command, and what can't be served is refused with a sentence."""
 
+import contextlib
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.server.running import Command, Server
+from tests.server.running import STOP_LIMIT_S, Command, Server
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
@@ -43,6 +46,20 @@ def test_the_demos_command_works_when_pasted(server: Server, picture_folder: Pat
     line = curl_line(server.url, "prismoji", Path(picture), 'What is "this", 100%?')
     answer = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     assert '"role":"assistant"' in answer.stdout
+
+
+def test_a_server_of_tests_that_were_killed_ends(tmp_path: Path) -> None:
+    starts = (
+        "import os, signal, sys; from pathlib import Path; from tests.server.running import Server\n"
+        "server = Server(Path(sys.argv[1]))\n"
+        "while server.watch() and not server.family: pass\n"
+        "print(server.process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    tests = subprocess.run([sys.executable, "-c", starts, str(tmp_path / "log")], capture_output=True)
+    assert tests.returncode == -signal.SIGKILL
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(tests.stdout)).wait(STOP_LIMIT_S)
 
 
 @pytest.mark.parametrize(
