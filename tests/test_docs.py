@@ -1,12 +1,15 @@
-"""The documents' links lead somewhere."""
+"""The documents' links lead somewhere, and the commands that they name are there."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+TARGET = re.compile(r"(?:^|`)make ([a-z-]+)", re.M)
+MODULE = re.compile(r"python -m ((?:prismoe|tests)[\w.]+)")
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)[^)]*\)|(?:src|srcset)=\"(?!https?://)([^\"]+)\"")
 
 
@@ -15,3 +18,11 @@ def test_each_link_leads_to_a_file_or_folder(page: Path) -> None:
     targets = [target for groups in LINK.findall(page.read_text()) for target in groups if target]
     assert targets or page.name == "inspector.md"
     assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+def test_each_command_is_there() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    targets, modules = set(TARGET.findall(text)), set(MODULE.findall(text))
+    assert {"demo", "load"} <= targets and "prismoe.loadtests.pair" in modules
+    assert targets <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert [module for module in modules if find_spec(module) is None] == []

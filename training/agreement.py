@@ -6,9 +6,7 @@ by ridge regression fitted to the other families. Kept-back drawings take no par
 Shape legend: N views of drawings, F features, C candidates.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ from torch.nn import functional
 
 from prismoe.training.augment import Augment, on_white
 from prismoe.training.concepts import CANDIDATE_BY_EMOJI, CANDIDATES
-from prismoe.training.pictures import Pictures
+from prismoe.training.pictures import Pictures, fetched_pictures
 from prismoe.training.splits import split
 from prismoe.training.teacher import SIDE, Teacher
 
@@ -70,15 +68,7 @@ def _ridge(x_NF: Tensor, label_N: Tensor) -> Tensor:
 
 def main() -> None:
     """Print the candidates, those that are drawn least alike first."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".cache"), help="where the pictures are, or will be fetched"
-    )
-    pictures = Pictures(parser.parse_args().cache / "emoji")
-    pictures.fetch()
-    for name, share in sorted(agreement(pictures).items(), key=lambda item: item[1]):
+    for name, share in sorted(agreement(fetched_pictures(__doc__)).items(), key=lambda item: item[1]):
         print(f"{share:4.0%} {name}{'' if share >= ENOUGH else ' (too unlike)'}")
 
 

@@ -4,6 +4,7 @@ A *style* is one set of drawings; a *family* is the styles that share their draw
 flat twin), which must stay on one side of a split. A *drawing* is one emoji in one style.
 """
 
+import argparse
 import io
 import json
 import re
@@ -192,3 +193,16 @@ class Pictures:
 def _squeeze(name: str) -> str:
     """Lower-case letters and digits alone, less the number of a variant: `Cactus-2` → `cactus`."""
     return re.sub(r"-[1-5]$|[^a-z0-9]", "", name.lower())
+
+
+def fetched_pictures(description: str | None) -> Pictures:
+    """The pictures of a program whose command line says no more than where they are."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="where the pictures are, or will be fetched"
+    )
+    pictures = Pictures(parser.parse_args().cache / "emoji")
+    pictures.fetch()
+    return pictures

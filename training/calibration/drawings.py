@@ -4,7 +4,6 @@ They are of the training set, so calibration sees none that a score is measured 
 lets the package carry them.
 """
 
-import argparse
 import random
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from PIL import Image
 from prismoe.training.augment import on_white
 from prismoe.training.concepts import CONCEPT_BY_EMOJI
 from prismoe.training.demo import LICENCES, NOTICE
-from prismoe.training.pictures import STYLE_BY_NAME, Pictures
+from prismoe.training.pictures import STYLE_BY_NAME, Pictures, fetched_pictures
 from prismoe.training.prismoji import OUTPUT
 from prismoe.training.splits import split
 
@@ -57,16 +56,8 @@ def write_sheet(pictures: Pictures, checkpoint: Path) -> None:
 
 
 def main() -> None:
-    """Parse the command line and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".cache"), help="where the pictures are, or will be fetched"
-    )
-    pictures = Pictures(parser.parse_args().cache / "emoji")
-    pictures.fetch()
-    write_sheet(pictures, OUTPUT)
+    """Write them beside the bundled checkpoint."""
+    write_sheet(fetched_pictures(__doc__), OUTPUT)
 
 
 if __name__ == "__main__":
