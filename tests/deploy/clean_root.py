@@ -265,7 +265,7 @@ def _container(image: Image, service: dict[str, Any], in_network: list[str]) -> 
         place.touch()
         command += ["--ro-bind", file, target]
     command += ["--clearenv", "--chdir", image.folder]
-    for name, text in (image.environment | service["environment"]).items():
+    for name, text in (image.environment | service.get("environment", {})).items():
         command += ["--setenv", name, text]
     user, group = image.user.split(":")
     return [
