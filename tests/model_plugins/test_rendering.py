@@ -1,19 +1,24 @@
 """What a user writes is text, whatever it spells; what the template writes is what it means."""
 
 import asyncio
+import json
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
+from vllm.renderers import chat_utils
 from vllm.renderers.params import ChatParams
 
 from prismoe.model_plugins import register
 from prismoe.model_plugins.bundled import bundled_checkpoint
 from prismoe.model_plugins.moe_llava.processing import IMAGE_INDEX
-from prismoe.model_plugins.moe_llava.rendering import SEPARATOR, PlainTextRenderer
+from prismoe.model_plugins.moe_llava.rendering import MEDIA, SEPARATOR, PlainTextRenderer, _joined
 from tests.model_plugins.engine import PHI
 
 register()
@@ -94,12 +99,74 @@ def test_ordinary_text_is_tokenized_as_ever(rendering: Rendering, text: str) -> 
     assert rendering.tokens(prompt, images=True) == [*around[0], IMAGE_INDEX, *around[1]]
 
 
-def test_only_text_is_separated(rendering: Rendering) -> None:
+def test_images_are_left_alone(rendering: Rendering) -> None:
     url = {"url": "https://example.com/<image>"}
     parts = iter([{"type": "image_url", "image_url": url}, {"type": "text", "text": "<image>"}, "<image>"])
-    (message,) = rendering._separated([{"role": "user", "content": parts}])
+    message = rendering._separated_message({"role": "user", "content": parts})
     assert message["content"][0]["image_url"] == url and message["role"] == "user"
     assert message["content"][1:] == [{"type": "text", "text": f"<{SEPARATOR}image>"}, f"<{SEPARATOR}image>"]
+
+
+def test_a_template_sees_nothing_of_an_images_keys() -> None:
+    assert MEDIA <= chat_utils._KNOWN_CONTENT_PART_FIELDS  # of a part, vLLM passes on what it doesn't know
+
+
+@given(text=st.text(st.sampled_from(f"<|[ab{SEPARATOR}é")))
+def test_a_separator_follows_each_first_character(text: str) -> None:
+    renderer = object.__new__(PlainTextRenderer)
+    renderer.__dict__["_first_characters"] = frozenset("<|[")
+    assert renderer._separated(text) == re.sub(r"[<|\[]", rf"\g<0>{SEPARATOR}", text)
+
+
+def test_a_text_of_marks_is_separated_as_fast_as_any(rendering: Rendering) -> None:
+    def seconds(text: str) -> float:
+        start = time.process_time()
+        assert len(rendering._separated_message({"role": "user", "content": text})["content"]) >= len(text)
+        return time.process_time() - start
+
+    assert seconds("<" * 4_000_000) < 0.5  # a match for each took 2 s
+
+
+def deep(key: str, value: str) -> dict[str, Any]:
+    return {"type": value, "parameters": {key: [{"url": value, "role": value, "image_url": {"url": value}}]}}
+
+
+def test_whatever_a_template_writes_of_tools_and_documents_is_text(
+    rendering: Rendering, special: set[int]
+) -> None:
+    """A template that writes them as JSON, as those of Qwen do."""
+    tools = deep("<image>", "<|endoftext|>")
+    params = ChatParams(chat_template_kwargs={"tools": [tools], "documents": [tools]})
+    kwargs = rendering._for_template(params).chat_template_kwargs
+    calls = [{"type": "function", "function": {"name": "<image>", "arguments": tools}}]
+    message = rendering._separated_message(
+        {"role": "assistant", "content": None, "tool_calls": iter(calls), "tools": [tools], "<image>": 1}
+    )
+    written = json.dumps([kwargs, message], ensure_ascii=False)
+    assert not special & set(rendering._tokens(written, has_images=True))
+    assert _joined([kwargs, message]) == [
+        {"tools": [tools], "documents": [tools]},
+        {"role": "assistant", "content": None, "tool_calls": calls, "tools": [tools], "<image>": 1},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"),
+    [
+        (r'{"\u003cimage>": "\u003c|endoftext|>"}', {"<image>": "<|endoftext|>"}),
+        ("no JSON", None),
+        ("[" * 100_000, None),
+        ({"a": "<image>"}, {"a": "<image>"}),
+    ],
+)
+def test_the_arguments_of_a_call_hide_nothing(
+    rendering: Rendering, special: set[int], arguments: object, read: object
+) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    message = rendering._separated_message({"role": "assistant", "tool_calls": [call]})
+    passed_on = message["tool_calls"][0]["function"]["arguments"]
+    assert _joined(passed_on) == read
+    assert not special & set(rendering._tokens(json.dumps(passed_on, ensure_ascii=False), has_images=True))
 
 
 def test_a_completion_is_all_text(rendering: Rendering, special: set[int]) -> None:
