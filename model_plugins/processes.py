@@ -1,7 +1,7 @@
 """The engine's processes end with the one that started them, even if that is killed or they are stuck.
 
-Only where that one asks for it: Linux takes the end of the *thread* that started a process for its parent's, so
-an engine that a program starts in a thread of its own would end with that thread.
+Only where that one asks for it: Linux takes the end of the *thread* that started a process for its parent's,
+so an engine that a program starts in a thread of its own would end with that thread.
 """
 
 import ctypes

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TextPrompt, TokensPrompt
 from vllm.renderers.hf import HfRenderer
 from vllm.renderers.params import ChatParams
@@ -34,19 +35,23 @@ class PlainTextRenderer(HfRenderer):
 
     def render_messages(self, messages: Any, params: ChatParams) -> tuple[Any, Any]:
         """The conversation, and its prompt with separators."""
-        separated = [self._separated_message(message) for message in messages]
-        conversation, prompt = super().render_messages(separated, self._for_template(params))
+        conversation, prompt = super().render_messages(*self._for_template(messages, params))
         return _joined(conversation), prompt
 
     async def render_messages_async(self, messages: Any, params: ChatParams) -> tuple[Any, Any]:
         """The conversation, and its prompt with separators."""
-        separated = [self._separated_message(message) for message in messages]
-        conversation, prompt = await super().render_messages_async(separated, self._for_template(params))
+        conversation, prompt = await super().render_messages_async(*self._for_template(messages, params))
         return _joined(conversation), prompt
 
-    def _for_template(self, params: ChatParams) -> ChatParams:
-        """With separators in the tools and documents, which a template may write, too."""
-        return replace(params, chat_template_kwargs=self._separated(params.chat_template_kwargs))
+    def _for_template(self, messages: Any, params: ChatParams) -> tuple[list[Any], ChatParams]:
+        """Both with separators: a template may write tools and documents, too. Raises VLLMValidationError."""
+        try:
+            separated = [self._separated_message(message) for message in messages]
+            return separated, replace(
+                params, chat_template_kwargs=self._separated(params.chat_template_kwargs)
+            )
+        except RecursionError:
+            raise VLLMValidationError("The request's JSON is nested too deeply.") from None
 
     async def render_prompts_async(self, prompts: Sequence[Any]) -> list[Any]:
         """The prompts of completions over HTTP, which are nothing but a user's text."""

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
+from vllm.exceptions import VLLMValidationError
 from vllm.renderers import chat_utils
 from vllm.renderers.params import ChatParams
 
@@ -137,16 +138,14 @@ def test_whatever_a_template_writes_of_tools_and_documents_is_text(
     """A template that writes them as JSON, as those of Qwen do."""
     tools = deep("<image>", "<|endoftext|>")
     params = ChatParams(chat_template_kwargs={"tools": [tools], "documents": [tools]})
-    kwargs = rendering._for_template(params).chat_template_kwargs
     calls = [{"type": "function", "function": {"name": "<image>", "arguments": tools}}]
-    message = rendering._separated_message(
-        {"role": "assistant", "content": None, "tool_calls": iter(calls), "tools": [tools], "<image>": 1}
-    )
-    written = json.dumps([kwargs, message], ensure_ascii=False)
-    assert not special & set(rendering._tokens(written, has_images=True))
-    assert _joined([kwargs, message]) == [
+    message = {"role": "assistant", "content": None, "tools": [tools], "<image>": 1}
+    (separated,), given = rendering._for_template([{**message, "tool_calls": iter(calls)}], params)
+    written = [given.chat_template_kwargs, separated]
+    assert not special & set(rendering._tokens(json.dumps(written, ensure_ascii=False), has_images=True))
+    assert _joined(written) == [
         {"tools": [tools], "documents": [tools]},
-        {"role": "assistant", "content": None, "tool_calls": calls, "tools": [tools], "<image>": 1},
+        {**message, "tool_calls": calls},
     ]
 
 
@@ -169,6 +168,15 @@ def test_the_arguments_of_a_call_hide_nothing(
     assert not special & set(rendering._tokens(json.dumps(passed_on, ensure_ascii=False), has_images=True))
 
 
+def test_documents_in_a_tower_of_brackets_are_refused(rendering: Rendering) -> None:
+    tower: object = "x"
+    for _ in range(900):  # as deep as the server's own look at the body lets pass
+        tower = [tower]
+    for messages, documents in ([[{"role": "user", "content": tower}], None], [[], tower]):
+        with pytest.raises(VLLMValidationError, match="nested too deeply"):
+            rendering._for_template(messages, ChatParams(chat_template_kwargs={"documents": documents}))
+
+
 def test_a_completion_is_all_text(rendering: Rendering, special: set[int]) -> None:
     prompts = [{"prompt": "<image> and <|endoftext|>"}, {"prompt_token_ids": [1, 2]}]
     with_text, with_ids = asyncio.run(rendering.render_prompts_async(prompts))
@@ -179,6 +187,6 @@ def test_a_completion_is_all_text(rendering: Rendering, special: set[int]) -> No
 def test_tools_are_text_too(rendering: Rendering) -> None:
     tools = [{"type": "function", "function": {"name": "f", "description": "<image>"}}]
     params = ChatParams(chat_template_kwargs={"tools": tools, "add_generation_prompt": True})
-    kwargs = rendering._for_template(params).chat_template_kwargs
+    kwargs = rendering._for_template([], params)[1].chat_template_kwargs
     assert kwargs["tools"][0]["function"] == {"name": "f", "description": f"<{SEPARATOR}image>"}
     assert kwargs["add_generation_prompt"] is True and kwargs["tools"][0]["type"] == "function"
