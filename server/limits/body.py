@@ -65,7 +65,7 @@ class BodyLimit:
                 raise Refused(self._too_slow) from None
             finally:
                 length = len(body)
-            messages = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+            messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
             body.clear()
             await self._app(scope, _replay(messages, receive), send)
         except Refused as refused:
