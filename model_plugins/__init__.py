@@ -1,7 +1,6 @@
 """What runs inside vLLM's processes. Importing this package imports neither torch nor vLLM."""
 
 from functools import cache
-from multiprocessing import parent_process
 from pathlib import Path
 
 FAMILIES = {"phi": "Phi", "stablelm": "Stablelm", "qwen": "QWen"}
@@ -22,13 +21,12 @@ def register() -> None:
 
     from prismoe.model_plugins.moe_llava import config, tokenizers
     from prismoe.model_plugins.moe_llava.start_check import RENDERER, MoELLaVAStartCheck
-    from prismoe.model_plugins.processes import end_with_parent
+    from prismoe.model_plugins.processes import end_with_parent_if_asked
 
     RENDERER_REGISTRY.register(RENDERER, "prismoe.model_plugins.moe_llava.rendering", "PlainTextRenderer")
     TokenizerRegistry.register(RENDERER, "vllm.tokenizers.hf", "CachedHfTokenizer")
 
-    if parent_process() is not None:  # not the server itself, which a shell may have started
-        end_with_parent()
+    end_with_parent_if_asked()
     for module, family in FAMILIES.items():
         model = f"prismoe.model_plugins.moe_llava.{module}:MoELLaVA{family}ForCausalLM"
         for kind in (f"MoELLaVA{family}", f"Llava{family}"):

@@ -55,9 +55,9 @@ class RoutedEngines:
         """Whether an engine is dead."""
         return self._client.errored
 
-    async def ask(self, method: str) -> list[Any]:
+    async def ask(self, method: str, *args: Any) -> list[Any]:
         """Each engine's answer to one of `RoutingWorkerExtension`'s methods."""
-        answers = await self._core.call_utility_all_async("collective_rpc", method, None, (), None)
+        answers = await self._core.call_utility_all_async("collective_rpc", method, None, args, None)
         # The ranks of an engine route every token of its requests, so they answer alike.
         return [ranks[0] for ranks in answers]
 

@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
+from prismoe.model_plugins.processes import ask_to_end_with_parent
+
 MEDIA_CONNECTOR = "prismoe"
 """The name in vLLM's registry of what fetches a request's images (`prismoe.server.media`)."""
 
 
 def prepare_environment(model: str) -> None:
     """Set what prismoe wants where the user has not said otherwise."""
+    ask_to_end_with_parent()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("VLLM_MEDIA_CONNECTOR", MEDIA_CONNECTOR)

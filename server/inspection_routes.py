@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/routing/inspect", tags=["routing"])
 @router.get("")
 async def inspectable(request: Request) -> Inspectable:
     """Whether requests can be inspected here, how a picture is cut into patches, and the limits."""
-    facts: Inspectable = await request.app.state.inspector.inspectable()
+    facts: Inspectable = request.app.state.inspector.inspectable
     return facts
 
 

@@ -11,7 +11,6 @@ import anyio
 from fastapi import HTTPException
 from pydantic import Field
 from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
-from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.generate.base.protocol import StreamOptions
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
@@ -19,6 +18,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from prismoe.model_plugins.patch_grid import PatchGrid
 from prismoe.server.inspection import Inspection, Model, RecordedRows, inspection
+from prismoe.server.load_reader import Engine
 
 MOST_TOKENS = 8192
 """How many of a request's tokens are recorded."""
@@ -58,19 +58,21 @@ class Inspectable(Model):
     most_new_tokens: int = MOST_NEW_TOKENS
 
 
+async def what_is_inspectable(engine: Engine, vllm_config: VllmConfig) -> Inspectable:
+    """Ask what can be inspected: each engine answers alike, and as long as it runs."""
+    facts = (await engine.ask("prismoe_inspectable"))[0]
+    return Inspectable(refusal=refusal(vllm_config, facts), **facts)
+
+
 class Inspector:
     """Inspects one request at a time."""
 
-    def __init__(self, engine: EngineClient, chat: OpenAIServingChat) -> None:
+    def __init__(self, engine: Engine, chat: OpenAIServingChat, inspectable: Inspectable) -> None:
         self._engine = engine
         self._chat = chat
         self._turn = asyncio.Lock()
         self._under_way = 0
-
-    async def inspectable(self) -> Inspectable:
-        """What can be inspected here."""
-        facts = (await self._engine.collective_rpc("prismoe_inspectable"))[0]
-        return Inspectable(refusal=refusal(self._engine.vllm_config, facts), **facts)
+        self.inspectable = inspectable
 
     async def answer(self, body: InspectionRequest) -> Inspected:
         """The whole answer with the routing behind it."""
@@ -108,30 +110,28 @@ class Inspector:
         self, body: InspectionRequest
     ) -> AsyncIterator[tuple[ChatCompletionRequest, "Routing"]]:
         """While it lasts, the request that it gives is recorded; `Routing` tells what was."""
-        facts = await self.inspectable()
-        check(body, facts)
+        check(body, self.inspectable)
         if self._under_way > MOST_WAITING:
             raise HTTPException(429, "Other inspections wait for their turn already: try again in a moment.")
         request = prepared(body)
         internal_id = f"chatcmpl-{request.request_id}"  # as vLLM names it, before a suffix of its own
 
         async def routing(prompt: list[int], answer: list[int]) -> Inspection:
-            ranks = await self._engine.collective_rpc("prismoe_inspected_rows", args=(body.router_logits,))
-            rows = RecordedRows.model_validate(ranks[0])
-            tokenizer = self._chat.renderer.get_tokenizer()
-            return inspection(rows, facts.grid, prompt, answer, lambda token: tokenizer.decode([token]))
+            recorded = await self._engine.ask("prismoe_inspected_rows", body.router_logits)
+            # One of the data-parallel engines ran the request; the others recorded nothing.
+            rows = RecordedRows.model_validate(max(recorded, key=lambda rows: len(rows["positions"])))
+            tokenizer, grid = self._chat.renderer.get_tokenizer(), self.inspectable.grid
+            return inspection(rows, grid, prompt, answer, lambda token: tokenizer.decode([token]))
 
         self._under_way += 1
         try:
             async with self._turn:
                 try:
-                    await self._engine.collective_rpc(
-                        "prismoe_start_inspection", args=(internal_id, MOST_TOKENS)
-                    )
+                    await self._engine.ask("prismoe_start_inspection", internal_id, MOST_TOKENS)
                     yield request, routing
                 finally:
                     with anyio.CancelScope(shield=True):  # also where the client has gone away
-                        await self._engine.collective_rpc("prismoe_end_inspection", args=(internal_id,))
+                        await self._engine.ask("prismoe_end_inspection", internal_id)
         finally:
             self._under_way -= 1
 

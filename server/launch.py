@@ -26,7 +26,7 @@ from prismoe.server.access.gate import Gate
 from prismoe.server.access.keys import Keys
 from prismoe.server.access.routes import keep_listed_routes, match_whole_paths
 from prismoe.server.engine import EngineArgs, EngineFailed, RoutedEngines, StartRefused, prepare_fork
-from prismoe.server.inspector import Inspector
+from prismoe.server.inspector import Inspector, what_is_inspectable
 from prismoe.server.life.heart import Heart
 from prismoe.server.life.http_server import serve_until
 from prismoe.server.life.probes import probe_routes
@@ -111,7 +111,6 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     app.include_router(inspection_routes.router)
     inspector_page.add_to(app)
     await init_app_state(engine, app.state, args, tasks)
-    app.state.inspector = Inspector(engine, app.state.openai_serving_chat)
     registry = get_prometheus_registry()
     engines = RoutedEngines(engine)
     app.state.expert_load = ExpertLoadReader(engines, lambda: vllm_tokens(registry))
@@ -121,8 +120,10 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
         await engines.ask("prismoe_reset_expert_load")
         await app.state.expert_load.read()
         app.state.routing = await routes.routing_in_force(engines)
+        inspectable = await what_is_inspectable(engines, engine.vllm_config)
     except Exception as error:
         raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error
+    app.state.inspector = Inspector(engines, app.state.openai_serving_chat, inspectable)
     model_name = str(engine.model_config.served_model_name)
     app.state.requests = RequestCounter(registry, model_name)
     metrics = ExpertMetrics(app.state.expert_load, app.state.routing, model_name, settings.expert_metrics)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from prismoe.server.expert_load import ExpertLoad
 from prismoe.server.load_window import LoadWindow
+from prismoe.server.shared import Shared
 
 # Under vLLM's logger, so that its handlers and levels apply.
 logger = logging.getLogger("vllm.prismoe")
@@ -19,7 +20,7 @@ class Engine(Protocol):
     def errored(self) -> bool:
         """Whether the engine is dead."""
 
-    async def ask(self, method: str) -> list[Any]:
+    async def ask(self, method: str, *args: Any) -> list[Any]:
         """The answer of each data-parallel engine."""
 
 
@@ -37,9 +38,13 @@ class ExpertLoadReader:
         self.latest: ExpertLoad | None = None
         self.window = LoadWindow()
         self.failures = 0
+        self._reading = Shared(self._read)
 
     async def read(self) -> ExpertLoad:
-        """Read the load now."""
+        """Read the load now. The engine is asked once for all who want it at a time."""
+        return await self._reading()
+
+    async def _read(self) -> ExpertLoad:
         work = self._work_done()
         answers = await self._engine.ask("prismoe_expert_load")
         self.latest = ExpertLoad.total([ExpertLoad.model_validate(answer) for answer in answers])

@@ -60,6 +60,6 @@ class RequestCounter:
         self._by_default = counter.labels("default", model_name)
         self._by_request = counter.labels("request", model_name)
 
-    def add(self, request: Mapping[str, Any]) -> None:
-        """Count one."""
-        (self._by_request if chooses_routing(request) else self._by_default).inc()
+    def add(self, own_routing: bool) -> None:
+        """Count a request, which chose its own routing or not."""
+        (self._by_request if own_routing else self._by_default).inc()

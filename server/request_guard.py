@@ -9,7 +9,7 @@ from fastapi import HTTPException
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prismoe.server.own_routing import ANSWERING, task_fault, tasks
+from prismoe.server.own_routing import ANSWERING, chooses_routing, task_fault, tasks
 
 ROLES = ("system", "developer", "user", "assistant")
 MOST_ANSWERS = 128
@@ -23,8 +23,8 @@ class RequestGuard:
     """ASGI middleware: a request that `checked` or `task_fault` finds fault with is answered with 400.
 
     The app's state holds the `routing` in force, and counts the answered `requests`.
-    It looks on as the app reads the body, so what the app does before that (authentication) comes first, and
-    the app's own handler turns the refusal into an answer.
+    It looks on as the app reads the body (which comes in one piece, see `BodyLimit`), so what the app does
+    before that (authentication) comes first, and the app's own handler turns the refusal into an answer.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -36,30 +36,29 @@ class RequestGuard:
             await self.app(scope, receive, send)
             return
         state = scope["app"].state
-        body, request = bytearray(), dict[str, Any]()
+        own_routing = False
 
         async def receive_and_check() -> Message:
+            nonlocal own_routing
             message = await receive()
             if message["type"] == "http.request":
-                body.extend(message.get("body", b""))
-                if not message.get("more_body", False):
-                    read, fault = checked(body)
-                    request.update(read)
-                    if fault := fault or task_fault(request, tasks(state.routing)):
-                        raise HTTPException(400, fault)
+                request, fault = checked(message["body"])
+                if fault := fault or task_fault(request, tasks(state.routing)):
+                    raise HTTPException(400, fault)
+                own_routing = chooses_routing(request)
             return message
 
         async def count_and_send(message: Message) -> None:
             is_answer = message["type"] == "http.response.start" and message["status"] < 400
             if is_answer and "prismoe.gone" not in scope:
-                state.requests.add(request)
+                state.requests.add(own_routing)
             await send(message)
 
         answers = get_route_path(scope) in ANSWERING
         await self.app(scope, receive_and_check, count_and_send if answers else send)
 
 
-def checked(body: bytes | bytearray) -> tuple[dict[str, Any], str | None]:
+def checked(body: bytes) -> tuple[dict[str, Any], str | None]:
     """A request, empty where it is no JSON object, and what is wrong with it; None where nothing is.
 
     Wrong are roles outside ROLES, which a chat template could pass over in silence; `media_io_kwargs`, with

@@ -4,6 +4,7 @@ import argparse
 import signal
 from collections.abc import Callable, Sequence
 
+from prismoe.model_plugins.processes import ask_to_end_with_parent
 from prismoe.server.sentences import fail, sentence
 from prismoe.server.settings import CalibrateSettings, CheckSettings, ConvertSettings
 
@@ -118,6 +119,7 @@ def calibrate(arguments: Sequence[str]) -> int:
 def _end(run: Callable[[], int]) -> int:
     """The exit status of a command that cleans up when it is interrupted, and whose errors are sentences."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ask_to_end_with_parent()
     try:
         return run()
     except KeyboardInterrupt:

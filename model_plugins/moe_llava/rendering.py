@@ -6,12 +6,14 @@ SEPARATOR behind each character that a special token may begin with. Special tok
 rendered, and the separators are left out after that.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TextPrompt, TokensPrompt
 from vllm.renderers.hf import HfRenderer
 from vllm.renderers.params import ChatParams
@@ -21,8 +23,8 @@ from prismoe.model_plugins.moe_llava.processing import IMAGE_INDEX, IMAGE_MARK
 SEPARATOR = "\ufdd0"
 """A code point that Unicode keeps for uses like this. In a user's own text it is left out."""
 
-NO_TEXT = frozenset({"role", "type", "url", "image_url", "video_url", "audio_url", "input_audio"})
-"""The keys of a message whose values are not for the template to write."""
+MEDIA = frozenset({"type", "image_url", "video_url", "audio_url", "input_audio"})
+"""The keys of a message's part whose values no template writes: what kind it is, and where its image is."""
 
 
 class PlainTextRenderer(HfRenderer):
@@ -33,19 +35,23 @@ class PlainTextRenderer(HfRenderer):
 
     def render_messages(self, messages: Any, params: ChatParams) -> tuple[Any, Any]:
         """The conversation, and its prompt with separators."""
-        conversation, prompt = super().render_messages(self._separated(messages), self._for_template(params))
+        conversation, prompt = super().render_messages(*self._for_template(messages, params))
         return _joined(conversation), prompt
 
     async def render_messages_async(self, messages: Any, params: ChatParams) -> tuple[Any, Any]:
         """The conversation, and its prompt with separators."""
-        conversation, prompt = await super().render_messages_async(
-            self._separated(messages), self._for_template(params)
-        )
+        conversation, prompt = await super().render_messages_async(*self._for_template(messages, params))
         return _joined(conversation), prompt
 
-    def _for_template(self, params: ChatParams) -> ChatParams:
-        """With separators in the tools and documents, which a template may write, too."""
-        return replace(params, chat_template_kwargs=self._separated(params.chat_template_kwargs))
+    def _for_template(self, messages: Any, params: ChatParams) -> tuple[list[Any], ChatParams]:
+        """Both with separators: a template may write tools and documents, too. Raises VLLMValidationError."""
+        try:
+            separated = [self._separated_message(message) for message in messages]
+            return separated, replace(
+                params, chat_template_kwargs=self._separated(params.chat_template_kwargs)
+            )
+        except RecursionError:
+            raise VLLMValidationError("The request's JSON is nested too deeply.") from None
 
     async def render_prompts_async(self, prompts: Sequence[Any]) -> list[Any]:
         """The prompts of completions over HTTP, which are nothing but a user's text."""
@@ -83,17 +89,36 @@ class PlainTextRenderer(HfRenderer):
         return {str(token): id for id, token in added.items() if token.special and str(token) != IMAGE_MARK}
 
     @cached_property
-    def _first_characters(self) -> re.Pattern[str]:
-        firsts = {token[0] for token in (IMAGE_MARK, *self._special_tokens)}
-        return re.compile(f"[{re.escape(''.join(sorted(firsts)))}]")
+    def _first_characters(self) -> frozenset[str]:
+        return frozenset(token[0] for token in (IMAGE_MARK, *self._special_tokens))
 
-    def _separated(self, value: Any) -> Any:
-        """The same text, messages or parts of a message, with separators in each text."""
+    def _separated_message(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A message with separators in all that a template may write."""
+        ways = {"content": self._separated_content, "tool_calls": self._separated_calls}
+        return {self._separated(key): ways.get(key, self._separated)(each) for key, each in message.items()}
+
+    def _separated_content(self, content: Any) -> Any:
+        if not _is_list(content):
+            return self._separated(content)
+        return [self._separated(part, MEDIA) for part in content]
+
+    def _separated_calls(self, calls: Any) -> Any:
+        if not _is_list(calls):
+            return self._separated(calls)
+        return [self._separated(_read_call(call)) for call in calls]
+
+    def _separated(self, value: Any, but: frozenset[str] = frozenset()) -> Any:
+        """The same with separators in each text, whether it is a key or a value, `but` under some keys."""
         if isinstance(value, str):
-            return self._first_characters.sub(rf"\g<0>{SEPARATOR}", value)
+            for first in self._first_characters:
+                value = value.replace(first, first + SEPARATOR)
+            return value
         if isinstance(value, dict):
-            return {key: each if key in NO_TEXT else self._separated(each) for key, each in value.items()}
-        if isinstance(value, list | tuple | Iterator):  # pydantic reads a message's parts once, as they come
+            return {
+                self._separated(key): each if key in but else self._separated(each)
+                for key, each in value.items()
+            }
+        if _is_list(value):
             return [self._separated(each) for each in value]
         return value
 
@@ -103,12 +128,28 @@ def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile(f"({'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))})")
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | Iterator)  # pydantic reads the parts of a message as they come
+
+
+def _read_call(call: Any) -> Any:
+    """A tool call with its arguments read from JSON, as vLLM would later: an escape could hide a mark."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        arguments = None  # vLLM gives the template no arguments then.
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
 def _joined(value: Any) -> Any:
     """The same without separators."""
     if isinstance(value, str):
         return value.replace(SEPARATOR, "")
     if isinstance(value, dict):
-        return {key: _joined(each) for key, each in value.items()}
+        return {_joined(key): _joined(each) for key, each in value.items()}
     return [_joined(each) for each in value] if isinstance(value, list) else value
 
 

@@ -24,7 +24,8 @@ class Refused(Exception):
 class BodyLimit:
     """ASGI middleware that reads the whole body first, within bounds on its size, its time and all bodies.
 
-    What comes behind it gets the body in one piece and never waits for a slow client.
+    What comes behind it gets the body in one piece, of which nothing is kept here but its length, and never
+    waits for a slow client.
     """
 
     def __init__(self, app: ASGIApp, settings: LimitSettings) -> None:
@@ -62,13 +63,17 @@ class BodyLimit:
                     await self._read(scope, receive, body)
             except TimeoutError:
                 raise Refused(self._too_slow) from None
-            await self._app(scope, _replay(bytes(body), receive), send)
+            finally:
+                length = len(body)
+            messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+            body.clear()
+            await self._app(scope, _replay(messages, receive), send)
         except Refused as refused:
             await refuse(refused.refusal, scope, send)
         except ClientGone:
             pass
         finally:
-            self._held -= len(body)
+            self._held -= length
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
         declared = Headers(scope=scope).get("content-length", "0")
@@ -93,13 +98,10 @@ class ClientGone(Exception):
     """The client left before its body was there."""
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body, then what comes after it."""
-    pieces = [body]
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    """A `receive` that gives these messages away, then what comes after them."""
 
     async def replay() -> Message:
-        if pieces:
-            return {"type": "http.request", "body": pieces.pop(), "more_body": False}
-        return await receive()
+        return messages.pop(0) if messages else await receive()
 
     return replay

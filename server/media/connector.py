@@ -1,11 +1,11 @@
 """vLLM's way to a request's images, by prismoe's rules."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.multimodal.media import (
@@ -17,7 +17,7 @@ from vllm.multimodal.media import (
 )
 
 from prismoe.server.environment import MEDIA_CONNECTOR
-from prismoe.server.media.budget import BudgetSpent, PixelBudget
+from prismoe.server.media.budget import BudgetSpent, ImageBudget
 from prismoe.server.media.data_url import read_data_url
 from prismoe.server.media.decode import decode
 from prismoe.server.media.fetch import fetch
@@ -29,6 +29,8 @@ from prismoe.server.media.settings import MediaSettings
 DECODERS = ThreadPoolExecutor(4, thread_name_prefix="decode")
 """Images are decoded here, off the event loop, so many at a time."""
 
+T = TypeVar("T")
+
 FULL = "The server holds too many large images: ask again in a moment."
 
 
@@ -36,7 +38,7 @@ class RequestMedia(MediaConnector):
     """Gets one image after the other; what is wrong with one is a 400 with a sentence."""
 
     settings = MediaSettings.model_validate({})
-    budget = PixelBudget(settings.max_decoded_mib)
+    budget = ImageBudget(settings.max_images_mib)
 
     def __init__(
         self,
@@ -71,28 +73,50 @@ class RequestMedia(MediaConnector):
         return asyncio.run(self.load_from_url_async(url, media_io, fetch_timeout=fetch_timeout))
 
     async def _image(self, url: str, media_io: ImageMediaIO) -> MediaWithBytes[Any]:
-        in_thread = partial(asyncio.get_running_loop().run_in_executor, DECODERS)
+        most, background = self.settings.max_image_pixels, media_io.rgba_background_color
+        taken = 0
+
+        def take(count: int) -> None:
+            nonlocal taken
+            self.budget.take(count)
+            taken += count
+
+        try:
+            data = await self._file(url, take)
+            image = await _in_thread(decode, data, most, self.budget, background)
+        except BaseException:
+            self.budget.give_back(taken)
+            raise
+        self.budget.give_back_after(image, taken)
+        return MediaWithBytes(image, data)
+
+    async def _file(self, url: str, take: Callable[[int], None]) -> bytes:
+        """The file at `url`; `take` is told of its bytes."""
         settings, scheme = self.settings, url.partition(":")[0].lower()
-        if scheme == "data":
-            data = await in_thread(read_data_url, url, settings.max_image_bytes)
-        elif scheme == "file":
-            data = await in_thread(read_local, url, self._folder, settings.max_image_bytes)
-        elif scheme in ("http", "https"):
-            data = await fetch(
+        if scheme in ("http", "https"):
+            return await fetch(
                 self._origins.checked(url),
+                take,
                 max_bytes=settings.max_image_bytes,
                 timeout_s=settings.fetch_seconds,
                 networks=settings.fetch_networks,
             )
+        if scheme == "data":
+            data = await _in_thread(read_data_url, url, settings.max_image_bytes)
+        elif scheme == "file":
+            data = await _in_thread(read_local, url, self._folder, settings.max_image_bytes)
         else:
             raise ImageRefused("its URL begins with none of data:, https: and file:")
-        background = media_io.rgba_background_color
-        image = await in_thread(decode, data, settings.max_image_pixels, self.budget, background)
-        return MediaWithBytes(image, data)
+        take(len(data))
+        return data
+
+
+async def _in_thread(work: Callable[..., T], *arguments: object) -> T:
+    return await asyncio.get_running_loop().run_in_executor(DECODERS, work, *arguments)
 
 
 def use_media(settings: MediaSettings) -> None:
     """Have vLLM get images by these settings, from now on and in this process."""
-    shared = {"settings": settings, "budget": PixelBudget(settings.max_decoded_mib)}
+    shared = {"settings": settings, "budget": ImageBudget(settings.max_images_mib)}
     connector = type(RequestMedia.__name__, (RequestMedia,), shared)
     MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)(connector)

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from prismoe.server.media.budget import BudgetSpent, PixelBudget
+from prismoe.server.media.budget import BYTES_PER_PIXEL, BudgetSpent, ImageBudget
 from prismoe.server.media.refusal import ImageRefused
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -41,10 +41,10 @@ Colour = tuple[int, int, int]
 WHITE = (255, 255, 255)
 
 
-def decode(data: bytes, max_pixels: int, budget: PixelBudget, background: Colour = WHITE) -> Image.Image:
+def decode(data: bytes, max_pixels: int, budget: ImageBudget, background: Colour = WHITE) -> Image.Image:
     """The first frame, upright, in RGB, with `background` behind what is transparent.
 
-    It counts against `budget` until it is gone. Raises ImageRefused, or BudgetSpent.
+    Its pixels count against `budget` until it is gone. Raises ImageRefused, or BudgetSpent.
     """
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
@@ -62,16 +62,16 @@ def decode(data: bytes, max_pixels: int, budget: PixelBudget, background: Colour
         raise ImageRefused("it is damaged or cut short") from error
 
 
-def _within(budget: PixelBudget, image: Image.Image, background: Colour) -> Image.Image:
-    pixels = image.width * image.height
-    budget.take(pixels)
+def _within(budget: ImageBudget, image: Image.Image, background: Colour) -> Image.Image:
+    count = image.width * image.height * BYTES_PER_PIXEL
+    budget.take(count)
     try:
         image.load()
         picture = _upright(_rgb(image, background), image)
     except BaseException:
-        budget.give_back(pixels)
+        budget.give_back(count)
         raise
-    budget.give_back_after(picture, pixels)
+    budget.give_back_after(picture, count)
     return picture
 
 

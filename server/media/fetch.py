@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
 import aiohttp
@@ -17,12 +17,15 @@ HEADERS = {"User-Agent": "prismoe", "Accept": "image/*", "Accept-Encoding": "ide
 
 async def fetch(
     url: URL,
+    take: Callable[[int], None],
     *,
     max_bytes: int,
     timeout_s: float,
     networks: Sequence[Network] = (),
 ) -> bytes:
-    """The body at `url`. Raises ImageRefused; the reason names no address and no part of the answer.
+    """The body at `url`, whose bytes are counted with `take` as they come, before they are kept.
+
+    Raises ImageRefused, whose reason names no address and no part of the answer, and what `take` raises.
 
     Every address is checked as its socket is made, so a name that resolves otherwise the second time, or to
     several addresses, gains nothing. Redirects are refused. No proxy, cookie or saved password is used.
@@ -53,20 +56,21 @@ async def fetch(
             ) as session,
             session.get(url, allow_redirects=False) as answer,
         ):
-            return await _body(answer, max_bytes)
+            return await _body(answer, take, max_bytes)
     except TimeoutError as error:
         raise ImageRefused(f"its server took longer than {timeout_s:g} s") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise ImageRefused("its server can't be reached, or did not answer as a web server does") from error
 
 
-async def _body(answer: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+async def _body(answer: aiohttp.ClientResponse, take: Callable[[int], None], max_bytes: int) -> bytes:
     if 300 <= answer.status < 400:
         raise ImageRefused("its URL redirects: give the address that it leads to")
     if answer.status != HTTPStatus.OK:
         raise ImageRefused(f"its server answered with status {answer.status}")
     body = bytearray()
     async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
+        take(len(chunk))
         body += chunk
         if len(body) > max_bytes:
             raise ImageRefused(f"it has more than {max_bytes:,} bytes")

@@ -15,8 +15,8 @@ class MediaSettings(BaseModel):
     max_image_pixels: Annotated[int, Field(gt=0)] = Field(
         25_000_000, description="the pixels of an image, which take three bytes each once decoded"
     )
-    max_decoded_mib: Annotated[int, Field(gt=0)] = Field(
-        2048, description="all decoded images together; a request with more of them gets a 429"
+    max_images_mib: Annotated[int, Field(gt=0)] = Field(
+        2048, description="all images together, their files and pixels; a request with more gets a 429"
     )
     fetch_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         10, description="fetching an image, in all"

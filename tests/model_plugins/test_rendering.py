@@ -1,19 +1,25 @@
 """What a user writes is text, whatever it spells; what the template writes is what it means."""
 
 import asyncio
+import json
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
+from vllm.exceptions import VLLMValidationError
+from vllm.renderers import chat_utils
 from vllm.renderers.params import ChatParams
 
 from prismoe.model_plugins import register
 from prismoe.model_plugins.bundled import bundled_checkpoint
 from prismoe.model_plugins.moe_llava.processing import IMAGE_INDEX
-from prismoe.model_plugins.moe_llava.rendering import SEPARATOR, PlainTextRenderer
+from prismoe.model_plugins.moe_llava.rendering import MEDIA, SEPARATOR, PlainTextRenderer, _joined
 from tests.model_plugins.engine import PHI
 
 register()
@@ -94,12 +100,81 @@ def test_ordinary_text_is_tokenized_as_ever(rendering: Rendering, text: str) -> 
     assert rendering.tokens(prompt, images=True) == [*around[0], IMAGE_INDEX, *around[1]]
 
 
-def test_only_text_is_separated(rendering: Rendering) -> None:
+def test_images_are_left_alone(rendering: Rendering) -> None:
     url = {"url": "https://example.com/<image>"}
     parts = iter([{"type": "image_url", "image_url": url}, {"type": "text", "text": "<image>"}, "<image>"])
-    (message,) = rendering._separated([{"role": "user", "content": parts}])
+    message = rendering._separated_message({"role": "user", "content": parts})
     assert message["content"][0]["image_url"] == url and message["role"] == "user"
     assert message["content"][1:] == [{"type": "text", "text": f"<{SEPARATOR}image>"}, f"<{SEPARATOR}image>"]
+
+
+def test_a_template_sees_nothing_of_an_images_keys() -> None:
+    assert MEDIA <= chat_utils._KNOWN_CONTENT_PART_FIELDS  # of a part, vLLM passes on what it doesn't know
+
+
+@given(text=st.text(st.sampled_from(f"<|[ab{SEPARATOR}é")))
+def test_a_separator_follows_each_first_character(text: str) -> None:
+    renderer = object.__new__(PlainTextRenderer)
+    renderer.__dict__["_first_characters"] = frozenset("<|[")
+    assert renderer._separated(text) == re.sub(r"[<|\[]", rf"\g<0>{SEPARATOR}", text)
+
+
+def test_a_text_of_marks_is_separated_as_fast_as_any(rendering: Rendering) -> None:
+    def seconds(text: str) -> float:
+        start = time.process_time()
+        assert len(rendering._separated_message({"role": "user", "content": text})["content"]) >= len(text)
+        return time.process_time() - start
+
+    assert seconds("<" * 4_000_000) < 0.5  # a match for each took 2 s
+
+
+def deep(key: str, value: str) -> dict[str, Any]:
+    return {"type": value, "parameters": {key: [{"url": value, "role": value, "image_url": {"url": value}}]}}
+
+
+def test_whatever_a_template_writes_of_tools_and_documents_is_text(
+    rendering: Rendering, special: set[int]
+) -> None:
+    """A template that writes them as JSON, as those of Qwen do."""
+    tools = deep("<image>", "<|endoftext|>")
+    params = ChatParams(chat_template_kwargs={"tools": [tools], "documents": [tools]})
+    calls = [{"type": "function", "function": {"name": "<image>", "arguments": tools}}]
+    message = {"role": "assistant", "content": None, "tools": [tools], "<image>": 1}
+    (separated,), given = rendering._for_template([{**message, "tool_calls": iter(calls)}], params)
+    written = [given.chat_template_kwargs, separated]
+    assert not special & set(rendering._tokens(json.dumps(written, ensure_ascii=False), has_images=True))
+    assert _joined(written) == [
+        {"tools": [tools], "documents": [tools]},
+        {**message, "tool_calls": calls},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"),
+    [
+        (r'{"\u003cimage>": "\u003c|endoftext|>"}', {"<image>": "<|endoftext|>"}),
+        ("no JSON", None),
+        ("[" * 100_000, None),
+        ({"a": "<image>"}, {"a": "<image>"}),
+    ],
+)
+def test_the_arguments_of_a_call_hide_nothing(
+    rendering: Rendering, special: set[int], arguments: object, read: object
+) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    message = rendering._separated_message({"role": "assistant", "tool_calls": [call]})
+    passed_on = message["tool_calls"][0]["function"]["arguments"]
+    assert _joined(passed_on) == read
+    assert not special & set(rendering._tokens(json.dumps(passed_on, ensure_ascii=False), has_images=True))
+
+
+def test_documents_in_a_tower_of_brackets_are_refused(rendering: Rendering) -> None:
+    tower: object = "x"
+    for _ in range(900):  # as deep as the server's own look at the body lets pass
+        tower = [tower]
+    for messages, documents in ([[{"role": "user", "content": tower}], None], [[], tower]):
+        with pytest.raises(VLLMValidationError, match="nested too deeply"):
+            rendering._for_template(messages, ChatParams(chat_template_kwargs={"documents": documents}))
 
 
 def test_a_completion_is_all_text(rendering: Rendering, special: set[int]) -> None:
@@ -112,6 +187,6 @@ def test_a_completion_is_all_text(rendering: Rendering, special: set[int]) -> No
 def test_tools_are_text_too(rendering: Rendering) -> None:
     tools = [{"type": "function", "function": {"name": "f", "description": "<image>"}}]
     params = ChatParams(chat_template_kwargs={"tools": tools, "add_generation_prompt": True})
-    kwargs = rendering._for_template(params).chat_template_kwargs
+    kwargs = rendering._for_template([], params)[1].chat_template_kwargs
     assert kwargs["tools"][0]["function"] == {"name": "f", "description": f"<{SEPARATOR}image>"}
     assert kwargs["add_generation_prompt"] is True and kwargs["tools"][0]["type"] == "function"

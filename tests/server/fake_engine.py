@@ -37,7 +37,7 @@ class FakeEngine:
     def errored(self) -> bool:
         return self.asked >= len(self.answers)
 
-    async def ask(self, method: str) -> list[Any]:
+    async def ask(self, method: str, *args: Any) -> list[Any]:
         assert method == "prismoe_expert_load"
         answer = self.answers[self.asked]
         self.asked += 1

@@ -1,7 +1,8 @@
-"""Two data-parallel engines behind one server: both work, and what they counted is summed."""
+"""Two data-parallel engines behind one server: both work and are inspected, and their counts are summed."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -11,11 +12,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.server.conftest import image_part, user
 from tests.server.running import Server
 
-REQUESTS = 6
+REQUESTS, INSPECTIONS = 6, 4
 TOKENS_PER_IMAGE = 64
 
 
-def test_expert_load_of_two_engines(tmp_path: Path, picture: bytes) -> None:
+def inspect(server: Server, picture: bytes) -> dict[str, Any]:
+    messages = user(image_part(picture), "What is this?")
+    body = {"model": "prismoji", "messages": messages, "max_tokens": 4, "ignore_eos": True}
+    answer = httpx.post(f"{server.url}/v1/routing/inspect", json=body, timeout=60)
+    told: dict[str, Any] = answer.raise_for_status().json()
+    return told
+
+
+def test_expert_load_and_inspections_of_two_engines(tmp_path: Path, picture: bytes) -> None:
     server = Server(tmp_path / "log", "--data-parallel-size", "2", "--heartbeat-seconds", "0.5")
     try:
         server.wait_until_ready()
@@ -31,12 +40,19 @@ def test_expert_load_of_two_engines(tmp_path: Path, picture: bytes) -> None:
 
         with ThreadPoolExecutor(REQUESTS) as pool:
             computed = sum(pool.map(ask, range(REQUESTS)))
+        inspected = [inspect(server, picture) for _ in range(INSPECTIONS)]
         load = httpx.get(f"{server.url}/v1/routing/load").json()
         metrics = httpx.get(f"{server.url}/metrics").text
     finally:
         server.stop()
     assert server.survivors() == []
-    vision = REQUESTS * TOKENS_PER_IMAGE
+    for told in inspected:  # vLLM gives them to the engines in turn
+        routing, usage = told["routing"], told["completion"]["usage"]
+        assert routing["left_out"] == 0
+        assert len(routing["tokens"]) == usage["prompt_tokens"] + usage["completion_tokens"] - 1
+        assert len(routing["layers"]) == len(load["layers"])
+        computed += len(routing["tokens"])
+    vision = (REQUESTS + INSPECTIONS) * TOKENS_PER_IMAGE
     assert load["tokens"] == load["scored_tokens"] == [[computed - vision, vision]] * len(load["layers"])
     assert np.all(np.array(load["routing_entropy"]) > 0)
     prompts = {

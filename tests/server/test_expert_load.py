@@ -42,6 +42,16 @@ def test_an_idle_engine_is_not_asked() -> None:
     assert list(work) == []
 
 
+def test_readers_at_once_ask_the_engine_once() -> None:
+    async def crowd() -> list[ExpertLoad]:
+        return await asyncio.gather(*[reader.read() for _ in range(20)])
+
+    engine = FakeEngine(LOAD, LOAD)
+    reader = ExpertLoadReader(engine)
+    assert asyncio.run(crowd()) == [ExpertLoad.model_validate(LOAD)] * 20
+    assert engine.asked == 1
+
+
 def test_vllms_counters_tell_whether_work_was_done() -> None:
     registry = CollectorRegistry()
     assert vllm_tokens(registry) is None

@@ -10,7 +10,7 @@ from vllm.config import CompilationMode, CUDAGraphMode
 
 from prismoe.model_plugins.patch_grid import PatchGrid
 from prismoe.server.inspection import RecordedRows, inspection
-from prismoe.server.inspector import MOST_WAITING, InspectionRequest, Inspector
+from prismoe.server.inspector import MOST_WAITING, InspectionRequest, Inspector, what_is_inspectable
 
 SIGLIP = PatchGrid(rows=2, columns=2, tokens=3, first_patch=1, fit="stretch")
 FACTS = {"grid": SIGLIP.model_dump(), "request_experts": 4, "moe_layers": 1}
@@ -60,22 +60,26 @@ class Engine:
         self.calls: list[str] = []
         self.go = asyncio.Event()
 
-    async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+    async def ask(self, method: str, *args: Any) -> list[Any]:
         self.calls.append(method)
-        return [self.facts if method == "prismoe_inspectable" else rows([False]).model_dump()]
+        return [self.facts]
 
     async def create_chat_completion(self, request: InspectionRequest) -> Any:
         await self.go.wait()
         raise HTTPException(400, "This is enough.")
 
 
-def inspector(engine: Engine) -> Inspector:
-    return Inspector(engine, engine)  # type: ignore[arg-type]
+async def inspector(engine: Engine) -> Inspector:
+    inspectable = await what_is_inspectable(engine, engine.vllm_config)  # type: ignore[arg-type]
+    return Inspector(engine, engine, inspectable)  # type: ignore[arg-type]
 
 
 def refused(engine: Engine, body: InspectionRequest = BODY) -> HTTPException:
+    async def ask() -> None:
+        await (await inspector(engine)).answer(body)
+
     with pytest.raises(HTTPException) as refusal:
-        asyncio.run(inspector(engine).answer(body))
+        asyncio.run(ask())
     return refusal.value
 
 
@@ -84,8 +88,7 @@ def test_a_compiled_engine_inspects_nothing() -> None:
     refusal = refused(engine)
     assert refusal.status_code == 501 and "--enforce-eager" in refusal.detail
     assert engine.calls == ["prismoe_inspectable"]
-    told = asyncio.run(inspector(engine).inspectable())
-    assert told.refusal == refusal.detail
+    assert asyncio.run(inspector(engine)).inspectable.refusal == refusal.detail
 
 
 def test_a_dense_checkpoint_has_nothing_to_inspect() -> None:
@@ -95,7 +98,7 @@ def test_a_dense_checkpoint_has_nothing_to_inspect() -> None:
 def test_inspections_wait_for_their_turn_and_not_in_any_number() -> None:
     async def crowd() -> list[Any]:
         engine = Engine()
-        one = inspector(engine)
+        one = await inspector(engine)
         waiting = [asyncio.create_task(one.answer(BODY)) for _ in range(MOST_WAITING + 1)]
         await asyncio.sleep(0.01)
         assert engine.calls.count("prismoe_start_inspection") == 1

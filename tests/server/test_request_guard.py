@@ -10,6 +10,8 @@ import pytest
 from fastapi import Body, FastAPI
 from prometheus_client import CollectorRegistry
 
+from prismoe.server.limits.body import BodyLimit
+from prismoe.server.limits.settings import LimitSettings
 from prismoe.server.own_routing import RequestCounter, task_fault, tasks
 from prismoe.server.request_guard import ROLES, RequestGuard, checked
 from prismoe.server.routes import LayerRouting, RoutingInForce
@@ -18,6 +20,7 @@ TOO_DEEP = "The request's JSON is nested too deeply."
 
 app = FastAPI()
 app.add_middleware(RequestGuard)
+app.add_middleware(BodyLimit, settings=LimitSettings.model_validate({}))
 
 
 @app.post("/chat")

@@ -7,14 +7,14 @@ import time
 
 import psutil
 
-from prismoe.server.media.budget import PixelBudget
+from prismoe.server.media.budget import ImageBudget
 from prismoe.server.media.decode import decode
 from prismoe.server.media.refusal import ImageRefused
 from tests.server.fuzz.images import mutated_image, seed_images
 
 IMAGES = 10_000
 MAX_PIXELS = 25_000_000
-BUDGET = PixelBudget(100)
+BUDGET = ImageBudget(100)
 
 
 def outcome(data: bytes) -> str:

@@ -21,7 +21,7 @@ class Engine:
         self.work = 0.0
         self.now = 0.0
 
-    async def ask(self, method: str) -> list[Any]:
+    async def ask(self, method: str, *args: Any) -> list[Any]:
         assert method == "prismoe_step"
         self.asked += 1
         if self.stuck:

@@ -9,14 +9,14 @@ import psutil
 import pytest
 from PIL import Image
 
-from prismoe.server.media.budget import PixelBudget
+from prismoe.server.media.budget import ImageBudget
 from prismoe.server.media.decode import LONGEST_SIDE, UPRIGHT
 from prismoe.server.media.decode import decode as decode_within
 from prismoe.server.media.refusal import ImageRefused
 from tests.server.media.pictures import BLUE, GREEN, RED, chunk, encoded, png, rows, two_colours
 
 MAX_PIXELS = 25_000_000
-BUDGET = PixelBudget(2048)
+BUDGET = ImageBudget(2048)
 decode = functools.partial(decode_within, budget=BUDGET)
 CLEAR = (0, 0, 0, 0)
 
