@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prismoe.kernels.ragged_experts import flat_experts, used_pairs
+from prismoe.kernels.ragged_experts import flat_experts
 from prismoe.kernels.routing import ranked_experts, use_first
 
 EXPERTS = SLOTS = 4
@@ -27,15 +27,15 @@ Experts = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def routing(tokens: int, is_mixed: bool) -> tuple[Tensor, Tensor]:
-    """`weights_TA` and `experts_TA` as a router gives them, with 2 experts for each token.
+    """`weights_TA` and `experts_TA` as a router gives them, with 2 slots and experts for each token.
 
-    Mixed, a fifth of the tokens uses 4 experts, a fifth 1 and the rest 2.
+    Mixed, there are 4 slots; a fifth of the tokens uses 4 experts, a fifth 1 and the rest 2.
     """
     generator = torch.Generator().manual_seed(tokens)
     share_T = torch.rand(tokens, generator=generator)
     count_T = torch.where(share_T < 0.2, 4, torch.where(share_T < 0.4, 1, 2))
     probs_TE = torch.randn(tokens, EXPERTS, generator=generator).softmax(-1)
-    experts_TA, weights_TA = ranked_experts(probs_TE, EXPERTS)
+    experts_TA, weights_TA = ranked_experts(probs_TE, SLOTS if is_mixed else 2)
     if not is_mixed:
         count_T = torch.full_like(count_T, 2)
     experts_TA, weights_TA = use_first(experts_TA, weights_TA, count_T, renormalize=True)
@@ -108,11 +108,10 @@ def experts_on_cpu(dtype: torch.dtype, hidden: int, tokens: int, seconds: float)
     hidden_TD = torch.randn(tokens, hidden).to(dtype)
     weights_TA, experts_TA = routing(tokens, is_mixed=True)
     two = routing(tokens, is_mixed=False)
-    used_2, two_2 = (used_pairs((weights != 0).sum(dim=1)) for weights in (weights_TA, two[0]))
     variants: dict[str, Callable[[], object]] = {
         "fixed k = 2": lambda: fixed(hidden_TD, *two),
-        "ragged, all k = 2": lambda: flat_experts(hidden_TD, *two, two_2, fixed),
-        "ragged": lambda: flat_experts(hidden_TD, weights_TA, experts_TA, used_2, fixed),
+        "ragged, all k = 2": lambda: flat_experts(hidden_TD, *two, fixed),
+        "ragged": lambda: flat_experts(hidden_TD, weights_TA, experts_TA, fixed),
         "padding": lambda: fixed(hidden_TD, weights_TA, experts_TA),
         "loop": lambda: loop_over_experts(hidden_TD, weights_TA, experts_TA, w13, w2),
     }

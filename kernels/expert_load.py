@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prismoe.kernels.routing import TEXT, routing_entropy
+from prismoe.kernels.routing import TEXT, routing_entropy, routing_probability_variance
 
 MODALITIES = ("text", "vision")
 SUMS = ("tokens", "tail_tokens", "scored_tokens", "near_ties", "entropy", "variance")
@@ -81,20 +81,27 @@ class LayerLoad(NamedTuple):
 def count_expert_load(
     load_MC: Tensor,
     experts_TA: Tensor,
-    count_T: Tensor,
-    tail_T: Tensor,
+    count_T: Tensor | None,
+    tail_T: Tensor | None,
     segment_T: Tensor,
     confidence: Confidence | None,
 ) -> None:
-    """Add one layer's step to `load_MC` in place. Padding counts nothing."""
-    num_experts = experts_of(load_MC)
+    """Add one layer's step to `load_MC` in place. Padding counts nothing.
+
+    Without `count_T` each token uses all slots, without `tail_T` none is a tail token.
+    """
+    num_experts, slots = experts_of(load_MC), experts_TA.shape[1]
+    if count_T is None:
+        count_T = torch.full_like(segment_T, slots)
+    if tail_T is None:
+        tail_T = torch.zeros_like(segment_T)
     is_text_T, is_vision_T = segment_T == TEXT, segment_T >= 0
     is_real_T = is_text_T | is_vision_T
-    used_TA = torch.arange(experts_TA.shape[1], device=experts_TA.device) < count_T[:, None]
-    by_count_T1 = (num_experts + len(SUMS) - 1 + count_T)[:, None]
-    cells_TC = torch.cat([experts_TA, by_count_T1], dim=1) + (is_vision_T * load_MC.shape[1])[:, None]
-    amounts_TC = torch.cat([used_TA & is_real_T[:, None], is_real_T[:, None]], dim=1)
-    load_MC.view(-1).index_add_(0, cells_TC.flatten(), amounts_TC.flatten().to(load_MC.dtype))
+    used_AT = torch.arange(slots, device=experts_TA.device)[:, None] < count_T
+    by_count_T = num_experts + len(SUMS) - 1 + count_T
+    cells_XT = torch.cat([experts_TA.T, by_count_T[None]]) + is_vision_T * load_MC.shape[1]
+    amounts_XT = torch.cat([used_AT & is_real_T, is_real_T[None]])
+    load_MC.view(-1).index_add_(0, cells_XT.flatten(), amounts_XT.flatten().to(load_MC.dtype))
 
     sums = [is_real_T, tail_T]
     if confidence is not None:
@@ -109,8 +116,7 @@ def _confidence_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of each token: whether it is a near tie, its entropy, and its RPV · E, both in parts of UNIT."""
     entropy_T = routing_entropy(confidence.probs_TE) * UNIT
-    off_mean_TE = confidence.probs_TE - 1 / confidence.probs_TE.shape[1]
-    variance_T = off_mean_TE.square().sum(dim=1) * (num_experts / off_mean_TE.shape[1] * UNIT)
+    variance_T = routing_probability_variance(confidence.probs_TE) * (num_experts * UNIT)
     scores_TE = confidence.scores_TE
     if shared := num_experts - scores_TE.shape[1]:  # the last ones: used, and without a score
         scores_TE = pad(scores_TE, (0, shared), value=torch.inf)

@@ -25,13 +25,8 @@ LEAST_WORK = {torch.float32: 2**21, torch.bfloat16: 2**24, torch.float16: 2**24}
 where experts are four times as wide as D, bfloat16 with AMX."""
 
 
-def used_pairs(count_T: Tensor) -> Tensor:
-    """What `flat_experts` wants to know of a step, int64 `[2]`: the most slots a token uses, and P."""
-    return torch.stack([count_T.max(), count_T.sum()])
-
-
 def flat_experts(
-    hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, used_2: Tensor, fixed_experts: FixedExperts
+    hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, fixed_experts: FixedExperts
 ) -> Tensor:
     """`fixed_experts` on the used pairs, each as a token of its own with one expert.
 
@@ -39,9 +34,15 @@ def flat_experts(
     slots that no token uses. In float32 that gives the same bits: both round Σ weight · output like a chain
     of fused multiply-adds. In bfloat16 each pair's output is rounded before the sum.
     """
+    weights = weights_TA.numpy()
+    used = np.count_nonzero(weights)
+    if used in (0, weights.size):
+        return fixed_experts(hidden_TD, weights_TA, experts_TA)
     tokens, hidden = hidden_TD.shape
-    slots, used = used_2.tolist()
-    if slots < weights_TA.shape[1]:
+    slots = weights.shape[1]
+    while not np.count_nonzero(weights[:, slots - 1]):
+        slots -= 1
+    if slots < weights.shape[1]:
         weights_TA, experts_TA = weights_TA.narrow_copy(1, 0, slots), experts_TA.narrow_copy(1, 0, slots)
     if (tokens * slots - used) * hidden**2 < LEAST_WORK[hidden_TD.dtype]:
         return fixed_experts(hidden_TD, weights_TA, experts_TA)

@@ -15,10 +15,10 @@ MOST_COMPARED = 8
 
 
 def is_all_text(segment_T: Tensor) -> bool:
-    """Whether a step is known to hold text alone: just where looking is free, in an eager engine on CPU."""
+    """Whether a step is known to hold no image: just where looking is free, in an eager engine on CPU."""
     if torch.compiler.is_compiling() or segment_T.device.type != "cpu":
         return False
-    return bool((segment_T.numpy() == TEXT).all())
+    return int(segment_T.max()) < 0
 
 
 def router_probabilities(logits_TE: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def router_probabilities(logits_TE: Tensor) -> Tensor:
 
 def routing_probability_variance(probs_TE: Tensor) -> Tensor:
     """RPV: the variance of each token's routing probabilities, `[T]` (LTDR, Eq. 9)."""
-    return probs_TE.var(dim=-1, unbiased=False)
+    return (probs_TE - 1 / probs_TE.shape[1]).square().mean(dim=-1)
 
 
 def routing_entropy(probs_TE: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """What routing costs a served model, from end to end: the same prompts to engines that route differently.
 
 `python -m prismoe.loadtests.routing_cost [MODEL]`: an engine for each routing, each in a process of its own,
-all on the same cores and taking turns. One of them is the same model on vLLM's own router and experts. It
+all on the same core and taking turns. One of them is the same model on vLLM's own router and experts. It
 prints the tokens per second of each as multiples of that one's, for prefill of pictures, prefill of text, and
-decode.
+decode: the median over the rounds, and between which values the middle half of them lies.
+
+Seconds are the process's CPU seconds, on one thread: another job on the machine stretches them far less than
+the time of day.
 """
 
 import argparse
@@ -11,14 +14,16 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from PIL import Image
+from torch import Tensor
 
 from prismoe.kernels.bench import print_table
 from prismoe.model_plugins.bundled import bundled_checkpoint
@@ -26,17 +31,41 @@ from prismoe.model_plugins.bundled import bundled_checkpoint
 Routing = Mapping[str, Any]
 
 VLLMS_OWN = "vLLM's own router and experts"
+UNCOUNTED = "topk, not counted"
 TOP_K: Routing = {"policy": "topk"}
 ROUTINGS: dict[str, Routing] = {
     VLLMS_OWN: TOP_K,
     "topk": TOP_K,
-    "topk, not counted": TOP_K,
+    UNCOUNTED: TOP_K,
     "ltdr, 4 experts for tail tokens": {"policy": "ltdr", "tail_experts": 4},
-    "ltdr, 4 for tail, 1 for other vision": {"policy": "ltdr", "tail_experts": 4, "head_experts": 1},
+    "ltdr, 2 for tail, 1 for other vision": {"policy": "ltdr", "tail_experts": 2, "head_experts": 1},
 }
 PICTURES, TEXT_PREFILL, DECODE_1, DECODE_16 = "pictures", "text", "decode, 1 request", "decode, 16 requests"
 WORKLOADS = (PICTURES, TEXT_PREFILL, DECODE_1, DECODE_16)
 BATCH, TEXT_TOKENS, ANSWER = 16, 400, 64
+
+
+class Turn(NamedTuple):
+    """What one engine did in one round."""
+
+    seconds: float
+    experts_seconds: float  # of these, those that the experts ran
+    pairs: int  # (token, expert) pairs that routing used
+
+
+class Stopwatch:
+    """The CPU seconds of what it is wound around."""
+
+    seconds = 0.0
+
+    def around(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def timed(*step: Tensor) -> Tensor:
+            start = time.process_time()
+            output = run(*step)
+            self.seconds += time.process_time() - start
+            return output
+
+        return timed
 
 
 class RoutedEngine:
@@ -58,22 +87,26 @@ class RoutedEngine:
         self._process.terminate()
         self._process.join()
 
-    def run(self, workload: str, seed: int) -> dict[str, float]:
-        """`seconds` and `tokens` of one turn, and `experts`: how many (token, expert) pairs it used."""
+    def run(self, workload: str, seed: int) -> "Turn":
+        """One turn."""
         self._pipe.send((workload, seed))
-        result: dict[str, float] = self._pipe.recv()
-        return result
+        turn: Turn = self._pipe.recv()
+        return turn
 
 
 def _engine_process(pipe: Connection, model: str, name: str, is_eager: bool) -> None:
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_CPU_OMP_THREADS_BIND": str(min(os.sched_getaffinity(0))),  # one core
+    }
     from vllm import LLM
 
     from prismoe.model_plugins.engine_options import engine_options
 
     if name == VLLMS_OWN:
         _use_vllms_own()
-    if name == "topk, not counted":
+    if name == UNCOUNTED:
         _count_nothing()
     llm = LLM(
         model,
@@ -86,28 +119,33 @@ def _engine_process(pipe: Connection, model: str, name: str, is_eager: bool) -> 
         enforce_eager=is_eager,
         **engine_options(ROUTINGS[name]),
     )
+    stopwatch = Stopwatch()
+    llm.apply_model(partial(_time_experts, stopwatch))
     pipe.send("ready")
     while True:
-        pipe.send(_turn(llm, *pipe.recv()))
+        pipe.send(_turn(llm, stopwatch, *pipe.recv()))
 
 
-def _turn(llm: Any, workload: str, seed: int) -> dict[str, float]:
+def _time_experts(stopwatch: Stopwatch, model: Any) -> None:
+    for module in model.modules():
+        if "run" in vars(module):  # prismoe's experts
+            module.run = stopwatch.around(module.run)
+
+
+def _turn(llm: Any, stopwatch: Stopwatch, workload: str, seed: int) -> Turn:
     from vllm import SamplingParams
 
     prompts, answer = _prompts(workload, seed, llm.get_tokenizer().vocab_size)
     llm.collective_rpc("prismoe_reset_expert_load")
-    start = time.perf_counter()
-    outputs = llm.generate(
+    stopwatch.seconds = 0.0
+    start = time.process_time()
+    llm.generate(
         prompts, SamplingParams(max_tokens=answer, ignore_eos=True, detokenize=False), use_tqdm=False
     )
-    seconds = time.perf_counter() - start
-    is_prefill = answer == 1
-    tokens = sum(
-        len(output.prompt_token_ids) if is_prefill else len(output.outputs[0].token_ids) for output in outputs
-    )
+    seconds = time.process_time() - start
     used_LME = llm.collective_rpc("prismoe_expert_load")[0]["expert_tokens"]
-    experts = sum(used for layer in used_LME for modality in layer for used in modality)
-    return {"seconds": seconds, "tokens": tokens, "experts": experts}
+    pairs = sum(used for layer in used_LME for modality in layer for used in modality)
+    return Turn(seconds, stopwatch.seconds, pairs)
 
 
 def _prompts(workload: str, seed: int, vocabulary: int) -> tuple[list[Any], int]:
@@ -172,10 +210,11 @@ def _count_nothing() -> None:
     patch.object(KeptSteps, "keep", lambda *load: None).start()
 
 
-def compare(engines: Mapping[str, RoutedEngine], workload: str, rounds: int) -> dict[str, dict[str, float]]:
-    """By routing: the median over `rounds` of its speed over that of vLLM's own, and the (token, expert)
-    pairs that it used over those of top-k.
-    """
+Rounds = list[dict[str, Turn]]
+
+
+def take_turns(engines: Mapping[str, RoutedEngine], workload: str, rounds: int) -> Rounds:
+    """What each engine did in each round."""
     turns = []
     order = list(engines)
     for seed in range(-1, rounds):  # the first warms up
@@ -183,18 +222,34 @@ def compare(engines: Mapping[str, RoutedEngine], workload: str, rounds: int) -> 
         turn = {name: engines[name].run(workload, seed) for name in order}
         if seed >= 0:
             turns.append(turn)
-    top_k_experts = sum(turn["topk"]["experts"] for turn in turns)
-    return {
-        name: {
-            "speed": statistics.median(turn[VLLMS_OWN]["seconds"] / turn[name]["seconds"] for turn in turns),
-            "experts": sum(turn[name]["experts"] for turn in turns) / top_k_experts,
-        }
-        for name in engines
-    }
+    return turns
+
+
+def speed(rounds: Rounds, name: str, base: str) -> str:
+    """How many times as fast as `base`: the median, and the bounds of the middle half."""
+    low, middle, high = statistics.quantiles(
+        [turn[base].seconds / turn[name].seconds for turn in rounds], n=4, method="inclusive"
+    )
+    return f"{middle:.3f} ({low:.3f}-{high:.3f})"
+
+
+def experts_used(rounds: Rounds, name: str) -> float:
+    """The (token, expert) pairs that it used, over those of top-k."""
+    return sum(turn[name].pairs for turn in rounds) / sum(turn["topk"].pairs for turn in rounds)
+
+
+def experts_share(rounds: Rounds) -> float:
+    """The share of its seconds that top-k spends in the experts."""
+    return statistics.median(turn["topk"].experts_seconds / turn["topk"].seconds for turn in rounds)
+
+
+def predicted(rounds: Rounds, name: str) -> float:
+    """Its speed over top-k's, if just the experts' seconds grew with the experts used."""
+    return 1 / (1 + experts_share(rounds) * (experts_used(rounds, name) - 1))
 
 
 def main() -> None:
-    """Print the speeds as a table, and the experts used for pictures."""
+    """Print the speeds, and what the experts used predict."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", nargs="?", default=str(bundled_checkpoint()))
     parser.add_argument("--rounds", type=int, default=30)
@@ -204,15 +259,29 @@ def main() -> None:
         engines = {
             name: stack.enter_context(RoutedEngine(args.model, name, args.enforce_eager)) for name in ROUTINGS
         }
-        results = {workload: compare(engines, workload, args.rounds) for workload in WORKLOADS}
+        results = {workload: take_turns(engines, workload, args.rounds) for workload in WORKLOADS}
+    pairs = [(name, VLLMS_OWN) for name in ROUTINGS if name != VLLMS_OWN] + [("topk", UNCOUNTED)]
+    print_table(
+        [
+            {"speed of": name, "over": base}
+            | {workload: speed(rounds, name, base) for workload, rounds in results.items()}
+            for name, base in pairs
+        ]
+    )
+    print("Speed over top-k's, and what the experts used predict, by the share of its seconds they take:\n")
     print_table(
         [
             {
                 "routing": name,
-                "experts used": results[PICTURES][name]["experts"],
-                **{workload: results[workload][name]["speed"] for workload in WORKLOADS},
+                "workload": workload,
+                "experts' share": experts_share(rounds),
+                "experts used": experts_used(rounds, name),
+                "predicted": predicted(rounds, name),
+                "measured": speed(rounds, name, "topk"),
             }
+            for workload, rounds in results.items()
             for name in ROUTINGS
+            if name.startswith("ltdr")
         ]
     )
 

@@ -4,7 +4,6 @@ On CPU an op may look at its data, so unused slots cost nothing. vLLM calls this
 gets the gate's logits and has the router called. The compiler sees the routing, but not into the op.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,15 +28,14 @@ WIDE = 512
 
 
 def _experts(
-    hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor, used_2: Tensor, layer: str
+    hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor, layer: str
 ) -> Tensor:
     experts: CPUExperts = get_forward_context().no_compile_layers[layer].routed_experts
-    weights_TA = experts.router.observed(hidden_TD, logits_TE, weights_TA, experts_TA)
-    return experts.run(hidden_TD, weights_TA, experts_TA, used_2)
+    return experts.observe_and_run(hidden_TD, logits_TE, weights_TA, experts_TA)
 
 
 def _experts_fake(
-    hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor, used_2: Tensor, layer: str
+    hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor, layer: str
 ) -> Tensor:
     return torch.empty_like(hidden_TD)
 
@@ -50,8 +48,8 @@ class CPUExperts(RoutedExperts):
     """The weights of a layer's experts, which vLLM loads, and how they run."""
 
     quant_method: "GatedExperts | PlainExperts"
-    run: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    """The weighted sum of each token's experts, from hidden states, weights, experts and `used_pairs`."""
+    run: FixedExperts
+    """The weighted sum of each token's experts."""
 
     def __init__(
         self,
@@ -76,6 +74,14 @@ class CPUExperts(RoutedExperts):
     ) -> "GatedExperts | PlainExperts":
         return GatedExperts(moe_config) if moe_config.is_act_and_mul else PlainExperts(moe_config)
 
+    def observe_and_run(
+        self, hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor
+    ) -> Tensor:
+        """What the experts make of a step, as it was routed."""
+        return self.run(
+            hidden_TD, self.router.observed(hidden_TD, logits_TE, weights_TA, experts_TA), experts_TA
+        )
+
 
 class GatedExperts(UnquantizedFusedMoEMethod):
     """down(activation(gate(x)) · up(x)) by vLLM's own kernel, in its flat form."""
@@ -85,8 +91,11 @@ class GatedExperts(UnquantizedFusedMoEMethod):
     def apply_monolithic(  # type: ignore[override]  # just CPUExperts have this method
         self, layer: CPUExperts, x: Tensor, router_logits: Tensor, input_ids: Tensor | None = None
     ) -> Tensor:
+        weights_TA, experts_TA = layer.router.decide(x, router_logits)
+        if not torch.compiler.is_compiling():  # an op costs a small model more than it's worth
+            return layer.observe_and_run(x, router_logits, weights_TA, experts_TA)
         output_TD: Tensor = torch.ops.prismoe.experts(
-            x, router_logits, *layer.router.decide(x, router_logits), layer.layer_name
+            x, router_logits, weights_TA, experts_TA, layer.layer_name
         )
         return output_TD
 
@@ -151,10 +160,7 @@ class PlainExperts(GatedExperts):
         for weight in (layer.w13_weight, layer.w2_weight):
             weight.data = weight.data.new_empty(0)  # oneDNN keeps copies of its own
 
-        def run(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, used_2: Tensor) -> Tensor:
-            return sorted_experts(hidden_TD, weights_TA, experts_TA, experts)
-
-        layer.run = run
+        layer.run = partial(sorted_experts, experts=experts)
 
 
 def plain_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.platforms import current_platform
 
 from prismoe.kernels.expert_load import LayerLoad, count_expert_load
 from prismoe.kernels.kept_steps import KeptSteps
-from prismoe.kernels.ragged_experts import used_pairs
 from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
 
 
@@ -68,8 +68,8 @@ class PolicyRouter(BaseRouter):
             self.global_num_experts,
         )
 
-    def decide(self, hidden_TD: Tensor, logits_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Route and count the running step: `weights_TA` (float32), `experts_TA` (int32) and `used_pairs`."""
+    def decide(self, hidden_TD: Tensor, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """Route and count the running step: `weights_TA` (float32) and `experts_TA` (int32)."""
         step = self.inputs(hidden_TD, logits_TE)
         experts_TA, weights_TA, count_T, tail_T, confidence = self.policy.route(step)
         load = experts_TA, count_T, tail_T, step.segment_T, confidence
@@ -77,7 +77,7 @@ class PolicyRouter(BaseRouter):
             count_expert_load(self._load_MC, *load)
         else:
             self._kept.keep(*load)
-        return weights_TA.contiguous(), experts_TA.int().contiguous(), used_pairs(count_T)
+        return weights_TA.contiguous(), experts_TA.int().contiguous()
 
     def load(self) -> LayerLoad:
         """What was counted so far."""
@@ -92,12 +92,15 @@ class PolicyRouter(BaseRouter):
     def observed(
         self, hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor
     ) -> Tensor:
-        """The weights, as the observer leaves them where there is one."""
+        """The weights, as the observer leaves them where there is one. It sees as many slots in each step."""
         if self.observer is None:
             return weights_TA
-        weights_TA = weights_TA.clone()
-        self.observer(hidden_TD, logits_TE, experts_TA, weights_TA)
-        return weights_TA
+        slots = weights_TA.shape[1]
+        all_weights_TA, all_experts_TA = (
+            pad(part, (0, self.top_k - slots)) for part in (weights_TA, experts_TA)
+        )
+        self.observer(hidden_TD, logits_TE, all_experts_TA, all_weights_TA)
+        return all_weights_TA[:, :slots].contiguous()
 
     def _compute_routing(
         self,
@@ -107,5 +110,5 @@ class PolicyRouter(BaseRouter):
         *,
         input_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        weights_TA, experts_TA, _ = self.decide(hidden_states, router_logits)
+        weights_TA, experts_TA = self.decide(hidden_states, router_logits)
         return self.observed(hidden_states, router_logits, weights_TA, experts_TA), experts_TA

@@ -7,7 +7,13 @@ from pydantic import Field
 
 from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.routing import is_all_text, router_probabilities, tail_tokens, top_experts
-from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
+from prismoe.model_plugins.routing.policy import (
+    RouterInputs,
+    Routing,
+    RoutingPolicy,
+    check_experts,
+    top_k_routing,
+)
 
 
 class LTDR(RoutingPolicy):
@@ -50,9 +56,7 @@ class LTDR(RoutingPolicy):
         slots = self.slots(step.num_experts)
         probs_TE = router_probabilities(step.logits_TE)
         if is_all_text(step.segment_T):  # as in decode: nothing below concerns text
-            count_T = torch.full_like(step.segment_T, self.text_experts or self.top_k)
-            experts_TA, weights_TA = top_experts(probs_TE, count_T, slots, self.norm_topk_prob)
-            return Routing.without_tail(experts_TA, weights_TA, count_T, Confidence.of(probs_TE))
+            return top_k_routing(probs_TE, self.text_experts or self.top_k, self.norm_topk_prob)
         tail_T = tail_tokens(probs_TE, step.segment_T, self.threshold)
         selected_T = tail_T if self.selection == "tail" else step.is_vision_T & ~tail_T
         head, text = self.head_experts or self.top_k, self.text_experts or self.top_k

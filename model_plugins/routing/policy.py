@@ -31,14 +31,14 @@ class RouterInputs(NamedTuple):
 class Routing(NamedTuple):
     """The decision for T tokens. Slot a of token t is used when `a < count_T[t]`, else its weight is 0.
 
-    A is the policy's `slots`. Each token uses at least its first slot. An unused slot repeats the token's
-    first expert.
+    A is the policy's `slots`, or less where no token of the step uses more. Each token uses at least its
+    first slot. An unused slot repeats the token's first expert.
     """
 
     experts_TA: Tensor  # int64
     weights_TA: Tensor  # float32
-    count_T: Tensor  # int64
-    tail_T: Tensor  # bool: vision tail tokens, all false where the policy knows none
+    fewer_T: Tensor | None  # int64, `count_T`; None where every token uses all slots
+    tails_T: Tensor | None  # bool, `tail_T`; None where there are none
     confidence: Confidence | None  # None where the policy has no probabilities or does not rank by them
 
     @classmethod
@@ -46,15 +46,25 @@ class Routing(NamedTuple):
         cls, experts_TA: Tensor, weights_TA: Tensor, count_T: Tensor, confidence: Confidence | None
     ) -> Self:
         """The routing of a policy that knows no tail tokens."""
-        no_tail_T = torch.zeros_like(count_T, dtype=torch.bool)
-        return cls(experts_TA, weights_TA, count_T, no_tail_T, confidence)
+        return cls(experts_TA, weights_TA, count_T, None, confidence)
 
     @classmethod
     def of_equal_counts(cls, experts_TA: Tensor, weights_TA: Tensor, confidence: Confidence | None) -> Self:
         """The same, where every token uses all of its slots."""
-        num_tokens, slots = experts_TA.shape
-        count_T = experts_TA.new_full((num_tokens,), slots)
-        return cls.without_tail(experts_TA, weights_TA, count_T, confidence)
+        return cls(experts_TA, weights_TA, None, None, confidence)
+
+    @property
+    def count_T(self) -> Tensor:
+        """How many slots each token uses, int64."""
+        num_tokens, slots = self.experts_TA.shape
+        return self.experts_TA.new_full((num_tokens,), slots) if self.fewer_T is None else self.fewer_T
+
+    @property
+    def tail_T(self) -> Tensor:
+        """Which tokens are vision tail tokens, bool."""
+        if self.tails_T is None:
+            return self.experts_TA.new_zeros(len(self.experts_TA), dtype=torch.bool)
+        return self.tails_T
 
 
 def check_experts(setting: str, value: int | None, most: int) -> None:
@@ -100,6 +110,14 @@ class RoutingPolicy(BaseModel, ABC):
         return {}
 
 
+def top_k_routing(probs_TE: Tensor, k: int, renormalize: bool) -> Routing:
+    """The k most probable experts for every token."""
+    experts_TA, weights_TA = ranked_experts(probs_TE, k)
+    if renormalize:
+        weights_TA = normalized(weights_TA)
+    return Routing.of_equal_counts(experts_TA, weights_TA, Confidence.of(probs_TE))
+
+
 class TopKPolicy(RoutingPolicy, ABC):
     """A policy under which a token uses at most `top_k` experts."""
 
@@ -113,7 +131,4 @@ class TopKPolicy(RoutingPolicy, ABC):
 
     def top_k_of(self, probs_TE: Tensor) -> Routing:
         """The `top_k` most probable experts for every token."""
-        experts_TA, weights_TA = ranked_experts(probs_TE, self.top_k)
-        if self.norm_topk_prob:
-            weights_TA = normalized(weights_TA)
-        return Routing.of_equal_counts(experts_TA, weights_TA, Confidence.of(probs_TE))
+        return top_k_routing(probs_TE, self.top_k, self.norm_topk_prob)

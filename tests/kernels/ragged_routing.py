@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from prismoe.kernels.ragged_experts import FixedExperts, flat_experts, used_pairs
-
 SIZES = [1, 2, 3, 7, 16, 65]
 
 
@@ -16,9 +14,3 @@ def ragged_routing(tokens: int, experts: int, slots: int, seed: int = 0) -> tupl
     used_TA = torch.arange(slots) < count_T[:, None]
     weights_TA = torch.where(used_TA, torch.rand(tokens, slots, generator=generator) + 0.01, 0)
     return weights_TA, torch.where(used_TA, experts_TA, experts_TA[:, :1])
-
-
-def flat(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, fixed_experts: FixedExperts) -> Tensor:
-    """`flat_experts`, told what the weights say."""
-    used_2 = used_pairs((weights_TA != 0).sum(dim=1))
-    return flat_experts(hidden_TD, weights_TA, experts_TA, used_2, fixed_experts)

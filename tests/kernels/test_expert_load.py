@@ -51,6 +51,14 @@ def test_counts_each_real_pair_once(
         assert load.routing_entropy == load.routing_variance == [0, 0]
 
 
+def test_no_counts_and_no_tail_mean_all_slots_and_no_tail_tokens() -> None:
+    said, unsaid = empty_load(5), empty_load(5)
+    experts_TA, segment_T = torch.arange(21).view(7, 3) % 5, torch.arange(7) % 4 - 2
+    count_expert_load(said, experts_TA, torch.full((7,), 3), segment_T > 9, segment_T, None)
+    count_expert_load(unsaid, experts_TA, None, None, segment_T, None)
+    assert unsaid.tolist() == said.tolist()
+
+
 def by_hand(
     probs_TE: np.ndarray, scores_TE: np.ndarray, counts: list[int], segments: list[int], num_experts: int
 ) -> dict[str, list[float]]:

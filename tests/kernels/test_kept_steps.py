@@ -29,6 +29,22 @@ def test_steps_can_be_counted_later(confident: bool) -> None:
     assert later.tolist() == at_once.tolist()
 
 
+def test_steps_of_other_kinds_are_kept_apart() -> None:
+    """As where just some steps have tokens that use fewer slots, or images."""
+    at_once, later = empty_load(7), empty_load(7)
+    kept = KeptSteps(later)
+    for slots, is_plain in ((2, True), (4, True), (4, False), (4, False), (2, True)):
+        probs_TE = router_probabilities(random_logits(30, 7))
+        segment_T = torch.arange(30) % 4 - 2
+        experts_TA = probs_TE.argsort(descending=True)[:, :slots]
+        count_T, tail_T = (None, None) if is_plain else (torch.arange(30) % 4 + 1, segment_T == 1)
+        step = (experts_TA, count_T, tail_T, segment_T, Confidence.of(probs_TE))
+        count_expert_load(at_once, *step)
+        kept.keep(*step)
+    kept.count()
+    assert later.tolist() == at_once.tolist()
+
+
 def test_what_is_forgotten_is_not_counted() -> None:
     load_MC = empty_load(2)
     kept = KeptSteps(load_MC)

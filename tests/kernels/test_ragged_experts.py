@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prismoe.kernels.ragged_experts import LEAST_WORK, sorted_experts
+from prismoe.kernels.ragged_experts import LEAST_WORK, flat_experts, sorted_experts
 from tests.kernels import reference
-from tests.kernels.ragged_routing import SIZES, flat, ragged_routing
+from tests.kernels.ragged_routing import SIZES, ragged_routing
 
 HIDDEN, EXPERTS = 8, 5
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -32,7 +32,7 @@ def one_expert(matrix_DD: Tensor, hidden_RD: Tensor) -> Tensor:
 
 
 FORMS: dict[str, Form] = {
-    "flat": partial(flat, fixed_experts=fixed_experts),
+    "flat": partial(flat_experts, fixed_experts=fixed_experts),
     "sorted": partial(sorted_experts, experts=[partial(one_expert, matrix) for matrix in matrices_EDD]),
 }
 
@@ -86,7 +86,7 @@ def test_the_flat_form_skips_unused_slots_where_that_is_worth_it(least_work: int
         sizes.append(experts_TA.numel())
         return fixed_experts(hidden_TD, weights_TA, experts_TA)
 
-    flat(torch.randn(16, HIDDEN), weights_TA, experts_TA, counting)
+    flat_experts(torch.randn(16, HIDDEN), weights_TA, experts_TA, counting)
     assert sizes == [weights_TA.numel() if least_work else int(weights_TA.count_nonzero())]
 
 
@@ -101,6 +101,7 @@ def test_the_flat_form_leaves_out_slots_that_no_token_uses() -> None:
     unused_TA = torch.zeros(16, 3)
     wide = torch.cat([weights_TA, unused_TA], dim=1), torch.cat([experts_TA, unused_TA.int()], dim=1)
     hidden_TD = torch.randn(16, HIDDEN)
-    assert torch.equal(flat(hidden_TD, *wide, noting), flat(hidden_TD, weights_TA, experts_TA, noting))
+    output_TD = flat_experts(hidden_TD, *wide, noting)
+    assert torch.equal(output_TD, flat_experts(hidden_TD, weights_TA, experts_TA, noting))
     assert widths[0] == widths[1]
     assert widths[0][1]

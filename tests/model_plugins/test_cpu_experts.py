@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from vllm._custom_ops import cpu_fused_moe, cpu_prepack_moe_weight
 
-from prismoe.kernels.ragged_experts import LEAST_WORK, sorted_experts
+from prismoe.kernels.ragged_experts import LEAST_WORK, flat_experts, sorted_experts
 from prismoe.model_plugins.cpu_experts import plain_expert
 from tests.kernels import reference
-from tests.kernels.ragged_routing import SIZES, flat, ragged_routing
+from tests.kernels.ragged_routing import SIZES, ragged_routing
 
 EXPERTS, SLOTS = 4, 4
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -46,7 +46,7 @@ def gated(hidden: int, width: int, dtype: torch.dtype) -> tuple[Form, Reference]
         output: np.ndarray = w2[index].double().numpy() @ (reference.silu(gate) * up)
         return output
 
-    return partial(flat, fixed_experts=fixed_experts), expert
+    return partial(flat_experts, fixed_experts=fixed_experts), expert
 
 
 def plain(hidden: int, width: int, dtype: torch.dtype) -> tuple[Form, Reference]:

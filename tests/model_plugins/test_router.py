@@ -37,8 +37,11 @@ def test_compiled_it_decides_and_counts_the_same(settings: dict[str, Any], segme
     router.reset_load()
     torch._dynamo.reset()  # or it would count the cases before as recompilations
     compiled = torch.compile(router.decide, fullgraph=True, dynamic=True, backend="aot_eager")
-    for actual, wanted in zip(compiled(*step), expected, strict=True):
-        assert torch.equal(actual, wanted)
+    actual = compiled(*step)
+    slots = expected[0].shape[1]  # eagerly, slots that no token uses may be left out
+    for part, wanted in zip(actual, expected, strict=True):
+        assert torch.equal(part[:, :slots], wanted)
+    assert not actual[0][:, slots:].any()
     assert router.load() == expected_load
     assert sum(expected_load.tokens) == 5
 
@@ -47,7 +50,7 @@ def test_compiled_it_decides_and_counts_the_same(settings: dict[str, Any], segme
 def test_the_kernels_get_rows_side_by_side(settings: dict[str, Any]) -> None:
     """vLLM's CPU kernel takes no strides: it would read another token's weights."""
     router, *step = router_and_step(settings, MIXED)
-    weights_TA, experts_TA, _ = router.decide(*step)
+    weights_TA, experts_TA = router.decide(*step)
     assert weights_TA.is_contiguous()
     assert experts_TA.is_contiguous()
     assert weights_TA.dtype == torch.float32
@@ -57,7 +60,7 @@ def test_the_kernels_get_rows_side_by_side(settings: dict[str, Any]) -> None:
 @EVERY_POLICY
 def test_a_step_of_padding_counts_nothing(settings: dict[str, Any]) -> None:
     router, *step = router_and_step(settings, [-2] * 9)
-    weights_TA, experts_TA, _ = router.decide(*step)
+    weights_TA, experts_TA = router.decide(*step)
     assert router.load() == LayerLoad.read(empty_load(5), router.top_k)
     assert experts_TA.min() >= 0  # an id of -1 would corrupt memory in vLLM's CPU kernel
     assert weights_TA.isfinite().all()
