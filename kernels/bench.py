@@ -1,14 +1,14 @@
 """Times the ragged experts against their baselines, interleaved in one run so that the ratios mean something.
 
 Run: `python -m prismoe.kernels.bench [--full] [--json FILE]`, on a host with nothing else to do. On CPU it
-times what the plugin runs; on a host with a GPU it also checks and times the Triton kernels. vLLM is only the
-baseline.
+times what the plugin runs, beside vLLM; on a host with a GPU it checks and times the Triton kernels.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +23,11 @@ EXPERTS = SLOTS = 4
 WIDTHS, ALL_WIDTHS = (256, 1024), (256, 512, 1024, 2048)
 TOKENS, ALL_TOKENS = (1, 8, 64, 600), (1, 2, 4, 8, 16, 64, 600, 2048)
 Row = dict[str, Any]
+SQUARE = 1024
+"""The side of a large product's matrices."""
+
 Experts = Callable[[Tensor, Tensor, Tensor], Tensor]
+Variants = Mapping[str, Callable[[], object]]
 
 
 def routing(tokens: int, is_mixed: bool) -> tuple[Tensor, Tensor]:
@@ -42,7 +46,7 @@ def routing(tokens: int, is_mixed: bool) -> tuple[Tensor, Tensor]:
     return weights_TA.contiguous(), experts_TA.int().contiguous()
 
 
-def interleaved(variants: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+def interleaved(variants: Variants, seconds: float) -> dict[str, float]:
     """Median seconds of each, run in turns for `seconds` or five times, whichever is longer."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
@@ -56,13 +60,18 @@ def interleaved(variants: Mapping[str, Callable[[], object]], seconds: float) ->
     return {name: median(each) for name, each in times.items()}
 
 
-def floor_seconds(dtype: torch.dtype, pairs: int, experts: int, hidden: int, width: int) -> float:
+def floor_seconds(
+    weights_TA: Tensor, experts_TA: Tensor, w13: Tensor, measure: Callable[[Variants], dict[str, float]]
+) -> float:
     """What the operations, or the weights' bytes, take at the speed of a large product or a large copy."""
-    square = torch.randn(1024, 1024).to(dtype)
-    weights = torch.empty(experts * 3 * hidden * width, dtype=dtype)
+    pairs = int(weights_TA.count_nonzero())
+    touched = len(experts_TA[weights_TA != 0].unique())
+    expert = w13[0].numel() * 3 // 2  # with the way down
+    square = torch.randn(SQUARE, SQUARE, device=w13.device).to(w13.dtype)
+    weights = w13.new_empty(touched * expert)
     copy = torch.empty_like(weights)
-    measured = interleaved({"product": lambda: square @ square, "copy": lambda: copy.copy_(weights)}, 0.2)
-    operations = pairs * 6 * hidden * width / (2 * 1024**3) * measured["product"]
+    measured = measure({"product": lambda: square @ square, "copy": lambda: copy.copy_(weights)})
+    operations = pairs * 2 * expert / (2 * SQUARE**3) * measured["product"]
     return max(operations, measured["copy"] / 2)  # a copy reads and writes
 
 
@@ -116,77 +125,15 @@ def experts_on_cpu(dtype: torch.dtype, hidden: int, tokens: int, seconds: float)
         "loop": lambda: loop_over_experts(hidden_TD, weights_TA, experts_TA, w13, w2),
     }
     measured = interleaved(variants, seconds)
-    pairs = int(weights_TA.count_nonzero())
-    touched = len(experts_TA[weights_TA != 0].unique())
     base = measured.pop("fixed k = 2")
-    floor = floor_seconds(dtype, pairs, touched, hidden, width)
+    floor = floor_seconds(weights_TA, experts_TA, w13, partial(interleaved, seconds=0.2))
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "hidden": hidden,
         "tokens": tokens,
-        "experts used": pairs / (2 * tokens),
+        "experts used": int(weights_TA.count_nonzero()) / (2 * tokens),
         **{name: value / base for name, value in measured.items()},
         "floor": floor / base,
-    }
-
-
-def experts_on_gpu(dtype: torch.dtype, hidden: int, tokens: int) -> Row:
-    """Checks the grouped product against float64, and gives its time beside a loop's and a padded run's."""
-    from triton.testing import do_bench
-
-    from prismoe.kernels.triton_experts import grouped_experts
-
-    width = 4 * hidden
-    w13 = (torch.randn(EXPERTS, 2 * width, hidden, device="cuda") * hidden**-0.5).to(dtype)
-    w2 = (torch.randn(EXPERTS, hidden, width, device="cuda") * width**-0.5).to(dtype)
-    hidden_TD = torch.randn(tokens, hidden, device="cuda").to(dtype)
-    weights_TA, experts_TA = (each.cuda() for each in routing(tokens, is_mixed=True))
-    all_used_TA = weights_TA.clamp(min=1e-6)
-
-    def grouped(weights_TA: Tensor) -> Tensor:
-        most_pairs = weights_TA.numel()
-        return grouped_experts(hidden_TD, weights_TA, experts_TA, w13, w2, None, None, "silu", most_pairs)
-
-    expected = loop_over_experts(hidden_TD.double(), weights_TA, experts_TA, w13.double(), w2.double())
-    torch.testing.assert_close(grouped(weights_TA).double(), expected, atol=2e-2, rtol=2e-2)
-    measured = {
-        "ragged": do_bench(lambda: grouped(weights_TA)),
-        "padding": do_bench(lambda: grouped(all_used_TA)),
-        "loop": do_bench(lambda: loop_over_experts(hidden_TD, weights_TA, experts_TA, w13, w2)),
-    }
-    return {
-        "dtype": str(dtype).removeprefix("torch."),
-        "hidden": hidden,
-        "tokens": tokens,
-        **{f"{name}, ms": value for name, value in measured.items()},
-    }
-
-
-def router_on_gpu(tokens: int) -> Row:
-    """Checks the fused router against the plain one, and times both."""
-    from triton.testing import do_bench_cudagraph
-
-    from prismoe.kernels.expert_load import empty_load
-    from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts
-    from prismoe.kernels.triton_router import ltdr_router
-
-    logits_TE = torch.randn(tokens, EXPERTS, device="cuda")
-    segment_T = torch.zeros(tokens, dtype=torch.int64, device="cuda")
-    load_MC = empty_load(EXPERTS).cuda()
-
-    def plain() -> tuple[Tensor, Tensor]:
-        probs_TE = router_probabilities(logits_TE)
-        count_T = torch.where(tail_tokens(probs_TE, segment_T), SLOTS, 2)
-        return top_experts(probs_TE, count_T, SLOTS, renormalize=True)
-
-    def fused() -> tuple[Tensor, Tensor]:
-        return ltdr_router(logits_TE, segment_T, load_MC, 1, 2, SLOTS, renormalize=True)
-
-    torch.testing.assert_close(fused()[0].long(), plain()[0])
-    return {
-        "tokens": tokens,
-        "fused, µs": 1000 * do_bench_cudagraph(fused),
-        "plain, µs": 1000 * do_bench_cudagraph(plain),
     }
 
 
@@ -213,15 +160,19 @@ def main() -> None:
         for hidden in (ALL_WIDTHS if arguments.full else WIDTHS)
         for tokens in (ALL_TOKENS if arguments.full else TOKENS)
     ]
-    print("Experts on CPU, times as ratios to vLLM's kernel at k = 2 for every token:\n")
-    results = {"experts on CPU": [experts_on_cpu(*case, seconds=0.5) for case in grid]}
-    print_table(results["experts on CPU"])
     if torch.cuda.is_available():
+        from prismoe.kernels.bench_gpu import experts_on_gpu, router_on_gpu
+
         print(f"On {torch.cuda.get_device_name()}:\n")
-        results["experts on GPU"] = [experts_on_gpu(*case) for case in grid]
-        print_table(results["experts on GPU"])
-        results["router on GPU"] = [router_on_gpu(tokens) for tokens in (1, 64, 4096)]
-        print_table(results["router on GPU"])
+        results = {
+            "experts on GPU": [experts_on_gpu(*case) for case in grid],
+            "router on GPU": [router_on_gpu(tokens) for tokens in (1, 64, 4096)],
+        }
+    else:
+        print("Experts on CPU, times as ratios to vLLM's kernel at k = 2 for every token:\n")
+        results = {"experts on CPU": [experts_on_cpu(*case, seconds=0.5) for case in grid]}
+    for rows in results.values():
+        print_table(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -30,7 +30,6 @@ def page(measured: Mapping[str, Measured]) -> str:
         dtype=HALF_A_BILLION.dtype,
         ratios=_ratios(measured),
         policies=table(["", *head, "experts per text token", "per vision token"], policies),
-        plots="\n\n".join(f"![{name}]({name}.svg)" for name in plots(measured)),
     )
 
 

@@ -135,7 +135,7 @@ def _vllm(checkpoint: Path, shape: Shape, folder: Path) -> Iterator[str]:
 async def _measure_in_turns(
     system: System, url: str, stock_url: str, mixtral: Path, folder: Path
 ) -> Measured:
-    """The same requests to both, the first of them in turn; the phases of vLLM's are called so."""
+    """Prompts of the same length to both, the first of them in turn; the phases of vLLM's are called so."""
     stock = Target(
         url=stock_url,
         model=str(mixtral),
@@ -146,8 +146,10 @@ async def _measure_in_turns(
     )
     log = folder / "bench.log"
     async with client(url) as session, client(stock_url) as stock_session:
+        own = await find(url, None)
+        text_tokens = {"prismoe": TEXT, "vllm": TEXT + own.template_tokens}  # the twin's template adds none
         benches = {
-            "prismoe": Bench(await find(url, None), session, OBJECTIVE, log),
+            "prismoe": Bench(own, session, OBJECTIVE, log),
             "vllm": Bench(stock, stock_session, OBJECTIVE, log),
         }
         for bench in benches.values():
@@ -155,8 +157,11 @@ async def _measure_in_turns(
             bench.phases.clear()
         for turn in range(TURNS):
             for name in sorted(benches, reverse=bool(turn % 2)):
-                await benches[name].run(_asking(f"{name} text at 1", 4, 1, seed=turn))
-                await benches[name].run(_asking(f"{name} text at {MANY}", system.requests, MANY, seed=turn))
+                asked: dict[str, Any] = {"seed": turn, "text_tokens": text_tokens[name]}
+                await benches[name].run(_asking(f"{name} text at 1", 4, 1, **asked))
+                await benches[name].run(_asking(f"{name} text at {MANY}", system.requests, MANY, **asked))
+    prompts = [sum(phase.client.prompt_tokens for phase in bench.phases) for bench in benches.values()]
+    assert max(prompts) < 1.02 * min(prompts), f"The prompts differ in length: {prompts}"
     return Measured(phases=[phase for bench in benches.values() for phase in bench.phases])
 
 
