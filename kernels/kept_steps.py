@@ -1,11 +1,29 @@
 """Steps of one layer that are counted later: op by op, counting many takes no longer than counting one."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from prismoe.kernels.expert_load import Confidence, count_expert_load
 
 KEPT_TOKENS = 2048
+
+
+class Step(NamedTuple):
+    """What `count_expert_load` takes of a step."""
+
+    experts_TA: Tensor
+    count_T: Tensor | None
+    tail_T: Tensor | None
+    segment_T: Tensor
+    confidence: Confidence | None
+
+    @property
+    def kind(self) -> tuple[int, bool, bool, bool]:
+        """Steps of one kind can be counted together."""
+        return self.experts_TA.shape[1], self.count_T is None, self.tail_T is None, self.confidence is None
 
 
 class KeptSteps:
@@ -24,29 +42,35 @@ class KeptSteps:
         confidence: Confidence | None,
     ) -> None:
         """Keep a step, of which only `segment_T` may change later. From KEPT_TOKENS on, all are counted."""
-        kind = experts_TA.shape[1], count_T is None, tail_T is None, confidence is None
-        if kind != self._kind:  # just steps of one kind can be counted together
+        step = Step(experts_TA, count_T, tail_T, segment_T.clone(), confidence)
+        if self._steps and self._steps[-1].kind != step.kind:
             self.count()
-            self._kind = kind
-        self._steps.append((experts_TA, count_T, tail_T, segment_T.clone(), *(confidence or (None, None))))
-        self._tokens += experts_TA.shape[0]
+        self._steps.append(step)
+        self._tokens += len(segment_T)
         if self._tokens >= KEPT_TOKENS:
             self.count()
 
     def count(self) -> None:
         """Add what was kept to the load."""
         if self._steps:
-            experts_TA, count_T, tail_T, segment_T, *confidence = map(_joined, zip(*self._steps, strict=True))
-            sure = None if confidence[0] is None else Confidence(*confidence)
-            count_expert_load(self._load_MC, experts_TA, count_T, tail_T, segment_T, sure)
+            experts, counts, tails, segments, confidences = zip(*self._steps, strict=True)
+            known = [confidence for confidence in confidences if confidence is not None]
+            count_expert_load(
+                self._load_MC,
+                torch.cat(experts),
+                _joined(counts),
+                _joined(tails),
+                torch.cat(segments),
+                Confidence(*map(torch.cat, zip(*known, strict=True))) if known else None,
+            )
             self.forget()
 
     def forget(self) -> None:
         """Drop what was kept."""
-        self._steps: list[tuple[Tensor | None, ...]] = []
+        self._steps: list[Step] = []
         self._tokens = 0
-        self._kind: tuple[int, bool, bool, bool] | None = None
 
 
-def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
-    return None if parts[0] is None else torch.cat(parts)
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
