@@ -29,7 +29,7 @@ def routing_of(logits: torch.Tensor, segment: torch.Tensor) -> Routing:
     asks_nothing = torch.zeros(len(logits), 2, dtype=torch.int32)
     step = RouterInputs(torch.empty(len(logits), 0), logits, segment, asks_nothing, {}, logits.shape[1])
     is_tail = torch.zeros(len(logits), dtype=torch.bool)
-    return Routing(logits.softmax(-1), experts, weights, is_tail, step)
+    return Routing(logits.softmax(-1), experts, weights, is_tail, step, asked=None)
 
 
 def test_balance_loss_is_that_of_the_language_tokens_alone() -> None:
