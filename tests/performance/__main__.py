@@ -1,7 +1,7 @@
 """`python -m tests.performance` measures prismoe, stock vLLM and plain PyTorch for docs/performance.md.
 
 Each system's figures are kept in build/performance and not measured again; remove the folder for a new run.
-`--only NAME…` measures these alone. It takes about twenty minutes on two cores, and 8 GB of disk.
+`--only NAME…` measures these alone. It takes some forty minutes on two cores, and 8 GB of disk.
 """
 
 import argparse
