@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prismoe.kernels.ragged_experts import flat_experts
-from prismoe.kernels.routing import ranked_experts, use_first
+from prismoe.kernels.routing import top_experts_by_count
 
 EXPERTS = SLOTS = 4
 WIDTHS, ALL_WIDTHS = (256, 1024), (256, 512, 1024, 2048)
@@ -38,11 +38,11 @@ def routing(tokens: int, is_mixed: bool) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(tokens)
     share_T = torch.rand(tokens, generator=generator)
     count_T = torch.where(share_T < 0.2, 4, torch.where(share_T < 0.4, 1, 2))
-    probs_TE = torch.randn(tokens, EXPERTS, generator=generator).softmax(-1)
-    experts_TA, weights_TA = ranked_experts(probs_TE, SLOTS if is_mixed else 2)
     if not is_mixed:
         count_T = torch.full_like(count_T, 2)
-    experts_TA, weights_TA = use_first(experts_TA, weights_TA, count_T, renormalize=True)
+    logits_TE = torch.randn(tokens, EXPERTS, generator=generator)
+    slots = SLOTS if is_mixed else 2
+    experts_TA, weights_TA = top_experts_by_count(logits_TE, count_T, slots, renormalize=True)
     return weights_TA.contiguous(), experts_TA.int().contiguous()
 
 

@@ -6,7 +6,7 @@ from triton.testing import do_bench, do_bench_cudagraph
 
 from prismoe.kernels.bench import EXPERTS, SLOTS, Row, Variants, floor_seconds, loop_over_experts, routing
 from prismoe.kernels.expert_load import Confidence, count_expert_load, empty_load
-from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts
+from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts_by_count
 from prismoe.kernels.triton_experts import grouped_experts
 from prismoe.kernels.triton_router import ltdr_router
 
@@ -54,11 +54,10 @@ def router_on_gpu(tokens: int) -> Row:
     load_MC, expected_load_MC = empty_load(EXPERTS).cuda(), empty_load(EXPERTS).cuda()
 
     def plain() -> tuple[Tensor, Tensor]:
-        probs_TE = router_probabilities(logits_TE)
-        tail_T = tail_tokens(probs_TE, segment_T)
+        tail_T = tail_tokens(router_probabilities(logits_TE), segment_T)
         count_T = torch.where(tail_T, SLOTS, 2)
-        experts_TA, weights_TA = top_experts(probs_TE, count_T, SLOTS, renormalize=True)
-        confidence = Confidence.of(probs_TE)
+        experts_TA, weights_TA = top_experts_by_count(logits_TE, count_T, SLOTS, renormalize=True)
+        confidence = Confidence(logits_TE)
         count_expert_load(expected_load_MC, experts_TA, count_T, tail_T, segment_T, confidence)
         return experts_TA, weights_TA
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prismoe.kernels.routing import TEXT, routing_entropy, routing_probability_variance
+from prismoe.kernels.routing import TEXT, router_probabilities, routing_entropy, routing_probability_variance
 
 MODALITIES = ("text", "vision")
 SUMS = ("tokens", "tail_tokens", "scored_tokens", "near_ties", "entropy", "variance")
@@ -25,16 +25,17 @@ UNIT = 2**20
 class Confidence(NamedTuple):
     """What a router made of each token, over the experts that are not shared.
 
-    `probs_TE` sum to 1. `scores_TE` ranked the experts, those at -inf were out of the question.
+    The softmax of `logits_TE` are its probabilities. `scores_TE` ranked the experts, those at -inf were out
+    of the question; None where the probabilities did.
     """
 
-    probs_TE: Tensor
-    scores_TE: Tensor
+    logits_TE: Tensor
+    scores_TE: Tensor | None = None
 
-    @classmethod
-    def of(cls, probs_TE: Tensor) -> Self:
-        """Where the probabilities ranked the experts."""
-        return cls(probs_TE, probs_TE)
+    @property
+    def probs_TE(self) -> Tensor:
+        """The router's probabilities, which sum to 1."""
+        return router_probabilities(self.logits_TE)
 
 
 def empty_load(num_experts: int) -> Tensor:
@@ -115,9 +116,10 @@ def _confidence_sums(
     confidence: Confidence, experts_TA: Tensor, count_T: Tensor, num_experts: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of each token: whether it is a near tie, its entropy, and its RPV · E, both in parts of UNIT."""
-    entropy_T = routing_entropy(confidence.probs_TE) * UNIT
-    variance_T = routing_probability_variance(confidence.probs_TE) * (num_experts * UNIT)
-    scores_TE = confidence.scores_TE
+    probs_TE = confidence.probs_TE
+    entropy_T = routing_entropy(probs_TE) * UNIT
+    variance_T = routing_probability_variance(probs_TE) * (num_experts * UNIT)
+    scores_TE = probs_TE if confidence.scores_TE is None else confidence.scores_TE
     if shared := num_experts - scores_TE.shape[1]:  # the last ones: used, and without a score
         scores_TE = pad(scores_TE, (0, shared), value=torch.inf)
     last_used_T1 = scores_TE.gather(1, experts_TA).amin(dim=1, keepdim=True)

@@ -41,8 +41,8 @@ class KeptSteps:
         segment_T: Tensor,
         confidence: Confidence | None,
     ) -> None:
-        """Keep a step, of which only `segment_T` may change later. From KEPT_TOKENS on, all are counted."""
-        step = Step(experts_TA, count_T, tail_T, segment_T.clone(), confidence)
+        """Keep a step, whose tensors must not change later. From KEPT_TOKENS on, all are counted."""
+        step = Step(experts_TA, count_T, tail_T, segment_T, confidence)
         if self._steps and self._steps[-1].kind != step.kind:
             self.count()
         self._steps.append(step)
@@ -61,7 +61,7 @@ class KeptSteps:
                 _joined(counts),
                 _joined(tails),
                 torch.cat(segments),
-                Confidence(*map(torch.cat, zip(*known, strict=True))) if known else None,
+                _joined_confidence(known) if known else None,
             )
             self.forget()
 
@@ -74,3 +74,9 @@ class KeptSteps:
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     known = [part for part in parts if part is not None]
     return torch.cat(known) if known else None
+
+
+def _joined_confidence(parts: Sequence[Confidence]) -> Confidence:
+    return Confidence(
+        torch.cat([part.logits_TE for part in parts]), _joined([part.scores_TE for part in parts])
+    )

@@ -14,13 +14,6 @@ MOST_COMPARED = 8
 """Up to as many experts, a compiled graph compares each pair of scores, which unlike a sort can be fused."""
 
 
-def is_all_text(segment_T: Tensor) -> bool:
-    """Whether a step is known to hold no image: just where looking is free, in an eager engine on CPU."""
-    if torch.compiler.is_compiling() or segment_T.device.type != "cpu":
-        return False
-    return int(segment_T.max()) < 0
-
-
 def router_probabilities(logits_TE: Tensor) -> Tensor:
     """Softmax over the experts in float32 (LTDR, Eq. 6)."""
     return torch.softmax(logits_TE.float(), dim=-1)
@@ -94,35 +87,40 @@ def ranked_by_comparison(scores_TE: Tensor, slots: int) -> tuple[Tensor, Tensor]
     return torch.stack(experts_AT, dim=1), torch.stack(scores_AT, dim=1)
 
 
-def use_first(
-    experts_TA: Tensor, weights_TA: Tensor, count_T: Tensor, renormalize: bool
-) -> tuple[Tensor, Tensor]:
-    """Use the first `count_T` slots of each token; the others repeat its first expert at weight 0.
+def top_experts(logits_TE: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    """The k most probable experts of each token, most probable first (LTDR, Eqs. 6 and 7).
 
-    With `renormalize` the used weights of a token sum to 1.
+    Returns `experts_TA` (int64) and `weights_TA` (float32); equal logits take the lower expert index. The
+    weights are the experts' probabilities; with `renormalize` those of a softmax over the k alone, which is
+    the same as scaling a token's probabilities to a sum of 1.
     """
-    used_TA = torch.arange(experts_TA.shape[1], device=experts_TA.device) < count_T[:, None]
-    weights_TA = torch.where(used_TA, weights_TA, 0)
+    experts_TA, logits_TA = ranked_experts(logits_TE, k)
     if renormalize:
-        weights_TA = normalized(weights_TA)
-    return torch.where(used_TA, experts_TA, experts_TA[:, :1]), weights_TA
+        return experts_TA, router_probabilities(logits_TA)
+    return experts_TA, router_probabilities(logits_TE).gather(1, experts_TA)
 
 
-def normalized(weights_TA: Tensor) -> Tensor:
-    """The weights of each token, scaled to a sum of 1."""
-    return weights_TA / weights_TA.sum(dim=-1, keepdim=True)
+def top_experts_by_count(
+    logits_TE: Tensor, count_T: Tensor, slots: int, renormalize: bool
+) -> tuple[Tensor, Tensor]:
+    """`top_experts`, where token t has `count_T[t]` of them (LTDR, Eqs. 7 and 12); see `use_first`."""
+    experts_TA, logits_TA = ranked_experts(logits_TE, slots)
+    if renormalize:
+        weights_TA = router_probabilities(torch.where(used_slots(count_T, slots), logits_TA, -torch.inf))
+    else:
+        weights_TA = router_probabilities(logits_TE).gather(1, experts_TA)
+    return use_first(experts_TA, weights_TA, count_T)
 
 
-def top_experts(probs_TE: Tensor, count_T: Tensor, slots: int, renormalize: bool) -> tuple[Tensor, Tensor]:
-    """The `count_T` most probable experts of each token (LTDR, Eqs. 7 and 12).
+def used_slots(count_T: Tensor, slots: int) -> Tensor:
+    """Which slots a token uses, boolean `[T, A]`: its first `count_T`."""
+    return torch.arange(slots, device=count_T.device) < count_T[:, None]
 
-    Returns `experts_TA` (int64) and `weights_TA` (float32) with A = `slots`, most probable first; equal
-    probabilities take the lower expert index. A slot beyond a token's count repeats its
-    first expert at weight 0. With `renormalize` the used weights of a token sum to 1, else they are its
-    probabilities.
-    """
-    experts_TA, weights_TA = ranked_experts(probs_TE, slots)
-    return use_first(experts_TA, weights_TA, count_T, renormalize)
+
+def use_first(experts_TA: Tensor, weights_TA: Tensor, count_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Use the first `count_T` slots of each token; the others repeat its first expert at weight 0."""
+    used_TA = used_slots(count_T, experts_TA.shape[1])
+    return torch.where(used_TA, experts_TA, experts_TA[:, :1]), torch.where(used_TA, weights_TA, 0)
 
 
 def picked_experts(scores_TE: Tensor, probs_TE: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
@@ -130,7 +128,8 @@ def picked_experts(scores_TE: Tensor, probs_TE: Tensor, k: int, renormalize: boo
     experts_TA, _ = ranked_experts(scores_TE, k)
     weights_TA = probs_TE.gather(1, experts_TA)
     if renormalize:
-        weights_TA = normalized(weights_TA.clamp(min=torch.finfo(weights_TA.dtype).tiny))
+        weights_TA = weights_TA.clamp(min=torch.finfo(weights_TA.dtype).tiny)
+        weights_TA = weights_TA / weights_TA.sum(dim=-1, keepdim=True)
     return experts_TA, weights_TA
 
 
@@ -139,7 +138,7 @@ def with_shared_experts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The routing of each token with the layer's last `shared` experts in front, at weight 1."""
     first_shared, num_tokens = num_experts - shared, len(experts_TA)
-    used_TA = torch.arange(experts_TA.shape[1], device=experts_TA.device) < count_T[:, None]
+    used_TA = used_slots(count_T, experts_TA.shape[1])
     routed_TA = torch.where(used_TA, experts_TA, first_shared)
     shared_TA = torch.arange(first_shared, num_experts, device=experts_TA.device).expand(num_tokens, -1)
     weights_TA = torch.cat([weights_TA.new_ones(num_tokens, shared), weights_TA], dim=1)

@@ -28,14 +28,14 @@ WIDE = 512
 
 
 def _experts(
-    hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor, layer: str
+    hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor, all_used: bool, layer: str
 ) -> Tensor:
     experts: CPUExperts = get_forward_context().no_compile_layers[layer].routed_experts
-    return experts.observe_and_run(hidden_TD, logits_TE, weights_TA, experts_TA)
+    return experts.observe_and_run(hidden_TD, logits_TE, weights_TA, experts_TA, all_used)
 
 
 def _experts_fake(
-    hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor, layer: str
+    hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor, all_used: bool, layer: str
 ) -> Tensor:
     return torch.empty_like(hidden_TD)
 
@@ -49,7 +49,9 @@ class CPUExperts(RoutedExperts):
 
     quant_method: "GatedExperts | PlainExperts"
     run: FixedExperts
-    """The weighted sum of each token's experts."""
+    """The weighted sum of each token's experts, where slots may be unused."""
+    run_all: FixedExperts
+    """The same, where none is."""
 
     def __init__(
         self,
@@ -75,12 +77,13 @@ class CPUExperts(RoutedExperts):
         return GatedExperts(moe_config) if moe_config.is_act_and_mul else PlainExperts(moe_config)
 
     def observe_and_run(
-        self, hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor
+        self, hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor, all_used: bool
     ) -> Tensor:
         """What the experts make of a step, as it was routed."""
-        return self.run(
-            hidden_TD, self.router.observed(hidden_TD, logits_TE, weights_TA, experts_TA), experts_TA
-        )
+        if self.router.observer is None:
+            return (self.run_all if all_used else self.run)(hidden_TD, weights_TA, experts_TA)
+        weights_TA = self.router.observed(hidden_TD, logits_TE, weights_TA, experts_TA)
+        return self.run(hidden_TD, weights_TA, experts_TA)
 
 
 class GatedExperts(UnquantizedFusedMoEMethod):
@@ -91,12 +94,10 @@ class GatedExperts(UnquantizedFusedMoEMethod):
     def apply_monolithic(  # type: ignore[override]  # just CPUExperts have this method
         self, layer: CPUExperts, x: Tensor, router_logits: Tensor, input_ids: Tensor | None = None
     ) -> Tensor:
-        weights_TA, experts_TA = layer.router.decide(x, router_logits)
+        routed = layer.router.decide(x, router_logits)
         if not torch.compiler.is_compiling():  # an op costs a small model more than it's worth
-            return layer.observe_and_run(x, router_logits, weights_TA, experts_TA)
-        output_TD: Tensor = torch.ops.prismoe.experts(
-            x, router_logits, weights_TA, experts_TA, layer.layer_name
-        )
+            return layer.observe_and_run(x, router_logits, *routed)
+        output_TD: Tensor = torch.ops.prismoe.experts(x, router_logits, *routed, layer.layer_name)
         return output_TD
 
     def process_weights_after_loading(self, layer: Any) -> None:
@@ -106,7 +107,8 @@ class GatedExperts(UnquantizedFusedMoEMethod):
             layer.w13_bias.data[:, width:] = 1
         super().process_weights_after_loading(layer)
         torch.cpu._init_amx()  # vLLM's kernel takes for granted that the process may use AMX's tiles
-        layer.run = partial(flat_experts, fixed_experts=self._kernel_on(layer))
+        layer.run_all = self._kernel_on(layer)
+        layer.run = partial(flat_experts, fixed_experts=layer.run_all)
 
     def _kernel_on(self, layer: CPUExperts) -> FixedExperts:
         apply: Any = self.moe_kernel.fused_experts.apply  # type: ignore[union-attr]  # made with the weights
@@ -160,7 +162,7 @@ class PlainExperts(GatedExperts):
         for weight in (layer.w13_weight, layer.w2_weight):
             weight.data = weight.data.new_empty(0)  # oneDNN keeps copies of its own
 
-        layer.run = partial(sorted_experts, experts=experts)
+        layer.run = layer.run_all = partial(sorted_experts, experts=experts)
 
 
 def plain_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:

@@ -75,8 +75,7 @@ class ModalityRouting(nn.Module):
         self.routers[layer] = PolicyRouter(
             policy,
             num_experts,
-            self.segments.segments,
-            self.segments.asked,
+            self.segments,
             load_MC,
             parameters,
             request_gate,

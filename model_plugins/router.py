@@ -17,12 +17,13 @@ from vllm.platforms import current_platform
 from prismoe.kernels.expert_load import LayerLoad, count_expert_load
 from prismoe.kernels.kept_steps import KeptSteps
 from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
+from prismoe.model_plugins.token_segments import TokenSegments
 
 
 class PolicyRouter(BaseRouter):
     """Routes one MoE layer by `policy` and adds its load to `load_MC` (see `count_expert_load`).
 
-    `segments` and `asked` are the buffers of `TokenSegments`; `parameters` are the policy's, by name.
+    `segments` describe the running step; `parameters` are the policy's, by name.
     `request_gate` gives the logits of a policy that decides once a request.
     """
 
@@ -34,8 +35,7 @@ class PolicyRouter(BaseRouter):
         self,
         policy: RoutingPolicy,
         num_experts: int,
-        segments: Tensor,
-        asked: Tensor,
+        segments: TokenSegments,
         load_MC: Tensor,
         parameters: nn.ParameterDict,
         request_gate: nn.Module | None = None,
@@ -48,7 +48,6 @@ class PolicyRouter(BaseRouter):
         self._load_MC = load_MC
         self._kept = KeptSteps(load_MC)
         self._segments = segments
-        self._asked = asked
 
     @property
     def routing_method_type(self) -> RoutingMethodType:
@@ -58,18 +57,22 @@ class PolicyRouter(BaseRouter):
 
     def inputs(self, hidden_TD: Tensor, logits_TE: Tensor) -> RouterInputs:
         """What the policy sees of the running step."""
-        num_tokens = hidden_TD.shape[0]
+        tokens = self._segments.step(hidden_TD.shape[0])
         return RouterInputs(
             hidden_TD,
             logits_TE,
-            self._segments[:num_tokens],
-            self._asked[:num_tokens],
+            tokens.segment_T,
+            tokens.asked_T2,
             self.parameters,
             self.global_num_experts,
+            tokens.is_text,
         )
 
-    def decide(self, hidden_TD: Tensor, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """Route and count the running step: `weights_TA` (float32) and `experts_TA` (int32)."""
+    def decide(self, hidden_TD: Tensor, logits_TE: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """Route and count the running step.
+
+        Returns `weights_TA` (float32), `experts_TA` (int32), and whether all slots are known to be used.
+        """
         step = self.inputs(hidden_TD, logits_TE)
         experts_TA, weights_TA, count_T, tail_T, confidence = self.policy.route(step)
         load = experts_TA, count_T, tail_T, step.segment_T, confidence
@@ -77,7 +80,7 @@ class PolicyRouter(BaseRouter):
             count_expert_load(self._load_MC, *load)
         else:
             self._kept.keep(*load)
-        return weights_TA.contiguous(), experts_TA.int().contiguous()
+        return weights_TA.contiguous(), experts_TA.int().contiguous(), count_T is None
 
     def load(self) -> LayerLoad:
         """What was counted so far."""
@@ -110,5 +113,5 @@ class PolicyRouter(BaseRouter):
         *,
         input_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        weights_TA, experts_TA = self.decide(hidden_states, router_logits)
+        weights_TA, experts_TA, _ = self.decide(hidden_states, router_logits)
         return self.observed(hidden_states, router_logits, weights_TA, experts_TA), experts_TA

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from prismoe.kernels.expert_load import Confidence, empty_load
-from prismoe.kernels.routing import router_probabilities, top_experts
+from prismoe.kernels.routing import top_experts_by_count
 from prismoe.model_plugins.router import PolicyRouter
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 from prismoe.model_plugins.routing.registry import POLICIES, choose_routing
-from tests.model_plugins.routing_steps import CASES, make
+from tests.model_plugins.routing_steps import CASES, make, token_segments
 
 PAGE = (Path(__file__).parent.parent / "docs" / "routers.md").read_text()
 ROWS = {cells[1].strip(" `"): cells for cells in (line.split("|") for line in PAGE.splitlines()) if cells[1:]}
@@ -37,17 +37,14 @@ def test_the_example_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
         "RouterInputs": RouterInputs,
         "Routing": Routing,
         "TopKPolicy": TopKPolicy,
-        "router_probabilities": router_probabilities,
-        "top_experts": top_experts,
+        "top_experts_by_count": top_experts_by_count,
         "torch": torch,
     }
     exec(policy_code, names)
     ((name, policy_class),) = eval(f"{{{registry_line}}}", names).items()
     monkeypatch.setitem(POLICIES, name, policy_class)
     policy = choose_routing({"policy": name}, None, 2, {0: 4}).layers[0].policy
-    segments = torch.tensor([-1, 0, 0])
-    asked = torch.zeros(3, 2, dtype=torch.int32)
-    router = PolicyRouter(policy, 4, segments, asked, empty_load(4), nn.ParameterDict())
+    router = PolicyRouter(policy, 4, token_segments([-1, 0, 0]), empty_load(4), nn.ParameterDict())
     weights_TA, *_ = router.decide(torch.empty(3, 8), torch.randn(3, 4))
     assert (weights_TA > 0).sum(dim=1).tolist() == [2, 1, 1]
     assert router.load().tokens == [1, 2]

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+from torch.nn.functional import logsigmoid
 
 from prismoe.kernels.expert_load import Confidence
-from prismoe.kernels.routing import normalized, picked_experts, router_probabilities
+from prismoe.kernels.routing import picked_experts, router_probabilities
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
 
@@ -23,8 +24,10 @@ class BiasCorrected(TopKPolicy):
         return {"expert_bias": (num_experts,)}
 
     def route(self, step: RouterInputs) -> Routing:
-        score = router_probabilities if self.score == "softmax" else torch.sigmoid
-        scores_TE = score(step.logits_TE)
+        if self.score == "softmax":
+            logits_TE, scores_TE = step.logits_TE, router_probabilities(step.logits_TE)
+        else:
+            logits_TE, scores_TE = logsigmoid(step.logits_TE), torch.sigmoid(step.logits_TE)
         biased_TE = scores_TE + step.parameters["expert_bias"]
         picked = picked_experts(biased_TE, scores_TE, self.top_k, self.norm_topk_prob)
-        return Routing.of_equal_counts(*picked, Confidence(normalized(scores_TE), biased_TE))
+        return Routing.of_equal_counts(*picked, Confidence(logits_TE, biased_TE))

@@ -6,7 +6,6 @@ from typing import Literal
 from pydantic import Field
 from torch.nn.functional import linear, normalize
 
-from prismoe.kernels.routing import router_probabilities
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
 
@@ -33,4 +32,4 @@ class Cosine(TopKPolicy):
         own = step.parameters
         latent_TL = normalize(linear(step.hidden_TD.float(), own["projection"]), dim=-1)
         similarity_TE = linear(latent_TL, normalize(own["expert_embeddings"], dim=-1))
-        return self.top_k_of(router_probabilities(similarity_TE / own["temperature"]))
+        return self.top_k_of(similarity_TE / own["temperature"])

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from prismoe.kernels.expert_load import Confidence
-from prismoe.kernels.routing import normalized, ranked_experts, router_probabilities, use_first
+from prismoe.kernels.routing import top_experts, use_first
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
 
@@ -25,12 +25,9 @@ class DualThreshold(TopKPolicy):
     vision_threshold: float = Field(default=0.0, ge=0)
 
     def route(self, step: RouterInputs) -> Routing:
-        probs_TE = router_probabilities(step.logits_TE)
-        experts_TA, weights_TA = ranked_experts(probs_TE, self.top_k)
-        if self.norm_topk_prob:
-            weights_TA = normalized(weights_TA)
+        experts_TA, weights_TA = top_experts(step.logits_TE, self.top_k, self.norm_topk_prob)
         importance_T = torch.where(step.is_vision_T, self.vision_importance, self.text_importance)
         threshold_T = torch.where(step.is_vision_T, self.vision_threshold, self.text_threshold)
         count_T = (importance_T[:, None] * weights_TA >= threshold_T[:, None]).sum(dim=-1).clamp(min=1)
-        experts_TA, weights_TA = use_first(experts_TA, weights_TA, count_T, renormalize=False)
-        return Routing.without_tail(experts_TA, weights_TA, count_T, Confidence.of(probs_TE))
+        experts_TA, weights_TA = use_first(experts_TA, weights_TA, count_T)
+        return Routing.without_tail(experts_TA, weights_TA, count_T, Confidence(step.logits_TE))

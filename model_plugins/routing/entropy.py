@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from prismoe.kernels.expert_load import Confidence
-from prismoe.kernels.routing import router_probabilities, routing_entropy, top_experts
+from prismoe.kernels.routing import router_probabilities, routing_entropy, top_experts_by_count
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
 
 
@@ -42,9 +42,8 @@ class Entropy(RoutingPolicy):
 
     def route(self, step: RouterInputs) -> Routing:
         slots = self.slots(step.num_experts)
-        probs_TE = router_probabilities(step.logits_TE)
-        entropy_T = routing_entropy(probs_TE) / math.log(max(step.num_experts, 2))
+        entropy_T = routing_entropy(router_probabilities(step.logits_TE)) / math.log(max(step.num_experts, 2))
         part_T = (entropy_T - self.low) / (self.high - self.low) * (slots - self.min_experts + 1)
         count_T = (self.min_experts + part_T.floor().long()).clamp(min=self.min_experts, max=slots)
-        experts_TA, weights_TA = top_experts(probs_TE, count_T, slots, self.norm_topk_prob)
-        return Routing.without_tail(experts_TA, weights_TA, count_T, Confidence.of(probs_TE))
+        experts_TA, weights_TA = top_experts_by_count(step.logits_TE, count_T, slots, self.norm_topk_prob)
+        return Routing.without_tail(experts_TA, weights_TA, count_T, Confidence(step.logits_TE))

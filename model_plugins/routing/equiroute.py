@@ -30,4 +30,4 @@ class EquiRoute(TopKPolicy):
         scores_TE = pressure_T1 * step.logits_TE + reservation_TE
         probs_TE = router_probabilities(step.logits_TE)
         picked = picked_experts(scores_TE, probs_TE, self.top_k, self.norm_topk_prob)
-        return Routing.of_equal_counts(*picked, Confidence(probs_TE, router_probabilities(scores_TE)))
+        return Routing.of_equal_counts(*picked, Confidence(step.logits_TE, router_probabilities(scores_TE)))

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from prismoe.kernels.expert_load import Confidence
-from prismoe.kernels.routing import normalized, ranked_experts, router_probabilities, with_shared_experts
+from prismoe.kernels.routing import top_experts, with_shared_experts
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 
 
@@ -33,10 +33,7 @@ class FineGrained(RoutingPolicy):
         return num_experts - self.shared_experts
 
     def route(self, step: RouterInputs) -> Routing:
-        probs_TE = router_probabilities(step.logits_TE)
-        experts_TA, weights_TA = ranked_experts(probs_TE, self.top_k)
-        if self.norm_topk_prob:
-            weights_TA = normalized(weights_TA)
+        experts_TA, weights_TA = top_experts(step.logits_TE, self.top_k, self.norm_topk_prob)
         count_T = torch.full_like(step.segment_T, self.top_k)
         routed = with_shared_experts(experts_TA, weights_TA, count_T, self.shared_experts, step.num_experts)
-        return Routing.without_tail(*routed, Confidence.of(probs_TE))
+        return Routing.without_tail(*routed, Confidence(step.logits_TE))

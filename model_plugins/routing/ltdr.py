@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from prismoe.kernels.expert_load import Confidence
-from prismoe.kernels.routing import is_all_text, router_probabilities, tail_tokens, top_experts
+from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts_by_count
 from prismoe.model_plugins.routing.policy import (
     RouterInputs,
     Routing,
@@ -54,10 +54,9 @@ class LTDR(RoutingPolicy):
 
     def route(self, step: RouterInputs) -> Routing:
         slots = self.slots(step.num_experts)
-        probs_TE = router_probabilities(step.logits_TE)
-        if is_all_text(step.segment_T):  # as in decode: nothing below concerns text
-            return top_k_routing(probs_TE, self.text_experts or self.top_k, self.norm_topk_prob)
-        tail_T = tail_tokens(probs_TE, step.segment_T, self.threshold)
+        if step.is_text:  # as in decode: nothing below concerns text
+            return top_k_routing(step.logits_TE, self.text_experts or self.top_k, self.norm_topk_prob)
+        tail_T = tail_tokens(router_probabilities(step.logits_TE), step.segment_T, self.threshold)
         selected_T = tail_T if self.selection == "tail" else step.is_vision_T & ~tail_T
         head, text = self.head_experts or self.top_k, self.text_experts or self.top_k
         unselected = text if head == text else torch.where(step.is_vision_T, head, text)
@@ -65,5 +64,5 @@ class LTDR(RoutingPolicy):
         asked_of_tail_T, asked_of_head_T = step.asked_T2.unbind(dim=1)
         asked_T = torch.where(selected_T, asked_of_tail_T, asked_of_head_T)
         count_T = torch.where(asked_T > 0, asked_T.clamp(max=slots), count_T)
-        experts_TA, weights_TA = top_experts(probs_TE, count_T, slots, self.norm_topk_prob)
-        return Routing(experts_TA, weights_TA, count_T, tail_T, Confidence.of(probs_TE))
+        experts_TA, weights_TA = top_experts_by_count(step.logits_TE, count_T, slots, self.norm_topk_prob)
+        return Routing(experts_TA, weights_TA, count_T, tail_T, Confidence(step.logits_TE))

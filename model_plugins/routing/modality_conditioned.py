@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import linear
 
-from prismoe.kernels.routing import by_modality, router_probabilities
+from prismoe.kernels.routing import by_modality
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
 
@@ -39,7 +39,7 @@ class ModalityConditioned(TopKPolicy):
 
     def route(self, step: RouterInputs) -> Routing:
         logits_TE, bias_2E = self._without_modality(step)
-        return self.top_k_of(router_probabilities(logits_TE + by_modality(step.is_vision_T, bias_2E)))
+        return self.top_k_of(logits_TE + by_modality(step.is_vision_T, bias_2E))
 
     def _without_modality(self, step: RouterInputs) -> tuple[Tensor, Tensor]:
         """The token's share of the logits, and the two that a modality can add."""

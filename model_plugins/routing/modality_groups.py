@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from prismoe.kernels.expert_load import Confidence
-from prismoe.kernels.routing import router_probabilities, top_experts, with_shared_experts
+from prismoe.kernels.routing import router_probabilities, top_experts_by_count, with_shared_experts
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
 
 
@@ -44,16 +44,16 @@ class ModalityGroups(RoutingPolicy):
         is_vision_T = step.is_vision_T
         is_visions_E = torch.arange(step.logits_TE.shape[1], device=step.logits_TE.device) < vision
         others_TE = is_visions_E != is_vision_T[:, None]
-        probs_TE = router_probabilities(step.logits_TE.masked_fill(others_TE, -torch.inf))
+        logits_TE = step.logits_TE.masked_fill(others_TE, -torch.inf)
         count_T = torch.where(is_vision_T, self.vision_experts, self.text_experts)
         slots = max(self.vision_experts, self.text_experts)
-        experts_TA, weights_TA = top_experts(probs_TE, count_T, slots, self.norm_topk_prob)
+        experts_TA, weights_TA = top_experts_by_count(logits_TE, count_T, slots, self.norm_topk_prob)
         if self.shared_experts:
             experts_TA, weights_TA, count_T = with_shared_experts(
                 experts_TA, weights_TA, count_T, self.shared_experts, step.num_experts
             )
-        confidence = Confidence(probs_TE, probs_TE.masked_fill(others_TE, -torch.inf))
-        return Routing.without_tail(experts_TA, weights_TA, count_T, confidence)
+        scores_TE = router_probabilities(logits_TE).masked_fill(others_TE, -torch.inf)
+        return Routing.without_tail(experts_TA, weights_TA, count_T, Confidence(logits_TE, scores_TE))
 
     def _group_sizes(self, num_experts: int) -> tuple[int, int]:
         routed = num_experts - self.shared_experts

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from prismoe.kernels.expert_load import Confidence
-from prismoe.kernels.routing import normalized, ranked_experts
+from prismoe.kernels.routing import top_experts
 
 
 class RouterInputs(NamedTuple):
@@ -21,6 +21,7 @@ class RouterInputs(NamedTuple):
     asked_T2: Tensor  # int32: the experts its request asks for vision tail and head tokens; 0 asks nothing
     parameters: Mapping[str, Tensor]  # float32, those that `RoutingPolicy.parameters` names
     num_experts: int
+    is_text: bool = False  # whether the step is known to hold no image: just where looking is free
 
     @property
     def is_vision_T(self) -> Tensor:
@@ -110,12 +111,9 @@ class RoutingPolicy(BaseModel, ABC):
         return {}
 
 
-def top_k_routing(probs_TE: Tensor, k: int, renormalize: bool) -> Routing:
+def top_k_routing(logits_TE: Tensor, k: int, renormalize: bool) -> Routing:
     """The k most probable experts for every token."""
-    experts_TA, weights_TA = ranked_experts(probs_TE, k)
-    if renormalize:
-        weights_TA = normalized(weights_TA)
-    return Routing.of_equal_counts(experts_TA, weights_TA, Confidence.of(probs_TE))
+    return Routing.of_equal_counts(*top_experts(logits_TE, k, renormalize), Confidence(logits_TE))
 
 
 class TopKPolicy(RoutingPolicy, ABC):
@@ -129,6 +127,6 @@ class TopKPolicy(RoutingPolicy, ABC):
         check_experts("top_k", self.top_k, num_experts)
         return self.top_k
 
-    def top_k_of(self, probs_TE: Tensor) -> Routing:
+    def top_k_of(self, logits_TE: Tensor) -> Routing:
         """The `top_k` most probable experts for every token."""
-        return top_k_routing(probs_TE, self.top_k, self.norm_topk_prob)
+        return top_k_routing(logits_TE, self.top_k, self.norm_topk_prob)

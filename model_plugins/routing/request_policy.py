@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from prismoe.kernels.routing import router_probabilities
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
 NO_TASK = -1
@@ -36,4 +35,4 @@ class RequestPolicy(TopKPolicy, ABC):
         """`[R, E]` in float32, each row from its own request alone."""
 
     def route(self, step: RouterInputs) -> Routing:
-        return self.top_k_of(router_probabilities(step.logits_TE))
+        return self.top_k_of(step.logits_TE)

@@ -40,6 +40,5 @@ class TopAny(RoutingPolicy):
         count_T = passes_TE.sum(dim=-1).clamp(min=1)
         behind_TE = torch.where(passes_TE, similarity_TE, similarity_TE - 4)  # a cosine is from -1 to 1
         experts_TA, _ = ranked_experts(behind_TE, step.num_experts)
-        equal_TA = torch.ones_like(similarity_TE)
-        used = use_first(experts_TA, equal_TA, count_T, renormalize=True)
-        return Routing.without_tail(*used, count_T, None)
+        equal_TA = (1 / count_T)[:, None].expand(experts_TA.shape)
+        return Routing.without_tail(*use_first(experts_TA, equal_TA, count_T), count_T, None)

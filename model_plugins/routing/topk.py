@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-from prismoe.kernels.routing import router_probabilities
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
 
@@ -12,4 +11,4 @@ class TopK(TopKPolicy):
     policy: Literal["topk"] = "topk"
 
     def route(self, step: RouterInputs) -> Routing:
-        return self.top_k_of(router_probabilities(step.logits_TE))
+        return self.top_k_of(step.logits_TE)

@@ -13,7 +13,6 @@ from prismoe.kernels.expert_load import (
     count_expert_load,
     empty_load,
 )
-from prismoe.kernels.routing import router_probabilities
 from tests.kernels.test_routing import SEGMENTS, random_logits
 
 ROUNDING = 4e-6  # of one token
@@ -83,17 +82,20 @@ def by_hand(
 def check(confidence: Confidence, counts: list[int], segments: list[int], num_experts: int) -> LayerLoad:
     """Count a step of the best experts and shared ones, and compare with the count by hand."""
     count_T = torch.tensor(counts)
-    ranked_TE = confidence.scores_TE.argsort(descending=True)
+    probs_TE = confidence.probs_TE
+    scores_TE = probs_TE if confidence.scores_TE is None else confidence.scores_TE
+    ranked_TE = scores_TE.argsort(descending=True)
     shared_TA = torch.arange(ranked_TE.shape[1], num_experts).expand(len(counts), -1)
     experts_TA = torch.cat([shared_TA, ranked_TE], dim=1)[:, : max(counts)]
     unused_TA = torch.arange(max(counts)) >= count_T[:, None]
     experts_TA = torch.where(unused_TA, experts_TA[:, :1], experts_TA)
     no_tail_T = torch.zeros(len(counts), dtype=torch.bool)
-    probs_TE, scores_TE = (part.double().numpy() for part in confidence)
     load_MC = empty_load(num_experts)
     count_expert_load(load_MC, experts_TA, count_T, no_tail_T, torch.tensor(segments), confidence)
     load = LayerLoad.read(load_MC, num_experts)
-    for name, expected in by_hand(probs_TE, scores_TE, counts, segments, num_experts).items():
+    for name, expected in by_hand(
+        probs_TE.double().numpy(), scores_TE.double().numpy(), counts, segments, num_experts
+    ).items():
         assert getattr(load, name) == pytest.approx(expected, abs=ROUNDING * len(counts)), name
     return load
 
@@ -103,8 +105,7 @@ def check(confidence: Confidence, counts: list[int], segments: list[int], num_ex
 @pytest.mark.parametrize("segments", [*SEGMENTS.values(), [-1] * 9, [-2] * 3], ids=str)
 def test_confidence_is_summed_by_modality(segments: list[int], experts: int, shared: int) -> None:
     """Whether all tokens use as many experts, or each another number."""
-    probs_TE = router_probabilities(random_logits(len(segments), experts))
-    confidence = Confidence.of(probs_TE)
+    confidence = Confidence(random_logits(len(segments), experts))
     for most in {1, min(2, experts), experts}:
         equal = [shared + most] * len(segments)
         mixed = [shared + 1 + token % most for token in range(len(segments))]
@@ -124,12 +125,12 @@ def test_ties_of_the_last_used_and_the_first_unused_expert_are_counted(segment: 
         ]
     )
     segments = [segment] * 5
-    assert sum(check(Confidence.of(probs_TE), [2] * 5, segments, 4).near_ties) == 3
-    assert sum(check(Confidence.of(probs_TE), [4] * 5, segments, 4).near_ties) == 0
+    assert sum(check(Confidence(probs_TE.log()), [2] * 5, segments, 4).near_ties) == 3
+    assert sum(check(Confidence(probs_TE.log()), [4] * 5, segments, 4).near_ties) == 0
 
 
 @pytest.mark.parametrize("segment", [-1, 0])
 def test_experts_out_of_the_question_tie_with_none(segment: int) -> None:
     probs_TE = torch.tensor([[0.999, 0.001, 0.0, 0.0]])
     scores_TE = torch.tensor([[0.999, 0.001, -torch.inf, -torch.inf]])
-    assert sum(check(Confidence(probs_TE, scores_TE), [2], [segment], 4).near_ties) == 0
+    assert sum(check(Confidence(probs_TE.log(), scores_TE), [2], [segment], 4).near_ties) == 0

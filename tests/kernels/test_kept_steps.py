@@ -5,24 +5,21 @@ import torch
 
 from prismoe.kernels.expert_load import Confidence, count_expert_load, empty_load
 from prismoe.kernels.kept_steps import KEPT_TOKENS, KeptSteps
-from prismoe.kernels.routing import router_probabilities
 from tests.kernels.test_routing import random_logits
 
 
 @pytest.mark.parametrize("confident", [True, False])
 def test_steps_can_be_counted_later(confident: bool) -> None:
-    """Also where the step's segments are overwritten meanwhile."""
     at_once, later = empty_load(7), empty_load(7)
     kept = KeptSteps(later)
     for tokens in (1, 30, 9, KEPT_TOKENS, 1, 4):
-        probs_TE = router_probabilities(random_logits(tokens, 7))
+        logits_TE = random_logits(tokens, 7)
         segment_T = torch.arange(tokens) % 4 - 2
-        experts_TA, count_T = probs_TE.argsort(descending=True)[:, :3], torch.arange(tokens) % 3 + 1
-        confidence = Confidence.of(probs_TE) if confident else None
+        experts_TA, count_T = logits_TE.argsort(descending=True)[:, :3], torch.arange(tokens) % 3 + 1
+        confidence = Confidence(logits_TE) if confident else None
         step = (experts_TA, count_T, segment_T == 1, segment_T, confidence)
         count_expert_load(at_once, *step)
         kept.keep(*step)
-        segment_T.fill_(-2)
     assert 0 < later[:, 7].sum() < at_once[:, 7].sum()  # the last two are yet to be counted
     kept.count()
     kept.count()
@@ -34,11 +31,11 @@ def test_steps_of_other_kinds_are_kept_apart() -> None:
     at_once, later = empty_load(7), empty_load(7)
     kept = KeptSteps(later)
     for slots, is_plain in ((2, True), (4, True), (4, False), (4, False), (2, True)):
-        probs_TE = router_probabilities(random_logits(30, 7))
+        logits_TE = random_logits(30, 7)
         segment_T = torch.arange(30) % 4 - 2
-        experts_TA = probs_TE.argsort(descending=True)[:, :slots]
+        experts_TA = logits_TE.argsort(descending=True)[:, :slots]
         count_T, tail_T = (None, None) if is_plain else (torch.arange(30) % 4 + 1, segment_T == 1)
-        step = (experts_TA, count_T, tail_T, segment_T, Confidence.of(probs_TE))
+        step = (experts_TA, count_T, tail_T, segment_T, Confidence(logits_TE))
         count_expert_load(at_once, *step)
         kept.keep(*step)
     kept.count()

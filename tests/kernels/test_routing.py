@@ -15,6 +15,7 @@ from prismoe.kernels.routing import (
     segment_mean,
     tail_tokens,
     top_experts,
+    top_experts_by_count,
 )
 from tests.kernels import reference
 
@@ -45,18 +46,27 @@ def test_top_experts_match_the_reference(experts: int, renormalize: bool) -> Non
     tokens = 17
     logits_TE = random_logits(tokens, experts)
     counts = [1 + token % experts for token in range(tokens)]
-    experts_TA, weights_TA = top_experts(
-        router_probabilities(logits_TE), torch.tensor(counts), experts, renormalize
-    )
+    experts_TA, weights_TA = top_experts_by_count(logits_TE, torch.tensor(counts), experts, renormalize)
     expected = reference.experts(reference.probabilities(logits_TE.numpy()), counts, renormalize)
     for token, count in enumerate(counts):
         assert experts_TA[token, :count].tolist() == list(expected[token])
         np.testing.assert_allclose(weights_TA[token, :count], list(expected[token].values()), rtol=1e-5)
 
 
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("k", [1, 2, 3, 6])
+def test_as_many_experts_for_each_token_are_the_same_bits(k: int, renormalize: bool) -> None:
+    """A text token routes alike alone, where slots are left out, and beside an image."""
+    logits_TE = random_logits(50, 7)
+    experts_TA, weights_TA = top_experts(logits_TE, k, renormalize)
+    by_count = top_experts_by_count(logits_TE, torch.full((50,), k), 7, renormalize)
+    assert torch.equal(experts_TA, by_count[0][:, :k])
+    assert torch.equal(weights_TA, by_count[1][:, :k])
+
+
 def test_an_unused_slot_repeats_the_first_expert_at_weight_0() -> None:
-    probs_TE = torch.tensor([[0.1, 0.6, 0.3], [0.2, 0.3, 0.5]])
-    experts_TA, weights_TA = top_experts(probs_TE, torch.tensor([1, 3]), 3, renormalize=True)
+    logits_TE = torch.tensor([[0.1, 0.6, 0.3], [0.2, 0.3, 0.5]])
+    experts_TA, weights_TA = top_experts_by_count(logits_TE, torch.tensor([1, 3]), 3, renormalize=True)
     assert experts_TA.tolist() == [[1, 1, 1], [2, 1, 0]]
     assert weights_TA[0].tolist() == [1.0, 0.0, 0.0]
 
@@ -80,7 +90,7 @@ def test_scores_that_are_no_numbers_still_name_experts() -> None:
 
 
 def test_ties_take_the_lower_expert() -> None:
-    experts_TA, _ = top_experts(torch.full((2, 4), 0.25), torch.tensor([2, 4]), 4, renormalize=False)
+    experts_TA, _ = top_experts_by_count(torch.zeros(2, 4), torch.tensor([2, 4]), 4, renormalize=False)
     assert experts_TA.tolist() == [[0, 1, 0, 0], [0, 1, 2, 3]]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prismoe.kernels.expert_load import Confidence, LayerLoad, count_expert_load, empty_load
-from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts
+from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts_by_count
 from prismoe.kernels.triton_router import ltdr_router
 from tests.kernels.test_routing import SEGMENTS, random_logits
 
@@ -21,11 +21,10 @@ def test_it_decides_as_the_plain_router(segments: list[int], experts: int, renor
     logits_TE, segment_T = random_logits(len(segments), experts), torch.tensor(segments)
     top_k = min(2, experts)
     load_MC, expected_load_MC = empty_load(experts), empty_load(experts)
-    probs_TE = router_probabilities(logits_TE)
-    tail_T = tail_tokens(probs_TE, segment_T)
+    tail_T = tail_tokens(router_probabilities(logits_TE), segment_T)
     count_T = torch.where(tail_T, experts, top_k)
-    expected_TA, expected_weights_TA = top_experts(probs_TE, count_T, experts, renormalize)
-    count_expert_load(expected_load_MC, expected_TA, count_T, tail_T, segment_T, Confidence.of(probs_TE))
+    expected_TA, expected_weights_TA = top_experts_by_count(logits_TE, count_T, experts, renormalize)
+    count_expert_load(expected_load_MC, expected_TA, count_T, tail_T, segment_T, Confidence(logits_TE))
 
     experts_TA, weights_TA = ltdr_router(logits_TE, segment_T, load_MC, 4, top_k, experts, renormalize)
     torch.testing.assert_close(experts_TA.long(), expected_TA)

@@ -9,6 +9,7 @@ from torch import Tensor
 from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
 from prismoe.model_plugins.routing.registry import POLICIES
 from prismoe.model_plugins.routing.request_policy import RequestPolicy, Requests
+from prismoe.model_plugins.token_segments import TokenSegments
 from tests.model_plugins.policy_reference import Step
 
 HIDDEN_SIZE = 24
@@ -108,8 +109,16 @@ def random_step(policy: RoutingPolicy, segments: list[int], num_experts: int, se
             for name, shape in policy.parameters(HIDDEN_SIZE, num_experts).items()
         },
         num_experts=num_experts,
+        is_text=max(segments) < 0,
     )
     return with_request_logits(policy, step)
+
+
+def token_segments(segments: list[int]) -> TokenSegments:
+    """A buffer that says `segments`."""
+    tokens = TokenSegments(len(segments))
+    tokens.segments.copy_(torch.tensor(segments))
+    return tokens
 
 
 def with_request_logits(policy: RoutingPolicy, step: RouterInputs) -> RouterInputs:

@@ -11,6 +11,7 @@ from prismoe.kernels.expert_load import empty_load
 from prismoe.model_plugins.inspection import Inspection
 from prismoe.model_plugins.router import PolicyRouter
 from prismoe.model_plugins.routing.ltdr import LTDR
+from prismoe.model_plugins.token_segments import TokenSegments
 
 EXPERTS, HIDDEN, LAYERS = 4, 8, (0, 2)
 
@@ -55,13 +56,10 @@ class Rig:
 
     def __init__(self, runner: V1Runner | V2Runner, most_tokens: int = 100) -> None:
         self.runner = runner
-        self.segments = torch.full((64,), -2)
-        asked = torch.zeros(64, 2, dtype=torch.int32)
+        self.segments = TokenSegments(64)
         policy = LTDR(top_k=2, norm_topk_prob=True)
         self.routers = {
-            layer: PolicyRouter(
-                policy, EXPERTS, self.segments, asked, empty_load(EXPERTS), nn.ParameterDict()
-            )
+            layer: PolicyRouter(policy, EXPERTS, self.segments, empty_load(EXPERTS), nn.ParameterDict())
             for layer in LAYERS
         }
         self.logits: dict[tuple[str, int, int], list[float]] = {}
@@ -79,8 +77,8 @@ class Rig:
                     self.logits[request, layer, position + index] = self.latest[layer][start + index].tolist()
 
     def forward(self, segments: list[int]) -> None:
-        self.segments.fill_(-2)
-        self.segments[: len(segments)] = torch.tensor(segments)
+        self.segments.clear()
+        self.segments.segments[: len(segments)] = torch.tensor(segments)
         self.latest = {layer: torch.randn(len(segments), EXPERTS) for layer in LAYERS}
         for layer, router in self.routers.items():
             router._compute_routing(torch.zeros(len(segments), HIDDEN), self.latest[layer], None)

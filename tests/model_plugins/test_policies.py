@@ -80,7 +80,10 @@ def test_a_policy_tells_what_its_experts_were_chosen_by(
     if routing.confidence is None:
         return
     np.testing.assert_allclose(routing.confidence.probs_TE.sum(dim=1), 1, rtol=1e-5)
-    for scores_E, pairs in zip(routing.confidence.scores_TE, used(routing), strict=True):
+    scores_TE = routing.confidence.scores_TE
+    if scores_TE is None:
+        scores_TE = routing.confidence.probs_TE
+    for scores_E, pairs in zip(scores_TE, used(routing), strict=True):
         chosen = {expert for expert, _ in pairs} & set(range(len(scores_E)))
         others = set(range(len(scores_E))) - chosen
         assert len(pairs) - len(chosen) == 7 - len(scores_E)
@@ -116,6 +119,7 @@ def test_a_token_is_routed_by_itself(settings: dict[str, Any]) -> None:
             logits_TE=together.logits_TE[rows],
             segment_T=torch.tensor([min(segment, 0)] * len(rows)),
             asked_T2=together.asked_T2[rows],
+            is_text=segment < 0,
         )
         assert_same(used(policy.route(alone)), [all_pairs[row] for row in rows])
 

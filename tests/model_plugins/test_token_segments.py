@@ -53,3 +53,18 @@ def test_what_a_request_asks_for_stays_with_its_images() -> None:
 def test_more_tokens_than_the_buffer_holds_stop_the_step() -> None:
     with pytest.raises(AssertionError, match="more tokens"):
         TokenSegments(max_tokens=2).mark(None, images(), num_tokens=3)
+
+
+def test_what_the_layers_see_of_a_step_stays_as_it_was() -> None:
+    """Steps are counted later, when the buffers say something else."""
+    segments = TokenSegments(max_tokens=6)
+    segments.mark(torch.tensor([False, True, True]), images(2), num_tokens=3)
+    step = segments.step(3)
+    assert segments.step(3) is step
+    segments.mark(None, [], num_tokens=3)
+    assert step.segment_T.tolist() == [TEXT, 0, 0]
+    assert not step.is_text
+    assert segments.step(3).segment_T.tolist() == [TEXT] * 3
+    assert segments.step(3).is_text
+    segments.clear()
+    assert segments.step(2).segment_T.tolist() == [PADDING] * 2

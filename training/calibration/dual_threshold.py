@@ -5,7 +5,7 @@ from torch import Tensor
 
 from prismoe.kernels.expert_load import MODALITIES
 from prismoe.kernels.router_recording import CalibrationData, RouterRecording
-from prismoe.kernels.routing import normalized, ranked_experts, router_probabilities
+from prismoe.kernels.routing import top_experts
 from prismoe.training.calibration.fit import Goal, RouterFit
 from prismoe.training.calibration.quantile import between
 
@@ -47,8 +47,8 @@ def _importance(data: CalibrationData, modality: str) -> dict[int, float]:
 
 def _weights_of(router: RouterRecording, modality: str, top_k: int, normalize: bool) -> Tensor:
     is_chosen_T = (router.segment_T >= 0) == (modality == MODALITIES[1])
-    _, weights_TA = ranked_experts(router_probabilities(router.logits_TE[is_chosen_T]), top_k)
-    return normalized(weights_TA) if normalize else weights_TA
+    _, weights_TA = top_experts(router.logits_TE[is_chosen_T], top_k, normalize)
+    return weights_TA
 
 
 def _threshold(scores_TA: Tensor, skip: float) -> float:
