@@ -1,50 +1,123 @@
-"""Checks and times the Triton kernels on a GPU, for `python -m prismoe.kernels.bench`."""
+"""Checks and times the Triton kernels and vLLM's on a GPU, for `python -m prismoe.kernels.bench`."""
 
 import torch
 from torch import Tensor
 from triton.testing import do_bench, do_bench_cudagraph
 
-from prismoe.kernels.bench import EXPERTS, SLOTS, Row, Variants, floor_seconds, loop_over_experts, routing
+from prismoe.kernels.bench import (
+    EXPERTS,
+    SLOTS,
+    Experts,
+    Row,
+    Variants,
+    floor_seconds,
+    loop_over_experts,
+    routing,
+)
 from prismoe.kernels.expert_load import Confidence, count_expert_load, empty_load
 from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts_by_count
 from prismoe.kernels.triton_experts import grouped_experts
 from prismoe.kernels.triton_router import ltdr_router
 
 
+def vllm_triton_experts(w13: Tensor, w2: Tensor, leaves_out: bool) -> Experts:
+    """vLLM's own Triton kernels; with `leaves_out` they skip slots of weight 0, as in serving."""
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+    from vllm.model_executor.layers.fused_moe.config import (
+        FUSED_MOE_UNQUANTIZED_CONFIG,
+        FusedMoEConfig,
+        FusedMoEParallelConfig,
+        RoutingMethodType,
+    )
+    from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
+
+    experts, hidden, width = w2.shape
+    config = FusedMoEConfig(
+        num_experts=experts,
+        experts_per_token=SLOTS,
+        hidden_dim=hidden,
+        intermediate_size=width,
+        num_local_experts=experts,
+        num_logical_experts=experts,
+        activation=MoEActivation.SILU,
+        device=w13.device,
+        routing_method=RoutingMethodType.Custom,
+        moe_parallel_config=FusedMoEParallelConfig.make_no_parallel(),
+        in_dtype=w13.dtype,
+    )
+    kernels = TritonExperts(config, FUSED_MOE_UNQUANTIZED_CONFIG)
+    expert_map = torch.arange(experts, dtype=torch.int32, device=w13.device) if leaves_out else None
+
+    def run(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
+        shapes = kernels.workspace_shapes(
+            len(hidden_TD), 2 * width, hidden, experts_TA.shape[1], experts, experts, None, config.activation
+        )
+        workspace13, workspace2, output_TD = (hidden_TD.new_empty(shape) for shape in shapes)
+        kernels.apply(
+            output_TD,
+            hidden_TD,
+            w13,
+            w2,
+            weights_TA,
+            experts_TA.masked_fill(weights_TA == 0, -1) if leaves_out else experts_TA,
+            config.activation,
+            experts,
+            expert_map,
+            a1q_scale=None,
+            a2_scale=None,
+            workspace13=workspace13,
+            workspace2=workspace2,
+            expert_tokens_meta=None,
+            apply_router_weight_on_input=False,
+        )
+        return output_TD
+
+    return run
+
+
 def experts_on_gpu(dtype: torch.dtype, hidden: int, tokens: int) -> Row:
-    """Checks the grouped product against float64; its time beside the floor, padding and a loop."""
+    """Checks the ways to run ragged experts against float64; their times, a loop's and the floor.
+
+    In float32 vLLM's kernels round products to TF32, the grouped product does not.
+    """
     width = 4 * hidden
     w13 = (torch.randn(EXPERTS, 2 * width, hidden, device="cuda") * hidden**-0.5).to(dtype)
     w2 = (torch.randn(EXPERTS, hidden, width, device="cuda") * width**-0.5).to(dtype)
     hidden_TD = torch.randn(tokens, hidden, device="cuda").to(dtype)
-    weights_TA, experts_TA = (each.cuda() for each in routing(tokens, is_mixed=True))
-    all_used_TA = weights_TA.clamp(min=1e-6)
+    ragged = weights_TA, experts_TA = [each.cuda() for each in routing(tokens, is_mixed=True)]
+    two = [each.cuda() for each in routing(tokens, is_mixed=False)]
+    vllm = vllm_triton_experts(w13, w2, leaves_out=False)
+    left_out = vllm_triton_experts(w13, w2, leaves_out=True)
 
-    def grouped(weights_TA: Tensor) -> Tensor:
+    def grouped() -> Tensor:
         most_pairs = weights_TA.numel()
         return grouped_experts(hidden_TD, weights_TA, experts_TA, w13, w2, None, None, "silu", most_pairs)
 
+    variants = {
+        "left out": lambda: left_out(hidden_TD, *ragged),
+        "weight 0": lambda: vllm(hidden_TD, *ragged),
+        "grouped": grouped,
+    }
     expected = loop_over_experts(hidden_TD.double(), weights_TA, experts_TA, w13.double(), w2.double())
-    torch.testing.assert_close(grouped(weights_TA).double(), expected, atol=2e-2, rtol=2e-2)
-    measured = milliseconds(
-        {
-            "ragged": lambda: grouped(weights_TA),
-            "padding": lambda: grouped(all_used_TA),
-            "loop": lambda: loop_over_experts(hidden_TD, weights_TA, experts_TA, w13, w2),
-        }
-    )
-    floor = floor_seconds(weights_TA, experts_TA, w13, milliseconds)
+    for run in variants.values():
+        torch.testing.assert_close(run().double(), expected, atol=2e-2, rtol=2e-2)
+    measured = {
+        **milliseconds({"fixed k = 2": lambda: vllm(hidden_TD, *two), **variants}),
+        "loop": do_bench(lambda: loop_over_experts(hidden_TD, weights_TA, experts_TA, w13, w2)),
+        "floor": floor_seconds(weights_TA, experts_TA, w13, milliseconds),
+    }
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "hidden": hidden,
         "tokens": tokens,
-        **{f"{name}, ms": value for name, value in (measured | {"floor": floor}).items()},
+        "experts used": int(weights_TA.count_nonzero()) / (2 * tokens),
+        **{f"{name}, ms": value for name, value in measured.items()},
     }
 
 
 def milliseconds(variants: Variants) -> dict[str, float]:
-    """Of each."""
-    return {name: do_bench(run) for name, run in variants.items()}
+    """Of each, captured in a CUDA graph, as serving runs them."""
+    return {name: do_bench_cudagraph(run) for name, run in variants.items()}
 
 
 def router_on_gpu(tokens: int) -> Row:

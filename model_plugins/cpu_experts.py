@@ -17,7 +17,6 @@ from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedM
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.quantization import QuantizationConfig
-from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from prismoe.kernels.ragged_experts import FixedExperts, OneExpert, flat_experts, sorted_experts
@@ -178,17 +177,3 @@ def plain_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> On
         return output_RD
 
     return expert
-
-
-def experts_options(
-    activation: str, router: PolicyRouter, quant_config: QuantizationConfig | None
-) -> dict[str, Any]:
-    """What to tell vLLM's MoE factory: these experts on CPU, unless they are quantised, else vLLM's own."""
-    if not current_platform.is_cpu() or quant_config is not None:
-        return {"activation": activation}
-    return {
-        # On CPU the factory refuses activations without a gate; CPUExperts puts the right one back.
-        "activation": activation.removesuffix("_no_mul"),
-        "routed_experts_cls": CPUExperts,
-        "routed_experts_args": {"router": router, "activation": activation},
-    }

@@ -8,7 +8,7 @@ from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.quantization import QuantizationConfig
 
-from prismoe.model_plugins.cpu_experts import experts_options
+from prismoe.model_plugins.experts import experts_options
 from prismoe.model_plugins.router import PolicyRouter
 
 

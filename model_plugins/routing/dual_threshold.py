@@ -24,6 +24,10 @@ class DualThreshold(TopKPolicy):
     text_threshold: float = Field(default=0.0, ge=0)
     vision_threshold: float = Field(default=0.0, ge=0)
 
+    @property
+    def uses_all_slots(self) -> bool:
+        return False
+
     def route(self, step: RouterInputs) -> Routing:
         experts_TA, weights_TA = top_experts(step.logits_TE, self.top_k, self.norm_topk_prob)
         importance_T = torch.where(step.is_vision_T, self.vision_importance, self.text_importance)

@@ -29,6 +29,10 @@ class FineGrained(RoutingPolicy):
             )
         return self.top_k + self.shared_experts
 
+    @property
+    def uses_all_slots(self) -> bool:
+        return True
+
     def gate_rows(self, num_experts: int) -> int:
         return num_experts - self.shared_experts
 

@@ -29,6 +29,10 @@ class GMM(RoutingPolicy):
         check_experts("top_k", self.top_k, num_experts)
         return self.top_k
 
+    @property
+    def uses_all_slots(self) -> bool:
+        return True
+
     def gate_rows(self, num_experts: int) -> int:
         return 0
 

@@ -36,6 +36,10 @@ class ModalityGroups(RoutingPolicy):
         check_experts("text_experts", self.text_experts, text)
         return max(self.vision_experts, self.text_experts) + self.shared_experts
 
+    @property
+    def uses_all_slots(self) -> bool:
+        return self.vision_experts == self.text_experts
+
     def gate_rows(self, num_experts: int) -> int:
         return num_experts - self.shared_experts
 

@@ -98,6 +98,11 @@ class RoutingPolicy(BaseModel, ABC):
         """Whether all tokens of an image must be routed in the same step."""
         return False
 
+    @property
+    def uses_all_slots(self) -> bool:
+        """Whether every token uses all of its slots, so that there are none to leave out."""
+        return False
+
     def most_request_experts(self, num_experts: int) -> int:
         """The most experts that a request may ask for its vision tokens (`asked_T2`); 0: none."""
         return 0
@@ -117,7 +122,7 @@ def top_k_routing(logits_TE: Tensor, k: int, renormalize: bool) -> Routing:
 
 
 class TopKPolicy(RoutingPolicy, ABC):
-    """A policy under which a token uses at most `top_k` experts."""
+    """A policy under which a token uses `top_k` experts, or less where `uses_all_slots` is overridden."""
 
     top_k: int = Field(ge=1)
     norm_topk_prob: bool
@@ -126,6 +131,10 @@ class TopKPolicy(RoutingPolicy, ABC):
     def slots(self, num_experts: int) -> int:
         check_experts("top_k", self.top_k, num_experts)
         return self.top_k
+
+    @property
+    def uses_all_slots(self) -> bool:
+        return True
 
     def top_k_of(self, logits_TE: Tensor) -> Routing:
         """The `top_k` most probable experts for every token."""

@@ -25,6 +25,8 @@ from tests.model_plugins.routing_steps import (
     with_request_logits,
 )
 
+MIXED = SEGMENTS["two images in text"]
+
 
 def used(routing: Routing) -> list[Pairs]:
     rows = zip(
@@ -90,6 +92,15 @@ def test_a_policy_tells_what_its_experts_were_chosen_by(
         assert not others or max(scores_E[list(others)]) <= min(scores_E[list(chosen)])
 
 
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_policy_knows_whether_it_leaves_slots_unused(settings: dict[str, Any]) -> None:
+    policy = make(settings)
+    steps = [random_step(policy, MIXED * 4, num_experts) for num_experts in (4, 7)]
+    assert policy.uses_all_slots == all(
+        (policy.route(step).count_T == policy.slots(step.num_experts)).all() for step in steps
+    )
+
+
 def test_every_policy_has_a_case() -> None:
     assert {settings["policy"] for settings in CASES.values()} == set(POLICIES) == set(RULES)
 
@@ -138,8 +149,6 @@ def test_a_policy_survives_its_json(settings: dict[str, Any]) -> None:
     policy = make(settings)
     assert type(policy).model_validate_json(policy.model_dump_json()) == policy
 
-
-MIXED = SEGMENTS["two images in text"]
 
 VISION_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("ltdr", {"tail_experts": 3}),
