@@ -6,6 +6,7 @@ times what the plugin runs, beside vLLM; on a host with a GPU it checks and time
 
 import argparse
 import json
+import random
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -47,15 +48,20 @@ def routing(tokens: int, is_mixed: bool) -> tuple[Tensor, Tensor]:
 
 
 def interleaved(variants: Variants, seconds: float) -> dict[str, float]:
-    """Median seconds of each, run in turns for `seconds` or five times, whichever is longer."""
+    """Median seconds of each, run in turns for `seconds` or five times, whichever is longer.
+
+    Each round has an order of its own: who comes behind a twin finds the caches filled.
+    """
+    shuffle, order = random.Random(0).shuffle, list(variants)
     times: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
         run()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for name, run in variants.items():
+        shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            run()
+            variants[name]()
             times[name].append(time.perf_counter() - start)
     return {name: median(each) for name, each in times.items()}
 

@@ -20,9 +20,10 @@ FixedExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
 OneExpert = Callable[[Tensor], Tensor]
 """One expert on R rows: `hidden_RD` -> `output_RD`."""
 
-LEAST_WORK = {torch.float32: 2**21, torch.bfloat16: 2**24, torch.float16: 2**24}
-"""Skipping pairs · D² below this saves less time than it takes; measured by `python -m prismoe.kernels.bench`
-where experts are four times as wide as D, bfloat16 with AMX."""
+LEAST_TOKENS = {torch.float32: 1, torch.bfloat16: 32, torch.float16: 32}
+LEAST_WORK = {torch.float32: 2**21, torch.bfloat16: 2**23, torch.float16: 2**23}
+"""With fewer tokens, and where skipping saves fewer pairs · D², it saves less time than it takes; measured by
+`python -m prismoe.kernels.bench` where experts are four times as wide as D, bfloat16 with AMX."""
 
 
 def flat_experts(
@@ -35,18 +36,14 @@ def flat_experts(
     of fused multiply-adds. In bfloat16 each pair's output is rounded before the sum.
     """
     weights = weights_TA.numpy()
-    used = np.count_nonzero(weights)
-    if used in (0, weights.size):
-        return fixed_experts(hidden_TD, weights_TA, experts_TA)
-    tokens, hidden = hidden_TD.shape
     slots = weights.shape[1]
-    while not np.count_nonzero(weights[:, slots - 1]):
+    while slots > 1 and not np.count_nonzero(weights[:, slots - 1]):
         slots -= 1
     if slots < weights.shape[1]:
         weights_TA, experts_TA = weights_TA.narrow_copy(1, 0, slots), experts_TA.narrow_copy(1, 0, slots)
-    if (tokens * slots - used) * hidden**2 < LEAST_WORK[hidden_TD.dtype]:
+        weights = weights_TA.numpy()
+    if not _is_worth_skipping(hidden_TD, weights):
         return fixed_experts(hidden_TD, weights_TA, experts_TA)
-    weights = weights_TA.numpy()
     pair_P = np.flatnonzero(weights)
     token_P = pair_P // slots
     weight_P1 = torch.from_numpy(weights.reshape(-1, 1)[pair_P])
@@ -55,8 +52,18 @@ def flat_experts(
     row_P = torch.arange(len(pair_P))
     if hidden_TD.dtype == torch.float32:
         output_PD = fixed_experts(hidden_PD, torch.ones_like(weight_P1), expert_P1)
-        return _sum_by_token(output_PD, row_P, token_P, tokens, weight_P1.view(-1))
-    return _sum_by_token(fixed_experts(hidden_PD, weight_P1, expert_P1), row_P, token_P, tokens, None)
+        return _sum_by_token(output_PD, row_P, token_P, len(hidden_TD), weight_P1.view(-1))
+    output_PD = fixed_experts(hidden_PD, weight_P1, expert_P1)
+    return _sum_by_token(output_PD, row_P, token_P, len(hidden_TD), None)
+
+
+def _is_worth_skipping(hidden_TD: Tensor, weights: NDArray[np.float32]) -> bool:
+    tokens, hidden = hidden_TD.shape
+    most, dtype = weights.size * hidden**2, hidden_TD.dtype
+    if tokens < LEAST_TOKENS[dtype] or most < LEAST_WORK[dtype]:
+        return False
+    used = np.count_nonzero(weights)
+    return used > 0 and (weights.size - used) * hidden**2 >= LEAST_WORK[dtype]
 
 
 def sorted_experts(
