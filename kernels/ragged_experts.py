@@ -63,7 +63,7 @@ def _is_worth_skipping(hidden_TD: Tensor, weights: NDArray[np.float32]) -> bool:
     if tokens < LEAST_TOKENS[dtype] or most < LEAST_WORK[dtype]:
         return False
     used = np.count_nonzero(weights)
-    return used > 0 and (weights.size - used) * hidden**2 >= LEAST_WORK[dtype]
+    return bool(used) and (weights.size - int(used)) * hidden**2 >= LEAST_WORK[dtype]
 
 
 def sorted_experts(

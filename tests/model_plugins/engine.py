@@ -73,11 +73,11 @@ def _record_layer(mlp: Any, record: dict[str, list[Tensor]]) -> None:
     router = mlp.experts.router
     decide = router.decide
 
-    def recorded(hidden: Tensor, gate_logits: Tensor) -> tuple[Tensor, Tensor]:
-        weights, experts = decide(hidden, gate_logits)
+    def recorded(hidden: Tensor, gate_logits: Tensor) -> tuple[Tensor, Tensor, bool]:
+        weights, experts, all_used = decide(hidden, gate_logits)
         for name, value in (("logits", gate_logits), ("experts", experts), ("weights", weights)):
             record[name].append(value.clone())
-        return weights, experts
+        return weights, experts, all_used
 
     router.decide = recorded
 

@@ -44,10 +44,10 @@ def start_recording_rows(worker: Any) -> None:
 def _record_router(router: Any, step: dict[str, Any]) -> None:
     decide = router.decide
 
-    def recorded(hidden: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        weights, experts = decide(hidden, logits)
+    def recorded(hidden: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, bool]:
+        weights, experts, all_used = decide(hidden, logits)
         step["layers"].append((logits.clone(), experts.clone(), weights.clone()))
-        return weights, experts
+        return weights, experts, all_used
 
     router.decide = recorded
 
