@@ -29,6 +29,7 @@ from prismoe.kernels.bench import print_table
 from prismoe.loadtests.swapped_routing import TOP_K, UNCOUNTED, VLLMS_OWN, routings
 from prismoe.model_plugins.bundled import bundled_checkpoint
 from prismoe.model_plugins.engine_options import engine_options
+from prismoe.server.sentences import sentence
 
 BATCH, TEXT_TOKENS, ANSWER = 16, 128, 32
 WORKLOADS = {  # requests, tokens of a prompt, tokens of an answer
@@ -38,7 +39,7 @@ WORKLOADS = {  # requests, tokens of a prompt, tokens of an answer
     "decode, 16 requests": (BATCH, 8, ANSWER),
 }
 TURNS = 4
-"""Each routing's in a round. Short ones have the same luck, and several of them count what was kept."""
+"""Of each routing in a round. Short ones have the same luck; together they count what was kept."""
 
 
 class Measured(TypedDict):
@@ -149,12 +150,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.rounds < 2:
         parser.error("--rounds: give 2 or more.")
-    llm = start_engine(args.model)
     try:
+        llm = start_engine(args.model)
         for rounds in (1, args.rounds):  # the first warms up
             results = {workload: measure(llm, workload, rounds) for workload in WORKLOADS}
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(sentence(error))
     names = next(iter(results.values()))
     pairs = [(name, VLLMS_OWN) for name in names if name != VLLMS_OWN] + [(TOP_K, UNCOUNTED)]
     print_table(

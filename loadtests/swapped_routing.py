@@ -40,7 +40,7 @@ class Routing:
     def timed(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """`run`, whose time is the experts'."""
 
-        def timed_run(*step: Tensor) -> Tensor:
+        def timed_run(*step: Any) -> Tensor:
             start = time.process_time()
             output = run(*step)
             self.experts_seconds += time.process_time() - start
@@ -60,16 +60,17 @@ def routings(model: Any) -> dict[str, Routing]:
     Raises ValueError with a sentence where vLLM has nothing to compare the model's experts with.
     """
     layers = [module for module in model.modules() if isinstance(module, MoERunner)]
-    if not all(hasattr(layer.routed_experts, "run") for layer in layers):
+    if not layers or not all(hasattr(layer.routed_experts, "observe_and_run") for layer in layers):
         raise ValueError(
-            "prismoe has no experts of its own here: give a model that is not quantised, on CPU."
+            "prismoe's experts are not in this model: give one of MoE layers, not quantised, on CPU."
         )
     if not all(layer.routed_experts.quant_method.moe_kernel for layer in layers):
         raise ValueError(
             "vLLM has no experts without a gate on CPU to compare with: give a model whose experts have one, "
             "or whose hidden size is below 512."
         )
-    served = next(iter(model.routing.routers.values())).policy
+    experts: Any = layers[0].routed_experts
+    served = experts.router.policy
     k = {"top_k": served.top_k, "norm_topk_prob": served.norm_topk_prob}
     uncounted = _prismoes(model, layers, TopK(**k))
     uncounted.swaps.append(patch.object(KeptSteps, "keep", lambda *step: None))
@@ -105,5 +106,5 @@ def _prismoes(model: Any, layers: list[MoERunner], policy: RoutingPolicy) -> Rou
         )
         routing.routers.append(router)
         routing.swaps.append(patch.object(experts, "router", router))
-        routing.swaps.append(patch.object(experts, "run", routing.timed(experts.run)))
+        routing.swaps.append(patch.object(experts, "observe_and_run", routing.timed(experts.observe_and_run)))
     return routing

@@ -111,16 +111,20 @@ def test_speeds_are_over_a_base_and_experts_over_top_k() -> None:
     assert predicted(measured, "ltdr") == pytest.approx(1 / 1.125)
 
 
-@pytest.mark.parametrize(
-    ("experts", "sentence"),
-    [
-        (SimpleNamespace(), "not quantised"),
-        (SimpleNamespace(run=None, quant_method=SimpleNamespace(moe_kernel=None)), "without a gate"),
-    ],
-)
-def test_a_model_that_vllm_has_no_match_for_is_refused(experts: SimpleNamespace, sentence: str) -> None:
+QUANTISED = SimpleNamespace()
+WITHOUT_GATE = SimpleNamespace(observe_and_run=None, quant_method=SimpleNamespace(moe_kernel=None))
+
+
+def moe_layer(experts: SimpleNamespace) -> MoERunner:
     layer = MoERunner.__new__(MoERunner)
     nn.Module.__init__(layer)
     layer.routed_experts = experts
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("experts", "sentence"), [([], "MoE"), ([QUANTISED], "quantised"), ([WITHOUT_GATE], "without a gate")]
+)
+def test_a_model_that_vllm_has_no_match_for_is_refused(experts: list[SimpleNamespace], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        routings(nn.ModuleList([layer]))
+        routings(nn.ModuleList(map(moe_layer, experts)))
