@@ -1,4 +1,7 @@
-"""Ways to route that one eager engine on CPU can change between: its MoE layers' routers are swapped."""
+"""Ways to route that one eager engine on CPU can change between: its MoE layers' routers are swapped.
+
+What the model does outside these layers stays: with vLLM's own, too, it marks which tokens are an image's.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -70,8 +73,7 @@ def routings(model: Any) -> dict[str, Routing]:
             "or whose hidden size is below 512."
         )
     experts: Any = layers[0].routed_experts
-    served = experts.router.policy
-    k = {"top_k": served.top_k, "norm_topk_prob": served.norm_topk_prob}
+    k = experts.router.policy.model_dump(include={"top_k", "norm_topk_prob"})
     uncounted = _prismoes(model, layers, TopK(**k))
     uncounted.swaps.append(patch.object(KeptSteps, "keep", lambda *step: None))
     return {
@@ -97,12 +99,12 @@ def _vllms_own(layers: list[MoERunner], top_k: int, norm_topk_prob: bool) -> Rou
 
 
 def _prismoes(model: Any, layers: list[MoERunner], policy: RoutingPolicy) -> Routing:
-    routing, step = Routing(), model.routing.segments
+    routing = Routing()
     for layer in layers:
         experts: Any = layer.routed_experts
         load_MC = empty_load(experts.global_num_experts)
         router = PolicyRouter(
-            policy, experts.global_num_experts, step.segments, step.asked, load_MC, nn.ParameterDict()
+            policy, experts.global_num_experts, model.routing.segments, load_MC, nn.ParameterDict()
         )
         routing.routers.append(router)
         routing.swaps.append(patch.object(experts, "router", router))
