@@ -25,7 +25,7 @@ from typing import Any, TypedDict
 from PIL import Image
 from vllm import LLM, SamplingParams
 
-from prismoe.kernels.bench import print_table
+from prismoe.kernels.bench import Row, print_table
 from prismoe.loadtests.swapped_routing import TOP_K, UNCOUNTED, VLLMS_OWN, routings
 from prismoe.model_plugins.bundled import bundled_checkpoint
 from prismoe.model_plugins.engine_options import engine_options
@@ -39,7 +39,7 @@ WORKLOADS = {  # requests, tokens of a prompt, tokens of an answer
     "decode, 16 requests": (BATCH, 8, ANSWER),
 }
 TURNS = 4
-"""Of each routing in a round. Short ones have the same luck; together they count what was kept."""
+"""Of each routing in a round: short ones, so that all have the same luck."""
 
 
 class Measured(TypedDict):
@@ -126,19 +126,17 @@ def speed(measured: Measurement, name: str, base: str) -> str:
     return f"{middle:.3f} ({low:.3f}-{high:.3f})"
 
 
-def experts_used(measured: Measurement, name: str) -> float:
-    """The (token, expert) pairs that it used, over those of top-k."""
-    return measured[name]["pairs"] / measured[TOP_K]["pairs"]
-
-
-def experts_share(measured: Measurement) -> float:
-    """The share of its seconds that top-k spends in the experts."""
-    return measured[TOP_K]["experts_seconds"] / sum(measured[TOP_K]["seconds"])
-
-
-def predicted(measured: Measurement, name: str) -> float:
-    """Its speed over top-k's, if just the experts' seconds grew with the experts used."""
-    return 1 / (1 + experts_share(measured) * (experts_used(measured, name) - 1))
+def prediction(measured: Measurement, name: str) -> Row:
+    """Its speed over top-k's, if just the experts' seconds grew with the experts used, and as measured."""
+    topk = measured[TOP_K]
+    share = topk["experts_seconds"] / sum(topk["seconds"])
+    used = measured[name]["pairs"] / topk["pairs"]
+    return {
+        "experts' share": share,
+        "experts used": used,
+        "predicted": f"{1 / (1 + share * (used - 1)):.3f}",
+        "measured": speed(measured, name, TOP_K),
+    }
 
 
 def main() -> None:
@@ -168,14 +166,7 @@ def main() -> None:
     print("Speed over top-k's, and what the experts used predict, by the share of its seconds they take:\n")
     print_table(
         [
-            {
-                "routing": name,
-                "workload": workload,
-                "experts' share": experts_share(measured),
-                "experts used": experts_used(measured, name),
-                "predicted": f"{predicted(measured, name):.3f}",
-                "measured": speed(measured, name, TOP_K),
-            }
+            {"routing": name, "workload": workload} | prediction(measured, name)
             for workload, measured in results.items()
             for name in names
             if name.startswith("ltdr")

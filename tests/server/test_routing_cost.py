@@ -16,10 +16,8 @@ from prismoe.loadtests.routing_cost import (
     WORKLOADS,
     Measured,
     Measurement,
-    experts_share,
-    experts_used,
     measure,
-    predicted,
+    prediction,
     requests,
     speed,
     start_engine,
@@ -47,7 +45,7 @@ def run_an_engine() -> Seen:
     (ways,) = llm.apply_model(routings)
     seen = Seen({}, {}, {}, [], {})
     prompts = [prompt for workload in ("pictures", "text") for prompt in requests(workload, 0, 1000)[0][:4]]
-    params = SamplingParams(temperature=0, max_tokens=8, logprobs=0)
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
     before = llm.apply_model(attributes)
     for name, way in ways.items():
         decide = patch.object(PolicyRouter, "decide", autospec=True, side_effect=PolicyRouter.decide)
@@ -90,8 +88,8 @@ def test_a_measurement_counts_what_each_routing_used(seen: Seen) -> None:
         assert all(len(way["seconds"]) == 2 and min(way["seconds"]) > 0 for way in measured.values())
         assert measured[VLLMS_OWN]["pairs"] == measured[UNCOUNTED]["pairs"] == 0 < measured[TOP_K]["pairs"]
         assert measured[VLLMS_OWN]["experts_seconds"] == 0
-        assert 0 < experts_share(measured) < 1
-        assert (experts_used(measured, LTDR_4) > 1) == (workload == "pictures")
+        assert 0 < measured[TOP_K]["experts_seconds"] < sum(measured[TOP_K]["seconds"])
+        assert (measured[LTDR_4]["pairs"] > measured[TOP_K]["pairs"]) == (workload == "pictures")
     _, tokens, answer = WORKLOADS["decode, 1 request"]
     rounds = layers = experts = 2
     pairs = rounds * layers * experts * (tokens + answer - 1)
@@ -106,9 +104,12 @@ def test_speeds_are_over_a_base_and_experts_over_top_k() -> None:
     }
     assert speed(measured, TOP_K, VLLMS_OWN) == "0.500 (0.500-0.625)"
     assert speed(measured, "ltdr", TOP_K) == "4.000 (4.000-4.000)"
-    assert (experts_used(measured, TOP_K), experts_used(measured, "ltdr")) == (1, 1.5)
-    assert experts_share(measured) == 0.25
-    assert predicted(measured, "ltdr") == pytest.approx(1 / 1.125)
+    assert prediction(measured, "ltdr") == {
+        "experts' share": 0.25,
+        "experts used": 1.5,
+        "predicted": "0.889",
+        "measured": "4.000 (4.000-4.000)",
+    }
 
 
 QUANTISED = SimpleNamespace()
