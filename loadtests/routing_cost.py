@@ -143,7 +143,9 @@ def main() -> None:
     """Print the speeds, and what the experts used predict."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", nargs="?", default=str(bundled_checkpoint()))
-    parser.add_argument("--rounds", type=int, default=36, help="36 take 5 minutes with the bundled model")
+    parser.add_argument(
+        "--rounds", type=int, default=36, help="36 take 5 to 6 minutes with the bundled model"
+    )
     parser.add_argument("--json", type=Path, help="where to write what was measured")
     args = parser.parse_args()
     if args.rounds < 2:
