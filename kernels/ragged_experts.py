@@ -20,9 +20,10 @@ FixedExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
 OneExpert = Callable[[Tensor], Tensor]
 """One expert on R rows: `hidden_RD` -> `output_RD`."""
 
-LEAST_TOKENS = {torch.float32: 1, torch.bfloat16: 32, torch.float16: 32}
+LEAST_TOKENS = {torch.float32: 8, torch.bfloat16: 32, torch.float16: 32}
+"""In smaller steps an unused slot costs next to nothing: it repeats an expert whose weights are read anyway."""
 LEAST_WORK = {torch.float32: 2**21, torch.bfloat16: 2**23, torch.float16: 2**23}
-"""With fewer tokens, and where skipping saves fewer pairs · D², it saves less time than it takes; measured by
+"""Skipping pairs · D² below this saves less time than it takes. Both were measured by
 `python -m prismoe.kernels.bench` where experts are four times as wide as D, bfloat16 with AMX."""
 
 
@@ -35,6 +36,8 @@ def flat_experts(
     slots that no token uses. In float32 that gives the same bits: both round Σ weight · output like a chain
     of fused multiply-adds. In bfloat16 each pair's output is rounded before the sum.
     """
+    if len(hidden_TD) < LEAST_TOKENS[hidden_TD.dtype]:
+        return fixed_experts(hidden_TD, weights_TA, experts_TA)
     weights = weights_TA.numpy()
     slots = weights.shape[1]
     while slots > 1 and not np.count_nonzero(weights[:, slots - 1]):
@@ -58,12 +61,8 @@ def flat_experts(
 
 
 def _is_worth_skipping(hidden_TD: Tensor, weights: NDArray[np.float32]) -> bool:
-    tokens, hidden = hidden_TD.shape
-    most, dtype = weights.size * hidden**2, hidden_TD.dtype
-    if tokens < LEAST_TOKENS[dtype] or most < LEAST_WORK[dtype]:
-        return False
-    used = np.count_nonzero(weights)
-    return bool(used) and (weights.size - int(used)) * hidden**2 >= LEAST_WORK[dtype]
+    used = int(np.count_nonzero(weights))
+    return used > 0 and (weights.size - used) * hidden_TD.shape[1] ** 2 >= LEAST_WORK[hidden_TD.dtype]
 
 
 def sorted_experts(
