@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prismoe.kernels.routing import TEXT, router_probabilities, routing_entropy, routing_probability_variance
+from prismoe.kernels.routing import (
+    PADDING,
+    router_probabilities,
+    routing_entropy,
+    routing_probability_variance,
+)
 
 MODALITIES = ("text", "vision")
 SUMS = ("tokens", "tail_tokens", "scored_tokens", "near_ties", "entropy", "variance")
@@ -92,36 +97,40 @@ def count_expert_load(
     Without `count_T` each token uses all slots, without `tail_T` none is a tail token.
     """
     num_experts, slots = experts_of(load_MC), experts_TA.shape[1]
-    if count_T is None:
-        count_T = torch.full_like(segment_T, slots)
-    if tail_T is None:
-        tail_T = torch.zeros_like(segment_T)
-    is_text_T, is_vision_T = segment_T == TEXT, segment_T >= 0
-    is_real_T = is_text_T | is_vision_T
-    used_AT = torch.arange(slots, device=experts_TA.device)[:, None] < count_T
-    by_count_T = num_experts + len(SUMS) - 1 + count_T
-    cells_XT = torch.cat([experts_TA.T, by_count_T[None]]) + is_vision_T * load_MC.shape[1]
-    amounts_XT = torch.cat([used_AT & is_real_T, is_real_T[None]])
-    load_MC.view(-1).index_add_(0, cells_XT.flatten(), amounts_XT.flatten().to(load_MC.dtype))
+    experts_AT = experts_TA.T.contiguous()  # torch is slow on CPU where rows are as short as a token's
+    row_T = used_row_AT = segment_T.clamp(max=0) - PADDING  # the first row takes what counts nothing
+    if count_T is not None:
+        used_row_AT = row_T * (torch.arange(slots, device=row_T.device)[:, None] < count_T)
+    count = slots if count_T is None else count_T
+    table_RC = load_MC.new_zeros(1 + len(MODALITIES), load_MC.shape[1])
+    _count_cells(table_RC, used_row_AT, experts_AT)
+    _count_cells(table_RC, row_T, count + (num_experts + len(SUMS) - 1))
 
-    sums = [is_real_T, tail_T]
+    one_T = torch.ones_like(row_T)
+    sums = [one_T, torch.zeros_like(one_T) if tail_T is None else tail_T]
     if confidence is not None:
-        sums += [is_real_T, *_confidence_sums(confidence, experts_TA, count_T, num_experts)]
-    sums_XT = torch.stack([each.to(load_MC.dtype) for each in sums])
-    is_of_modality_MT = torch.stack([is_text_T, is_vision_T])
-    load_MC[:, num_experts : num_experts + len(sums)] += (is_of_modality_MT[:, None] * sums_XT).sum(dim=2)
+        sums += [one_T, *_confidence_sums(confidence, experts_AT, count, num_experts)]
+    sums_XT = torch.stack([each.double() for each in sums])  # whole numbers, which add up exactly
+    for row, row_C in enumerate(table_RC[1:], start=1):
+        row_C[num_experts : num_experts + len(sums)] = sums_XT @ (row_T == row).double()
+    load_MC += table_RC[1:]
+
+
+def _count_cells(table_RC: Tensor, rows: Tensor, columns: Tensor | int) -> None:
+    cells = (rows * table_RC.shape[1] + columns).flatten()
+    table_RC.view(-1).index_add_(0, cells, table_RC.new_ones(()).expand(len(cells)))
 
 
 def _confidence_sums(
-    confidence: Confidence, experts_TA: Tensor, count_T: Tensor, num_experts: int
+    confidence: Confidence, experts_AT: Tensor, count: Tensor | int, num_experts: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of each token: whether it is a near tie, its entropy, and its RPV · E, both in parts of UNIT."""
-    probs_TE = confidence.probs_TE
-    entropy_T = routing_entropy(probs_TE) * UNIT
-    variance_T = routing_probability_variance(probs_TE) * (num_experts * UNIT)
-    scores_TE = probs_TE if confidence.scores_TE is None else confidence.scores_TE
-    if shared := num_experts - scores_TE.shape[1]:  # the last ones: used, and without a score
-        scores_TE = pad(scores_TE, (0, shared), value=torch.inf)
-    last_used_T1 = scores_TE.gather(1, experts_TA).amin(dim=1, keepdim=True)
-    is_near_tie_T = (scores_TE > last_used_T1 - NEAR_TIE).sum(dim=1) > count_T
-    return is_near_tie_T, entropy_T.round(), variance_T.round()
+    probs_ET = router_probabilities(confidence.logits_TE.T.contiguous(), dim=0)
+    entropy_T = routing_entropy(probs_ET.T, torch.float64) * UNIT  # the same wherever the token is
+    variance_T = routing_probability_variance(probs_ET.T, torch.float64) * (num_experts * UNIT)
+    scores_ET = probs_ET if confidence.scores_TE is None else confidence.scores_TE.T.contiguous()
+    if shared := num_experts - len(scores_ET):  # the last ones: used, and without a score
+        scores_ET = pad(scores_ET, (0, 0, 0, shared), value=torch.inf)
+    last_used_T = scores_ET.gather(0, experts_AT).amin(dim=0)
+    near_T = (last_used_T - scores_ET).lt_(NEAR_TIE).sum(dim=0)  # in place: bools are slower
+    return near_T > count, entropy_T.round(), variance_T.round()

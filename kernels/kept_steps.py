@@ -1,14 +1,17 @@
 """Steps of one layer that are counted later: op by op, counting many takes no longer than counting one."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from prismoe.kernels.expert_load import Confidence, count_expert_load
+from prismoe.kernels.expert_load import Confidence, count_expert_load, experts_of
 
-KEPT_TOKENS = 2048
+KEPT_PAIRS = 2**15
+"""Kept tokens, times the layer's experts: what keeping takes of memory."""
+KEPT_STEPS = 512
 
 
 class Step(NamedTuple):
@@ -20,17 +23,13 @@ class Step(NamedTuple):
     segment_T: Tensor
     confidence: Confidence | None
 
-    @property
-    def kind(self) -> tuple[int, bool, bool, bool]:
-        """Steps of one kind can be counted together."""
-        return self.experts_TA.shape[1], self.count_T is None, self.tail_T is None, self.confidence is None
-
 
 class KeptSteps:
     """Steps whose load is yet to be added to `load_MC`, for an eager engine on CPU."""
 
     def __init__(self, load_MC: Tensor) -> None:
         self._load_MC = load_MC
+        self._most_tokens = KEPT_PAIRS // experts_of(load_MC)
         self.forget()
 
     def keep(
@@ -41,29 +40,26 @@ class KeptSteps:
         segment_T: Tensor,
         confidence: Confidence | None,
     ) -> None:
-        """Keep a step, whose tensors must not change later. From KEPT_TOKENS on, all are counted."""
-        step = Step(experts_TA, count_T, tail_T, segment_T, confidence)
-        if self._steps and self._steps[-1].kind != step.kind:
-            self.count()
-        self._steps.append(step)
-        self._tokens += len(segment_T)
-        if self._tokens >= KEPT_TOKENS:
+        """Keep a step, whose tensors must not change later. When there are many, all are counted."""
+        self._steps.append(Step(experts_TA, count_T, tail_T, segment_T, confidence))
+        self._tokens += len(experts_TA)
+        if self._tokens >= self._most_tokens or len(self._steps) >= KEPT_STEPS:
             self.count()
 
     def count(self) -> None:
         """Add what was kept to the load."""
-        if self._steps:
-            experts, counts, tails, segments, confidences = zip(*self._steps, strict=True)
+        for _, steps in groupby(sorted(self._steps, key=_kind), _kind):
+            experts, counts, tails, segments, confidences = zip(*steps, strict=True)
             known = [confidence for confidence in confidences if confidence is not None]
             count_expert_load(
                 self._load_MC,
-                torch.cat(experts),
-                _joined(counts),
-                _joined(tails),
-                torch.cat(segments),
+                _joined(experts),
+                _joined_if_known(counts),
+                _joined_if_known(tails),
+                _joined(segments),
                 _joined_confidence(known) if known else None,
             )
-            self.forget()
+        self.forget()
 
     def forget(self) -> None:
         """Drop what was kept."""
@@ -71,12 +67,22 @@ class KeptSteps:
         self._tokens = 0
 
 
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+def _kind(step: Step) -> tuple[int, bool, bool, bool]:
+    """Steps of one kind can be counted together."""
+    return step.experts_TA.shape[1], step.count_T is None, step.tail_T is None, step.confidence is None
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """All tokens of the parts, in memory side by side, as they are counted fastest."""
+    return torch.cat([part.t() for part in parts], dim=-1).t()
+
+
+def _joined_if_known(parts: Sequence[Tensor | None]) -> Tensor | None:
     known = [part for part in parts if part is not None]
-    return torch.cat(known) if known else None
+    return _joined(known) if known else None
 
 
 def _joined_confidence(parts: Sequence[Confidence]) -> Confidence:
     return Confidence(
-        torch.cat([part.logits_TE for part in parts]), _joined([part.scores_TE for part in parts])
+        _joined([part.logits_TE for part in parts]), _joined_if_known([part.scores_TE for part in parts])
     )

@@ -14,19 +14,20 @@ MOST_COMPARED = 8
 """Up to as many experts, a compiled graph compares each pair of scores, which unlike a sort can be fused."""
 
 
-def router_probabilities(logits_TE: Tensor) -> Tensor:
-    """Softmax over the experts in float32 (LTDR, Eq. 6)."""
-    return torch.softmax(logits_TE.float(), dim=-1)
+def router_probabilities(logits_TE: Tensor, dim: int = -1) -> Tensor:
+    """Softmax over the experts, along `dim`, in float32 (LTDR, Eq. 6)."""
+    return torch.softmax(logits_TE.float(), dim=dim)
 
 
-def routing_probability_variance(probs_TE: Tensor) -> Tensor:
-    """RPV: the variance of each token's routing probabilities, `[T]` (LTDR, Eq. 9)."""
-    return (probs_TE - 1 / probs_TE.shape[1]).square().mean(dim=-1)
+def routing_probability_variance(probs_TE: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """RPV: the variance of each token's routing probabilities, `[T]`, summed in `dtype` (LTDR, Eq. 9)."""
+    return (probs_TE - 1 / probs_TE.shape[1]).square().mean(dim=-1, dtype=dtype)
 
 
-def routing_entropy(probs_TE: Tensor) -> Tensor:
-    """The entropy of each token's routing probabilities in nats, `[T]`: from 0 to log E."""
-    return torch.special.entr(probs_TE).sum(dim=-1)
+def routing_entropy(probs_TE: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The entropy of each token's routing probabilities, `[T]` in nats, summed in `dtype`: 0 to log E."""
+    log_TE = probs_TE.clamp(min=torch.finfo(probs_TE.dtype).tiny).log()  # on CPU, special.entr is slow
+    return -(probs_TE * log_TE).sum(dim=-1, dtype=dtype)
 
 
 def segment_mean(values_T: Tensor, segment_T: Tensor) -> Tensor:
