@@ -21,7 +21,7 @@ OneExpert = Callable[[Tensor], Tensor]
 """One expert on R rows: `hidden_RD` -> `output_RD`."""
 
 LEAST_TOKENS = {torch.float32: 8, torch.bfloat16: 32, torch.float16: 32}
-"""In smaller steps an unused slot costs next to nothing: it repeats an expert whose weights are read anyway."""
+"""In smaller steps an unused slot costs next to nothing: it repeats an expert that is computed anyway."""
 LEAST_WORK = {torch.float32: 2**21, torch.bfloat16: 2**23, torch.float16: 2**23}
 """Skipping pairs · D² below this saves less time than it takes. Both were measured by
 `python -m prismoe.kernels.bench` where experts are four times as wide as D, bfloat16 with AMX."""
