@@ -157,7 +157,7 @@ def print_table(rows: list[Row]) -> None:
 def main() -> None:
     """Print the tables, and write them as JSON where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--full", action="store_true", help="all widths and numbers of tokens (an hour)")
+    parser.add_argument("--full", action="store_true", help="all widths and numbers of tokens (ten minutes)")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
     grid = [
