@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prismoe.kernels.ragged_experts import LEAST_WORK, flat_experts, sorted_experts
+from prismoe.kernels.ragged_experts import LEAST_TOKENS, LEAST_WORK, flat_experts, sorted_experts
 from tests.kernels import reference
 from tests.kernels.ragged_routing import SIZES, ragged_routing
 
@@ -41,6 +41,7 @@ FORMS: dict[str, Form] = {
 def least_work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     for dtype in LEAST_WORK:
         monkeypatch.setitem(LEAST_WORK, dtype, request.param)
+        monkeypatch.setitem(LEAST_TOKENS, dtype, 1)
     return request.param
 
 
@@ -88,6 +89,15 @@ def test_the_flat_form_skips_unused_slots_where_that_is_worth_it(least_work: int
 
     flat_experts(torch.randn(16, HIDDEN), weights_TA, experts_TA, counting)
     assert sizes == [weights_TA.numel() if least_work else int(weights_TA.count_nonzero())]
+
+
+def test_a_small_step_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LEAST_TOKENS, torch.float32, 17)
+    weights_TA, experts_TA = ragged_routing(16, EXPERTS, 4)
+    hidden_TD = torch.randn(16, HIDDEN)
+    given: list[tuple[Tensor, ...]] = []
+    flat_experts(hidden_TD, weights_TA, experts_TA, lambda *step: given.append(step) or step[0])
+    assert all(part is step for part, step in zip(given[0], (hidden_TD, weights_TA, experts_TA), strict=True))
 
 
 def test_the_flat_form_leaves_out_slots_that_no_token_uses() -> None:
