@@ -11,8 +11,10 @@ from torch import nn
 from vllm import SamplingParams
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from prismoe.loadtests import routing_cost
-from prismoe.loadtests.routing_cost import (
+from prismoe.model_plugins.bundled import bundled_checkpoint
+from prismoe.model_plugins.router import PolicyRouter
+from tests.performance import routing_cost
+from tests.performance.routing_cost import (
     WORKLOADS,
     Measured,
     Measurement,
@@ -22,9 +24,7 @@ from prismoe.loadtests.routing_cost import (
     speed,
     start_engine,
 )
-from prismoe.loadtests.swapped_routing import TOP_K, UNCOUNTED, VLLMS_OWN, routings
-from prismoe.model_plugins.bundled import bundled_checkpoint
-from prismoe.model_plugins.router import PolicyRouter
+from tests.performance.swapped_routing import TOP_K, UNCOUNTED, VLLMS_OWN, routings
 
 LTDR_4 = "ltdr, 4 experts for tail tokens"
 

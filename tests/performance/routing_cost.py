@@ -1,6 +1,6 @@
 """What routing costs a served model on CPU, from end to end.
 
-`python -m prismoe.loadtests.routing_cost [MODEL]`, on a host with nothing else to do: the same prompts to the
+`python -m tests.performance.routing_cost [MODEL]`, on a host with nothing else to do: the same prompts to the
 same model, routed in different ways and by vLLM's own router and experts. It prints the tokens per second of
 each way as multiples of another's, for prefill of pictures, prefill of text, and decode: the median over the
 rounds, and between which values the middle half of them lies. What vLLM's own gets over itself is noise.
@@ -26,10 +26,10 @@ from PIL import Image
 from vllm import LLM, SamplingParams
 
 from prismoe.kernels.bench import Row, print_table
-from prismoe.loadtests.swapped_routing import TOP_K, UNCOUNTED, VLLMS_OWN, routings
 from prismoe.model_plugins.bundled import bundled_checkpoint
 from prismoe.model_plugins.engine_options import engine_options
 from prismoe.server.sentences import sentence
+from tests.performance.swapped_routing import TOP_K, UNCOUNTED, VLLMS_OWN, routings
 
 BATCH, TEXT_TOKENS, ANSWER = 16, 128, 32
 WORKLOADS = {  # requests, tokens of a prompt, tokens of an answer
