@@ -111,6 +111,7 @@ def count_expert_load(
     if confidence is not None:
         sums += [one_T, *_confidence_sums(confidence, experts_AT, count, num_experts)]
     sums_XT = torch.stack([each.double() for each in sums])  # whole numbers, which add up exactly
+    sums_XT.nan_to_num_()  # padding can hold anything, and 0 · NaN is not 0
     for row, row_C in enumerate(table_RC[1:], start=1):
         row_C[num_experts : num_experts + len(sums)] = sums_XT @ (row_T == row).double()
     load_MC += table_RC[1:]

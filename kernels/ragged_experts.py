@@ -20,8 +20,9 @@ FixedExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
 OneExpert = Callable[[Tensor], Tensor]
 """One expert on R rows: `hidden_RD` -> `output_RD`."""
 
-LEAST_TOKENS = {torch.float32: 8, torch.bfloat16: 32, torch.float16: 32}
-"""In smaller steps an unused slot costs next to nothing: it repeats an expert that is computed anyway."""
+LEAST_SLOTS = {torch.float32: 32, torch.bfloat16: 128, torch.float16: 128}
+"""Where all tokens together have fewer, an unused one costs next to nothing: it repeats an expert that is
+computed anyway."""
 LEAST_WORK = {torch.float32: 2**21, torch.bfloat16: 3 * 2**21, torch.float16: 3 * 2**21}
 """Skipping pairs · D² below this saves less time than it takes. Both were measured by
 `python -m prismoe.kernels.bench` where experts are four times as wide as D, bfloat16 with AMX."""
@@ -36,7 +37,7 @@ def flat_experts(
     slots that no token uses. In float32 that gives the same bits: both round Σ weight · output like a chain
     of fused multiply-adds. In bfloat16 each pair's output is rounded before the sum.
     """
-    if len(hidden_TD) < LEAST_TOKENS[hidden_TD.dtype]:
+    if weights_TA.numel() < LEAST_SLOTS[hidden_TD.dtype]:
         return fixed_experts(hidden_TD, weights_TA, experts_TA)
     weights = weights_TA.numpy()
     slots = weights.shape[1]

@@ -132,8 +132,8 @@ def ltdr_router(
     """Route T tokens and add their load to `load_MC`; a step holds at most `images` images.
 
     Returns `experts_TA` (int32) and `weights_TA` (float32) with A = `tail_experts`, as
-    `prismoe.kernels.routing.top_experts` does. With `drop_unused` an unused slot is -1, which vLLM's Triton
-    experts skip where they are given an expert map, else it repeats the token's first expert.
+    `prismoe.kernels.routing.top_experts_by_count` does. With `drop_unused` an unused slot is -1, which vLLM's
+    Triton experts skip where they are given an expert map, else it repeats the token's first expert.
     """
     tokens, experts = logits_TE.shape
     assert experts_of(load_MC) == experts

@@ -58,6 +58,19 @@ def test_no_counts_and_no_tail_mean_all_slots_and_no_tail_tokens() -> None:
     assert unsaid.tolist() == said.tolist()
 
 
+@pytest.mark.parametrize(("token", "others"), [(5, [2, 2]), (0, [1, 2])], ids=["padding", "text"])
+def test_logits_that_are_no_numbers_add_nothing_to_others(token: int, others: list[int]) -> None:
+    """What a padded token holds is left over from some other step, or never written."""
+    logits_TE, segments = torch.zeros(6, 4), torch.tensor([-1, -1, 0, 0, -2, -2])
+    logits_TE[token] = torch.nan
+    load_MC = empty_load(4)
+    count_expert_load(load_MC, torch.zeros(6, 1).long(), None, None, segments, Confidence(logits_TE))
+    load = LayerLoad.read(load_MC, 1)
+    assert load.tokens == load.scored_tokens == [2, 2]
+    assert load.routing_entropy == pytest.approx([np.log(4) * number for number in others], abs=ROUNDING)
+    assert load.routing_variance == [0, 0]
+
+
 def by_hand(
     probs_TE: np.ndarray, scores_TE: np.ndarray, counts: list[int], segments: list[int], num_experts: int
 ) -> dict[str, list[float]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prismoe.kernels.ragged_experts import LEAST_TOKENS, LEAST_WORK, flat_experts, sorted_experts
+from prismoe.kernels.ragged_experts import LEAST_SLOTS, LEAST_WORK, flat_experts, sorted_experts
 from tests.kernels import reference
 from tests.kernels.ragged_routing import SIZES, ragged_routing
 
@@ -41,7 +41,7 @@ FORMS: dict[str, Form] = {
 def least_work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     for dtype in LEAST_WORK:
         monkeypatch.setitem(LEAST_WORK, dtype, request.param)
-        monkeypatch.setitem(LEAST_TOKENS, dtype, 1)
+        monkeypatch.setitem(LEAST_SLOTS, dtype, 1)
     return request.param
 
 
@@ -92,12 +92,27 @@ def test_the_flat_form_skips_unused_slots_where_that_is_worth_it(least_work: int
 
 
 def test_a_small_step_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LEAST_TOKENS, torch.float32, 17)
+    monkeypatch.setitem(LEAST_SLOTS, torch.float32, 16 * 4 + 1)
     weights_TA, experts_TA = ragged_routing(16, EXPERTS, 4)
     hidden_TD = torch.randn(16, HIDDEN)
     given: list[tuple[Tensor, ...]] = []
     flat_experts(hidden_TD, weights_TA, experts_TA, lambda *step: given.append(step) or step[0])
     assert all(part is step for part, step in zip(given[0], (hidden_TD, weights_TA, experts_TA), strict=True))
+
+
+def test_a_small_step_of_many_slots_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token's unused slots can be more work than many tokens that use theirs."""
+    monkeypatch.setitem(LEAST_SLOTS, torch.float32, 16 * 4 + 1)
+    weights_TA, experts_TA = torch.zeros(1, 65), torch.zeros(1, 65, dtype=torch.int32)
+    weights_TA[0, :2] = 0.5
+    pairs: list[int] = []
+
+    def counting(hidden_TD: Tensor, weights_TA: Tensor, _: Tensor) -> Tensor:
+        pairs.append(weights_TA.numel())
+        return hidden_TD
+
+    flat_experts(torch.randn(1, HIDDEN), weights_TA, experts_TA, counting)
+    assert pairs == [2]
 
 
 def test_the_flat_form_leaves_out_slots_that_no_token_uses() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from vllm._custom_ops import cpu_fused_moe, cpu_prepack_moe_weight
 
-from prismoe.kernels.ragged_experts import LEAST_TOKENS, LEAST_WORK, flat_experts, sorted_experts
+from prismoe.kernels.ragged_experts import LEAST_SLOTS, LEAST_WORK, flat_experts, sorted_experts
 from prismoe.model_plugins.cpu_experts import plain_expert
 from tests.kernels import reference
 from tests.kernels.ragged_routing import SIZES, ragged_routing
@@ -24,7 +24,7 @@ def least_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """The larger parts of a step skip unused slots, the smaller ones do not."""
     for dtype in LEAST_WORK:
         monkeypatch.setitem(LEAST_WORK, dtype, 20 * 64**2)
-        monkeypatch.setitem(LEAST_TOKENS, dtype, 1)
+        monkeypatch.setitem(LEAST_SLOTS, dtype, 1)
 
 
 def random(*shape: int, seed: int = 1) -> Tensor:
