@@ -11,7 +11,8 @@ from prismoe.kernels.expert_load import Confidence, count_expert_load, experts_o
 
 KEPT_PAIRS = 2**15
 """Kept tokens, times the layer's experts: what keeping takes of memory."""
-KEPT_STEPS = 512
+KEPT_STEPS = 128
+"""All layers count in the same step, which must not take long."""
 
 
 class Step(NamedTuple):

@@ -80,7 +80,8 @@ class PolicyRouter(BaseRouter):
             count_expert_load(self._load_MC, *load)
         else:
             self._kept.keep(*load)
-        return weights_TA.contiguous(), experts_TA.int().contiguous(), count_T is None
+        all_used = count_T is None or self.policy.uses_all_slots
+        return weights_TA.contiguous(), experts_TA.int().contiguous(), all_used
 
     def load(self) -> LayerLoad:
         """What was counted so far."""

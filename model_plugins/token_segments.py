@@ -59,7 +59,7 @@ class TokenSegments(nn.Module):
         self._keep_copy(num_tokens, is_text=False)
 
     def step(self, num_tokens: int) -> StepTokens:
-        """The running step's tokens: to a graph the buffers; to an eager engine on CPU a copy that stays."""
+        """The running step's tokens: to a graph the buffers; to an eager engine on CPU a copy of segments."""
         if torch.compiler.is_compiling() or not self._is_on_cpu:
             return StepTokens(self.segments[:num_tokens], self.asked[:num_tokens], is_text=False)
         if len(self._copy.segment_T) != num_tokens:  # padded, or a dummy step
