@@ -9,9 +9,9 @@ from torch import Tensor
 
 from prismoe.kernels.expert_load import Confidence, count_expert_load, experts_of
 
-KEPT_PAIRS = 2**15
+KEPT_PAIRS = 2**16
 """Kept tokens, times the layer's experts: what keeping takes of memory."""
-KEPT_STEPS = 128
+KEPT_STEPS = 256
 """All layers count in the same step, which must not take long."""
 
 
