@@ -68,9 +68,11 @@ class KeptSteps:
         self._tokens = 0
 
 
-def _kind(step: Step) -> tuple[int, bool, bool, bool]:
+def _kind(step: Step) -> tuple[int, ...]:
     """Steps of one kind can be counted together."""
-    return step.experts_TA.shape[1], step.count_T is None, step.tail_T is None, step.confidence is None
+    scores_TE = None if step.confidence is None else step.confidence.scores_TE
+    parts = step.count_T, step.tail_T, step.confidence, scores_TE
+    return step.experts_TA.shape[1], *(part is None for part in parts)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -1,5 +1,7 @@
 """Steps that are counted later give the load that they give at once."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -27,15 +29,18 @@ def test_steps_can_be_counted_later(confident: bool) -> None:
 
 
 def test_steps_of_other_kinds_are_kept_apart() -> None:
-    """As where just some steps have tokens that use fewer slots, or images."""
+    """As where just some steps have tokens that use fewer slots, or images, or scores of their own."""
     at_once, later = empty_load(7), empty_load(7)
     kept = KeptSteps(later)
-    for slots, is_plain in ((2, True), (4, True), (4, False), (4, False), (2, True)):
+    for slots, is_plain, has_scores in itertools.product((2, 4), (True, False), (True, False, True)):
         logits_TE = random_logits(30, 7)
         segment_T = torch.arange(30) % 4 - 2
         experts_TA = logits_TE.argsort(descending=True)[:, :slots]
         count_T, tail_T = (None, None) if is_plain else (torch.arange(30) % 4 + 1, segment_T == 1)
-        step = (experts_TA, count_T, tail_T, segment_T, Confidence(logits_TE))
+        if count_T is not None:
+            count_T = count_T.clamp(max=slots)
+        scores_TE = logits_TE.softmax(dim=1) + 0.1 if has_scores else None
+        step = (experts_TA, count_T, tail_T, segment_T, Confidence(logits_TE, scores_TE))
         count_expert_load(at_once, *step)
         kept.keep(*step)
     kept.count()
