@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from prismoe.kernels.routing import (
     PADDING,
+    TEXT,
     router_probabilities,
     routing_entropy,
     routing_probability_variance,
@@ -89,49 +90,76 @@ def count_expert_load(
     experts_TA: Tensor,
     count_T: Tensor | None,
     tail_T: Tensor | None,
-    segment_T: Tensor,
+    segment_T: Tensor | None,
     confidence: Confidence | None,
 ) -> None:
     """Add one layer's step to `load_MC` in place. Padding counts nothing.
 
-    Without `count_T` each token uses all slots, without `tail_T` none is a tail token.
+    Without `count_T` each token uses all slots, without `tail_T` none is a tail token, without `segment_T`
+    all are text.
     """
     num_experts, slots = experts_of(load_MC), experts_TA.shape[1]
-    experts_AT = experts_TA.T.contiguous()  # torch is slow on CPU where rows are as short as a token's
-    row_T = used_row_AT = segment_T.clamp(max=0) - PADDING  # the first row takes what counts nothing
-    if count_T is not None:
-        used_row_AT = row_T * (torch.arange(slots, device=row_T.device)[:, None] < count_T)
-    count = slots if count_T is None else count_T
+    first_number = num_experts + len(SUMS)
     table_RC = load_MC.new_zeros(1 + len(MODALITIES), load_MC.shape[1])
-    _count_cells(table_RC, used_row_AT, experts_AT)
-    _count_cells(table_RC, row_T, count + (num_experts + len(SUMS) - 1))
+    row, is_row_MT = _rows(segment_T, experts_TA)
+    known_MC = table_RC[1 : 1 + len(is_row_MT)]
+    tokens_M = is_row_MT.sum(dim=1)
+    experts_AT = experts_TA.T.contiguous().long()  # torch is slow on CPU where rows are as short as a token's
+    count: Tensor | int
+    if count_T is None:
+        count = slots
+        _count_cells(table_RC, row, experts_AT)
+        known_MC[:, first_number + slots - 1] = tokens_M
+    else:
+        count = count_T
+        is_used_AT = torch.arange(slots, device=count.device)[:, None] < count
+        _count_cells(table_RC, row * is_used_AT, experts_AT)
+        _count_cells(table_RC, row, count + (first_number - 1))
 
-    one_T = torch.ones_like(row_T)
-    sums = [one_T, torch.zeros_like(one_T) if tail_T is None else tail_T]
+    sums_M = {"tokens": tokens_M}
+    values_T = {} if tail_T is None else {"tail_tokens": tail_T}
     if confidence is not None:
-        sums += [one_T, *_confidence_sums(confidence, experts_AT, count, num_experts)]
-    sums_XT = torch.stack([each.double() for each in sums])  # whole numbers, which add up exactly
-    sums_XT.nan_to_num_()  # padding can hold anything, and 0 · NaN is not 0
-    for row, row_C in enumerate(table_RC[1:], start=1):
-        row_C[num_experts : num_experts + len(sums)] = sums_XT @ (row_T == row).double()
+        sums_M["scored_tokens"] = tokens_M
+        values_T |= _confidence_values(confidence, experts_AT, count, num_experts)
+    if values_T:
+        values_XT = torch.stack([*values_T.values()]).double()
+        values_XT.nan_to_num_().round_()  # padding can hold anything, and 0 · NaN is not 0
+        sums_XM = values_XT @ is_row_MT.T  # of whole numbers, which add up exactly
+        sums_M |= zip(values_T, sums_XM, strict=True)
+    for name, sum_M in sums_M.items():
+        known_MC[:, num_experts + SUMS.index(name)] = sum_M
     load_MC += table_RC[1:]
 
 
-def _count_cells(table_RC: Tensor, rows: Tensor, columns: Tensor | int) -> None:
+def _rows(segment_T: Tensor | None, experts_TA: Tensor) -> tuple[Tensor | int, Tensor]:
+    """Each token's row in a table: 0 if it counts nothing, then the modalities; and, of those, which it is.
+
+    Where all tokens are text it is one number, and `is_row_MT` has no row for vision.
+    """
+    if segment_T is None:
+        return TEXT - PADDING, torch.ones(1, len(experts_TA), dtype=torch.float64, device=experts_TA.device)
+    row_T = segment_T.clamp(max=0) - PADDING
+    modality_row_M = torch.arange(1, 1 + len(MODALITIES), device=row_T.device)
+    return row_T, (modality_row_M[:, None] == row_T).double()
+
+
+def _count_cells(table_RC: Tensor, rows: Tensor | int, columns: Tensor) -> None:
     cells = (rows * table_RC.shape[1] + columns).flatten()
     table_RC.view(-1).index_add_(0, cells, table_RC.new_ones(()).expand(len(cells)))
 
 
-def _confidence_sums(
+def _confidence_values(
     confidence: Confidence, experts_AT: Tensor, count: Tensor | int, num_experts: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> dict[str, Tensor]:
     """Of each token: whether it is a near tie, its entropy, and its RPV · E, both in parts of UNIT."""
     probs_ET = router_probabilities(confidence.logits_TE.T.contiguous(), dim=0)
-    entropy_T = routing_entropy(probs_ET.T, torch.float64) * UNIT  # the same wherever the token is
-    variance_T = routing_probability_variance(probs_ET.T, torch.float64) * (num_experts * UNIT)
     scores_ET = probs_ET if confidence.scores_TE is None else confidence.scores_TE.T.contiguous()
     if shared := num_experts - len(scores_ET):  # the last ones: used, and without a score
         scores_ET = pad(scores_ET, (0, 0, 0, shared), value=torch.inf)
     last_used_T = scores_ET.gather(0, experts_AT).amin(dim=0)
     near_T = (last_used_T - scores_ET).lt_(NEAR_TIE).sum(dim=0)  # in place: bools are slower
-    return near_T > count, entropy_T.round(), variance_T.round()
+    return {
+        "near_ties": near_T > count,
+        "entropy": routing_entropy(probs_ET.T, torch.float64) * UNIT,  # the same wherever the token is
+        "variance": routing_probability_variance(probs_ET.T, torch.float64) * (num_experts * UNIT),
+    }

@@ -1,32 +1,30 @@
 """Steps of one layer that are counted later: op by op, counting many takes no longer than counting one."""
 
-from collections.abc import Sequence
-from itertools import groupby
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from prismoe.kernels.expert_load import Confidence, count_expert_load, experts_of
 
-KEPT_PAIRS = 2**16
-"""Kept tokens, times the layer's experts: what keeping takes of memory."""
-KEPT_STEPS = 256
-"""All layers count in the same step, which must not take long."""
+KEPT_PAIRS = 2**17
+"""Kept tokens of one kind, times the layer's experts: what keeping takes of memory."""
+WAITING_TOKENS, WAITING_STEPS = 1024, 256
+"""Steps wait until they have as many tokens, or are as many; then they are copied at once."""
 
-
-class Step(NamedTuple):
-    """What `count_expert_load` takes of a step."""
-
-    experts_TA: Tensor
-    count_T: Tensor | None
-    tail_T: Tensor | None
-    segment_T: Tensor
-    confidence: Confidence | None
+PARTS = "experts_TA", "count_T", "tail_T", "segment_T", "logits_TE", "scores_TE"
+"""What `count_expert_load` takes of a step, with a row for each token: all but the experts may be unknown."""
+UNSURE = None, None
+"""The logits and scores of a step without confidence."""
 
 
 class KeptSteps:
-    """Steps whose load is yet to be added to `load_MC`, for an eager engine on CPU."""
+    """Steps whose load is yet to be added to `load_MC`, for an eager engine on CPU.
+
+    To hold on to a large step's tensors costs the model more than to copy them, since the next step's then
+    lie where nothing is cached. Copying a small step costs more than to hold on to it.
+    """
 
     def __init__(self, load_MC: Tensor) -> None:
         self._load_MC = load_MC
@@ -38,54 +36,79 @@ class KeptSteps:
         experts_TA: Tensor,
         count_T: Tensor | None,
         tail_T: Tensor | None,
-        segment_T: Tensor,
+        segment_T: Tensor | None,
         confidence: Confidence | None,
     ) -> None:
-        """Keep a step, whose tensors must not change later. When there are many, all are counted."""
-        self._steps.append(Step(experts_TA, count_T, tail_T, segment_T, confidence))
-        self._tokens += len(experts_TA)
-        if self._tokens >= self._most_tokens or len(self._steps) >= KEPT_STEPS:
-            self.count()
+        """Keep a step, whose tensors must not change later. When there are many, those are counted."""
+        self._waiting.append((experts_TA, count_T, tail_T, segment_T, *(confidence or UNSURE)))
+        self._waiting_tokens += len(experts_TA)
+        if self._waiting_tokens >= WAITING_TOKENS or len(self._waiting) >= WAITING_STEPS:
+            self._copy()
 
     def count(self) -> None:
         """Add what was kept to the load."""
-        for _, steps in groupby(sorted(self._steps, key=_kind), _kind):
-            experts, counts, tails, segments, confidences = zip(*steps, strict=True)
-            known = [confidence for confidence in confidences if confidence is not None]
-            count_expert_load(
-                self._load_MC,
-                _joined(experts),
-                _joined_if_known(counts),
-                _joined_if_known(tails),
-                _joined(segments),
-                _joined_confidence(known) if known else None,
-            )
-        self.forget()
+        self._copy()
+        for page in self._pages.values():
+            self._count(page.take())
 
     def forget(self) -> None:
         """Drop what was kept."""
-        self._steps: list[Step] = []
-        self._tokens = 0
+        self._pages: dict[tuple[object, ...], Page] = {}
+        self._waiting: list[tuple[Tensor | None, ...]] = []
+        self._waiting_tokens = 0
+
+    def _copy(self) -> None:
+        steps_of_kind = defaultdict(list)
+        for step in self._waiting:
+            known = {name: part for name, part in zip(PARTS, step, strict=True) if part is not None}
+            steps_of_kind[(*known, known["experts_TA"].shape[1])].append(known)
+        self._waiting, self._waiting_tokens = [], 0
+        for kind, steps in steps_of_kind.items():
+            parts = steps[0] if len(steps) == 1 else _joined(steps)
+            tokens = len(parts["experts_TA"])
+            if kind not in self._pages:
+                self._pages[kind] = Page(parts, self._most_tokens)
+            page = self._pages[kind]
+            if page.tokens + tokens > self._most_tokens:
+                self._count(page.take())
+            if tokens > self._most_tokens:
+                self._count(parts)
+            else:
+                page.append(parts, tokens)
+
+    def _count(self, parts: Mapping[str, Tensor]) -> None:
+        logits_TE = parts.get("logits_TE")
+        count_expert_load(
+            self._load_MC,
+            parts["experts_TA"],
+            parts.get("count_T"),
+            parts.get("tail_T"),
+            parts.get("segment_T"),
+            None if logits_TE is None else Confidence(logits_TE, parts.get("scores_TE")),
+        )
 
 
-def _kind(step: Step) -> tuple[int, ...]:
-    """Steps of one kind can be counted together."""
-    scores_TE = None if step.confidence is None else step.confidence.scores_TE
-    parts = step.count_T, step.tail_T, step.confidence, scores_TE
-    return step.experts_TA.shape[1], *(part is None for part in parts)
+class Page:
+    """Room for the tokens of many steps that know the same, in memory side by side, as counting likes it."""
+
+    def __init__(self, parts: Mapping[str, Tensor], most_tokens: int) -> None:
+        self.tokens = 0
+        self._columns = {
+            name: torch.empty(*part.shape[1:], most_tokens, dtype=part.dtype).numpy()
+            for name, part in parts.items()
+        }
+
+    def append(self, parts: Mapping[str, Tensor], tokens: int) -> None:
+        """Copy a step behind the others."""
+        for name, part in parts.items():  # torch is slow to transpose few columns
+            self._columns[name][..., self.tokens : self.tokens + tokens] = part.numpy().T
+        self.tokens += tokens
+
+    def take(self) -> Mapping[str, Tensor]:
+        """What was copied, as if of one step. It is good until the next is appended."""
+        tokens, self.tokens = self.tokens, 0
+        return {name: torch.from_numpy(columns[..., :tokens].T) for name, columns in self._columns.items()}
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """All tokens of the parts, in memory side by side, as they are counted fastest."""
-    return torch.cat([part.t() for part in parts], dim=-1).t()
-
-
-def _joined_if_known(parts: Sequence[Tensor | None]) -> Tensor | None:
-    known = [part for part in parts if part is not None]
-    return _joined(known) if known else None
-
-
-def _joined_confidence(parts: Sequence[Confidence]) -> Confidence:
-    return Confidence(
-        _joined([part.logits_TE for part in parts]), _joined_if_known([part.scores_TE for part in parts])
-    )
+def _joined(steps: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    return {name: torch.cat([step[name] for step in steps]) for name in steps[0]}

@@ -21,13 +21,13 @@ def router_probabilities(logits_TE: Tensor, dim: int = -1) -> Tensor:
 
 def routing_probability_variance(probs_TE: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """RPV: the variance of each token's routing probabilities, `[T]`, summed in `dtype` (LTDR, Eq. 9)."""
-    return (probs_TE - 1 / probs_TE.shape[1]).square().mean(dim=-1, dtype=dtype)
+    return (probs_TE - 1 / probs_TE.shape[1]).square_().mean(dim=-1, dtype=dtype)
 
 
 def routing_entropy(probs_TE: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The entropy of each token's routing probabilities, `[T]` in nats, summed in `dtype`: 0 to log E."""
-    log_TE = probs_TE.clamp(min=torch.finfo(probs_TE.dtype).tiny).log()  # on CPU, special.entr is slow
-    return -(probs_TE * log_TE).sum(dim=-1, dtype=dtype)
+    log_TE = probs_TE.clamp(min=torch.finfo(probs_TE.dtype).tiny).log_()  # on CPU, special.entr is slow
+    return -log_TE.mul_(probs_TE).sum(dim=-1, dtype=dtype)
 
 
 def segment_mean(values_T: Tensor, segment_T: Tensor) -> Tensor:

@@ -75,13 +75,14 @@ class PolicyRouter(BaseRouter):
         """
         step = self.inputs(hidden_TD, logits_TE)
         experts_TA, weights_TA, count_T, tail_T, confidence = self.policy.route(step)
-        load = experts_TA, count_T, tail_T, step.segment_T, confidence
+        experts_TA = experts_TA.int().contiguous()
+        load = experts_TA, count_T, tail_T, None if step.is_text else step.segment_T, confidence
         if torch.compiler.is_compiling() or not current_platform.is_cpu():
             count_expert_load(self._load_MC, *load)
         else:
             self._kept.keep(*load)
         all_used = count_T is None or self.policy.uses_all_slots
-        return weights_TA.contiguous(), experts_TA.int().contiguous(), all_used
+        return weights_TA.contiguous(), experts_TA, all_used
 
     def load(self) -> LayerLoad:
         """What was counted so far."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prismoe.kernels.expert_load import Confidence, count_expert_load, empty_load
-from prismoe.kernels.kept_steps import KEPT_PAIRS, KEPT_STEPS, KeptSteps
+from prismoe.kernels.kept_steps import KEPT_PAIRS, WAITING_STEPS, KeptSteps
 from tests.kernels.test_routing import random_logits
 
 
@@ -14,7 +14,7 @@ from tests.kernels.test_routing import random_logits
 def test_steps_can_be_counted_later(confident: bool) -> None:
     at_once, later = empty_load(7), empty_load(7)
     kept = KeptSteps(later)
-    for tokens in (1, 30, 9, KEPT_PAIRS // 7, 1, 4):
+    for tokens in (1, 30, 9, KEPT_PAIRS // 7 + 1, 1024, KEPT_PAIRS // 7, 1, 4):
         logits_TE = random_logits(tokens, 7)
         segment_T = torch.arange(tokens) % 4 - 2
         experts_TA, count_T = logits_TE.argsort(descending=True)[:, :3], torch.arange(tokens) % 3 + 1
@@ -47,12 +47,15 @@ def test_steps_of_other_kinds_are_kept_apart() -> None:
     assert later.tolist() == at_once.tolist()
 
 
-def test_small_steps_are_counted_when_they_are_many() -> None:
-    load_MC = empty_load(2)
+def test_many_small_steps_are_counted() -> None:
+    """They wait, are copied, and fill the room for those that were copied."""
+    load_MC = empty_load(2**7)
     kept = KeptSteps(load_MC)
-    for _ in range(KEPT_STEPS + 3):
-        kept.keep(torch.tensor([[0]]), None, None, torch.tensor([-1]), None)
-    assert load_MC[0, 0] == KEPT_STEPS
+    for _ in range(KEPT_PAIRS // 2**7 + WAITING_STEPS):
+        kept.keep(torch.tensor([[0]]), None, None, None, None)
+    assert load_MC[0, 0] == KEPT_PAIRS // 2**7
+    kept.count()
+    assert load_MC[0, 0] == KEPT_PAIRS // 2**7 + WAITING_STEPS
 
 
 def test_what_is_forgotten_is_not_counted() -> None:
