@@ -13,6 +13,7 @@ from prismoe.kernels.expert_load import (
     count_expert_load,
     empty_load,
 )
+from prismoe.kernels.routing import TEXT
 from tests.kernels.test_routing import SEGMENTS, random_logits
 
 ROUNDING = 4e-6  # of one token
@@ -56,6 +57,19 @@ def test_no_counts_and_no_tail_mean_all_slots_and_no_tail_tokens() -> None:
     count_expert_load(said, experts_TA, torch.full((7,), 3), segment_T > 9, segment_T, None)
     count_expert_load(unsaid, experts_TA, None, None, segment_T, None)
     assert unsaid.tolist() == said.tolist()
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_no_segments_mean_text(equal: bool) -> None:
+    said, unsaid = empty_load(5), empty_load(5)
+    logits_TE = random_logits(9, 5)
+    experts_TA = logits_TE.argsort(descending=True)[:, :3]
+    step = experts_TA, None if equal else torch.arange(9) % 3 + 1, None
+    count_expert_load(said, *step, torch.full((9,), TEXT), Confidence(logits_TE))
+    count_expert_load(unsaid, *step, None, Confidence(logits_TE))
+    assert unsaid.tolist() == said.tolist()
+    assert said[0].any()
+    assert not said[1].any()
 
 
 @pytest.mark.parametrize(("token", "others"), [(5, [2, 2]), (0, [1, 2])], ids=["padding", "text"])

@@ -29,7 +29,7 @@ def test_steps_can_be_counted_later(confident: bool) -> None:
 
 
 def test_steps_of_other_kinds_are_kept_apart() -> None:
-    """As where just some steps have tokens that use fewer slots, or images, or scores of their own."""
+    """As where just some steps have images, tokens that use fewer slots, or scores of their own."""
     at_once, later = empty_load(7), empty_load(7)
     kept = KeptSteps(later)
     for slots, is_plain, has_scores in itertools.product((2, 4), (True, False), (True, False, True)):
@@ -40,7 +40,13 @@ def test_steps_of_other_kinds_are_kept_apart() -> None:
         if count_T is not None:
             count_T = count_T.clamp(max=slots)
         scores_TE = logits_TE.softmax(dim=1) + 0.1 if has_scores else None
-        step = (experts_TA, count_T, tail_T, segment_T, Confidence(logits_TE, scores_TE))
+        step = (
+            experts_TA,
+            count_T,
+            tail_T,
+            None if is_plain else segment_T,
+            Confidence(logits_TE, scores_TE),
+        )
         count_expert_load(at_once, *step)
         kept.keep(*step)
     kept.count()
