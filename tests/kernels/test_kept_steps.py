@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prismoe.kernels.expert_load import Confidence, count_expert_load, empty_load
-from prismoe.kernels.kept_steps import KEPT_PAIRS, WAITING_STEPS, KeptSteps
+from prismoe.kernels.kept_steps import KEPT_PAIRS, WAITING_STEPS, WAITING_TOKENS, KeptSteps
 from tests.kernels.test_routing import random_logits
 
 
@@ -14,7 +14,8 @@ from tests.kernels.test_routing import random_logits
 def test_steps_can_be_counted_later(confident: bool) -> None:
     at_once, later = empty_load(7), empty_load(7)
     kept = KeptSteps(later)
-    for tokens in (1, 30, 9, KEPT_PAIRS // 7 + 1, 1024, KEPT_PAIRS // 7, 1, 4):
+    most = KEPT_PAIRS // 7
+    for tokens in (1, 30, 9, most + 1, WAITING_TOKENS, most - WAITING_TOKENS + 1, most, 1, 4):
         logits_TE = random_logits(tokens, 7)
         segment_T = torch.arange(tokens) % 4 - 2
         experts_TA, count_T = logits_TE.argsort(descending=True)[:, :3], torch.arange(tokens) % 3 + 1
