@@ -68,6 +68,8 @@ async def measure() -> dict[str, Any]:
             "8080",
             "--policy",
             "round_robin",
+            "--retry-max-retries",
+            "10",
             "--worker-urls",
         ]
         workers = [f"http://{network}.2:8000" for network in HOSTS.values()]
@@ -118,9 +120,9 @@ async def kill_one_under_load(victim: subprocess.Popen[bytes]) -> dict[str, Any]
                     os.killpg(victim.pid, signal.SIGKILL)
                 try:
                     answers[index] = await answer(front, bodies[index % DIFFERENT])
-                except (httpx.HTTPError, IncompleteStream):
+                except (httpx.HTTPError, IncompleteStream) as error:
                     assert bodies[index % DIFFERENT]["stream"], (
-                        "The router lost a request that it could repeat."
+                        f"The router lost a request that it could repeat: {error}"
                     )
                     broken += 1
                     answers[index] = await answer(front, bodies[index % DIFFERENT])
@@ -151,7 +153,8 @@ async def answer(front: httpx.AsyncClient, body: dict[str, Any]) -> str:
     if not body["stream"]:
         plain = {name: value for name, value in body.items() if name != "stream_options"}
         response = await front.post("/v1/chat/completions", json=plain)
-        response.raise_for_status()
+        if response.is_error:
+            raise httpx.HTTPStatusError(response.text, request=response.request, response=response)
         return str(response.json()["choices"][0]["message"]["content"])
     text = ""
     async with front.stream("POST", "/v1/chat/completions", json=body) as streamed:
