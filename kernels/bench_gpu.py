@@ -1,5 +1,7 @@
 """Checks and times the Triton kernels and vLLM's on a GPU, for `python -m prismoe.kernels.bench`."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from triton.testing import do_bench, do_bench_cudagraph
@@ -14,10 +16,12 @@ from prismoe.kernels.bench import (
     loop_over_experts,
     routing,
 )
-from prismoe.kernels.expert_load import Confidence, count_expert_load, empty_load
-from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts_by_count
+from prismoe.kernels.expert_load import empty_load
+from prismoe.kernels.fused_check import check_fused, route_fused, route_plain
 from prismoe.kernels.triton_experts import grouped_experts
-from prismoe.kernels.triton_router import ltdr_router
+
+IMAGE_TOKENS = 576
+"""Of MoE-LLaVA's images."""
 
 
 def vllm_triton_experts(w13: Tensor, w2: Tensor, leaves_out: bool) -> Experts:
@@ -121,28 +125,13 @@ def milliseconds(variants: Variants) -> dict[str, float]:
 
 
 def router_on_gpu(tokens: int) -> Row:
-    """Checks the fused router, weights and counts with it, against the plain one, and times both."""
+    """Checks the fused router and its counts against the plain ones, and times both."""
     logits_TE = torch.randn(tokens, EXPERTS, device="cuda")
-    segment_T = torch.zeros(tokens, dtype=torch.int64, device="cuda")
-    load_MC, expected_load_MC = empty_load(EXPERTS).cuda(), empty_load(EXPERTS).cuda()
-
-    def plain() -> tuple[Tensor, Tensor]:
-        tail_T = tail_tokens(router_probabilities(logits_TE), segment_T)
-        count_T = torch.where(tail_T, SLOTS, 2)
-        experts_TA, weights_TA = top_experts_by_count(logits_TE, count_T, SLOTS, renormalize=True)
-        confidence = Confidence(logits_TE)
-        count_expert_load(expected_load_MC, experts_TA, count_T, tail_T, segment_T, confidence)
-        return experts_TA, weights_TA
-
-    def fused() -> tuple[Tensor, Tensor]:
-        return ltdr_router(logits_TE, segment_T, load_MC, 1, 2, SLOTS, renormalize=True)
-
-    (experts_TA, weights_TA), (expected_TA, expected_weights_TA) = fused(), plain()
-    torch.testing.assert_close(experts_TA.long(), expected_TA)
-    torch.testing.assert_close(weights_TA, expected_weights_TA)
-    torch.testing.assert_close(load_MC, expected_load_MC, rtol=1e-5, atol=tokens)
+    segment_T = torch.arange(tokens, device="cuda") // IMAGE_TOKENS
+    check_fused(logits_TE, segment_T)
+    step = logits_TE, segment_T, empty_load(EXPERTS).cuda()
     return {
         "tokens": tokens,
-        "fused, µs": 1000 * do_bench_cudagraph(fused),
-        "plain, µs": 1000 * do_bench_cudagraph(plain),
+        "fused, µs": 1000 * do_bench_cudagraph(partial(route_fused, *step)),
+        "plain, µs": 1000 * do_bench_cudagraph(partial(route_plain, *step)),
     }

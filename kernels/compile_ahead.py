@@ -3,14 +3,17 @@
 Run: `python -m prismoe.kernels.compile_ahead`. It ends with an error if a kernel does not build.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from prismoe.kernels import triton_experts, triton_router
+from prismoe.kernels import triton_expert_load, triton_experts, triton_router
+from prismoe.kernels.expert_load import Confidence
+from prismoe.kernels.fused_rule import ByEntropy, ByImportance, ByModality, ByTail, FusedRule
 
 CAPABILITIES = (80, 90, 100)
 TILES = {
@@ -22,23 +25,11 @@ TILES = {
 
 def sources() -> Iterator[tuple[str, ASTSource]]:
     """Each kernel as it is called, with its name."""
-    yield _source(
-        triton_router._probabilities,
-        "logits fp32, segment i64, probs fp32, rpv fp32, sums fp64, sizes i32",
-        {"BLOCK_T": triton_router.BLOCK_T, "BLOCK_E": 4, "BLOCK_S": triton_router.BLOCK_S},
-    )
-    yield _source(
-        triton_router._decide,
-        "probs fp32, rpv fp32, segment i64, sums fp64, sizes i32, experts i32, weights fp32, load i64",
-        {
-            "DROP_UNUSED": True,
-            "RENORMALIZE": True,
-            "A": 4,
-            "BLOCK_T": triton_router.BLOCK_T,
-            "BLOCK_E": 4,
-            **triton_router.COUNTERS,
-        },
-    )
+    for experts in (4, 16):
+        yield from map(_router_source, rules(experts))
+        for logits in ("logits fp32, ", "", "logits fp32, scores fp32, "):
+            pointers = logits + "load i64, experts i32, count i32, tail i1, segment i64"
+            yield _source(triton_expert_load._count, pointers, triton_expert_load.constants(experts))
     for dtype in ("fp32", "bf16"):
         for gated in (True, False):
             yield _source(
@@ -56,9 +47,42 @@ def sources() -> Iterator[tuple[str, ASTSource]]:
         )
 
 
-def _source(kernel: Any, pointers: str, constants: Mapping[str, Any]) -> tuple[str, ASTSource]:
-    """`pointers` names the types behind the kernel's pointers; its other arguments are int32."""
+def rules(experts: int) -> Iterator[FusedRule]:
+    """One rule of each kind, with and without shared experts and scores."""
+    logits_TE = torch.empty(1, experts)
+    confidence, asked_T2 = Confidence(logits_TE), torch.empty(1, 2)
+    for uses in (
+        ByModality(2, 1),
+        ByTail(2, 1, experts, None, False, asked_T2),
+        ByTail(2, 1, experts, 0.1, True, asked_T2),
+        ByEntropy(1, 0.0, 1.0),
+        ByImportance(1.0, 1.0, 0.1, 0.2),
+    ):
+        yield FusedRule(confidence, uses, experts, renormalize=True)
+    yield FusedRule(confidence, ByModality(2, 2), 2, renormalize=True, scores_TE=logits_TE)
+    yield FusedRule(confidence, ByModality(1, 1), 1, renormalize=False, shared=2)
+
+
+def _router_source(rule: FusedRule) -> tuple[str, ASTSource]:
+    settings = triton_router.settings(rule)
+    constants = {name: value for name, value in settings.items() if name.isupper()}
+    pointers = "logits fp32, segment i64, experts i32, weights fp32, count i32"
+    if rule.scores_TE is not None:
+        pointers += ", scores fp32"
+    if isinstance(rule.uses, ByTail):
+        pointers += ", asked i32, tail i8"
+    constants |= triton_router.tiles(rule.confidence.logits_TE.shape[1], rule.slots)
+    return _source(triton_router._route, pointers, constants, floats=settings.keys() - constants.keys())
+
+
+def _source(
+    kernel: Any, pointers: str, constants: Mapping[str, Any], floats: Iterable[str] = ()
+) -> tuple[str, ASTSource]:
+    """`pointers` names the types behind the kernel's pointers, others are None; the rest is int32."""
     types = {f"{name}_ptr": f"*{dtype}" for name, dtype in (pair.split() for pair in pointers.split(", "))}
+    types |= dict.fromkeys(floats, "fp32")
+    absent = [name for name in kernel.arg_names if name.endswith("_ptr") and name not in types]
+    constants = {**constants, **dict.fromkeys(absent)}
     signature = {
         name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names
     }

@@ -1,184 +1,237 @@
-"""LTDR's router and top-k in two Triton launches: what `kernels.routing` and `kernels.expert_load` do, fused.
+"""The routers of most policies as one Triton launch each: what `prismoe.kernels.fused_rule` can say.
 
-The first launch gives each token's probabilities and RPV, and each block's sum of RPV per image; the second
-adds up those sums in the order of the blocks, flags tail tokens, picks experts and counts. Floating-point
-sums have a fixed order, so equal inputs give equal bits on every rank; only integers are added atomically.
+Every program decides for a block of tokens, from the logits alone: it works out the RPV of its images' other
+tokens again rather than wait for another launch. Sums have a fixed order, so that equal inputs give equal
+bits on every rank. A step's number of tokens compiles nothing anew, so that CUDA graphs can be captured.
 
 Tested by Triton's interpreter and compiled ahead for sm_80, sm_90 and sm_100; not yet run on a GPU.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from prismoe.kernels.expert_load import NEAR_TIE, SUMS, UNIT, experts_of
+from prismoe.kernels.fused_rule import ByEntropy, ByImportance, ByModality, ByTail, FusedRule
 
-BLOCK_T, BLOCK_S = 64, 8
-COUNTERS = {"SUMS": len(SUMS), "NEAR_TIE": NEAR_TIE, "UNIT": UNIT}
+SCAN = 1024
+"""How many tokens' segments are read at a time, to find an image's first and last token."""
+TINY = torch.finfo(torch.float32).tiny
 
 
 @triton.jit
-def _probabilities(logits_ptr, segment_ptr, probs_ptr, rpv_ptr, sums_ptr, sizes_ptr, T, E, S,
-                   BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_S: tl.constexpr):  # fmt: skip
-    """Softmax and RPV of a block of tokens, and its part of each image's sum of RPV."""
-    block = tl.program_id(0)
-    token_T = block * BLOCK_T + tl.arange(0, BLOCK_T)
+def _load_scores(scores_ptr, token_T, T, E, BLOCK_E: tl.constexpr):
+    """`[T, E]`; -inf beyond the step's tokens and experts, and for NaN, which padding may hold."""
     expert_E = tl.arange(0, BLOCK_E)
     inside_TE = (token_T < T)[:, None] & (expert_E < E)[None, :]
-    logits_TE = tl.load(logits_ptr + token_T[:, None] * E + expert_E[None, :], inside_TE, float("-inf"))
-    logits_TE = tl.where((token_T < T)[:, None], logits_TE, 0.0)
-    exp_TE = tl.exp(logits_TE - tl.max(logits_TE, 1)[:, None])
-    exp_TE = tl.where((expert_E < E)[None, :], exp_TE, 0.0)
-    probs_TE = exp_TE / tl.sum(exp_TE, 1)[:, None]
-    tl.store(probs_ptr + token_T[:, None] * E + expert_E[None, :], probs_TE, inside_TE)
-    off_mean_TE = tl.where((expert_E < E)[None, :], probs_TE - 1.0 / E, 0.0)
-    rpv_T = tl.sum(off_mean_TE * off_mean_TE, 1) / E
-    tl.store(rpv_ptr + token_T, rpv_T, token_T < T)
-    segment_T = tl.load(segment_ptr + token_T, token_T < T, -1)
-    for first in range(0, S, BLOCK_S):
-        image_S = first + tl.arange(0, BLOCK_S)
-        member_TS = segment_T[:, None] == image_S[None, :]
-        sum_S = tl.sum(tl.where(member_TS, rpv_T[:, None].to(tl.float64), 0.0), 0)
-        tl.store(sums_ptr + block * S + image_S, sum_S, image_S < S)
-        tl.store(sizes_ptr + block * S + image_S, tl.sum(member_TS.to(tl.int32), 0), image_S < S)
+    scores_TE = tl.load(scores_ptr + token_T[:, None] * E + expert_E[None, :], inside_TE, float("-inf"))
+    return tl.where(scores_TE == scores_TE, scores_TE, float("-inf"))
 
 
 @triton.jit
-def _decide(probs_ptr, rpv_ptr, segment_ptr, sums_ptr, sizes_ptr, experts_ptr, weights_ptr, load_ptr,
-            T, E, S, blocks, top_k, tail_experts, DROP_UNUSED: tl.constexpr, RENORMALIZE: tl.constexpr,
-            A: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, SUMS: tl.constexpr,
-            NEAR_TIE: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
-    """Tail flags, experts, weights and counts of a block of tokens."""
-    token_T = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    inside_T = token_T < T
-    segment_T = tl.load(segment_ptr + token_T, inside_T, -2).to(tl.int32)
-    is_vision_T = segment_T >= 0
+def _exponentials(logits_TE):
+    """What a softmax divides by its sum."""
+    return tl.exp(logits_TE - tl.max(logits_TE, 1)[:, None])
+
+
+@triton.jit
+def _rpv(exp_TE, E, BLOCK_E: tl.constexpr):
+    """Routing-probability variance, `[T]` (LTDR, Eq. 9)."""
+    off_mean_TE = exp_TE / tl.sum(exp_TE, 1)[:, None] - 1.0 / E
+    off_mean_TE = tl.where((tl.arange(0, BLOCK_E) < E)[None, :], off_mean_TE, 0.0)
+    return tl.sum(off_mean_TE * off_mean_TE, 1) / E
+
+
+@triton.jit
+def _rpv_and_mean(logits_ptr, segment_ptr, token_T, segment_T, T, E, BLOCK_T: tl.constexpr,
+                  BLOCK_E: tl.constexpr, BLOCK_I: tl.constexpr, SCAN: tl.constexpr):  # fmt: skip
+    """Each vision token's RPV and the mean of its image, both `[T]` in float64 (LTDR, Eqs. 9 and 11).
+
+    Both are of the same numbers: rounded in two ways, tokens that are all alike might be above their mean.
+    """
+    lowest = tl.min(tl.where(segment_T >= 0, segment_T, T), 0)
+    highest = tl.max(segment_T, 0)
+    begin, end = T, 0
+    for start in range(0, T, SCAN):
+        other_I = start + tl.arange(0, SCAN)
+        image_I = tl.load(segment_ptr + other_I, other_I < T, -2).to(tl.int32)
+        is_near_I = (image_I >= lowest) & (image_I <= highest)
+        begin = tl.minimum(begin, tl.min(tl.where(is_near_I, other_I, T), 0))
+        end = tl.maximum(end, tl.max(tl.where(is_near_I, other_I + 1, 0), 0))
     sum_T = tl.zeros([BLOCK_T], tl.float64)
     size_T = tl.zeros([BLOCK_T], tl.int32)
-    for block in range(blocks):
-        sum_T += tl.load(sums_ptr + block * S + segment_T, is_vision_T, 0.0)
-        size_T += tl.load(sizes_ptr + block * S + segment_T, is_vision_T, 0)
-    rpv_T = tl.load(rpv_ptr + token_T, inside_T, 0.0).to(tl.float64)
-    is_tail_T = is_vision_T & (rpv_T > sum_T / tl.maximum(size_T, 1).to(tl.float64))
-    count_T = tl.where(is_tail_T, tail_experts, top_k)
+    own_T = tl.zeros([BLOCK_T], tl.float32)
+    for start in range(begin, end, BLOCK_I):
+        other_I = start + tl.arange(0, BLOCK_I)
+        image_I = tl.load(segment_ptr + other_I, other_I < T, -2).to(tl.int32)
+        rpv_I = _rpv(_exponentials(_load_scores(logits_ptr, other_I, T, E, BLOCK_E)), E, BLOCK_E)
+        is_same_TI = segment_T[:, None] == image_I[None, :]
+        sum_T += tl.sum(tl.where(is_same_TI, rpv_I[None, :].to(tl.float64), 0.0), 1)
+        size_T += tl.sum(is_same_TI.to(tl.int32), 1)
+        own_T += tl.sum(tl.where(token_T[:, None] == other_I[None, :], rpv_I[None, :], 0.0), 1)
+    return own_T.to(tl.float64), sum_T / tl.maximum(size_T, 1).to(tl.float64)
 
-    expert_E = tl.arange(0, BLOCK_E)
-    is_expert_E = expert_E < E
-    probs_TE = tl.load(
-        probs_ptr + token_T[:, None] * E + expert_E[None, :], inside_T[:, None] & is_expert_E[None, :], -1.0
-    )
-    total_T = tl.full([BLOCK_T], 1.0, tl.float32)
-    if RENORMALIZE:
-        total_T = tl.zeros([BLOCK_T], tl.float32)
-        left_TE = probs_TE
-        for slot in tl.static_range(A):
-            total_T += tl.where(slot < count_T, tl.max(left_TE, 1), 0.0)
-            expert_T = tl.argmax(left_TE, 1, tie_break_left=True)
-            left_TE = tl.where(expert_E[None, :] == expert_T[:, None], -1.0, left_TE)
-    left_TE = probs_TE
-    first_T = tl.argmax(probs_TE, 1, tie_break_left=True).to(tl.int32)
-    unused_T = tl.full([BLOCK_T], -1, tl.int32) if DROP_UNUSED else first_T
-    used_TE = tl.zeros([BLOCK_T, BLOCK_E], tl.int32)
-    last_used_T = tl.zeros([BLOCK_T], tl.float64)
-    first_unused_T = tl.full([BLOCK_T], -1.0, tl.float64)
-    for slot in tl.static_range(A):
-        is_used_T = slot < count_T
-        best_T = tl.max(left_TE, 1)
-        last_used_T = tl.where(slot == count_T - 1, best_T.to(tl.float64), last_used_T)
-        first_unused_T = tl.where(slot == count_T, best_T.to(tl.float64), first_unused_T)
-        weight_T = tl.where(is_used_T, best_T / total_T, 0.0)
+
+@triton.jit(do_not_specialize=["T"])
+def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_ptr, count_ptr, tail_ptr,
+           T, E, threshold, low, high, text_importance, vision_importance, text_threshold, vision_threshold,
+           KIND: tl.constexpr, TEXT: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+           LEAST: tl.constexpr, USES_MEAN: tl.constexpr, SELECTS_HEAD: tl.constexpr, SLOTS: tl.constexpr,
+           SHARED: tl.constexpr, RENORMALIZE: tl.constexpr, TINY: tl.constexpr, SCAN: tl.constexpr,
+           BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_A: tl.constexpr,
+           BLOCK_I: tl.constexpr):  # fmt: skip
+    """Experts, weights and numbers of experts of a block of tokens; tail flags where the rule has them."""
+    token_T = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    is_inside_T = token_T < T
+    segment_T = tl.load(segment_ptr + token_T, is_inside_T, -2).to(tl.int32)
+    is_vision_T = segment_T >= 0
+    logits_TE = _load_scores(logits_ptr, token_T, T, E, BLOCK_E)
+    exp_TE = _exponentials(logits_TE)
+    total_T = tl.sum(exp_TE, 1)
+
+    count_T = tl.full([BLOCK_T], SLOTS, tl.int32)
+    if KIND == "modality":
+        count_T = tl.where(is_vision_T, HEAD, TEXT)
+    if KIND == "tail":
+        if USES_MEAN:
+            rpv_T, least_T = _rpv_and_mean(
+                logits_ptr, segment_ptr, token_T, segment_T, T, E, BLOCK_T, BLOCK_E, BLOCK_I, SCAN
+            )
+        else:
+            rpv_T = _rpv(exp_TE, E, BLOCK_E)
+            least_T = tl.full([BLOCK_T], 0.0, tl.float32) + threshold
+        is_tail_T = is_vision_T & (rpv_T > least_T)
+        tl.store(tail_ptr + token_T, is_tail_T.to(tl.int8), is_inside_T)
+        is_selected_T = is_vision_T & (is_tail_T != SELECTS_HEAD)
+        count_T = tl.where(is_selected_T, TAIL, tl.where(is_vision_T, HEAD, TEXT))
+        if asked_ptr is not None:
+            asked_T = tl.load(asked_ptr + 2 * token_T + tl.where(is_selected_T, 0, 1), is_inside_T, 0)
+            count_T = tl.where(asked_T > 0, tl.minimum(asked_T, SLOTS), count_T)
+    if KIND == "entropy":
+        probs_TE = exp_TE / total_T[:, None]
+        entropy_T = -tl.sum(probs_TE * tl.log(tl.maximum(probs_TE, TINY)), 1)
+        entropy_T /= tl.log(tl.maximum(E, 2).to(tl.float32))
+        more_T = tl.floor((entropy_T - low) / (high - low) * (SLOTS - LEAST + 1)).to(tl.int32)
+        count_T = tl.minimum(tl.maximum(LEAST + more_T, LEAST), SLOTS)
+
+    expert_E, slot_A = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_A)
+    experts_TA = tl.zeros([BLOCK_T, BLOCK_A], tl.int32)
+    weights_TA = tl.zeros([BLOCK_T, BLOCK_A], tl.float32)
+    left_TE = logits_TE
+    if scores_ptr is not None:
+        left_TE = _load_scores(scores_ptr, token_T, T, E, BLOCK_E)
+        if RENORMALIZE:
+            exp_TE = tl.maximum(
+                exp_TE, TINY
+            )  # of experts that the router's probabilities alone would not pick
+    for slot in range(SLOTS):
         expert_T = tl.argmax(left_TE, 1, tie_break_left=True).to(tl.int32)
         is_it_TE = expert_E[None, :] == expert_T[:, None]
-        left_TE = tl.where(is_it_TE, -1.0, left_TE)
-        used_TE += (is_it_TE & (is_used_T & inside_T)[:, None]).to(tl.int32)
-        tl.store(experts_ptr + token_T * A + slot, tl.where(is_used_T, expert_T, unused_T), inside_T)
-        tl.store(weights_ptr + token_T * A + slot, weight_T, inside_T)
-    first_unused_T = tl.where(count_T == A, tl.max(left_TE, 1).to(tl.float64), first_unused_T)
-    is_tie_T = last_used_T - first_unused_T < NEAR_TIE
-    probs_TE = tl.where(is_expert_E[None, :], probs_TE, 0.0).to(tl.float64)
-    entropy_T = -tl.sum(probs_TE * tl.log(tl.where(probs_TE > 0, probs_TE, 1.0)), 1)
-    entropy_T = tl.floor(entropy_T * UNIT + 0.5).to(tl.int64)
-    off_mean_TE = tl.where(is_expert_E[None, :], probs_TE - 1.0 / E, 0.0)
-    variance_T = tl.floor(tl.sum(off_mean_TE * off_mean_TE, 1) * UNIT + 0.5).to(tl.int64)  # RPV · E
+        left_TE = tl.where(is_it_TE, float("-inf"), left_TE)
+        is_slot_A = (slot_A == slot)[None, :]
+        experts_TA = tl.where(is_slot_A, expert_T[:, None], experts_TA)
+        weights_TA = tl.where(is_slot_A, tl.sum(tl.where(is_it_TE, exp_TE, 0.0), 1)[:, None], weights_TA)
 
-    for modality in tl.static_range(2):
-        is_counted_T = inside_T & (is_vision_T if modality == 1 else segment_T == -1)
-        row_ptr = load_ptr + modality * (2 * E + SUMS)
-        pairs_E = tl.sum(used_TE * is_counted_T[:, None].to(tl.int32), 0).to(tl.int64)
-        tl.atomic_add(row_ptr + expert_E, pairs_E, is_expert_E)
-        tokens = tl.sum(is_counted_T.to(tl.int32), 0).to(tl.int64)
-        tl.atomic_add(row_ptr + E, tokens)
-        tl.atomic_add(row_ptr + E + 1, tl.sum((is_counted_T & is_tail_T).to(tl.int32), 0).to(tl.int64))
-        tl.atomic_add(row_ptr + E + 2, tokens)
-        tl.atomic_add(row_ptr + E + 3, tl.sum((is_counted_T & is_tie_T).to(tl.int32), 0).to(tl.int64))
-        tl.atomic_add(row_ptr + E + 4, tl.sum(tl.where(is_counted_T, entropy_T, 0), 0))
-        tl.atomic_add(row_ptr + E + 5, tl.sum(tl.where(is_counted_T, variance_T, 0), 0))
-        is_of_count_TE = (count_T - 1)[:, None] == expert_E[None, :]
-        of_count_E = tl.sum((is_of_count_TE & is_counted_T[:, None]).to(tl.int32), 0).to(tl.int64)
-        tl.atomic_add(row_ptr + E + SUMS + expert_E, of_count_E, is_expert_E)
+    is_used_TA = slot_A[None, :] < count_T[:, None]
+    weights_TA = tl.where(is_used_TA, weights_TA, 0.0)
+    if RENORMALIZE:
+        total_T = tl.sum(weights_TA, 1)
+    weights_TA /= total_T[:, None]
+    if KIND == "importance":
+        importance_T = tl.where(is_vision_T, vision_importance, text_importance)
+        least_T = tl.where(is_vision_T, vision_threshold, text_threshold)
+        is_kept_TA = (importance_T[:, None] * weights_TA >= least_T[:, None]) & is_used_TA
+        count_T = tl.maximum(tl.sum(is_kept_TA.to(tl.int32), 1), 1)
+        is_used_TA = slot_A[None, :] < count_T[:, None]
+        weights_TA = tl.where(is_used_TA, weights_TA, 0.0)
+    first_T = tl.sum(tl.where((slot_A == 0)[None, :], experts_TA, 0), 1)
+    if SHARED > 0:
+        first_T = tl.zeros([BLOCK_T], tl.int32) + E
+    experts_TA = tl.where(is_used_TA, experts_TA, first_T[:, None])
+
+    row_T = token_T * (SHARED + SLOTS)
+    for shared in range(SHARED):
+        tl.store(experts_ptr + row_T + shared, tl.zeros([BLOCK_T], tl.int32) + E + shared, is_inside_T)
+        tl.store(weights_ptr + row_T + shared, tl.full([BLOCK_T], 1.0, tl.float32), is_inside_T)
+    inside_TA = is_inside_T[:, None] & (slot_A < SLOTS)[None, :]
+    at_TA = row_T[:, None] + SHARED + slot_A[None, :]
+    tl.store(experts_ptr + at_TA, experts_TA, inside_TA)
+    tl.store(weights_ptr + at_TA, weights_TA, inside_TA)
+    tl.store(count_ptr + token_T, count_T + SHARED, is_inside_T)
 
 
-def ltdr_router(
-    logits_TE: Tensor,
-    segment_T: Tensor,
-    load_MC: Tensor,
-    images: int,
-    top_k: int,
-    tail_experts: int,
-    renormalize: bool,
-    drop_unused: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Route T tokens and add their load to `load_MC`; a step holds at most `images` images.
+class FusedRouting(NamedTuple):
+    """The decision for T tokens, as `prismoe.kernels.routing` makes it; A counts the shared experts, too."""
 
-    Returns `experts_TA` (int32) and `weights_TA` (float32) with A = `tail_experts`, as
-    `prismoe.kernels.routing.top_experts_by_count` does. With `drop_unused` an unused slot is -1, which vLLM's
-    Triton experts skip where they are given an expert map, else it repeats the token's first expert.
-    """
+    experts_TA: Tensor  # int32
+    weights_TA: Tensor  # float32
+    count_T: Tensor  # int32
+    tail_T: Tensor | None  # bool; None where the rule knows no tail tokens
+
+
+def fused_router(rule: FusedRule, segment_T: Tensor) -> FusedRouting:
+    """Route a step's T tokens by `rule`."""
+    logits_TE = rule.confidence.logits_TE.contiguous()
+    scores_TE = None if rule.scores_TE is None else rule.scores_TE.contiguous()
     tokens, experts = logits_TE.shape
-    assert experts_of(load_MC) == experts
-    blocks = triton.cdiv(tokens, BLOCK_T)
-    probs_TE = torch.empty_like(logits_TE)
-    rpv_T = logits_TE.new_empty(tokens)
-    sums_BS = logits_TE.new_empty(blocks, images, dtype=torch.float64)
-    sizes_BS = logits_TE.new_empty(blocks, images, dtype=torch.int32)
-    experts_TA = logits_TE.new_empty(tokens, tail_experts, dtype=torch.int32)
-    weights_TA = logits_TE.new_empty(tokens, tail_experts)
-    block_e = triton.next_power_of_2(experts)
-    _probabilities[(blocks,)](
+    slots = rule.shared + rule.slots
+    experts_TA = logits_TE.new_empty(tokens, slots, dtype=torch.int32)
+    weights_TA = logits_TE.new_empty(tokens, slots)
+    count_T = logits_TE.new_empty(tokens, dtype=torch.int32)
+    asked_T2, tail_T = None, None
+    if isinstance(rule.uses, ByTail):
+        asked_T2, tail_T = rule.uses.asked_T2, logits_TE.new_empty(tokens, dtype=torch.int8)
+    tile = tiles(experts, rule.slots)
+    _route[(triton.cdiv(tokens, tile["BLOCK_T"]),)](
         logits_TE,
+        scores_TE,
         segment_T,
-        probs_TE,
-        rpv_T,
-        sums_BS,
-        sizes_BS,
-        tokens,
-        experts,
-        images,
-        BLOCK_T=BLOCK_T,
-        BLOCK_E=block_e,
-        BLOCK_S=BLOCK_S,
-    )
-    _decide[(blocks,)](
-        probs_TE,
-        rpv_T,
-        segment_T,
-        sums_BS,
-        sizes_BS,
+        asked_T2,
         experts_TA,
         weights_TA,
-        load_MC,
+        count_T,
+        tail_T,
         tokens,
         experts,
-        images,
-        blocks,
-        top_k,
-        tail_experts,
-        DROP_UNUSED=drop_unused,
-        RENORMALIZE=renormalize,
-        A=tail_experts,
-        BLOCK_T=BLOCK_T,
-        BLOCK_E=block_e,
-        **COUNTERS,
+        **settings(rule),
+        **tile,
     )
-    return experts_TA, weights_TA
+    return FusedRouting(experts_TA, weights_TA, count_T, None if tail_T is None else tail_T.view(torch.bool))
+
+
+def settings(rule: FusedRule) -> dict[str, Any]:
+    """The kernel's arguments that come from settings; those of other kinds of rules are 0."""
+    match rule.uses:
+        case ByModality(text, vision):
+            own: dict[str, Any] = {"KIND": "modality", "TEXT": text, "HEAD": vision}
+        case ByTail(text, head, tail, threshold, selects_head):
+            own = {"KIND": "tail", "TEXT": text, "HEAD": head, "TAIL": tail, "SELECTS_HEAD": selects_head}
+            own |= {"USES_MEAN": threshold is None, "threshold": threshold or 0.0}
+        case ByEntropy(least, low, high):
+            own = {"KIND": "entropy", "LEAST": least, "low": low, "high": high}
+        case ByImportance():
+            own = {"KIND": "importance", **rule.uses._asdict()}
+    return {
+        **dict.fromkeys(("threshold", "low", "high", *ByImportance._fields), 0.0),
+        **dict.fromkeys(("TEXT", "HEAD", "TAIL", "LEAST"), 0),
+        **dict.fromkeys(("USES_MEAN", "SELECTS_HEAD"), False),
+        **own,
+        "SLOTS": rule.slots,
+        "SHARED": rule.shared,
+        "RENORMALIZE": rule.renormalize,
+    }
+
+
+def tiles(experts: int, slots: int) -> dict[str, Any]:
+    """The sizes of the kernel's tiles for `experts` with a score."""
+    block_e = triton.next_power_of_2(experts)
+    return {
+        "TINY": TINY,
+        "BLOCK_T": max(16, min(32, 4096 // block_e)),
+        "BLOCK_E": block_e,
+        "BLOCK_A": triton.next_power_of_2(slots),
+        "BLOCK_I": max(16, min(128, 4096 // block_e)),
+        "SCAN": SCAN,
+    }

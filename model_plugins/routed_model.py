@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 
 from prismoe.kernels.expert_load import LayerLoad, empty_load
 from prismoe.model_plugins.request_logits import RequestLogits
@@ -47,6 +48,16 @@ def _load(name: str, parameter: Tensor, weight: Tensor) -> None:
     parameter.copy_(weight)
 
 
+def router_class() -> type[PolicyRouter]:
+    """How this platform routes."""
+    if current_platform.is_cuda():
+        from prismoe.model_plugins.gpu_router import FusedRouter, fused_routing_works
+
+        if fused_routing_works(current_platform.device_type):
+            return FusedRouter
+    return PolicyRouter
+
+
 class ModalityRouting(nn.Module):
     """The routers of a model, and the load they count."""
 
@@ -72,7 +83,7 @@ class ModalityRouting(nn.Module):
         request_gate = None
         if self.requests is not None and isinstance(policy, RequestPolicy):
             request_gate = self.requests.add_layer(layer, policy, dict(parameters.items()))
-        self.routers[layer] = PolicyRouter(
+        self.routers[layer] = router_class()(
             policy,
             num_experts,
             self.segments,

@@ -1,7 +1,7 @@
 """The vLLM router that applies a routing policy and counts its load.
 
 On CPU the compiler looks into it, and routing becomes a part of the model's graph. On a GPU it runs inside
-vLLM's MoE op.
+vLLM's MoE op, by fused kernels where they work (`prismoe.model_plugins.gpu_router`).
 """
 
 from collections.abc import Callable

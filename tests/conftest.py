@@ -11,6 +11,7 @@ os.environ.update(
 
 # Triton chooses its interpreter when kernels are imported; the engines' processes must not get this.
 os.environ["TRITON_INTERPRET"] = "1"
+import prismoe.kernels.triton_expert_load
 import prismoe.kernels.triton_experts
 import prismoe.kernels.triton_router  # noqa: F401
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from prismoe.kernels.expert_load import Confidence
+from prismoe.kernels.fused_rule import FusedRule
 from prismoe.kernels.routing import picked_experts, router_probabilities
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
@@ -31,3 +32,9 @@ class BiasCorrected(TopKPolicy):
         biased_TE = scores_TE + step.parameters["expert_bias"]
         picked = picked_experts(biased_TE, scores_TE, self.top_k, self.norm_topk_prob)
         return Routing.of_equal_counts(*picked, Confidence(logits_TE, biased_TE))
+
+    def fused_rule(self, step: RouterInputs) -> FusedRule | None:
+        if self.score == "sigmoid":  # its weights are no softmax
+            return None
+        biased_TE = router_probabilities(step.logits_TE) + step.parameters["expert_bias"]
+        return self.top_k_rule(Confidence(step.logits_TE, biased_TE), biased_TE)

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
+from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
+from prismoe.model_plugins.routing.policy import LogitsPolicy, RouterInputs
 
 
-class Cosine(TopKPolicy):
+class Cosine(LogitsPolicy):
     """Softmax over the cosine similarities of projected token and experts, divided by a learned temperature.
 
     The paper projects to half as many dimensions as there are experts; `latent` says how many.
@@ -28,8 +29,8 @@ class Cosine(TopKPolicy):
             "temperature": (1,),
         }
 
-    def route(self, step: RouterInputs) -> Routing:
+    def logits(self, step: RouterInputs) -> Tensor:
         own = step.parameters
         latent_TL = normalize(linear(step.hidden_TD.float(), own["projection"]), dim=-1)
         similarity_TE = linear(latent_TL, normalize(own["expert_embeddings"], dim=-1))
-        return self.top_k_of(similarity_TE / own["temperature"])
+        return similarity_TE / own["temperature"]

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 
 from prismoe.kernels.expert_load import Confidence
+from prismoe.kernels.fused_rule import ByImportance, FusedRule
 from prismoe.kernels.routing import top_experts, use_first
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
@@ -35,3 +36,9 @@ class DualThreshold(TopKPolicy):
         count_T = (importance_T[:, None] * weights_TA >= threshold_T[:, None]).sum(dim=-1).clamp(min=1)
         experts_TA, weights_TA = use_first(experts_TA, weights_TA, count_T)
         return Routing.without_tail(experts_TA, weights_TA, count_T, Confidence(step.logits_TE))
+
+    def fused_rule(self, step: RouterInputs) -> FusedRule:
+        uses = ByImportance(
+            self.text_importance, self.vision_importance, self.text_threshold, self.vision_threshold
+        )
+        return FusedRule(Confidence(step.logits_TE), uses, self.top_k, self.norm_topk_prob)

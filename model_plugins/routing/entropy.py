@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from prismoe.kernels.expert_load import Confidence
+from prismoe.kernels.fused_rule import ByEntropy, FusedRule
 from prismoe.kernels.routing import router_probabilities, routing_entropy, top_experts_by_count
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
 
@@ -47,3 +48,7 @@ class Entropy(RoutingPolicy):
         count_T = (self.min_experts + part_T.floor().long()).clamp(min=self.min_experts, max=slots)
         experts_TA, weights_TA = top_experts_by_count(step.logits_TE, count_T, slots, self.norm_topk_prob)
         return Routing.without_tail(experts_TA, weights_TA, count_T, Confidence(step.logits_TE))
+
+    def fused_rule(self, step: RouterInputs) -> FusedRule:
+        uses = ByEntropy(self.min_experts, self.low, self.high)
+        return FusedRule(Confidence(step.logits_TE), uses, self.slots(step.num_experts), self.norm_topk_prob)

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 
 from prismoe.kernels.expert_load import Confidence
+from prismoe.kernels.fused_rule import ByModality, FusedRule
 from prismoe.kernels.routing import top_experts, with_shared_experts
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 
@@ -41,3 +42,12 @@ class FineGrained(RoutingPolicy):
         count_T = torch.full_like(step.segment_T, self.top_k)
         routed = with_shared_experts(experts_TA, weights_TA, count_T, self.shared_experts, step.num_experts)
         return Routing.without_tail(*routed, Confidence(step.logits_TE))
+
+    def fused_rule(self, step: RouterInputs) -> FusedRule:
+        return FusedRule(
+            Confidence(step.logits_TE),
+            ByModality(self.top_k, self.top_k),
+            self.top_k,
+            self.norm_topk_prob,
+            shared=self.shared_experts,
+        )

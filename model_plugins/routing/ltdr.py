@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 
 from prismoe.kernels.expert_load import Confidence
+from prismoe.kernels.fused_rule import ByTail, FusedRule
 from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts_by_count
 from prismoe.model_plugins.routing.policy import (
     RouterInputs,
@@ -66,3 +67,14 @@ class LTDR(RoutingPolicy):
         count_T = torch.where(asked_T > 0, asked_T.clamp(max=slots), count_T)
         experts_TA, weights_TA = top_experts_by_count(step.logits_TE, count_T, slots, self.norm_topk_prob)
         return Routing(experts_TA, weights_TA, count_T, tail_T, Confidence(step.logits_TE))
+
+    def fused_rule(self, step: RouterInputs) -> FusedRule:
+        uses = ByTail(
+            text=self.text_experts or self.top_k,
+            head=self.head_experts or self.top_k,
+            tail=self.tail_experts or step.num_experts,
+            threshold=self.threshold,
+            selects_head=self.selection == "head",
+            asked_T2=step.asked_T2,
+        )
+        return FusedRule(Confidence(step.logits_TE), uses, self.slots(step.num_experts), self.norm_topk_prob)

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from prismoe.kernels.routing import by_modality
-from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
+from prismoe.model_plugins.routing.policy import LogitsPolicy, RouterInputs
 
 
-class ModalityConditioned(TopKPolicy):
+class ModalityConditioned(LogitsPolicy):
     """Top-k of a gate that sees a learned embedding of the token's modality.
 
     The form says where: "add" to the hidden state, W(x + e_m); "concat" behind it, W[x; e_m]; or "bias", the
@@ -37,9 +37,9 @@ class ModalityConditioned(TopKPolicy):
             case "bias":
                 return {"modality_bias": (2, num_experts)}
 
-    def route(self, step: RouterInputs) -> Routing:
+    def logits(self, step: RouterInputs) -> Tensor:
         logits_TE, bias_2E = self._without_modality(step)
-        return self.top_k_of(logits_TE + by_modality(step.is_vision_T, bias_2E))
+        return logits_TE + by_modality(step.is_vision_T, bias_2E)
 
     def _without_modality(self, step: RouterInputs) -> tuple[Tensor, Tensor]:
         """The token's share of the logits, and the two that a modality can add."""

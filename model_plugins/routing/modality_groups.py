@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 
 from prismoe.kernels.expert_load import Confidence
+from prismoe.kernels.fused_rule import ByModality, FusedRule
 from prismoe.kernels.routing import router_probabilities, top_experts_by_count, with_shared_experts
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
 
@@ -44,20 +45,34 @@ class ModalityGroups(RoutingPolicy):
         return num_experts - self.shared_experts
 
     def route(self, step: RouterInputs) -> Routing:
-        vision, _ = self._group_sizes(step.num_experts)
-        is_vision_T = step.is_vision_T
-        is_visions_E = torch.arange(step.logits_TE.shape[1], device=step.logits_TE.device) < vision
-        others_TE = is_visions_E != is_vision_T[:, None]
-        logits_TE = step.logits_TE.masked_fill(others_TE, -torch.inf)
-        count_T = torch.where(is_vision_T, self.vision_experts, self.text_experts)
+        confidence = self.confidence(step)
+        count_T = torch.where(step.is_vision_T, self.vision_experts, self.text_experts)
         slots = max(self.vision_experts, self.text_experts)
-        experts_TA, weights_TA = top_experts_by_count(logits_TE, count_T, slots, self.norm_topk_prob)
+        experts_TA, weights_TA = top_experts_by_count(
+            confidence.logits_TE, count_T, slots, self.norm_topk_prob
+        )
         if self.shared_experts:
             experts_TA, weights_TA, count_T = with_shared_experts(
                 experts_TA, weights_TA, count_T, self.shared_experts, step.num_experts
             )
-        scores_TE = router_probabilities(logits_TE).masked_fill(others_TE, -torch.inf)
-        return Routing.without_tail(experts_TA, weights_TA, count_T, Confidence(logits_TE, scores_TE))
+        return Routing.without_tail(experts_TA, weights_TA, count_T, confidence)
+
+    def fused_rule(self, step: RouterInputs) -> FusedRule:
+        return FusedRule(
+            self.confidence(step),
+            ByModality(self.text_experts, self.vision_experts),
+            max(self.vision_experts, self.text_experts),
+            self.norm_topk_prob,
+            shared=self.shared_experts,
+        )
+
+    def confidence(self, step: RouterInputs) -> Confidence:
+        """Of the token's own experts alone."""
+        vision, _ = self._group_sizes(step.num_experts)
+        is_visions_E = torch.arange(step.logits_TE.shape[1], device=step.logits_TE.device) < vision
+        others_TE = is_visions_E != step.is_vision_T[:, None]
+        logits_TE = step.logits_TE.masked_fill(others_TE, -torch.inf)
+        return Confidence(logits_TE, router_probabilities(logits_TE).masked_fill(others_TE, -torch.inf))
 
     def _group_sizes(self, num_experts: int) -> tuple[int, int]:
         routed = num_experts - self.shared_experts

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from prismoe.kernels.expert_load import Confidence
+from prismoe.kernels.fused_rule import ByModality, FusedRule
 from prismoe.kernels.routing import top_experts
 
 
@@ -93,6 +94,10 @@ class RoutingPolicy(BaseModel, ABC):
     def route(self, step: RouterInputs) -> Routing:
         """Choose experts without a host sync, a data-dependent shape or a branch on data."""
 
+    def fused_rule(self, step: RouterInputs) -> FusedRule | None:
+        """What `route` does in the words of a fused router; None where they don't say it."""
+        return None
+
     @property
     def needs_whole_images(self) -> bool:
         """Whether all tokens of an image must be routed in the same step."""
@@ -136,6 +141,21 @@ class TopKPolicy(RoutingPolicy, ABC):
     def uses_all_slots(self) -> bool:
         return True
 
-    def top_k_of(self, logits_TE: Tensor) -> Routing:
-        """The `top_k` most probable experts for every token."""
-        return top_k_routing(logits_TE, self.top_k, self.norm_topk_prob)
+    def top_k_rule(self, confidence: Confidence, scores_TE: Tensor | None = None) -> FusedRule:
+        """The `top_k` best experts for every token."""
+        uses = ByModality(self.top_k, self.top_k)
+        return FusedRule(confidence, uses, self.top_k, self.norm_topk_prob, scores_TE)
+
+
+class LogitsPolicy(TopKPolicy, ABC):
+    """The `top_k` most probable experts by logits of the policy's own."""
+
+    @abstractmethod
+    def logits(self, step: RouterInputs) -> Tensor:
+        """`[T, E]` in float32."""
+
+    def route(self, step: RouterInputs) -> Routing:
+        return top_k_routing(self.logits(step), self.top_k, self.norm_topk_prob)
+
+    def fused_rule(self, step: RouterInputs) -> FusedRule:
+        return self.top_k_rule(Confidence(self.logits(step)))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
+from prismoe.model_plugins.routing.policy import LogitsPolicy, RouterInputs
 
 NO_TASK = -1
 """The label of a request that gives none."""
@@ -19,10 +19,10 @@ class Requests(NamedTuple):
     instruction_RD: Tensor  # float32: the mean embedding of its prompt's text tokens; zeros where it has none
 
 
-class RequestPolicy(TopKPolicy, ABC):
+class RequestPolicy(LogitsPolicy, ABC):
     """Top-k of logits that all tokens of a request share.
 
-    `route` is given them as `logits_TE`, in place of a gate's.
+    `logits` is given them as `logits_TE`, in place of a gate's.
     """
 
     def gate_rows(self, num_experts: int) -> int:
@@ -34,5 +34,5 @@ class RequestPolicy(TopKPolicy, ABC):
     ) -> Tensor:
         """`[R, E]` in float32, each row from its own request alone."""
 
-    def route(self, step: RouterInputs) -> Routing:
-        return self.top_k_of(step.logits_TE)
+    def logits(self, step: RouterInputs) -> Tensor:
+        return step.logits_TE

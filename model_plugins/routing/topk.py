@@ -2,13 +2,15 @@
 
 from typing import Literal
 
-from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
+from torch import Tensor
+
+from prismoe.model_plugins.routing.policy import LogitsPolicy, RouterInputs
 
 
-class TopK(TopKPolicy):
+class TopK(LogitsPolicy):
     """Softmax over all experts, the k most probable, their probabilities renormalised or not."""
 
     policy: Literal["topk"] = "topk"
 
-    def route(self, step: RouterInputs) -> Routing:
-        return self.top_k_of(step.logits_TE)
+    def logits(self, step: RouterInputs) -> Tensor:
+        return step.logits_TE

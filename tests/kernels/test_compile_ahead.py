@@ -1,10 +1,18 @@
 """The Triton kernels build for GPUs that are not here."""
 
+import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
-from prismoe.kernels import triton_experts, triton_router
+from prismoe.kernels import triton_expert_load, triton_experts, triton_router
+
+
+def writes(function: Callable[..., None]) -> bool:
+    """Whether it is a kernel; what writes nothing is a part of others."""
+    source = inspect.getsource(function)
+    return "tl.store(" in source or "tl.atomic_add(" in source
 
 
 def test_every_kernel_builds_for_three_generations() -> None:
@@ -18,9 +26,9 @@ def test_every_kernel_builds_for_three_generations() -> None:
     assert built.returncode == 0, built.stderr
     kernels = {
         name
-        for module in (triton_experts, triton_router)
+        for module in (triton_expert_load, triton_experts, triton_router)
         for name, value in vars(module).items()
-        if type(value).__name__ == "InterpretedFunction" and name != "_block_of_rows"
+        if type(value).__name__ == "InterpretedFunction" and writes(value.fn)
     }
     lines = [line.split() for line in built.stdout.splitlines()]
     assert {(line[0], line[1]) for line in lines} == {

@@ -1,0 +1,64 @@
+"""What a fused router is told of a step: the scores that rank a token's experts, and how many it uses.
+
+A policy that can say its rule in these words runs as one kernel; see `prismoe.kernels.triton_router`.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from prismoe.kernels.expert_load import Confidence
+
+
+class ByModality(NamedTuple):
+    """As many experts for all tokens of a modality."""
+
+    text: int
+    vision: int
+
+
+class ByTail(NamedTuple):
+    """`tail` experts for a vision token that is selected, `head` for another one (LTDR, Eqs. 9, 11 and 12).
+
+    A tail token's RPV is above the mean of its image, or above the `threshold`; with `selects_head` the
+    others are selected. What a token's request asks for, in `asked_T2`, comes first, 0 asking nothing.
+    """
+
+    text: int
+    head: int
+    tail: int
+    threshold: float | None
+    selects_head: bool
+    asked_T2: Tensor | None = None
+
+
+class ByEntropy(NamedTuple):
+    """From `least` experts to all slots, as entropy over log E goes from `low` to `high` (GeMoE)."""
+
+    least: int
+    low: float
+    high: float
+
+
+class ByImportance(NamedTuple):
+    """The slots whose weight times the modality's importance reaches its threshold, or one (MoDES)."""
+
+    text_importance: float
+    vision_importance: float
+    text_threshold: float
+    vision_threshold: float
+
+
+class FusedRule(NamedTuple):
+    """A token's `slots` best experts by `scores_TE`, of which it uses as many as `uses` says.
+
+    Without scores the logits rank. The weights are the router's probabilities, with `renormalize` scaled to a
+    sum of 1. Behind the E experts with a score come the `shared` ones of every token, at weight 1.
+    """
+
+    confidence: Confidence
+    uses: ByModality | ByTail | ByEntropy | ByImportance
+    slots: int
+    renormalize: bool
+    scores_TE: Tensor | None = None
+    shared: int = 0
