@@ -122,10 +122,8 @@ def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_
     left_TE = logits_TE
     if scores_ptr is not None:
         left_TE = _load_scores(scores_ptr, token_T, T, E, BLOCK_E)
-        if RENORMALIZE:
-            exp_TE = tl.maximum(
-                exp_TE, TINY
-            )  # of experts that the router's probabilities alone would not pick
+        if RENORMALIZE:  # a score may pick an expert whose probability rounds to 0
+            exp_TE = tl.maximum(exp_TE, TINY)
     for slot in range(SLOTS):
         expert_T = tl.argmax(left_TE, 1, tie_break_left=True).to(tl.int32)
         is_it_TE = expert_E[None, :] == expert_T[:, None]

@@ -14,7 +14,12 @@ from tests.model_plugins.routing_steps import CASES, make, random_step, with_req
 FUSED = {case: settings for case, settings in CASES.items() if settings["policy"] not in ("gmm", "top_any")}
 del FUSED["bias of sigmoids"]
 EVERY_RULE = pytest.mark.parametrize("settings", FUSED.values(), ids=FUSED.keys())
-LONG = [0] * 50 + [-1] * 20 + [1] * 300 + [2] * 3 + [-2] * 4
+LONG = {
+    "images over several blocks": [0] * 50 + [-1] * 20 + [1] * 300 + [2] * 3 + [-2] * 4,
+    "one token more than a tile": [0] * 129,
+    "a short image before a long one": [0] * 20 + [1] * 300,
+    "more tokens than are scanned at once": [-1] * 1020 + [0] * 300,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +56,21 @@ def test_it_decides_as_the_policy(settings: dict[str, Any], segments: list[int],
 
 
 @EVERY_RULE
-def test_it_decides_as_the_policy_on_many_tokens(settings: dict[str, Any]) -> None:
+def test_it_decides_as_the_policy_for_many_experts(settings: dict[str, Any]) -> None:
     policy = make(settings)
-    assert_same_decision(policy, random_step(policy, LONG, 64))
+    assert_same_decision(policy, random_step(policy, LONG["images over several blocks"], 64))
+
+
+@pytest.mark.parametrize("segments", LONG.values(), ids=LONG.keys())
+def test_it_sees_every_token_of_an_image(segments: list[int]) -> None:
+    """The last one has the mean far above all others, so that none of those is a tail token."""
+    policy = make(CASES["ltdr"])
+    step = random_step(policy, segments, 4)
+    step.logits_TE.mul_(1e-3)
+    last = max(token for token, segment in enumerate(segments) if segment >= 0)
+    step.logits_TE[last] = torch.tensor([9.0, 0, 0, 0])
+    assert policy.route(step).tail_T.nonzero().flatten().tolist()[-1] == last
+    assert_same_decision(policy, step)
 
 
 @EVERY_RULE
@@ -71,13 +88,15 @@ def test_equal_scores_take_the_lower_experts(settings: dict[str, Any]) -> None:
 def test_what_padding_holds_stays_within_the_experts(settings: dict[str, Any]) -> None:
     """Another expert's number would have a kernel read beyond the weights; other tokens don't see it."""
     policy = make(settings)
-    step = random_step(policy, [-1, 0, 0, -2, -2], 7)
+    step = random_step(policy, [-1, 0, 0, -2, -2, -2], 7)
     clean = fused_router(rule_of(policy, step), step.segment_T)
     step.logits_TE[3] = torch.nan
     step.logits_TE[4] = torch.inf
+    step.logits_TE[5, :1] = torch.nan
     spoiled = fused_router(rule_of(policy, step), step.segment_T)
     assert spoiled.experts_TA.min() >= 0
     assert spoiled.experts_TA.max() < 7
+    assert spoiled.weights_TA[5].isfinite().all()
     for before, after in zip(clean, spoiled, strict=True):
         assert before is None or torch.equal(before[:3], after[:3])
 
