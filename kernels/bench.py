@@ -167,12 +167,13 @@ def main() -> None:
         for tokens in (ALL_TOKENS if arguments.full else TOKENS)
     ]
     if torch.cuda.is_available():
-        from prismoe.kernels.bench_gpu import experts_on_gpu, router_on_gpu
+        from prismoe.kernels.bench_gpu import experts_on_gpu, mixture_on_gpu, router_on_gpu
 
         print(f"On {torch.cuda.get_device_name()}:\n")
         results = {
             "experts on GPU": [experts_on_gpu(*case) for case in grid],
             "router on GPU": [router_on_gpu(tokens) for tokens in (1, 64, 4096)],
+            "mixture on GPU": [mixture_on_gpu(tokens) for tokens in (1, 64, 4096)],
         }
     else:
         print("Experts on CPU, times as ratios to vLLM's kernel at k = 2 for every token:\n")

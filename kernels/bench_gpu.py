@@ -18,7 +18,9 @@ from prismoe.kernels.bench import (
 )
 from prismoe.kernels.expert_load import empty_load
 from prismoe.kernels.fused_check import check_fused, route_fused, route_plain
+from prismoe.kernels.mixture import best_posteriors, log_joint
 from prismoe.kernels.triton_experts import grouped_experts
+from prismoe.kernels.triton_mixture import mixture_router
 
 IMAGE_TOKENS = 576
 """Of MoE-LLaVA's images."""
@@ -134,4 +136,34 @@ def router_on_gpu(tokens: int) -> Row:
         "tokens": tokens,
         "fused, µs": 1000 * do_bench_cudagraph(partial(route_fused, *step)),
         "plain, µs": 1000 * do_bench_cudagraph(partial(route_plain, *step)),
+    }
+
+
+def mixture_on_gpu(tokens: int) -> Row:
+    """Checks `gmm`'s fused routing behind its encoder against the plain one, and times both."""
+    mixtures, components, latent = 2, 16, 32
+    shape = mixtures, EXPERTS, components
+    latent_TL = torch.randn(tokens, latent, device="cuda")
+    log_mixing_KEM = torch.randn(shape, device="cuda").flatten(1).log_softmax(dim=-1).view(shape)
+    means_KEML, log_variances_KEML = torch.randn(2, *shape, latent, device="cuda")
+    inputs = latent_TL, log_mixing_KEM, means_KEML, log_variances_KEML
+
+    def plain() -> tuple[Tensor, Tensor]:
+        experts_TK, posteriors_TK = best_posteriors(log_joint(*inputs))
+        return experts_TK, torch.softmax(posteriors_TK, dim=-1).float()
+
+    def fused() -> tuple[Tensor, Tensor]:
+        return mixture_router(*inputs)
+
+    (experts_TK, weights_TK), (expected_TK, expected_weights_TK) = fused(), plain()
+    best_TKE = log_joint(*inputs).amax(dim=-1)
+    chosen_TK, highest_TK = (
+        best_TKE.gather(-1, each_TK.long()[..., None]) for each_TK in (experts_TK, expected_TK)
+    )
+    torch.testing.assert_close(chosen_TK, highest_TK, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weights_TK, expected_weights_TK, rtol=1e-4, atol=1e-4)
+    return {
+        "tokens": tokens,
+        "fused, µs": 1000 * do_bench_cudagraph(fused),
+        "plain, µs": 1000 * do_bench_cudagraph(plain),
     }

@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from prismoe.kernels import triton_expert_load, triton_experts, triton_router
+from prismoe.kernels import triton_expert_load, triton_experts, triton_mixture, triton_router
 from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.fused_rule import ByEntropy, ByImportance, ByModality, ByTail, FusedRule
 
@@ -30,6 +30,12 @@ def sources() -> Iterator[tuple[str, ASTSource]]:
         for logits in ("logits fp32, ", "", "logits fp32, scores fp32, "):
             pointers = logits + "load i64, experts i32, count i32, tail i1, segment i64"
             yield _source(triton_expert_load._count, pointers, triton_expert_load.constants(experts))
+    for tokens in (1, 4096):
+        yield _source(
+            triton_mixture._best_experts,
+            "latent fp32, log_mixing fp32, means fp32, log_variances fp32, experts i32, weights fp32",
+            {"K": 2, "C": 64, "M": 16, "L": 32, "BLOCK_K": 2, **triton_mixture.tiles(tokens, 64, 32)},
+        )
     for dtype in ("fp32", "bf16"):
         for gated in (True, False):
             yield _source(

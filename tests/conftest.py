@@ -13,6 +13,7 @@ os.environ.update(
 os.environ["TRITON_INTERPRET"] = "1"
 import prismoe.kernels.triton_expert_load
 import prismoe.kernels.triton_experts
+import prismoe.kernels.triton_mixture
 import prismoe.kernels.triton_router  # noqa: F401
 
 del os.environ["TRITON_INTERPRET"]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from prismoe.kernels import triton_expert_load, triton_experts, triton_router
+from prismoe.kernels import triton_expert_load, triton_experts, triton_mixture, triton_router
 
 
 def writes(function: Callable[..., None]) -> bool:
@@ -26,7 +26,7 @@ def test_every_kernel_builds_for_three_generations() -> None:
     assert built.returncode == 0, built.stderr
     kernels = {
         name
-        for module in (triton_expert_load, triton_experts, triton_router)
+        for module in (triton_expert_load, triton_experts, triton_mixture, triton_router)
         for name, value in vars(module).items()
         if type(value).__name__ == "InterpretedFunction" and writes(value.fn)
     }
