@@ -1,5 +1,6 @@
 """Checks and times the Triton kernels and vLLM's on a GPU, for `python -m prismoe.kernels.bench`."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,8 +18,15 @@ from prismoe.kernels.bench import (
     routing,
 )
 from prismoe.kernels.expert_load import empty_load
-from prismoe.kernels.fused_check import check_fused, route_fused, route_plain
-from prismoe.kernels.mixture import best_posteriors, log_joint
+from prismoe.kernels.fused_check import (
+    check_mixture,
+    check_routing,
+    mixture_plain,
+    random_logits,
+    random_mixture,
+    route_fused,
+    route_plain,
+)
 from prismoe.kernels.triton_experts import grouped_experts
 from prismoe.kernels.triton_mixture import mixture_router
 
@@ -127,43 +135,20 @@ def milliseconds(variants: Variants) -> dict[str, float]:
 
 
 def router_on_gpu(tokens: int) -> Row:
-    """Checks the fused router and its counts against the plain ones, and times both."""
-    logits_TE = torch.randn(tokens, EXPERTS, device="cuda")
+    """Checks `ltdr`'s fused router and its counts against the plain ones, and times both."""
     segment_T = torch.arange(tokens, device="cuda") // IMAGE_TOKENS
-    check_fused(logits_TE, segment_T)
-    step = logits_TE, segment_T, empty_load(EXPERTS).cuda()
-    return {
-        "tokens": tokens,
-        "fused, µs": 1000 * do_bench_cudagraph(partial(route_fused, *step)),
-        "plain, µs": 1000 * do_bench_cudagraph(partial(route_plain, *step)),
-    }
+    check_routing(segment_T, EXPERTS)
+    step = random_logits(segment_T, EXPERTS), segment_T, empty_load(EXPERTS).cuda()
+    return _fused_beside_plain(tokens, partial(route_fused, *step), partial(route_plain, *step))
 
 
 def mixture_on_gpu(tokens: int) -> Row:
     """Checks `gmm`'s fused routing behind its encoder against the plain one, and times both."""
-    mixtures, components, latent = 2, 16, 32
-    shape = mixtures, EXPERTS, components
-    latent_TL = torch.randn(tokens, latent, device="cuda")
-    log_mixing_KEM = torch.randn(shape, device="cuda").flatten(1).log_softmax(dim=-1).view(shape)
-    means_KEML, log_variances_KEML = torch.randn(2, *shape, latent, device="cuda")
-    inputs = latent_TL, log_mixing_KEM, means_KEML, log_variances_KEML
+    rule = random_mixture(tokens, EXPERTS, "cuda")
+    check_mixture(rule)
+    return _fused_beside_plain(tokens, partial(mixture_router, *rule), partial(mixture_plain, rule))
 
-    def plain() -> tuple[Tensor, Tensor]:
-        experts_TK, posteriors_TK = best_posteriors(log_joint(*inputs))
-        return experts_TK, torch.softmax(posteriors_TK, dim=-1).float()
 
-    def fused() -> tuple[Tensor, Tensor]:
-        return mixture_router(*inputs)
-
-    (experts_TK, weights_TK), (expected_TK, expected_weights_TK) = fused(), plain()
-    best_TKE = log_joint(*inputs).amax(dim=-1)
-    chosen_TK, highest_TK = (
-        best_TKE.gather(-1, each_TK.long()[..., None]) for each_TK in (experts_TK, expected_TK)
-    )
-    torch.testing.assert_close(chosen_TK, highest_TK, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(weights_TK, expected_weights_TK, rtol=1e-4, atol=1e-4)
-    return {
-        "tokens": tokens,
-        "fused, µs": 1000 * do_bench_cudagraph(fused),
-        "plain, µs": 1000 * do_bench_cudagraph(plain),
-    }
+def _fused_beside_plain(tokens: int, fused: Callable[[], object], plain: Callable[[], object]) -> Row:
+    measured = milliseconds({"fused": fused, "plain": plain})
+    return {"tokens": tokens, **{f"{name}, µs": 1000 * value for name, value in measured.items()}}

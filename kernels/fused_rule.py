@@ -1,6 +1,6 @@
-"""What a fused router is told of a step: the scores that rank a token's experts, and how many it uses.
+"""What a fused router is told of a step, by a policy that can say its rule in these words.
 
-A policy that can say its rule in these words runs as one kernel; see `prismoe.kernels.triton_router`.
+See `prismoe.kernels.triton_router`, and `prismoe.kernels.triton_mixture` for a `MixtureRule`.
 """
 
 from typing import NamedTuple
@@ -47,6 +47,15 @@ class ByImportance(NamedTuple):
     vision_importance: float
     text_threshold: float
     vision_threshold: float
+
+
+class MixtureRule(NamedTuple):
+    """For each mixture the expert of the token's most probable component (IDA-MoE, Eqs. 14 and 16 to 19)."""
+
+    latent_TL: Tensor
+    log_mixing_KEM: Tensor
+    means_KEML: Tensor
+    log_variances_KEML: Tensor
 
 
 class FusedRule(NamedTuple):

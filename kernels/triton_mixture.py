@@ -77,8 +77,8 @@ def mixture_router(
 
     Returns `experts_TK` (int32), for each mixture the expert of the most probable component, and `weights_TK`
     (float32), a softmax over those components' posteriors. Of equal components the lower expert's wins; where
-    two are within float32's rounding, the plain form's float64 may choose the other. Padding may be anything:
-    a latent with NaN gets experts and weights too.
+    two are within float32's rounding, the plain form's float64, or a step of another size, may choose the
+    other. Padding may be anything: a latent with NaN gets experts and weights too.
     """
     (tokens, latent), (mixtures, experts, components) = latent_TL.shape, log_mixing_KEM.shape
     experts_TK = latent_TL.new_empty(tokens, mixtures, dtype=torch.int32)

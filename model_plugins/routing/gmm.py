@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import linear
 
+from prismoe.kernels.fused_rule import MixtureRule
 from prismoe.kernels.mixture import best_posteriors, log_joint
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
 
@@ -48,9 +49,12 @@ class GMM(RoutingPolicy):
 
     def log_joint(self, step: RouterInputs) -> Tensor:
         """log(π N(z; μ, Σ)) of every component, `[T, K, E, M]` in float64 (Eqs. 12 and 14)."""
+        return log_joint(*self.fused_rule(step))
+
+    def fused_rule(self, step: RouterInputs) -> MixtureRule:
         own = step.parameters
         latent_TL = linear(step.hidden_TD.float(), own["encoder"], own["encoder_bias"])
-        return log_joint(latent_TL, own["log_mixing"], own["means"], own["log_variances"])
+        return MixtureRule(latent_TL, own["log_mixing"], own["means"], own["log_variances"])
 
     def route(self, step: RouterInputs) -> Routing:
         experts_TK, posteriors_TK = best_posteriors(self.log_joint(step))

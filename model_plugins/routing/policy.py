@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from prismoe.kernels.expert_load import Confidence
-from prismoe.kernels.fused_rule import ByModality, FusedRule
+from prismoe.kernels.fused_rule import ByModality, FusedRule, MixtureRule
 from prismoe.kernels.routing import top_experts
 
 
@@ -94,7 +94,7 @@ class RoutingPolicy(BaseModel, ABC):
     def route(self, step: RouterInputs) -> Routing:
         """Choose experts without a host sync, a data-dependent shape or a branch on data."""
 
-    def fused_rule(self, step: RouterInputs) -> FusedRule | None:
+    def fused_rule(self, step: RouterInputs) -> FusedRule | MixtureRule | None:
         """What `route` does in the words of a fused router; None where they don't say it."""
         return None
 

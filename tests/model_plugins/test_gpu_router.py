@@ -68,10 +68,16 @@ def one_token_too_many(load_MC: torch.Tensor, *arguments: Any) -> None:
     load_MC[1, 0] += 1
 
 
+def another_expert(*rule: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    experts_TK, weights_TK = mixture_router(*rule)
+    return (experts_TK + 1) % 4, weights_TK
+
+
 def broken(*arguments: Any) -> None:
     raise RuntimeError("no kernel image is available for execution on the device")
 
 
+mixture_router = fused_check.mixture_router
 fused_router, count = fused_check.fused_router, fused_check.count_expert_load_fused
 
 
@@ -81,6 +87,7 @@ fused_router, count = fused_check.fused_router, fused_check.count_expert_load_fu
         ("fused_router", one_expert_too_far),
         ("fused_router", broken),
         ("count_expert_load_fused", one_token_too_many),
+        ("mixture_router", another_expert),
     ],
 )
 def test_a_gpu_on_which_they_fail_routes_in_plain_pytorch(
