@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grouped_mm, silu
 
 from prismoe.kernels.ragged_experts import flat_experts
 from prismoe.kernels.routing import top_experts_by_count
@@ -109,9 +110,27 @@ def loop_over_experts(
     for expert in range(len(w13)):
         token_R, slot_R = ((experts_TA == expert) & (weights_TA != 0)).nonzero(as_tuple=True)
         gate, up = (hidden_TD[token_R] @ w13[expert].T).chunk(2, dim=-1)
-        rows = (torch.nn.functional.silu(gate) * up) @ w2[expert].T
+        rows = (silu(gate) * up) @ w2[expert].T
         output_TD.index_add_(0, token_R, rows * weights_TA[token_R, slot_R, None].to(rows.dtype))
     return output_TD
+
+
+def sort_and_grouped_product(
+    hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, w13: Tensor, w2: Tensor
+) -> Tensor:
+    """Slots sorted by expert, unused ones last, and PyTorch's one product for all experts."""
+    expert_P = torch.where(weights_TA != 0, experts_TA, len(w13)).flatten()
+    order_P = expert_P.argsort(stable=True)
+    token_P = order_P // weights_TA.shape[1]
+    each_E = torch.arange(len(w13), device=expert_P.device, dtype=expert_P.dtype)
+    ends_E = torch.searchsorted(expert_P[order_P], each_E, right=True, out_int32=True)
+    gate, up = grouped_mm(hidden_TD[token_P], w13.transpose(1, 2), offs=ends_E).chunk(2, dim=-1)
+    output_PD = grouped_mm(silu(gate) * up, w2.transpose(1, 2), offs=ends_E)
+    weight_P1 = weights_TA.flatten()[order_P, None].to(output_PD.dtype)
+    output_PD = torch.where(
+        weight_P1 != 0, output_PD * weight_P1, 0
+    )  # what is behind the ends is not written
+    return torch.zeros_like(hidden_TD).index_add_(0, token_P, output_PD)
 
 
 def experts_on_cpu(dtype: torch.dtype, hidden: int, tokens: int, seconds: float) -> Row:
@@ -129,6 +148,7 @@ def experts_on_cpu(dtype: torch.dtype, hidden: int, tokens: int, seconds: float)
         "ragged": lambda: flat_experts(hidden_TD, weights_TA, experts_TA, fixed),
         "padding": lambda: fixed(hidden_TD, weights_TA, experts_TA),
         "loop": lambda: loop_over_experts(hidden_TD, weights_TA, experts_TA, w13, w2),
+        "grouped_mm": lambda: sort_and_grouped_product(hidden_TD, weights_TA, experts_TA, w13, w2),
     }
     measured = interleaved(variants, seconds)
     base = measured.pop("fixed k = 2")
