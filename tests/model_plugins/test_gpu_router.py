@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from prismoe.kernels import fused_check
+from prismoe.kernels import fused_check, triton_expert_load, triton_router
 from prismoe.kernels.expert_load import empty_load
 from prismoe.model_plugins import gpu_router, routed_model
 from prismoe.model_plugins.gpu_router import FusedRouter, fused_routing_works
@@ -22,20 +23,52 @@ def _interpret_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     fused_routing_works.cache_clear()
 
 
-@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
-def test_it_decides_and_counts_as_the_plain_router(settings: dict[str, Any]) -> None:
+class Operations(TorchDispatchMode):
+    """PyTorch's operations that launch a kernel: those that neither look at a tensor nor allocate one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not operation.is_view and "empty" not in operation.__name__:
+            self.names.append(operation.__name__)
+        return operation(*args, **(kwargs or {}))
+
+
+def router_and_step(
+    router: type[PolicyRouter], settings: dict[str, Any]
+) -> tuple[PolicyRouter, torch.Tensor, torch.Tensor]:
+    """A router, and hidden states and logits of a step of two images, text and padding."""
     policy, segments = make(settings), [-1, 0, 0, 0, 1, 1, -1, -2]
     step = random_step(policy, segments, 5)
     parameters = nn.ParameterDict(
         {name: nn.Parameter(values, requires_grad=False) for name, values in step.parameters.items()}
     )
-    plain, fused = (
-        router(policy, 5, token_segments(segments), empty_load(5), parameters)
-        for router in (PolicyRouter, FusedRouter)
-    )
+    tokens = token_segments(segments)
+    tokens._is_on_cpu = False  # there it copies
+    return router(policy, 5, tokens, empty_load(5), parameters), step.hidden_TD, step.logits_TE
+
+
+@pytest.mark.parametrize("policy", ["topk", "ltdr", "entropy", "two thresholds", "fine experts", "task"])
+def test_a_decision_is_two_launches(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    router, *step = router_and_step(FusedRouter, CASES[policy])
+    launches = []
+    for kernel in (triton_router._route, triton_expert_load._count):
+        monkeypatch.setattr(kernel, "run", lambda *args, **kwargs: launches.append(args))
+    with Operations() as operations:
+        router.decide(*step)
+    assert operations.names == []
+    assert len(launches) == 2
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_it_decides_and_counts_as_the_plain_router(settings: dict[str, Any]) -> None:
+    plain, *step = router_and_step(PolicyRouter, settings)
+    fused, *_ = router_and_step(FusedRouter, settings)
     for _ in range(2):
-        weights_TA, experts_TA, _ = fused.decide(step.hidden_TD, step.logits_TE)
-        expected_weights_TA, expected_TA, _ = plain.decide(step.hidden_TD, step.logits_TE)
+        weights_TA, experts_TA, _ = fused.decide(*step)
+        expected_weights_TA, expected_TA, _ = plain.decide(*step)
     assert torch.equal(experts_TA, expected_TA)
     torch.testing.assert_close(weights_TA, expected_weights_TA)
     assert weights_TA.is_contiguous()
