@@ -104,8 +104,10 @@ def experts_on_gpu(dtype: torch.dtype, hidden: int, tokens: int) -> Row:
     left_out = vllm_triton_experts(w13, w2, leaves_out=True)
 
     def grouped() -> Tensor:
-        most_pairs = weights_TA.numel()
-        return grouped_experts(hidden_TD, weights_TA, experts_TA, w13, w2, None, None, "silu", most_pairs)
+        output_TD = torch.empty_like(hidden_TD)
+        workspace = hidden_TD.new_empty(weights_TA.numel(), hidden + width)
+        grouped_experts(hidden_TD, weights_TA, experts_TA, w13, w2, None, None, "silu", workspace, output_TD)
+        return output_TD
 
     variants = {
         "left out": lambda: left_out(hidden_TD, *ragged),

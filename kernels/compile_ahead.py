@@ -3,7 +3,11 @@
 Run: `python -m prismoe.kernels.compile_ahead`. It ends with an error if a kernel does not build.
 """
 
+import re
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,14 +21,16 @@ from prismoe.kernels.fused_rule import ByEntropy, ByImportance, ByModality, ByTa
 
 CAPABILITIES = (80, 90, 100)
 TILES = {
-    "BLOCK_R": triton_experts.BLOCK_R,
-    "BLOCK_N": triton_experts.BLOCK_N,
-    "BLOCK_K": triton_experts.BLOCK_K,
+    "fp32": [triton_experts.FLOAT32_TILE],
+    "bf16": [triton_experts.FEW_ROWS_TILE, triton_experts.TILE],
 }
+LAUNCH = ("num_warps", "num_stages")
+Source = tuple[str, ASTSource, dict[str, int]]
+"""A kernel's name, the kernel, and how it is launched."""
 
 
-def sources() -> Iterator[tuple[str, ASTSource]]:
-    """Each kernel as it is called, with its name."""
+def sources() -> Iterator[Source]:
+    """Each kernel as it is called."""
     for experts in (4, 16):
         yield from map(_router_source, rules(experts))
         for logits in ("logits fp32, ", "", "logits fp32, scores fp32, "):
@@ -36,18 +42,21 @@ def sources() -> Iterator[tuple[str, ASTSource]]:
             "latent fp32, log_mixing fp32, means fp32, log_variances fp32, experts i32, weights fp32",
             {"K": 2, "C": 64, "M": 16, "L": 32, "BLOCK_K": 2, **triton_mixture.tiles(tokens, 64, 32)},
         )
-    for dtype in ("fp32", "bf16"):
-        for gated in (True, False):
+    for dtype, tiles in TILES.items():
+        for tile in tiles:
+            down = {**tile, "BLOCK_E": 64}
+            for gated in (True, False):
+                up = {**down, "BLOCK_N": tile["BLOCK_N"] // (1 + gated)}
+                yield _source(
+                    triton_experts._up,
+                    f"hidden {dtype}, w13 {dtype}, b13 {dtype}, pair i64, ends i32, output {dtype}",
+                    {"IS_GATED": gated, "HAS_BIAS": not gated, "IS_GELU": not gated, **up},
+                )
             yield _source(
-                triton_experts._up,
-                f"hidden {dtype}, w13 {dtype}, b13 {dtype}, pair i64, ends i32, output {dtype}",
-                {"IS_GATED": gated, "HAS_BIAS": not gated, "IS_GELU": not gated, **TILES},
+                triton_experts._down,
+                f"hidden {dtype}, w2 {dtype}, b2 {dtype}, ends i32, output {dtype}",
+                {"HAS_BIAS": True, **down},
             )
-        yield _source(
-            triton_experts._down,
-            f"hidden {dtype}, w2 {dtype}, b2 {dtype}, ends i32, output {dtype}",
-            {"HAS_BIAS": True, **TILES},
-        )
         yield _source(
             triton_experts._sum, f"pairs {dtype}, row i64, weights fp32, output {dtype}", {"BLOCK_N": 128}
         )
@@ -69,7 +78,7 @@ def rules(experts: int) -> Iterator[FusedRule]:
     yield FusedRule(confidence, ByModality(1, 1), 1, renormalize=False, shared=2)
 
 
-def _router_source(rule: FusedRule) -> tuple[str, ASTSource]:
+def _router_source(rule: FusedRule) -> Source:
     settings = triton_router.settings(rule)
     constants = {name: value for name, value in settings.items() if name.isupper()}
     pointers = "logits fp32, segment i64, experts i32, weights fp32, count i32"
@@ -83,25 +92,45 @@ def _router_source(rule: FusedRule) -> tuple[str, ASTSource]:
 
 def _source(
     kernel: Any, pointers: str, constants: Mapping[str, Any], floats: Iterable[str] = ()
-) -> tuple[str, ASTSource]:
-    """`pointers` names the types behind the kernel's pointers, others are None; the rest is int32."""
+) -> Source:
+    """`pointers` names the types behind the kernel's pointers, others are None; the rest is int32.
+
+    Pointers and widths are multiples of 16, as in serving: without that no load is asynchronous.
+    """
     types = {f"{name}_ptr": f"*{dtype}" for name, dtype in (pair.split() for pair in pointers.split(", "))}
     types |= dict.fromkeys(floats, "fp32")
     absent = [name for name in kernel.arg_names if name.endswith("_ptr") and name not in types]
     constants = {**constants, **dict.fromkeys(absent)}
+    launch = {name: value for name, value in constants.items() if name in LAUNCH}
     signature = {
         name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names
     }
-    constexprs = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    return kernel.fn.__name__, ASTSource(kernel, signature, constexprs)
+    place = kernel.arg_names.index
+    constexprs = {(place(name),): value for name, value in constants.items() if name not in LAUNCH}
+    aligned = [name for name in signature if name in types and name not in floats or name in ("D", "F")]
+    divisible = {(place(name),): [["tt.divisibility", 16]] for name in aligned}
+    return kernel.fn.__name__, ASTSource(kernel, signature, constexprs, divisible), launch
+
+
+def registers_and_stack(cubin: bytes) -> tuple[int, int]:
+    """Of a thread: how many registers, and the bytes of what did not fit into them."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[-1]
+    return int(registers), int(stack)
 
 
 def main() -> None:
-    """Compile them all, and print the size of each."""
-    for name, source in sources():
+    """Compile them all, and print what a program of each takes."""
+    for name, source, launch in sources():
         for capability in CAPABILITIES:
-            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-            print(f"{name:16} sm_{capability:<4} {len(compiled.asm['cubin']):7} bytes", flush=True)
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+            registers, stack = registers_and_stack(compiled.asm["cubin"])
+            taken = f"{compiled.metadata.shared:6} shared {registers:3} registers {stack:4} spilled"
+            print(f"{name:16} sm_{capability:<4} {taken}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,50 +2,79 @@
 
 Pairs are sorted by expert; a program takes a block of rows of one expert. Nothing waits for the host: the
 grid covers the most pairs there can be, and programs beyond the used ones end at once. Each token's sum runs
-over its slots in order, so a token may name an expert twice, and no float is added atomically.
+over its slots in order, so a token may name an expert twice, and no float is added atomically. A CUDA graph
+can hold it: once a small and a large step have run, no other number of tokens or slots compiles anything.
 
 Tested by Triton's interpreter and compiled ahead for sm_80, sm_90 and sm_100; not yet run on a GPU.
 """
 
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_R, BLOCK_N, BLOCK_K = 64, 64, 32
+TOKENS_ALIGNED = 16
+"""A chunk is a multiple of so many: compiled for aligned pointers, the kernels then serve each chunk."""
+
+
+class Tile(TypedDict):
+    """What a program computes at a time, and by how many warps. A gate's and up's columns are half each."""
+
+    BLOCK_R: int
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+
+
+FLOAT32_TILE = Tile(BLOCK_R=64, BLOCK_N=64, BLOCK_K=32, num_warps=8, num_stages=3)
+FEW_ROWS_TILE = Tile(BLOCK_R=16, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=4)
+TILE = Tile(BLOCK_R=128, BLOCK_N=128, BLOCK_K=64, num_warps=8, num_stages=3)
+
+
+def tile_for(dtype: torch.dtype, tokens: int, experts: int) -> Tile:
+    """By what is known on the host: with four experts a token, an expert gets 16 rows from 4E tokens.
+
+    Not measured. With these no register is spilled on sm_80, sm_90 and sm_100, and the 99 KiB of shared
+    memory that any GPU from sm_80 on gives a program are enough.
+    """
+    if dtype == torch.float32:  # whose products no tensor core computes
+        return FLOAT32_TILE
+    return FEW_ROWS_TILE if tokens <= 4 * experts else TILE
 
 
 @triton.jit
-def _block_of_rows(ends_ptr, E, BLOCK_R: tl.constexpr):
-    """This program's expert, its first row and the end of the expert's rows; expert E if there is none."""
-    program = tl.program_id(0)
-    expert, first, last = E, 0, 0
-    begin, blocks = 0, 0
-    for candidate in range(E):
-        end = tl.load(ends_ptr + candidate)
-        blocks_here = (end - begin + BLOCK_R - 1) // BLOCK_R
-        is_it = (program >= blocks) & (program < blocks + blocks_here)
-        expert = tl.where(is_it, candidate, expert)
-        first = tl.where(is_it, begin + (program - blocks) * BLOCK_R, first)
-        last = tl.where(is_it, end, last)
-        blocks += blocks_here
-        begin = end
-    return expert, first, last
+def _tile(ends_ptr, E, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr):
+    """This program's expert, rows, the end of the expert's rows (0: nothing to do), and columns.
+
+    Programs that run at once share eight blocks of rows and a few of columns, so that the cache has both.
+    """
+    rows, columns = tl.num_programs(1), tl.num_programs(0)
+    block, column = tl.swizzle2d(tl.program_id(1), tl.program_id(0), rows, columns, 8)
+    expert_E = tl.arange(0, BLOCK_E)
+    end_E = tl.load(ends_ptr + expert_E, expert_E < E, 0)
+    begin_E = tl.load(ends_ptr + expert_E - 1, (expert_E > 0) & (expert_E < E), 0)
+    blocks_E = (end_E - begin_E + BLOCK_R - 1) // BLOCK_R
+    first_block_E = tl.cumsum(blocks_E) - blocks_E
+    is_it_E = (first_block_E <= block) & (block < first_block_E + blocks_E)
+    expert = tl.sum(tl.where(is_it_E, expert_E, 0))
+    first = tl.sum(tl.where(is_it_E, begin_E + (block - first_block_E) * BLOCK_R, 0))
+    last = tl.sum(tl.where(is_it_E, end_E, 0))
+    return expert, first + tl.arange(0, BLOCK_R), last, column * BLOCK_N + tl.arange(0, BLOCK_N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["A"])
 def _up(hidden_ptr, w13_ptr, b13_ptr, pair_ptr, ends_ptr, output_ptr, A, D, F, E,
         IS_GATED: tl.constexpr, HAS_BIAS: tl.constexpr, IS_GELU: tl.constexpr,
-        BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+        BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+        BLOCK_E: tl.constexpr):  # fmt: skip
     """activation(gate(x)) · up(x), or activation(up(x)), for a block of pairs: `[P, F]`."""
-    expert, first, last = _block_of_rows(ends_ptr, E, BLOCK_R)
-    if expert == E:
+    expert, row_R, last, column_N = _tile(ends_ptr, E, BLOCK_R, BLOCK_N, BLOCK_E)
+    if last == 0:
         return
-    row_R = first + tl.arange(0, BLOCK_R)
     token_R = tl.load(pair_ptr + row_R, row_R < last, 0) // A
-    column_N = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows_of_expert = 2 * F if IS_GATED else F
     w13_ptr += expert.to(tl.int64) * rows_of_expert * D
     gate_RN = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
@@ -79,13 +108,12 @@ def _up(hidden_ptr, w13_ptr, b13_ptr, pair_ptr, ends_ptr, output_ptr, A, D, F, E
 
 @triton.jit
 def _down(hidden_ptr, w2_ptr, b2_ptr, ends_ptr, output_ptr, D, F, E, HAS_BIAS: tl.constexpr,
-          BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+          BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+          BLOCK_E: tl.constexpr):  # fmt: skip
     """down(h) for a block of pairs: `[P, D]`."""
-    expert, first, last = _block_of_rows(ends_ptr, E, BLOCK_R)
-    if expert == E:
+    expert, row_R, last, column_N = _tile(ends_ptr, E, BLOCK_R, BLOCK_N, BLOCK_E)
+    if last == 0:
         return
-    row_R = first + tl.arange(0, BLOCK_R)
-    column_N = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     w2_ptr += expert.to(tl.int64) * D * F
     sum_RN = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
     for start in range(0, F, BLOCK_K):
@@ -102,7 +130,7 @@ def _down(hidden_ptr, w2_ptr, b2_ptr, ends_ptr, output_ptr, D, F, E, HAS_BIAS: t
     tl.store(output_RN, sum_RN.to(output_ptr.dtype.element_ty), inside_RN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["A"])
 def _sum(pairs_ptr, row_ptr, weights_ptr, output_ptr, A, D, BLOCK_N: tl.constexpr):
     """Each token's weighted sum over its slots, in their order."""
     token = tl.program_id(0)
@@ -117,6 +145,12 @@ def _sum(pairs_ptr, row_ptr, weights_ptr, output_ptr, A, D, BLOCK_N: tl.constexp
     tl.store(output_N, sum_N.to(output_ptr.dtype.element_ty), column_N < D)
 
 
+def workspace_rows(tokens: int, slots: int, most_rows: int) -> int:
+    """How many pairs to make space for: those of all tokens, or of chunks with up to about `most_rows`."""
+    chunk = max(most_rows // slots // TOKENS_ALIGNED, 1) * TOKENS_ALIGNED
+    return min(tokens, chunk) * slots
+
+
 def grouped_experts(
     hidden_TD: Tensor,
     weights_TA: Tensor,
@@ -126,55 +160,66 @@ def grouped_experts(
     b13: Tensor | None,
     b2_ED: Tensor | None,
     activation: Literal["silu", "gelu_tanh"],
-    most_pairs: int,
-) -> Tensor:
-    """The weighted sum of each token's used experts, `[T, D]`; a slot of weight 0 is not used.
+    workspace: Tensor,
+    output_TD: Tensor,
+) -> None:
+    """Writes the weighted sum of each token's used experts; a slot of weight 0 is not used.
 
-    `w13` is `[E, 2F, D]`, gate before up, or `[E, F, D]` without a gate. `most_pairs` is the most pairs that
-    can be used, known on the host; more of them corrupt memory.
+    `w13` is `[E, 2F, D]`, gate before up, or `[E, F, D]` without a gate. `workspace` has `workspace_rows`
+    times D + F elements of the hidden states' type: as many tokens are computed at once as it has rows for.
     """
     tokens, hidden_size = hidden_TD.shape
     slots = weights_TA.shape[1]
     experts, _, width = w2_EDF.shape
+    rows = workspace.numel() // (hidden_size + width)
+    output_PD, hidden_PF = workspace.view(-1).split([rows * hidden_size, rows * width])
+    is_gated = w13.shape[1] == 2 * width
+    tile = tile_for(hidden_TD.dtype, tokens, experts)
+    up_tile: Tile = {**tile, "BLOCK_N": tile["BLOCK_N"] // (1 + is_gated)}
+    blocks = triton.cdiv(rows, tile["BLOCK_R"]) + experts
+    block_experts = triton.next_power_of_2(experts)
+    for start in range(0, tokens, rows // slots):
+        chunk = slice(start, start + rows // slots)
+        pair_P, row_P, ends_E = _sorted_by_expert(weights_TA[chunk], experts_TA[chunk], experts)
+        _up[(triton.cdiv(width, up_tile["BLOCK_N"]), blocks)](
+            hidden_TD[chunk],
+            w13,
+            b13,
+            pair_P,
+            ends_E,
+            hidden_PF,
+            slots,
+            hidden_size,
+            width,
+            experts,
+            IS_GATED=is_gated,
+            HAS_BIAS=b13 is not None,
+            IS_GELU=activation == "gelu_tanh",
+            BLOCK_E=block_experts,
+            **up_tile,
+        )
+        _down[(triton.cdiv(hidden_size, tile["BLOCK_N"]), blocks)](
+            hidden_PF,
+            w2_EDF,
+            b2_ED,
+            ends_E,
+            output_PD,
+            hidden_size,
+            width,
+            experts,
+            HAS_BIAS=b2_ED is not None,
+            BLOCK_E=block_experts,
+            **tile,
+        )
+        _sum[(len(weights_TA[chunk]), triton.cdiv(hidden_size, 128))](
+            output_PD, row_P, weights_TA[chunk], output_TD[chunk], slots, hidden_size, BLOCK_N=128
+        )
+
+
+def _sorted_by_expert(weights_TA: Tensor, experts_TA: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's pair, the unused ones last; each pair's row; and where each expert's rows end."""
     expert_P = torch.where(weights_TA != 0, experts_TA, experts).flatten()
     sorted_P, pair_P = expert_P.sort(stable=True)
-    each_E = torch.arange(experts, device=expert_P.device, dtype=expert_P.dtype)
-    ends_E = torch.searchsorted(sorted_P, each_E, right=True, out_int32=True)
     row_P = torch.empty_like(pair_P).scatter_(0, pair_P, torch.arange(len(pair_P), device=pair_P.device))
-    hidden_PF = hidden_TD.new_empty(most_pairs, width)
-    output_PD = hidden_TD.new_empty(most_pairs, hidden_size)
-    output_TD = torch.empty_like(hidden_TD)
-    blocks = triton.cdiv(most_pairs, BLOCK_R) + experts
-    tiles = {"BLOCK_R": BLOCK_R, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
-    _up[(blocks, triton.cdiv(width, BLOCK_N))](
-        hidden_TD,
-        w13,
-        b13,
-        pair_P,
-        ends_E,
-        hidden_PF,
-        slots,
-        hidden_size,
-        width,
-        experts,
-        IS_GATED=w13.shape[1] == 2 * width,
-        HAS_BIAS=b13 is not None,
-        IS_GELU=activation == "gelu_tanh",
-        **tiles,
-    )
-    _down[(blocks, triton.cdiv(hidden_size, BLOCK_N))](
-        hidden_PF,
-        w2_EDF,
-        b2_ED,
-        ends_E,
-        output_PD,
-        hidden_size,
-        width,
-        experts,
-        HAS_BIAS=b2_ED is not None,
-        **tiles,
-    )
-    _sum[(tokens, triton.cdiv(hidden_size, 128))](
-        output_PD, row_P, weights_TA, output_TD, slots, hidden_size, BLOCK_N=128
-    )
-    return output_TD
+    each_E = torch.arange(experts, device=expert_P.device, dtype=expert_P.dtype)
+    return pair_P, row_P, torch.searchsorted(sorted_P, each_E, right=True, out_int32=True)

@@ -34,3 +34,6 @@ def test_every_kernel_builds_for_three_generations() -> None:
     assert {(line[0], line[1]) for line in lines} == {
         (kernel, capability) for kernel in kernels for capability in ("sm_80", "sm_90", "sm_100")
     }
+    for name, _, shared, _, _, _, spilled, _ in lines:
+        if name in vars(triton_experts):
+            assert (int(shared) <= 99 * 1024, int(spilled)) == (True, 0), lines

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prismoe.kernels.triton_experts import grouped_experts
+from prismoe.kernels.triton_experts import grouped_experts, workspace_rows
 from tests.kernels import reference
 from tests.kernels.ragged_routing import ragged_routing
 
@@ -16,12 +16,22 @@ def random(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * shape[-1] ** -0.5
 
 
-def grouped(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, experts: int, gated: bool) -> Tensor:
+def grouped(
+    hidden_TD: Tensor,
+    weights_TA: Tensor,
+    experts_TA: Tensor,
+    experts: int,
+    gated: bool,
+    most_rows: int = 1000,
+) -> Tensor:
     w13, w2 = random(experts, (1 + gated) * WIDTH, HIDDEN), random(experts, HIDDEN, WIDTH)
     b13, b2 = (None, None) if gated else (random(experts, WIDTH, seed=2), random(experts, HIDDEN, seed=3))
-    used = int(weights_TA.count_nonzero())
     activation = "silu" if gated else "gelu_tanh"
-    return grouped_experts(hidden_TD, weights_TA, experts_TA, w13, w2, b13, b2, activation, used + 3)
+    rows = workspace_rows(*weights_TA.shape, most_rows)
+    workspace = torch.full((rows, HIDDEN + WIDTH), torch.nan)
+    output_TD = torch.full_like(hidden_TD, torch.nan)
+    grouped_experts(hidden_TD, weights_TA, experts_TA, w13, w2, b13, b2, activation, workspace, output_TD)
+    return output_TD
 
 
 def expected(
@@ -59,3 +69,16 @@ def test_a_dropped_slot_is_not_run() -> None:
     dropped_TA = torch.where(weights_TA != 0, experts_TA, -1)
     repeated_TD = grouped(hidden_TD, weights_TA, experts_TA, 4, gated=True)
     assert torch.equal(grouped(hidden_TD, weights_TA, dropped_TA, 4, gated=True), repeated_TD)
+
+
+def test_chunks_of_tokens_give_what_all_at_once_do() -> None:
+    weights_TA, experts_TA = ragged_routing(40, 12, 9)
+    inputs = random(40, HIDDEN), weights_TA, experts_TA, 12, True
+    assert workspace_rows(40, 9, most_rows=150) == 16 * 9 < workspace_rows(40, 9, most_rows=1000) == 40 * 9
+    assert torch.equal(grouped(*inputs, most_rows=150), grouped(*inputs))
+
+
+@pytest.mark.parametrize(("slots", "rows"), [(64, 65536), (9, 65520), (5000, 80000)])
+def test_the_workspace_of_a_long_step_is_bounded(slots: int, rows: int) -> None:
+    """But for so many slots that 16 tokens, the fewest in a chunk, have more."""
+    assert workspace_rows(100_000, slots, 65536) == rows

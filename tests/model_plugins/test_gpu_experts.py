@@ -1,4 +1,4 @@
-"""Slots left out by vLLM's own Triton experts, in Triton's interpreter, against a float64 loop."""
+"""Slots left out by vLLM's Triton experts and by the grouped product, interpreted, against a float64 loop."""
 
 from typing import Any
 from unittest.mock import Mock
@@ -16,12 +16,14 @@ from vllm.model_executor.layers.fused_moe.config import (
     RoutingMethodType,
 )
 from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
+from vllm.model_executor.layers.fused_moe.experts import triton_moe
 from vllm.model_executor.layers.fused_moe.experts.fused_batched_moe import BatchedTritonExperts
 from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 
 from prismoe.model_plugins import experts as chosen_experts
+from prismoe.model_plugins import gpu_experts
 from prismoe.model_plugins.gpu_experts import GPUExperts
 from tests.kernels import reference
 from tests.kernels.ragged_routing import ragged_routing
@@ -114,6 +116,65 @@ def test_the_used_slots_are_summed(
 
 
 @pytest.mark.usefixtures("triton_on_cpu")
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "plain"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "tokens", "slots", "most_rows", "rows"),
+    [
+        (torch.float32, 1e-5, 1, 64, 65536, 64),
+        (torch.float32, 1e-5, 20, 9, 150, 144),
+        (torch.float16, 0.002, 20, 9, 150, 144),
+        (torch.float16, 0.002, 300, 9, 65536, 2700),
+    ],
+    ids=["one token", "chunks", "chunks of few rows", "many rows"],
+)
+def test_many_slots_are_a_grouped_product(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    tolerance: float,
+    tokens: int,
+    slots: int,
+    most_rows: int,
+    rows: int,
+    gated: bool,
+) -> None:
+    """In a workspace whose rows are bounded, and which holds NaN to begin with."""
+    monkeypatch.setattr(gpu_experts, "MOST_ROWS", most_rows)
+    grouped = Mock(wraps=gpu_experts.grouped_experts)
+    monkeypatch.setattr(gpu_experts, "grouped_experts", grouped)
+    made = layer(monkeypatch, experts=64, gated=gated, dtype=dtype)
+    weights_TA, experts_TA = ragged_routing(tokens, 64, slots)
+    hidden_TD = random(tokens, HIDDEN, seed=tokens).to(dtype)
+    actual_TD = made.forward_modular(hidden_TD, weights_TA, experts_TA)
+    np.testing.assert_allclose(
+        actual_TD.double(), expected(made, hidden_TD, weights_TA, experts_TA), atol=tolerance, rtol=tolerance
+    )
+    assert [len(call.args[8]) for call in grouped.call_args_list] == [rows]
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+@pytest.mark.parametrize(("slots", "is_grouped"), [(8, False), (9, True)])
+def test_few_slots_are_vllms_own_kernels(
+    monkeypatch: pytest.MonkeyPatch, slots: int, is_grouped: bool
+) -> None:
+    run = Mock(wraps=fused_moe.invoke_fused_moe_triton_kernel)
+    monkeypatch.setattr(triton_moe, "invoke_fused_moe_triton_kernel", run)
+    weights_TA, experts_TA = ragged_routing(3, 16, slots)
+    layer(monkeypatch, experts=16).forward_modular(random(3, HIDDEN, seed=1), weights_TA, experts_TA)
+    assert run.called is not is_grouped
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+def test_another_activation_stays_with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = layer(monkeypatch, experts=16)
+    run = Mock()
+    monkeypatch.setattr(triton_moe, "invoke_fused_moe_triton_kernel", run)
+    made.activation = MoEActivation.GELU
+    weights_TA, experts_TA = ragged_routing(3, 16, 9)
+    made.forward_modular(random(3, HIDDEN, seed=1), weights_TA, experts_TA)
+    assert run.called
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
 def test_no_product_is_run_for_an_unused_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many rows as used slots are written for the first product, and as many for the second."""
     made = layer(monkeypatch)
@@ -126,9 +187,7 @@ def test_no_product_is_run_for_an_unused_slot(monkeypatch: pytest.MonkeyPatch) -
         run(hidden, weights, rows, *arguments, **named)
         written.append(int(rows.isfinite().all(dim=-1).sum()))
 
-    monkeypatch.setattr(
-        "vllm.model_executor.layers.fused_moe.experts.triton_moe.invoke_fused_moe_triton_kernel", counted
-    )
+    monkeypatch.setattr(triton_moe, "invoke_fused_moe_triton_kernel", counted)
     made.forward_modular(random(20, HIDDEN, seed=1), weights_TA, experts_TA)
     used = int(weights_TA.count_nonzero())
     assert written == [used, used] != [weights_TA.numel()] * 2
