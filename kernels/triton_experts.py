@@ -1,9 +1,9 @@
 """Ragged experts on a GPU: a grouped product over just the used (token, expert) pairs, in Triton.
 
-Pairs are sorted by expert; a program takes a block of rows of one expert. Nothing waits for the host: the
-grid covers the most pairs there can be, and programs beyond the used ones end at once. Each token's sum runs
-over its slots in order, so a token may name an expert twice, and no float is added atomically. A CUDA graph
-can hold it: once a small and a large step have run, no other number of tokens or slots compiles anything.
+Pairs are sorted by expert; a program takes blocks of rows, each of one expert. Nothing waits for the host:
+how many there are is read on the device. Each token's sum runs over its slots in order, so a token may name
+an expert twice, and no float is added atomically. A CUDA graph can hold it: once a small and a large step
+have run, no other number of tokens or slots compiles anything.
 
 Tested by Triton's interpreter and compiled ahead for sm_80, sm_90 and sm_100; not yet run on a GPU.
 """
@@ -15,6 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+MOST_BLOCKS = 128
+"""So many blocks of rows get programs of their own, and more take turns: of 64 slots most tokens use few, and
+of a program for each block that there could be most would start for nothing."""
 TOKENS_ALIGNED = 16
 """A chunk is a multiple of so many: compiled for aligned pointers, the kernels then serve each chunk."""
 
@@ -46,23 +49,41 @@ def tile_for(dtype: torch.dtype, tokens: int, experts: int) -> Tile:
 
 
 @triton.jit
-def _tile(ends_ptr, E, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr):
-    """This program's expert, rows, the end of the expert's rows (0: nothing to do), and columns.
+def _program(BLOCK_N: tl.constexpr):
+    """This program's first block of rows, and its columns.
 
     Programs that run at once share eight blocks of rows and a few of columns, so that the cache has both.
     """
     rows, columns = tl.num_programs(1), tl.num_programs(0)
     block, column = tl.swizzle2d(tl.program_id(1), tl.program_id(0), rows, columns, 8)
+    return block, column * BLOCK_N + tl.arange(0, BLOCK_N)
+
+
+@triton.jit
+def _blocks(ends_ptr, E, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Each expert's first row, end of rows, and number of blocks."""
     expert_E = tl.arange(0, BLOCK_E)
     end_E = tl.load(ends_ptr + expert_E, expert_E < E, 0)
     begin_E = tl.load(ends_ptr + expert_E - 1, (expert_E > 0) & (expert_E < E), 0)
-    blocks_E = (end_E - begin_E + BLOCK_R - 1) // BLOCK_R
+    return begin_E, end_E, (end_E - begin_E + BLOCK_R - 1) // BLOCK_R
+
+
+@triton.jit
+def _number_of_blocks(ends_ptr, E, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Of rows, each of one expert."""
+    _, _, blocks_E = _blocks(ends_ptr, E, BLOCK_R, BLOCK_E)
+    return tl.sum(blocks_E)
+
+
+@triton.jit
+def _block_of_rows(ends_ptr, block, E, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
+    """The block's expert and rows, and the end of the expert's."""
+    begin_E, end_E, blocks_E = _blocks(ends_ptr, E, BLOCK_R, BLOCK_E)
     first_block_E = tl.cumsum(blocks_E) - blocks_E
     is_it_E = (first_block_E <= block) & (block < first_block_E + blocks_E)
-    expert = tl.sum(tl.where(is_it_E, expert_E, 0))
+    expert = tl.sum(tl.where(is_it_E, tl.arange(0, BLOCK_E), 0))
     first = tl.sum(tl.where(is_it_E, begin_E + (block - first_block_E) * BLOCK_R, 0))
-    last = tl.sum(tl.where(is_it_E, end_E, 0))
-    return expert, first + tl.arange(0, BLOCK_R), last, column * BLOCK_N + tl.arange(0, BLOCK_N)
+    return expert.to(tl.int64), first + tl.arange(0, BLOCK_R), tl.sum(tl.where(is_it_E, end_E, 0))
 
 
 @triton.jit(do_not_specialize=["A"])
@@ -70,64 +91,69 @@ def _up(hidden_ptr, w13_ptr, b13_ptr, pair_ptr, ends_ptr, output_ptr, A, D, F, E
         IS_GATED: tl.constexpr, HAS_BIAS: tl.constexpr, IS_GELU: tl.constexpr,
         BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
         BLOCK_E: tl.constexpr):  # fmt: skip
-    """activation(gate(x)) · up(x), or activation(up(x)), for a block of pairs: `[P, F]`."""
-    expert, row_R, last, column_N = _tile(ends_ptr, E, BLOCK_R, BLOCK_N, BLOCK_E)
-    if last == 0:
-        return
-    token_R = tl.load(pair_ptr + row_R, row_R < last, 0) // A
+    """activation(gate(x)) · up(x), or activation(up(x)), of the used pairs: `[P, F]`."""
+    first_block, column_N = _program(BLOCK_N)
+    blocks = _number_of_blocks(ends_ptr, E, BLOCK_R, BLOCK_E)
     rows_of_expert = 2 * F if IS_GATED else F
-    w13_ptr += expert.to(tl.int64) * rows_of_expert * D
-    gate_RN = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
-    up_RN = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
-    for start in range(0, D, BLOCK_K):
-        inner_K = start + tl.arange(0, BLOCK_K)
-        inside_RK = (row_R < last)[:, None] & (inner_K < D)[None, :]
-        inside_KN = (inner_K < D)[:, None] & (column_N < F)[None, :]
-        hidden_RK = tl.load(hidden_ptr + token_R[:, None].to(tl.int64) * D + inner_K[None, :], inside_RK, 0.0)
-        weight_ptr = w13_ptr + column_N[None, :] * D + inner_K[:, None]
-        gate_RN = tl.dot(hidden_RK, tl.load(weight_ptr, inside_KN, 0.0), gate_RN, input_precision="ieee")
+    # Nothing is computed ahead of this loop or of _down's: what that keeps, registers don't hold.
+    for block in tl.range(first_block, blocks, tl.num_programs(1), disable_licm=True):
+        expert, row_R, last = _block_of_rows(ends_ptr, block, E, BLOCK_R, BLOCK_E)
+        token_R = tl.load(pair_ptr + row_R, row_R < last, 0) // A
+        weights = w13_ptr + expert * rows_of_expert * D
+        gate_RN = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+        up_RN = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+        for start in range(0, D, BLOCK_K):
+            inner_K = start + tl.arange(0, BLOCK_K)
+            inside_RK = (row_R < last)[:, None] & (inner_K < D)[None, :]
+            inside_KN = (inner_K < D)[:, None] & (column_N < F)[None, :]
+            hidden_RK = tl.load(hidden_ptr + token_R[:, None] * D + inner_K[None, :], inside_RK, 0.0)
+            gate = weights + column_N[None, :] * D + inner_K[:, None]
+            gate_RN = tl.dot(hidden_RK, tl.load(gate, inside_KN, 0.0), gate_RN, input_precision="ieee")
+            if IS_GATED:
+                up_KN = tl.load(gate + F * D, inside_KN, 0.0)
+                up_RN = tl.dot(hidden_RK, up_KN, up_RN, input_precision="ieee")
+        if HAS_BIAS:
+            bias = b13_ptr + expert * rows_of_expert + column_N
+            gate_RN += tl.load(bias, column_N < F, 0.0).to(tl.float32)[None, :]
+            if IS_GATED:
+                up_RN += tl.load(bias + F, column_N < F, 0.0).to(tl.float32)[None, :]
+        if IS_GELU:  # its tanh approximation: tanh(u) = 2 sigmoid(2u) - 1
+            twice_u_RN = 1.5957691216057308 * (gate_RN + 0.044715 * gate_RN * gate_RN * gate_RN)
+            hidden_RN = gate_RN * tl.sigmoid(twice_u_RN)
+        else:
+            hidden_RN = gate_RN * tl.sigmoid(gate_RN)
         if IS_GATED:
-            up_KN = tl.load(weight_ptr + F * D, inside_KN, 0.0)
-            up_RN = tl.dot(hidden_RK, up_KN, up_RN, input_precision="ieee")
-    if HAS_BIAS:
-        b13_ptr += expert * rows_of_expert
-        gate_RN += tl.load(b13_ptr + column_N, column_N < F, 0.0).to(tl.float32)[None, :]
-        if IS_GATED:
-            up_RN += tl.load(b13_ptr + F + column_N, column_N < F, 0.0).to(tl.float32)[None, :]
-    if IS_GELU:  # its tanh approximation: tanh(u) = 2 sigmoid(2u) - 1
-        twice_u_RN = 1.5957691216057308 * (gate_RN + 0.044715 * gate_RN * gate_RN * gate_RN)
-        hidden_RN = gate_RN * tl.sigmoid(twice_u_RN)
-    else:
-        hidden_RN = gate_RN * tl.sigmoid(gate_RN)
-    if IS_GATED:
-        hidden_RN *= up_RN
-    inside_RN = (row_R < last)[:, None] & (column_N < F)[None, :]
-    output_RN = output_ptr + row_R[:, None].to(tl.int64) * F + column_N[None, :]
-    tl.store(output_RN, hidden_RN.to(output_ptr.dtype.element_ty), inside_RN)
+            hidden_RN *= up_RN
+        inside_RN = (row_R < last)[:, None] & (column_N < F)[None, :]
+        output_RN = output_ptr + row_R[:, None].to(tl.int64) * F + column_N[None, :]
+        tl.store(output_RN, hidden_RN.to(output_ptr.dtype.element_ty), inside_RN)
 
 
 @triton.jit
 def _down(hidden_ptr, w2_ptr, b2_ptr, ends_ptr, output_ptr, D, F, E, HAS_BIAS: tl.constexpr,
           BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
           BLOCK_E: tl.constexpr):  # fmt: skip
-    """down(h) for a block of pairs: `[P, D]`."""
-    expert, row_R, last, column_N = _tile(ends_ptr, E, BLOCK_R, BLOCK_N, BLOCK_E)
-    if last == 0:
-        return
-    w2_ptr += expert.to(tl.int64) * D * F
-    sum_RN = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
-    for start in range(0, F, BLOCK_K):
-        inner_K = start + tl.arange(0, BLOCK_K)
-        inside_RK = (row_R < last)[:, None] & (inner_K < F)[None, :]
-        inside_KN = (inner_K < F)[:, None] & (column_N < D)[None, :]
-        hidden_RK = tl.load(hidden_ptr + row_R[:, None].to(tl.int64) * F + inner_K[None, :], inside_RK, 0.0)
-        weight_KN = tl.load(w2_ptr + column_N[None, :] * F + inner_K[:, None], inside_KN, 0.0)
-        sum_RN = tl.dot(hidden_RK, weight_KN, sum_RN, input_precision="ieee")
-    if HAS_BIAS:
-        sum_RN += tl.load(b2_ptr + expert * D + column_N, column_N < D, 0.0).to(tl.float32)[None, :]
-    inside_RN = (row_R < last)[:, None] & (column_N < D)[None, :]
-    output_RN = output_ptr + row_R[:, None].to(tl.int64) * D + column_N[None, :]
-    tl.store(output_RN, sum_RN.to(output_ptr.dtype.element_ty), inside_RN)
+    """down(h) of the used pairs: `[P, D]`."""
+    first_block, column_N = _program(BLOCK_N)
+    blocks = _number_of_blocks(ends_ptr, E, BLOCK_R, BLOCK_E)
+    for block in tl.range(first_block, blocks, tl.num_programs(1), disable_licm=True):
+        expert, row_R, last = _block_of_rows(ends_ptr, block, E, BLOCK_R, BLOCK_E)
+        weights = w2_ptr + expert * D * F
+        sum_RN = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+        for start in range(0, F, BLOCK_K):
+            inner_K = start + tl.arange(0, BLOCK_K)
+            inside_RK = (row_R < last)[:, None] & (inner_K < F)[None, :]
+            inside_KN = (inner_K < F)[:, None] & (column_N < D)[None, :]
+            hidden = hidden_ptr + row_R[:, None].to(tl.int64) * F + inner_K[None, :]
+            weight = weights + column_N[None, :] * F + inner_K[:, None]
+            hidden_RK, weight_KN = tl.load(hidden, inside_RK, 0.0), tl.load(weight, inside_KN, 0.0)
+            sum_RN = tl.dot(hidden_RK, weight_KN, sum_RN, input_precision="ieee")
+        if HAS_BIAS:
+            bias_N = tl.load(b2_ptr + expert * D + column_N, column_N < D, 0.0)
+            sum_RN += bias_N.to(tl.float32)[None, :]
+        inside_RN = (row_R < last)[:, None] & (column_N < D)[None, :]
+        output_RN = output_ptr + row_R[:, None].to(tl.int64) * D + column_N[None, :]
+        tl.store(output_RN, sum_RN.to(output_ptr.dtype.element_ty), inside_RN)
 
 
 @triton.jit(do_not_specialize=["A"])
@@ -176,7 +202,7 @@ def grouped_experts(
     is_gated = w13.shape[1] == 2 * width
     tile = tile_for(hidden_TD.dtype, tokens, experts)
     up_tile: Tile = {**tile, "BLOCK_N": tile["BLOCK_N"] // (1 + is_gated)}
-    blocks = triton.cdiv(rows, tile["BLOCK_R"]) + experts
+    blocks = min(triton.cdiv(rows, tile["BLOCK_R"]) + experts, MOST_BLOCKS)
     block_experts = triton.next_power_of_2(experts)
     for start in range(0, tokens, rows // slots):
         chunk = slice(start, start + rows // slots)
