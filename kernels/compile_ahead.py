@@ -90,9 +90,7 @@ def _router_source(rule: FusedRule) -> Source:
     return _source(triton_router._route, pointers, constants, floats=settings.keys() - constants.keys())
 
 
-def _source(
-    kernel: Any, pointers: str, constants: Mapping[str, Any], floats: Iterable[str] = ()
-) -> Source:
+def _source(kernel: Any, pointers: str, constants: Mapping[str, Any], floats: Iterable[str] = ()) -> Source:
     """`pointers` names the types behind the kernel's pointers, others are None; the rest is int32.
 
     Pointers and widths are multiples of 16, as in serving: without that no load is asynchronous.
@@ -107,7 +105,7 @@ def _source(
     }
     place = kernel.arg_names.index
     constexprs = {(place(name),): value for name, value in constants.items() if name not in LAUNCH}
-    aligned = [name for name in signature if name in types and name not in floats or name in ("D", "F")]
+    aligned = [name for name in signature if (name in types and name not in floats) or name in ("D", "F")]
     divisible = {(place(name),): [["tt.divisibility", 16]] for name in aligned}
     return kernel.fn.__name__, ASTSource(kernel, signature, constexprs, divisible), launch
 
