@@ -21,7 +21,7 @@ from torch.nn.functional import grouped_mm, silu
 from prismoe.kernels.ragged_experts import flat_experts
 from prismoe.kernels.routing import top_experts_by_count
 
-EXPERTS = SLOTS = 4
+EXPERTS = 4
 WIDTHS, ALL_WIDTHS = (256, 1024), (256, 512, 1024, 2048)
 TOKENS, ALL_TOKENS = (1, 8, 64, 600), (1, 2, 4, 8, 16, 64, 600, 2048)
 Row = dict[str, Any]
@@ -32,18 +32,18 @@ Experts = Callable[[Tensor, Tensor, Tensor], Tensor]
 Variants = Mapping[str, Callable[[], object]]
 
 
-def routing(tokens: int, is_mixed: bool) -> tuple[Tensor, Tensor]:
+def routing(tokens: int, is_mixed: bool, experts: int = EXPERTS) -> tuple[Tensor, Tensor]:
     """`weights_TA` and `experts_TA` as a router gives them, with 2 slots and experts for each token.
 
-    Mixed, there are 4 slots; a fifth of the tokens uses 4 experts, a fifth 1 and the rest 2.
+    Mixed, there is a slot for each expert; a fifth of the tokens uses all experts, a fifth 1 and the rest 2.
     """
     generator = torch.Generator().manual_seed(tokens)
     share_T = torch.rand(tokens, generator=generator)
-    count_T = torch.where(share_T < 0.2, 4, torch.where(share_T < 0.4, 1, 2))
+    count_T = torch.where(share_T < 0.2, experts, torch.where(share_T < 0.4, 1, 2))
     if not is_mixed:
         count_T = torch.full_like(count_T, 2)
-    logits_TE = torch.randn(tokens, EXPERTS, generator=generator)
-    slots = SLOTS if is_mixed else 2
+    logits_TE = torch.randn(tokens, experts, generator=generator)
+    slots = experts if is_mixed else 2
     experts_TA, weights_TA = top_experts_by_count(logits_TE, count_T, slots, renormalize=True)
     return weights_TA.contiguous(), experts_TA.int().contiguous()
 

@@ -9,7 +9,6 @@ from triton.testing import do_bench, do_bench_cudagraph
 
 from prismoe.kernels.bench import (
     EXPERTS,
-    SLOTS,
     Experts,
     Row,
     Variants,
@@ -35,7 +34,10 @@ IMAGE_TOKENS = 576
 
 
 def vllm_triton_experts(w13: Tensor, w2: Tensor, leaves_out: bool) -> Experts:
-    """vLLM's own Triton kernels; with `leaves_out` they skip slots of weight 0, as in serving."""
+    """vLLM's own Triton kernels; with `leaves_out` they skip slots of weight 0, as in serving.
+
+    Without a gate in `w13` they have Phi's activation.
+    """
     from vllm.model_executor.layers.fused_moe.activation import MoEActivation
     from vllm.model_executor.layers.fused_moe.config import (
         FUSED_MOE_UNQUANTIZED_CONFIG,
@@ -46,14 +48,15 @@ def vllm_triton_experts(w13: Tensor, w2: Tensor, leaves_out: bool) -> Experts:
     from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
 
     experts, hidden, width = w2.shape
+    rows = w13.shape[1]
     config = FusedMoEConfig(
         num_experts=experts,
-        experts_per_token=SLOTS,
+        experts_per_token=experts,
         hidden_dim=hidden,
         intermediate_size=width,
         num_local_experts=experts,
         num_logical_experts=experts,
-        activation=MoEActivation.SILU,
+        activation=MoEActivation.SILU if rows > width else MoEActivation.GELU_TANH_NO_MUL,
         device=w13.device,
         routing_method=RoutingMethodType.Custom,
         moe_parallel_config=FusedMoEParallelConfig.make_no_parallel(),
@@ -64,7 +67,7 @@ def vllm_triton_experts(w13: Tensor, w2: Tensor, leaves_out: bool) -> Experts:
 
     def run(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
         shapes = kernels.workspace_shapes(
-            len(hidden_TD), 2 * width, hidden, experts_TA.shape[1], experts, experts, None, config.activation
+            len(hidden_TD), rows, hidden, experts_TA.shape[1], experts, experts, None, config.activation
         )
         workspace13, workspace2, output_TD = (hidden_TD.new_empty(shape) for shape in shapes)
         kernels.apply(
