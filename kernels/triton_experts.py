@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+Activation = Literal["silu", "gelu_tanh"]
+
 MOST_BLOCKS = 128
 """So many blocks of rows get programs of their own, and more take turns: of 64 slots most tokens use few, and
 of a program for each block that there could be most would start for nothing."""
@@ -185,7 +187,7 @@ def grouped_experts(
     w2_EDF: Tensor,
     b13: Tensor | None,
     b2_ED: Tensor | None,
-    activation: Literal["silu", "gelu_tanh"],
+    activation: Activation,
     workspace: Tensor,
     output_TD: Tensor,
 ) -> None:

@@ -3,25 +3,31 @@
 With few slots vLLM's own Triton experts leave them out. They drop an expert of -1 when they sort by expert,
 and so run no product for it. Its row of the workspace is then never written; the final sum skips that row
 only where there is an expert map, which vLLM has under expert parallelism, and which maps each expert to
-itself here. With many slots prismoe's grouped product runs, whose workspace has an upper bound. Nothing waits
-for the host in either.
+itself here. With many slots prismoe's grouped product runs, whose workspace has an upper bound, where it does
+what plain PyTorch does when the model is loaded. Nothing waits for the host in either.
 
 That was read in vLLM 0.32, and in its CUDA code, for Triton experts without quantisation: gated or not, with
 biases or without. vLLM's other kernels, and those of quantised experts, may take -1 for an expert: they get
 the slots as the router gives them, at weight 0. Tested by Triton's interpreter; not yet run on a GPU.
 """
 
-from typing import Any, Literal
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
 from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
 from vllm.model_executor.layers.fused_moe.modular_kernel import ExpertTokensMetadata
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
-from prismoe.kernels.triton_experts import grouped_experts, workspace_rows
+from prismoe.kernels.grouped_check import check_grouped_experts
+from prismoe.kernels.triton_experts import Activation, grouped_experts, workspace_rows
+
+logger = init_logger("vllm.prismoe.experts")
 
 FEW_SLOTS = 8
 """Up to so many, vLLM's kernels run: it has tuned sizes for them, and a workspace of `[T, A, 2F]` is what any
@@ -29,7 +35,7 @@ model with 8 experts a token takes."""
 MOST_ROWS = 65536
 """Of the grouped product's workspace: as many as vLLM's has with 8 slots and 8192 tokens, which is the most
 that `vllm serve` gives a step on an H100 unless told otherwise."""
-GROUPED: dict[MoEActivation, Literal["silu", "gelu_tanh"]] = {
+GROUPED: dict[MoEActivation, Activation] = {
     MoEActivation.SILU: "silu",
     MoEActivation.GELU_TANH_NO_MUL: "gelu_tanh",
 }
@@ -54,6 +60,19 @@ class RaggedTritonExperts(TritonExperts):
     the second product's bias as the rank has it: the model loads that on one rank, and zeros on the others.
     """
 
+    def __init__(self, moe_config: FusedMoEConfig, quant_config: FusedMoEQuantConfig) -> None:
+        super().__init__(moe_config, quant_config)
+        self._is_grouped = (
+            moe_config.experts_per_token > FEW_SLOTS
+            and moe_config.activation in GROUPED
+            and grouped_product_works(
+                str(moe_config.device),
+                moe_config.in_dtype,
+                moe_config.num_local_experts,
+                moe_config.is_act_and_mul,
+            )
+        )
+
     def workspace_shapes(
         self,
         M: int,
@@ -66,7 +85,7 @@ class RaggedTritonExperts(TritonExperts):
         activation: MoEActivation,
     ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Of vLLM's two workspaces and the output, which may lie in the first."""
-        if not _is_grouped(topk, activation):
+        if not self._is_grouped:
             return super().workspace_shapes(
                 M, N, K, topk, global_num_experts, local_num_experts, expert_tokens_meta, activation
             )
@@ -92,7 +111,7 @@ class RaggedTritonExperts(TritonExperts):
         apply_router_weight_on_input: bool,
     ) -> None:
         """Writes the weighted sum of each token's experts; `topk_weights` and `topk_ids` are `[T, A]`."""
-        if not _is_grouped(topk_ids.shape[1], activation):
+        if not self._is_grouped:
             super().apply(
                 output,
                 hidden_states,
@@ -125,5 +144,16 @@ class RaggedTritonExperts(TritonExperts):
         )
 
 
-def _is_grouped(slots: int, activation: MoEActivation) -> bool:
-    return slots > FEW_SLOTS and activation in GROUPED
+@cache
+def grouped_product_works(device: str, dtype: torch.dtype, experts: int, is_gated: bool) -> bool:
+    """Whether it runs here, and does what plain PyTorch does; a warning tells if not."""
+    try:
+        check_grouped_experts(device, dtype, experts, is_gated)
+    except Exception as error:  # whatever a compiler or a driver makes of it, vLLM's kernels can do without
+        logger.warning(
+            "prismoe's grouped product of experts does not work on this GPU, and vLLM's kernels run, which "
+            "take more memory. Please report it with this error: %s",
+            error,
+        )
+        return False
+    return True

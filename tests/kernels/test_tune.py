@@ -10,7 +10,6 @@ import torch
 from triton.runtime.errors import OutOfResources
 from vllm.model_executor.layers.fused_moe import fused_moe, get_config
 from vllm.model_executor.layers.fused_moe.experts import triton_moe
-from vllm.platforms import current_platform
 
 from prismoe.kernels import tune
 from prismoe.kernels.bench import loop_over_experts, routing
@@ -48,7 +47,7 @@ def test_without_a_faster_one_vllms_own_choice_stays() -> None:
 
 
 def test_vllm_reads_the_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(current_platform, "get_device_name", lambda device_id=0: "NVIDIA H200")
+    monkeypatch.setattr(fused_moe, "get_device_name_as_file_name", lambda: "NVIDIA_H200_NVL")
     monkeypatch.setattr(tune, "TOKENS", (1, 64))
     monkeypatch.setattr(tune, "MODELS", {"small": WIDTHS})
     monkeypatch.setattr(tune, "do_bench_cudagraph", lambda run: 1.0)

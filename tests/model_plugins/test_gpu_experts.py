@@ -21,7 +21,9 @@ from vllm.model_executor.layers.fused_moe.experts.fused_batched_moe import Batch
 from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.utils.torch_utils import set_default_torch_dtype
 
+from prismoe.kernels import grouped_check
 from prismoe.model_plugins import experts as chosen_experts
 from prismoe.model_plugins import gpu_experts
 from prismoe.model_plugins.gpu_experts import GPUExperts
@@ -44,6 +46,8 @@ def layer(
     experts: int = 4,
     gated: bool = True,
     dtype: torch.dtype = torch.float32,
+    slots: int = SLOTS,
+    activation: MoEActivation = MoEActivation.SILU,
 ) -> GPUExperts:
     """A layer as vLLM makes it on CUDA: gated as StableLM's and Qwen's experts, else biased as Phi's."""
     monkeypatch.setattr(
@@ -53,12 +57,12 @@ def layer(
     with set_current_vllm_config(VllmConfig()):
         config = FusedMoEConfig(
             num_experts=experts,
-            experts_per_token=SLOTS,
+            experts_per_token=slots,
             hidden_dim=HIDDEN,
             intermediate_size=WIDTH,
             num_local_experts=experts,
             num_logical_experts=experts,
-            activation=MoEActivation.SILU,
+            activation=activation,
             device="cpu",
             routing_method=RoutingMethodType.Custom,
             moe_parallel_config=parallel,
@@ -139,9 +143,10 @@ def test_many_slots_are_a_grouped_product(
 ) -> None:
     """In a workspace whose rows are bounded, and which holds NaN to begin with."""
     monkeypatch.setattr(gpu_experts, "MOST_ROWS", most_rows)
+    monkeypatch.setattr(gpu_experts, "grouped_product_works", lambda *sizes: True)
     grouped = Mock(wraps=gpu_experts.grouped_experts)
     monkeypatch.setattr(gpu_experts, "grouped_experts", grouped)
-    made = layer(monkeypatch, experts=64, gated=gated, dtype=dtype)
+    made = layer(monkeypatch, experts=64, gated=gated, dtype=dtype, slots=slots)
     weights_TA, experts_TA = ragged_routing(tokens, 64, slots)
     hidden_TD = random(tokens, HIDDEN, seed=tokens).to(dtype)
     actual_TD = made.forward_modular(hidden_TD, weights_TA, experts_TA)
@@ -152,26 +157,39 @@ def test_many_slots_are_a_grouped_product(
 
 
 @pytest.mark.usefixtures("triton_on_cpu")
-@pytest.mark.parametrize(("slots", "is_grouped"), [(8, False), (9, True)])
-def test_few_slots_are_vllms_own_kernels(
-    monkeypatch: pytest.MonkeyPatch, slots: int, is_grouped: bool
+@pytest.mark.parametrize(
+    ("slots", "activation", "works", "is_grouped"),
+    [
+        (9, MoEActivation.SILU, True, True),
+        (8, MoEActivation.SILU, True, False),
+        (9, MoEActivation.GELU, True, False),
+        (9, MoEActivation.SILU, False, False),
+    ],
+    ids=["many slots", "few slots", "another activation", "fails the check"],
+)
+def test_where_the_grouped_product_does_not_serve_vllms_kernels_do(
+    monkeypatch: pytest.MonkeyPatch, slots: int, activation: MoEActivation, works: bool, is_grouped: bool
 ) -> None:
     run = Mock(wraps=fused_moe.invoke_fused_moe_triton_kernel)
     monkeypatch.setattr(triton_moe, "invoke_fused_moe_triton_kernel", run)
+    monkeypatch.setattr(gpu_experts, "grouped_product_works", lambda *sizes: works)
+    made = layer(monkeypatch, experts=16, slots=slots, activation=activation)
     weights_TA, experts_TA = ragged_routing(3, 16, slots)
-    layer(monkeypatch, experts=16).forward_modular(random(3, HIDDEN, seed=1), weights_TA, experts_TA)
+    assert made.forward_modular(random(3, HIDDEN, seed=1), weights_TA, experts_TA).isfinite().all()
     assert run.called is not is_grouped
 
 
 @pytest.mark.usefixtures("triton_on_cpu")
-def test_another_activation_stays_with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = layer(monkeypatch, experts=16)
-    run = Mock()
-    monkeypatch.setattr(triton_moe, "invoke_fused_moe_triton_kernel", run)
-    made.activation = MoEActivation.GELU
-    weights_TA, experts_TA = ragged_routing(3, 16, 9)
-    made.forward_modular(random(3, HIDDEN, seed=1), weights_TA, experts_TA)
-    assert run.called
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_the_check_of_the_grouped_product_finds_it_wrong(
+    monkeypatch: pytest.MonkeyPatch, is_gated: bool
+) -> None:
+    inputs = "cpu", torch.float16, 9, is_gated
+    works = gpu_experts.grouped_product_works.__wrapped__  # without what it remembers
+    with torch.device("meta"), set_default_torch_dtype(torch.float16):  # as where a model is loaded
+        assert works(*inputs)
+    monkeypatch.setattr(grouped_check, "grouped_experts", lambda *inputs: inputs[-1].zero_())
+    assert not works(*inputs)
 
 
 @pytest.mark.usefixtures("triton_on_cpu")
