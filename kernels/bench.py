@@ -192,6 +192,9 @@ def main() -> None:
         print(f"On {torch.cuda.get_device_name()}:\n")
         results = {
             "experts on GPU": [experts_on_gpu(*case) for case in grid],
+            "many experts on GPU": [
+                experts_on_gpu(torch.bfloat16, 2048, tokens, experts=64, width=1408) for tokens in TOKENS
+            ],
             "router on GPU": [router_on_gpu(tokens) for tokens in (1, 64, 4096)],
             "mixture on GPU": [mixture_on_gpu(tokens) for tokens in (1, 64, 4096)],
         }

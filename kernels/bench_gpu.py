@@ -26,7 +26,7 @@ from prismoe.kernels.fused_check import (
     route_fused,
     route_plain,
 )
-from prismoe.kernels.triton_experts import grouped_experts
+from prismoe.kernels.triton_experts import MOST_ROWS, grouped_experts, workspace_rows
 from prismoe.kernels.triton_mixture import mixture_router
 
 IMAGE_TOKENS = 576
@@ -92,23 +92,26 @@ def vllm_triton_experts(w13: Tensor, w2: Tensor, leaves_out: bool) -> Experts:
     return run
 
 
-def experts_on_gpu(dtype: torch.dtype, hidden: int, tokens: int) -> Row:
+def experts_on_gpu(
+    dtype: torch.dtype, hidden: int, tokens: int, experts: int = EXPERTS, width: int | None = None
+) -> Row:
     """Checks the ways to run ragged experts against float64; their times, a loop's and the floor.
 
     In float32 vLLM's kernels round products to TF32, the grouped product does not.
     """
-    width = 4 * hidden
-    w13 = (torch.randn(EXPERTS, 2 * width, hidden, device="cuda") * hidden**-0.5).to(dtype)
-    w2 = (torch.randn(EXPERTS, hidden, width, device="cuda") * width**-0.5).to(dtype)
+    width = width or 4 * hidden
+    w13 = (torch.randn(experts, 2 * width, hidden, device="cuda") * hidden**-0.5).to(dtype)
+    w2 = (torch.randn(experts, hidden, width, device="cuda") * width**-0.5).to(dtype)
     hidden_TD = torch.randn(tokens, hidden, device="cuda").to(dtype)
-    ragged = weights_TA, experts_TA = [each.cuda() for each in routing(tokens, is_mixed=True)]
-    two = [each.cuda() for each in routing(tokens, is_mixed=False)]
+    ragged = weights_TA, experts_TA = [each.cuda() for each in routing(tokens, True, experts)]
+    two = [each.cuda() for each in routing(tokens, False, experts)]
     vllm = vllm_triton_experts(w13, w2, leaves_out=False)
     left_out = vllm_triton_experts(w13, w2, leaves_out=True)
 
     def grouped() -> Tensor:
         output_TD = torch.empty_like(hidden_TD)
-        workspace = hidden_TD.new_empty(weights_TA.numel(), hidden + width)
+        rows = workspace_rows(tokens, experts, MOST_ROWS)
+        workspace = hidden_TD.new_empty(rows, hidden + width)
         grouped_experts(hidden_TD, weights_TA, experts_TA, w13, w2, None, None, "silu", workspace, output_TD)
         return output_TD
 
@@ -127,6 +130,7 @@ def experts_on_gpu(dtype: torch.dtype, hidden: int, tokens: int) -> Row:
     }
     return {
         "dtype": str(dtype).removeprefix("torch."),
+        "experts": experts,
         "hidden": hidden,
         "tokens": tokens,
         "experts used": int(weights_TA.count_nonzero()) / (2 * tokens),

@@ -17,6 +17,9 @@ from torch import Tensor
 
 Activation = Literal["silu", "gelu_tanh"]
 
+MOST_ROWS = 65536
+"""Of a workspace: as many as vLLM's has with 8 slots and 8192 tokens, which is the most that `vllm serve`
+gives a step on an H100 unless told otherwise."""
 MOST_BLOCKS = 128
 """So many blocks of rows get programs of their own, and more take turns: of 64 slots most tokens use few, and
 of a program for each block that there could be most would start for nothing."""

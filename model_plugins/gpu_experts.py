@@ -25,16 +25,13 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
 from prismoe.kernels.grouped_check import check_grouped_experts
-from prismoe.kernels.triton_experts import Activation, grouped_experts, workspace_rows
+from prismoe.kernels.triton_experts import MOST_ROWS, Activation, grouped_experts, workspace_rows
 
 logger = init_logger("vllm.prismoe.experts")
 
 FEW_SLOTS = 8
 """Up to so many, vLLM's kernels run: it has tuned sizes for them, and a workspace of `[T, A, 2F]` is what any
 model with 8 experts a token takes."""
-MOST_ROWS = 65536
-"""Of the grouped product's workspace: as many as vLLM's has with 8 slots and 8192 tokens, which is the most
-that `vllm serve` gives a step on an H100 unless told otherwise."""
 GROUPED: dict[MoEActivation, Activation] = {
     MoEActivation.SILU: "silu",
     MoEActivation.GELU_TANH_NO_MUL: "gelu_tanh",
