@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prismoe.kernels import triton_experts
 from prismoe.kernels.triton_experts import grouped_experts, workspace_rows
 from tests.kernels import reference
 from tests.kernels.ragged_routing import ragged_routing
@@ -76,6 +77,20 @@ def test_chunks_of_tokens_give_what_all_at_once_do() -> None:
     inputs = random(40, HIDDEN), weights_TA, experts_TA, 12, True
     assert workspace_rows(40, 9, most_rows=150) == 16 * 9 < workspace_rows(40, 9, most_rows=1000) == 40 * 9
     assert torch.equal(grouped(*inputs, most_rows=150), grouped(*inputs))
+
+
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "plain"])
+def test_blocks_that_take_turns_give_what_all_at_once_do(
+    monkeypatch: pytest.MonkeyPatch, gated: bool
+) -> None:
+    """Seven blocks: of five experts three have more than the 64 rows of one. Three programs run them."""
+    weights_TA, experts_TA = ragged_routing(65, 5, 9)
+    experts_TA = experts_TA.clamp(max=3).where(experts_TA % 4 != 1, 1)
+    inputs = random(65, HIDDEN), weights_TA, experts_TA, 5, gated
+    at_once_TD = grouped(*inputs)
+    monkeypatch.setattr(triton_experts, "MOST_BLOCKS", 3)
+    assert torch.equal(grouped(*inputs), at_once_TD)
+    np.testing.assert_allclose(at_once_TD.double(), expected(*inputs), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("slots", "rows"), [(64, 65536), (9, 65520), (5000, 80000)])
