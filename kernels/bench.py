@@ -24,6 +24,8 @@ from prismoe.kernels.routing import top_experts_by_count
 EXPERTS = 4
 WIDTHS, ALL_WIDTHS = (256, 1024), (256, 512, 1024, 2048)
 TOKENS, ALL_TOKENS = (1, 8, 64, 600), (1, 2, 4, 8, 16, 64, 600, 2048)
+PREFILL = (torch.bfloat16, 2048, 4608)
+"""Eight images of 576 tokens at once: a GPU's case."""
 Row = dict[str, Any]
 SQUARE = 1024
 """The side of a large product's matrices."""
@@ -191,7 +193,7 @@ def main() -> None:
 
         print(f"On {torch.cuda.get_device_name()}:\n")
         results = {
-            "experts on GPU": [experts_on_gpu(*case) for case in grid],
+            "experts on GPU": [experts_on_gpu(*case) for case in (*grid, PREFILL)],
             "many experts on GPU": [
                 experts_on_gpu(torch.bfloat16, 2048, tokens, experts=64, width=1408) for tokens in TOKENS
             ],

@@ -15,6 +15,7 @@ from prismoe.kernels.bench import (
     floor_seconds,
     loop_over_experts,
     routing,
+    sort_and_grouped_product,
 )
 from prismoe.kernels.expert_load import empty_load
 from prismoe.kernels.fused_check import (
@@ -29,6 +30,7 @@ from prismoe.kernels.fused_check import (
 from prismoe.kernels.triton_experts import MOST_ROWS, grouped_experts, workspace_rows
 from prismoe.kernels.triton_mixture import mixture_router
 
+DEVICE = "cuda"
 IMAGE_TOKENS = 576
 """Of MoE-LLaVA's images."""
 
@@ -100,11 +102,11 @@ def experts_on_gpu(
     In float32 vLLM's kernels round products to TF32, the grouped product does not.
     """
     width = width or 4 * hidden
-    w13 = (torch.randn(experts, 2 * width, hidden, device="cuda") * hidden**-0.5).to(dtype)
-    w2 = (torch.randn(experts, hidden, width, device="cuda") * width**-0.5).to(dtype)
-    hidden_TD = torch.randn(tokens, hidden, device="cuda").to(dtype)
-    ragged = weights_TA, experts_TA = [each.cuda() for each in routing(tokens, True, experts)]
-    two = [each.cuda() for each in routing(tokens, False, experts)]
+    w13 = (torch.randn(experts, 2 * width, hidden, device=DEVICE) * hidden**-0.5).to(dtype)
+    w2 = (torch.randn(experts, hidden, width, device=DEVICE) * width**-0.5).to(dtype)
+    hidden_TD = torch.randn(tokens, hidden, device=DEVICE).to(dtype)
+    ragged = weights_TA, experts_TA = [each.to(DEVICE) for each in routing(tokens, True, experts)]
+    two = [each.to(DEVICE) for each in routing(tokens, False, experts)]
     vllm = vllm_triton_experts(w13, w2, leaves_out=False)
     left_out = vllm_triton_experts(w13, w2, leaves_out=True)
 
@@ -119,6 +121,7 @@ def experts_on_gpu(
         "left out": lambda: left_out(hidden_TD, *ragged),
         "weight 0": lambda: vllm(hidden_TD, *ragged),
         "grouped": grouped,
+        "grouped_mm": lambda: sort_and_grouped_product(hidden_TD, weights_TA, experts_TA, w13, w2),
     }
     expected = loop_over_experts(hidden_TD.double(), weights_TA, experts_TA, w13.double(), w2.double())
     for run in variants.values():
@@ -145,15 +148,15 @@ def milliseconds(variants: Variants) -> dict[str, float]:
 
 def router_on_gpu(tokens: int) -> Row:
     """Checks `ltdr`'s fused router and its counts against the plain ones, and times both."""
-    segment_T = torch.arange(tokens, device="cuda") // IMAGE_TOKENS
+    segment_T = torch.arange(tokens, device=DEVICE) // IMAGE_TOKENS
     check_routing(segment_T, EXPERTS)
-    step = random_logits(segment_T, EXPERTS), segment_T, empty_load(EXPERTS).cuda()
+    step = random_logits(segment_T, EXPERTS), segment_T, empty_load(EXPERTS).to(DEVICE)
     return _fused_beside_plain(tokens, partial(route_fused, *step), partial(route_plain, *step))
 
 
 def mixture_on_gpu(tokens: int) -> Row:
     """Checks `gmm`'s fused routing behind its encoder against the plain one, and times both."""
-    rule = random_mixture(tokens, EXPERTS, "cuda")
+    rule = random_mixture(tokens, EXPERTS, DEVICE)
     check_mixture(rule)
     return _fused_beside_plain(tokens, partial(mixture_router, *rule), partial(mixture_plain, rule))
 

@@ -11,12 +11,11 @@ biases or without. vLLM's other kernels, and those of quantised experts, may tak
 the slots as the router gives them, at weight 0. Tested by Triton's interpreter; not yet run on a GPU.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
 from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
@@ -26,8 +25,7 @@ from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import Un
 
 from prismoe.kernels.grouped_check import check_grouped_experts
 from prismoe.kernels.triton_experts import MOST_ROWS, Activation, grouped_experts, workspace_rows
-
-logger = init_logger("vllm.prismoe.experts")
+from prismoe.model_plugins.kernel_check import kernel_works
 
 FEW_SLOTS = 8
 """Up to so many, vLLM's kernels run: it has tuned sizes for them, and a workspace of `[T, A, 2F]` is what any
@@ -143,14 +141,9 @@ class RaggedTritonExperts(TritonExperts):
 
 @cache
 def grouped_product_works(device: str, dtype: torch.dtype, experts: int, is_gated: bool) -> bool:
-    """Whether it runs here, and does what plain PyTorch does; a warning tells if not."""
-    try:
-        check_grouped_experts(device, dtype, experts, is_gated)
-    except Exception as error:  # whatever a compiler or a driver makes of it, vLLM's kernels can do without
-        logger.warning(
-            "prismoe's grouped product of experts does not work on this GPU, and vLLM's kernels run, which "
-            "take more memory. Please report it with this error: %s",
-            error,
-        )
-        return False
-    return True
+    """Whether it runs here, and does what plain PyTorch does."""
+    return kernel_works(
+        partial(check_grouped_experts, device, dtype, experts, is_gated),
+        "grouped product of experts",
+        "vLLM's kernels run, which take more memory",
+    )

@@ -1,10 +1,9 @@
 """The router on CUDA: one launch decides where the policy has a fused rule, and another one counts."""
 
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
-from vllm.logger import init_logger
 
 from prismoe.kernels.fused_check import check_mixture, check_routing, random_mixture
 from prismoe.kernels.fused_rule import FusedRule, MixtureRule
@@ -12,10 +11,9 @@ from prismoe.kernels.routing import TEXT
 from prismoe.kernels.triton_expert_load import count_expert_load_fused
 from prismoe.kernels.triton_mixture import mixture_router
 from prismoe.kernels.triton_router import fused_router
+from prismoe.model_plugins.kernel_check import kernel_works
 from prismoe.model_plugins.router import PolicyRouter
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing
-
-logger = init_logger("vllm.prismoe.router")
 
 
 class FusedRouter(PolicyRouter):
@@ -41,15 +39,10 @@ class FusedRouter(PolicyRouter):
 
 @cache
 def fused_routing_works(device: str) -> bool:
-    """Whether the fused kernels run here, and do what plain PyTorch does; a warning tells if not."""
-    try:
-        check_routing(torch.tensor([TEXT] * 20 + [0] * 50 + [1] * 30, device=device), experts=4)
-        check_mixture(random_mixture(tokens=100, experts=4, device=device))
-    except Exception as error:  # whatever a compiler or a driver makes of it, serving can do without
-        logger.warning(
-            "prismoe's fused routing does not work on this GPU, and plain PyTorch routes, which is slower. "
-            "Please report it with this error: %s",
-            error,
-        )
-        return False
-    return True
+    """Whether the fused kernels run here, and do what plain PyTorch does."""
+    return kernel_works(partial(_check, device), "fused routing", "plain PyTorch routes, which is slower")
+
+
+def _check(device: str) -> None:
+    check_routing(torch.tensor([TEXT] * 20 + [0] * 50 + [1] * 30, device=device), experts=4)
+    check_mixture(random_mixture(tokens=100, experts=4, device=device))

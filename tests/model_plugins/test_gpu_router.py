@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prismoe.kernels import fused_check, triton_expert_load, triton_router
 from prismoe.kernels.expert_load import empty_load
-from prismoe.model_plugins import gpu_router, routed_model
+from prismoe.model_plugins import kernel_check, routed_model
 from prismoe.model_plugins.gpu_router import FusedRouter, fused_routing_works
 from prismoe.model_plugins.router import PolicyRouter
 from tests.model_plugins.routing_steps import CASES, make, random_step, token_segments
@@ -128,6 +128,6 @@ def test_a_gpu_on_which_they_fail_routes_in_plain_pytorch(
 ) -> None:
     on_cuda(monkeypatch)
     monkeypatch.setattr(fused_check, kernel, fault)
-    monkeypatch.setattr(gpu_router.logger, "propagate", True)
+    monkeypatch.setattr(kernel_check.logger, "propagate", True)
     assert routed_model.router_class() is PolicyRouter
     assert "plain PyTorch routes" in caplog.text
