@@ -52,14 +52,12 @@ def flat_experts(
     token_P = pair_P // slots
     weight_P1 = torch.from_numpy(weights.reshape(-1, 1)[pair_P])
     expert_P1 = torch.from_numpy(experts_TA.numpy().reshape(-1, 1)[pair_P])
-    hidden_PD = hidden_TD.index_select(0, torch.from_numpy(token_P))
+    hidden_PD, row_P = hidden_TD.index_select(0, torch.from_numpy(token_P)), torch.arange(len(pair_P))
     if hidden_TD.dtype == torch.float32:
         output_PD = fixed_experts(hidden_PD, torch.ones_like(weight_P1), expert_P1)
-        return _sum_by_token(
-            output_PD, torch.arange(len(pair_P)), token_P, len(hidden_TD), weight_P1.view(-1)
-        )
+        return _sum_by_token(output_PD, row_P, token_P, len(hidden_TD), weight_P1.view(-1))
     output_PD = fixed_experts(hidden_PD, weight_P1, expert_P1)
-    return torch.zeros_like(hidden_TD).index_add_(0, torch.from_numpy(token_P), output_PD)
+    return _sum_by_token(output_PD, row_P, token_P, len(hidden_TD), None)
 
 
 def _is_worth_skipping(hidden_TD: Tensor, weights: NDArray[np.float32]) -> bool:

@@ -74,6 +74,32 @@ def _rpv_and_mean(logits_ptr, segment_ptr, token_T, segment_T, T, E, BLOCK_T: tl
     return own_T.to(tl.float64), sum_T / tl.maximum(size_T, 1).to(tl.float64)
 
 
+@triton.jit
+def _entropy(exp_TE, E, TINY: tl.constexpr):
+    """The entropy of each token's probabilities over its largest value, `[T]`."""
+    probs_TE = exp_TE / tl.sum(exp_TE, 1)[:, None]
+    entropy_T = -tl.sum(probs_TE * tl.log(tl.maximum(probs_TE, TINY)), 1)
+    return entropy_T / tl.log(tl.maximum(E, 2).to(tl.float32))
+
+
+@triton.jit
+def _best_experts(scores_TE, values_TE, SLOTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+                  BLOCK_A: tl.constexpr):  # fmt: skip
+    """The `SLOTS` experts with the best scores and their values, both `[T, A]`; ties take the lower one."""
+    expert_E, slot_A = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_A)
+    experts_TA = tl.zeros([BLOCK_T, BLOCK_A], tl.int32)
+    values_TA = tl.zeros([BLOCK_T, BLOCK_A], tl.float32)
+    for slot in range(SLOTS):
+        expert_T = tl.argmax(scores_TE, 1, tie_break_left=True).to(tl.int32)
+        is_it_TE = expert_E[None, :] == expert_T[:, None]
+        scores_TE = tl.where(is_it_TE, float("-inf"), scores_TE)
+        value_T = tl.sum(tl.where(is_it_TE, values_TE, 0.0), 1)
+        is_slot_A = (slot_A == slot)[None, :]
+        experts_TA = tl.where(is_slot_A, expert_T[:, None], experts_TA)
+        values_TA = tl.where(is_slot_A, value_T[:, None], values_TA)
+    return experts_TA, values_TA
+
+
 @triton.jit(do_not_specialize=["T"])
 def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_ptr, count_ptr, tail_ptr,
            T, E, threshold, low, high, text_importance, vision_importance, text_threshold, vision_threshold,
@@ -89,7 +115,6 @@ def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_
     is_vision_T = segment_T >= 0
     logits_TE = _load_scores(logits_ptr, token_T, T, E, BLOCK_E)
     exp_TE = _exponentials(logits_TE)
-    total_T = tl.sum(exp_TE, 1)
 
     count_T = tl.full([BLOCK_T], SLOTS, tl.int32)
     if KIND == "modality":
@@ -110,28 +135,17 @@ def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_
             asked_T = tl.load(asked_ptr + 2 * token_T + tl.where(is_selected_T, 0, 1), is_inside_T, 0)
             count_T = tl.where(asked_T > 0, tl.minimum(asked_T, SLOTS), count_T)
     if KIND == "entropy":
-        probs_TE = exp_TE / total_T[:, None]
-        entropy_T = -tl.sum(probs_TE * tl.log(tl.maximum(probs_TE, TINY)), 1)
-        entropy_T /= tl.log(tl.maximum(E, 2).to(tl.float32))
-        more_T = tl.floor((entropy_T - low) / (high - low) * (SLOTS - LEAST + 1)).to(tl.int32)
+        part_T = (_entropy(exp_TE, E, TINY) - low) / (high - low)
+        more_T = tl.floor(part_T * (SLOTS - LEAST + 1)).to(tl.int32)
         count_T = tl.minimum(tl.maximum(LEAST + more_T, LEAST), SLOTS)
 
-    expert_E, slot_A = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_A)
-    experts_TA = tl.zeros([BLOCK_T, BLOCK_A], tl.int32)
-    weights_TA = tl.zeros([BLOCK_T, BLOCK_A], tl.float32)
-    left_TE = logits_TE
+    scores_TE, total_T = logits_TE, tl.sum(exp_TE, 1)
     if scores_ptr is not None:
-        left_TE = _load_scores(scores_ptr, token_T, T, E, BLOCK_E)
+        scores_TE = _load_scores(scores_ptr, token_T, T, E, BLOCK_E)
         if RENORMALIZE:  # a score may pick an expert whose probability rounds to 0
             exp_TE = tl.maximum(exp_TE, TINY)
-    for slot in range(SLOTS):
-        expert_T = tl.argmax(left_TE, 1, tie_break_left=True).to(tl.int32)
-        is_it_TE = expert_E[None, :] == expert_T[:, None]
-        left_TE = tl.where(is_it_TE, float("-inf"), left_TE)
-        is_slot_A = (slot_A == slot)[None, :]
-        experts_TA = tl.where(is_slot_A, expert_T[:, None], experts_TA)
-        weights_TA = tl.where(is_slot_A, tl.sum(tl.where(is_it_TE, exp_TE, 0.0), 1)[:, None], weights_TA)
-
+    experts_TA, weights_TA = _best_experts(scores_TE, exp_TE, SLOTS, BLOCK_T, BLOCK_E, BLOCK_A)
+    slot_A = tl.arange(0, BLOCK_A)
     is_used_TA = slot_A[None, :] < count_T[:, None]
     weights_TA = tl.where(is_used_TA, weights_TA, 0.0)
     if RENORMALIZE:
