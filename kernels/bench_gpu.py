@@ -121,14 +121,20 @@ def experts_on_gpu(
         "left out": lambda: left_out(hidden_TD, *ragged),
         "weight 0": lambda: vllm(hidden_TD, *ragged),
         "grouped": grouped,
-        "grouped_mm": lambda: sort_and_grouped_product(hidden_TD, weights_TA, experts_TA, w13, w2),
+    }
+    baselines = {  # not in a CUDA graph, as they may ask the device
+        "loop": loop_over_experts,
+        "grouped_mm": sort_and_grouped_product,
     }
     expected = loop_over_experts(hidden_TD.double(), weights_TA, experts_TA, w13.double(), w2.double())
     for run in variants.values():
         torch.testing.assert_close(run().double(), expected, atol=2e-2, rtol=2e-2)
     measured = {
         **milliseconds({"fixed k = 2": lambda: vllm(hidden_TD, *two), **variants}),
-        "loop": do_bench(lambda: loop_over_experts(hidden_TD, weights_TA, experts_TA, w13, w2)),
+        **{
+            name: do_bench(partial(run, hidden_TD, weights_TA, experts_TA, w13, w2))
+            for name, run in baselines.items()
+        },
         "floor": floor_seconds(weights_TA, experts_TA, w13, milliseconds),
     }
     return {

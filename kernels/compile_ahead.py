@@ -31,8 +31,11 @@ Source = tuple[str, ASTSource, dict[str, int]]
 
 def sources() -> Iterator[Source]:
     """Each kernel as it is called."""
-    for experts in (4, 16):
-        yield from map(_router_source, rules(experts))
+    yield from map(_router_source, rules(4))
+    for experts in (4, 64):
+        by_mean = ByTail(2, 1, experts, threshold=None, selects_head=False)
+        confidence = Confidence(torch.empty(1, experts))
+        yield _router_source(FusedRule(confidence, by_mean, experts, renormalize=False))
         for logits in ("logits fp32, ", "", "logits fp32, scores fp32, "):
             pointers = logits + "load i64, experts i32, count i32, tail i1, segment i64"
             yield _source(triton_expert_load._count, pointers, triton_expert_load.constants(experts))

@@ -14,7 +14,7 @@ from prismoe.kernels.triton_mixture import mixture_router
 from prismoe.kernels.triton_router import fused_router
 
 TEXT_EXPERTS, HEAD_EXPERTS = 2, 1
-"""A tail token uses all experts."""
+"""Of a token of text, and of a vision token that is no tail token; tail tokens use all."""
 
 
 def route_fused(logits_TE: Tensor, segment_T: Tensor, load_MC: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,5 +85,5 @@ def check_mixture(rule: MixtureRule) -> None:
 
 
 def _random(shape: Sequence[int], device: torch.device | str) -> Tensor:
-    generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(*shape, generator=generator, dtype=torch.float32, device=device)
+    """The same on every device."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -18,15 +18,16 @@ class ByModality(NamedTuple):
 
 
 class ByTail(NamedTuple):
-    """`tail` experts for a vision token that is selected, `head` for another one (LTDR, Eqs. 9, 11 and 12).
+    """`selected` experts for some vision tokens, `vision` for the others (LTDR, Eqs. 9, 11 and 12).
 
-    A tail token's RPV is above the mean of its image, or above the `threshold`; with `selects_head` the
-    others are selected. What a token's request asks for, in `asked_T2`, comes first, 0 asking nothing.
+    Tail tokens are selected, with `selects_head` those that are none. A tail token's RPV is above the mean of
+    its image, or above the `threshold`. Instead a request may ask for numbers of its own, up to the slots, in
+    `asked_T2`: for selected tokens and for others, 0 asking nothing.
     """
 
     text: int
-    head: int
-    tail: int
+    vision: int
+    selected: int
     threshold: float | None
     selects_head: bool
     asked_T2: Tensor | None = None

@@ -18,7 +18,9 @@ def check_grouped_experts(
     """
     w13 = _random(device, dtype, experts, (1 + is_gated) * WIDTH, HIDDEN)
     w2 = _random(device, dtype, experts, HIDDEN, WIDTH)
-    b13, b2 = (None, None) if is_gated else (w13[:, :, 0].contiguous(), w2[:, :, 0].contiguous())
+    b13, b2 = None, None
+    if not is_gated:
+        b13, b2 = w13[:, :, 0] * HIDDEN**0.5, w2[:, :, 0] * WIDTH**0.5
     activation: Activation = "silu" if is_gated else "gelu_tanh"
     for tokens in (20, 4 * experts + 20):
         hidden_TD = _random(device, dtype, tokens, HIDDEN) * HIDDEN**0.5

@@ -5,11 +5,14 @@ Only integers are added atomically, so that the counts are the same in any order
 Tested by Triton's interpreter and compiled ahead for sm_80, sm_90 and sm_100; not yet run on a GPU.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from prismoe.kernels.expert_load import NEAR_TIE, SUMS, UNIT, Confidence, experts_of
+
+TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 
 
 def constants(experts: int) -> dict[str, int | float]:
@@ -66,8 +69,8 @@ def _count(load_ptr, experts_ptr, count_ptr, tail_ptr, segment_ptr, logits_ptr, 
         is_near_TE = (last_used_T[:, None] - scores_TE < NEAR_TIE) & is_scored_E[None, :]
         near_T = tl.sum(is_near_TE.to(tl.int32), 1) + E - SCORED
         is_tie_T = (near_T > count_T).to(tl.int32)
-        surprise_TE = tl.where(probs_TE > 0, -tl.log(probs_TE) * probs_TE, 0.0)
-        entropy_T = tl.sum(surprise_TE.to(tl.float64), 1)
+        surprise_TE = -tl.log(tl.maximum(probs_TE, TINY)) * probs_TE
+        entropy_T = tl.sum(tl.where(is_scored_E[None, :], surprise_TE, 0.0).to(tl.float64), 1)
         off_mean_TE = tl.where(is_scored_E[None, :], probs_TE - 1.0 / SCORED, 0.0)
         variance_T = tl.sum((off_mean_TE * off_mean_TE).to(tl.float64), 1) / SCORED
         entropy_T, variance_T = _whole(entropy_T * UNIT), _whole(variance_T * E * UNIT)

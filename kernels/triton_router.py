@@ -1,7 +1,7 @@
 """The routers of most policies as one Triton launch each: what `prismoe.kernels.fused_rule` can say.
 
-Every program decides for a block of tokens, from the logits alone: it works out the RPV of its images' other
-tokens again rather than wait for another launch. Sums have a fixed order, so that equal inputs give equal
+Every program decides for a block of tokens without another launch's results: it works out the RPV of its
+images' other tokens again. Sums have a fixed order, so that equal inputs give equal
 bits on every rank. A step's number of tokens compiles nothing anew, so that CUDA graphs can be captured.
 
 Tested by Triton's interpreter and compiled ahead for sm_80, sm_90 and sm_100; not yet run on a GPU.
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from prismoe.kernels.fused_rule import ByEntropy, ByImportance, ByModality, ByTail, FusedRule
 
-SCAN = 1024
+SCAN = tl.constexpr(1024)
 """How many tokens' segments are read at a time, to find an image's first and last token."""
-TINY = torch.finfo(torch.float32).tiny
+TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def _rpv(exp_TE, E, BLOCK_E: tl.constexpr):
 
 @triton.jit
 def _rpv_and_mean(logits_ptr, segment_ptr, token_T, segment_T, T, E, BLOCK_T: tl.constexpr,
-                  BLOCK_E: tl.constexpr, BLOCK_I: tl.constexpr, SCAN: tl.constexpr):  # fmt: skip
+                  BLOCK_E: tl.constexpr, BLOCK_I: tl.constexpr):  # fmt: skip
     """Each vision token's RPV and the mean of its image, both `[T]` in float64 (LTDR, Eqs. 9 and 11).
 
     Both are of the same numbers: rounded in two ways, tokens that are all alike might be above their mean.
@@ -75,7 +75,7 @@ def _rpv_and_mean(logits_ptr, segment_ptr, token_T, segment_T, T, E, BLOCK_T: tl
 
 
 @triton.jit
-def _entropy(exp_TE, E, TINY: tl.constexpr):
+def _entropy(exp_TE, E):
     """The entropy of each token's probabilities over its largest value, `[T]`."""
     probs_TE = exp_TE / tl.sum(exp_TE, 1)[:, None]
     entropy_T = -tl.sum(probs_TE * tl.log(tl.maximum(probs_TE, TINY)), 1)
@@ -103,9 +103,9 @@ def _best_experts(scores_TE, values_TE, SLOTS: tl.constexpr, BLOCK_T: tl.constex
 @triton.jit(do_not_specialize=["T"])
 def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_ptr, count_ptr, tail_ptr,
            T, E, threshold, low, high, text_importance, vision_importance, text_threshold, vision_threshold,
-           KIND: tl.constexpr, TEXT: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+           KIND: tl.constexpr, TEXT: tl.constexpr, VISION: tl.constexpr, SELECTED: tl.constexpr,
            LEAST: tl.constexpr, USES_MEAN: tl.constexpr, SELECTS_HEAD: tl.constexpr, SLOTS: tl.constexpr,
-           SHARED: tl.constexpr, RENORMALIZE: tl.constexpr, TINY: tl.constexpr, SCAN: tl.constexpr,
+           SHARED: tl.constexpr, RENORMALIZE: tl.constexpr,
            BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_A: tl.constexpr,
            BLOCK_I: tl.constexpr):  # fmt: skip
     """Experts, weights and numbers of experts of a block of tokens; tail flags where the rule has them."""
@@ -118,11 +118,11 @@ def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_
 
     count_T = tl.full([BLOCK_T], SLOTS, tl.int32)
     if KIND == "modality":
-        count_T = tl.where(is_vision_T, HEAD, TEXT)
+        count_T = tl.where(is_vision_T, VISION, TEXT)
     if KIND == "tail":
         if USES_MEAN:
             rpv_T, least_T = _rpv_and_mean(
-                logits_ptr, segment_ptr, token_T, segment_T, T, E, BLOCK_T, BLOCK_E, BLOCK_I, SCAN
+                logits_ptr, segment_ptr, token_T, segment_T, T, E, BLOCK_T, BLOCK_E, BLOCK_I
             )
         else:
             rpv_T = _rpv(exp_TE, E, BLOCK_E)
@@ -130,12 +130,12 @@ def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_
         is_tail_T = is_vision_T & (rpv_T > least_T)
         tl.store(tail_ptr + token_T, is_tail_T.to(tl.int8), is_inside_T)
         is_selected_T = is_vision_T & (is_tail_T != SELECTS_HEAD)
-        count_T = tl.where(is_selected_T, TAIL, tl.where(is_vision_T, HEAD, TEXT))
+        count_T = tl.where(is_selected_T, SELECTED, tl.where(is_vision_T, VISION, TEXT))
         if asked_ptr is not None:
             asked_T = tl.load(asked_ptr + 2 * token_T + tl.where(is_selected_T, 0, 1), is_inside_T, 0)
             count_T = tl.where(asked_T > 0, tl.minimum(asked_T, SLOTS), count_T)
     if KIND == "entropy":
-        part_T = (_entropy(exp_TE, E, TINY) - low) / (high - low)
+        part_T = (_entropy(exp_TE, E) - low) / (high - low)
         more_T = tl.floor(part_T * (SLOTS - LEAST + 1)).to(tl.int32)
         count_T = tl.minimum(tl.maximum(LEAST + more_T, LEAST), SLOTS)
 
@@ -217,17 +217,21 @@ def settings(rule: FusedRule) -> dict[str, Any]:
     """The kernel's arguments that come from settings; those of other kinds of rules are 0."""
     match rule.uses:
         case ByModality(text, vision):
-            own: dict[str, Any] = {"KIND": "modality", "TEXT": text, "HEAD": vision}
-        case ByTail(text, head, tail, threshold, selects_head):
-            own = {"KIND": "tail", "TEXT": text, "HEAD": head, "TAIL": tail, "SELECTS_HEAD": selects_head}
-            own |= {"USES_MEAN": threshold is None, "threshold": threshold or 0.0}
+            own: dict[str, Any] = {"KIND": "modality", "TEXT": text, "VISION": vision}
+        case ByTail(text, vision, selected, threshold, selects_head):
+            own = {"KIND": "tail", "TEXT": text, "VISION": vision, "SELECTED": selected}
+            own |= {
+                "USES_MEAN": threshold is None,
+                "threshold": threshold or 0.0,
+                "SELECTS_HEAD": selects_head,
+            }
         case ByEntropy(least, low, high):
             own = {"KIND": "entropy", "LEAST": least, "low": low, "high": high}
         case ByImportance():
             own = {"KIND": "importance", **rule.uses._asdict()}
     return {
         **dict.fromkeys(("threshold", "low", "high", *ByImportance._fields), 0.0),
-        **dict.fromkeys(("TEXT", "HEAD", "TAIL", "LEAST"), 0),
+        **dict.fromkeys(("TEXT", "VISION", "SELECTED", "LEAST"), 0),
         **dict.fromkeys(("USES_MEAN", "SELECTS_HEAD"), False),
         **own,
         "SLOTS": rule.slots,
@@ -240,10 +244,8 @@ def tiles(experts: int, slots: int) -> dict[str, Any]:
     """The sizes of the kernel's tiles for `experts` with a score."""
     block_e = triton.next_power_of_2(experts)
     return {
-        "TINY": TINY,
-        "BLOCK_T": max(16, min(32, 4096 // block_e)),
+        "BLOCK_T": max(16, min(32, 1024 // block_e)),
         "BLOCK_E": block_e,
         "BLOCK_A": triton.next_power_of_2(slots),
-        "BLOCK_I": max(16, min(128, 4096 // block_e)),
-        "SCAN": SCAN,
+        "BLOCK_I": max(16, min(128, 2048 // block_e)),
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from triton.runtime.errors import OutOfResources
+from triton.errors import TritonError
 from triton.testing import do_bench_cudagraph
 
 from prismoe.kernels.bench import routing
@@ -69,7 +69,7 @@ def fastest(run: Callable[[], object], configs: Iterable[Config], timer: Timer) 
         with override_config(config):
             try:
                 return timer(run)
-            except OutOfResources:
+            except (TritonError, RuntimeError):  # of a size that this GPU does not take
                 return inf
 
     return min(configs, key=measured)
@@ -110,6 +110,10 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for widths, experts in product(MODELS.values(), arguments.experts):
+        if widths.width % arguments.tensor_parallel_size:
+            parser.error(
+                f"experts of {widths.width} can't be split over {arguments.tensor_parallel_size} ranks."
+            )
         of_rank = widths._replace(width=widths.width // arguments.tensor_parallel_size)
         write(arguments.folder, experts, of_rank.width, tuned(experts, of_rank, do_bench_cudagraph))
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm import envs
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
 from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
@@ -59,6 +60,7 @@ class RaggedTritonExperts(TritonExperts):
         super().__init__(moe_config, quant_config)
         self._is_grouped = (
             moe_config.experts_per_token > FEW_SLOTS
+            and not envs.VLLM_BATCH_INVARIANT  # its tiles are of the step's size, and so is the order of sums
             and moe_config.activation in GROUPED
             and grouped_product_works(
                 str(moe_config.device),

@@ -48,12 +48,12 @@ def _load(name: str, parameter: Tensor, weight: Tensor) -> None:
     parameter.copy_(weight)
 
 
-def router_class() -> type[PolicyRouter]:
-    """How this platform routes."""
+def router_class(policy: RoutingPolicy, num_experts: int) -> type[PolicyRouter]:
+    """How this platform routes by `policy`."""
     if current_platform.is_cuda():
         from prismoe.model_plugins.gpu_router import FusedRouter, fused_routing_works
 
-        if fused_routing_works(current_platform.device_type):
+        if fused_routing_works(policy, num_experts):
             return FusedRouter
     return PolicyRouter
 
@@ -83,7 +83,7 @@ class ModalityRouting(nn.Module):
         request_gate = None
         if self.requests is not None and isinstance(policy, RequestPolicy):
             request_gate = self.requests.add_layer(layer, policy, dict(parameters.items()))
-        self.routers[layer] = router_class()(
+        self.routers[layer] = router_class(policy, num_experts)(
             policy,
             num_experts,
             self.segments,

@@ -71,8 +71,8 @@ class LTDR(RoutingPolicy):
     def fused_rule(self, step: RouterInputs) -> FusedRule:
         uses = ByTail(
             text=self.text_experts or self.top_k,
-            head=self.head_experts or self.top_k,
-            tail=self.tail_experts or step.num_experts,
+            vision=self.head_experts or self.top_k,
+            selected=self.tail_experts or step.num_experts,
             threshold=self.threshold,
             selects_head=self.selection == "head",
             asked_T2=step.asked_T2,

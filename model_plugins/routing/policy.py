@@ -37,9 +37,9 @@ class Routing(NamedTuple):
     first slot. An unused slot repeats the token's first expert.
     """
 
-    experts_TA: Tensor  # int64
+    experts_TA: Tensor  # int64 or int32
     weights_TA: Tensor  # float32
-    fewer_T: Tensor | None  # int64, `count_T`; None where every token uses all slots
+    fewer_T: Tensor | None  # int64 or int32, `count_T`; None where every token uses all slots
     tails_T: Tensor | None  # bool, `tail_T`; None where there are none
     confidence: Confidence | None  # None where the policy has no probabilities or does not rank by them
 
@@ -57,7 +57,7 @@ class Routing(NamedTuple):
 
     @property
     def count_T(self) -> Tensor:
-        """How many slots each token uses, int64."""
+        """How many slots each token uses."""
         num_tokens, slots = self.experts_TA.shape
         return self.experts_TA.new_full((num_tokens,), slots) if self.fewer_T is None else self.fewer_T
 

@@ -72,7 +72,7 @@ def ltdr(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     """LTDR, Eq. 12, with numbers for each kind of token, the request's before the policy's."""
     head, text = policy.head_experts or policy.top_k, policy.text_experts or policy.top_k
     tail = policy.tail_experts or step.num_experts
-    most = max(tail, head, text)
+    most = max(tail, head, text, policy.request_experts or 0)
     tokens = []
     for row, segment, is_tail, asked in zip(
         step.logits, step.segments, ltdr_tail(policy, step), step.asked, strict=True

@@ -96,6 +96,8 @@ def test_what_padding_holds_stays_within_the_experts(settings: dict[str, Any]) -
     spoiled = fused_router(rule_of(policy, step), step.segment_T)
     assert spoiled.experts_TA.min() >= 0
     assert spoiled.experts_TA.max() < 7
+    assert spoiled.count_T.min() >= 1
+    assert spoiled.count_T.max() <= policy.slots(7)
     assert spoiled.weights_TA[5].isfinite().all()
     for before, after in zip(clean, spoiled, strict=True):
         assert before is None or torch.equal(before[:3], after[:3])

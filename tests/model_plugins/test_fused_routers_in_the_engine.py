@@ -23,7 +23,7 @@ def llm(checkpoint: Path) -> Iterator[LLM]:  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the patches are this process's
         patch.setenv("TRITON_INTERPRET", "1")
-        patch.setattr(routed_model, "router_class", lambda: FusedRouter)
+        patch.setattr(routed_model, "router_class", lambda policy, num_experts: FusedRouter)
         with engine(checkpoint, limit_mm_per_prompt={"image": 2}, max_num_seqs=8) as llm:
             llm.apply_model(start_recording)
             yield llm

@@ -25,7 +25,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from prismoe.kernels import grouped_check
 from prismoe.model_plugins import experts as chosen_experts
-from prismoe.model_plugins import gpu_experts
+from prismoe.model_plugins import gpu_experts, kernel_check
 from prismoe.model_plugins.gpu_experts import GPUExperts
 from tests.kernels import reference
 from tests.kernels.ragged_routing import ragged_routing
@@ -179,6 +179,14 @@ def test_where_the_grouped_product_does_not_serve_vllms_kernels_do(
     assert run.called is not is_grouped
 
 
+def test_a_batch_invariant_engine_takes_vllms_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grouped product's sums have another order in a step of another size."""
+    monkeypatch.setattr(gpu_experts, "grouped_product_works", lambda *sizes: True)
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    experts: Any = layer(monkeypatch, experts=16, slots=9).quant_method
+    assert not experts.moe_kernel.fused_experts._is_grouped
+
+
 @pytest.mark.usefixtures("triton_on_cpu")
 @pytest.mark.parametrize("is_gated", [True, False])
 def test_the_check_of_the_grouped_product_finds_it_wrong(
@@ -186,6 +194,7 @@ def test_the_check_of_the_grouped_product_finds_it_wrong(
 ) -> None:
     inputs = "cpu", torch.float16, 9, is_gated
     works = gpu_experts.grouped_product_works.__wrapped__  # without what it remembers
+    monkeypatch.setattr(kernel_check, "get_tp_group", lambda: Mock(world_size=1))
     with torch.device("meta"), set_default_torch_dtype(torch.float16):  # as where a model is loaded
         assert works(*inputs)
     monkeypatch.setattr(grouped_check, "grouped_experts", lambda *inputs: inputs[-1].zero_())

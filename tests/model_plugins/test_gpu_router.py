@@ -8,19 +8,20 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from vllm.utils.torch_utils import set_default_torch_dtype
 
-from prismoe.kernels import fused_check, triton_expert_load, triton_router
+from prismoe.kernels import triton_expert_load, triton_router
 from prismoe.kernels.expert_load import empty_load
-from prismoe.model_plugins import kernel_check, routed_model
-from prismoe.model_plugins.gpu_router import FusedRouter, fused_routing_works
+from prismoe.model_plugins import gpu_router, kernel_check, routed_model
+from prismoe.model_plugins.gpu_router import FusedRouter
 from prismoe.model_plugins.router import PolicyRouter
+from prismoe.model_plugins.routing.policy import RoutingPolicy
 from tests.model_plugins.routing_steps import CASES, make, random_step, token_segments
 
 
 @pytest.fixture(autouse=True)
 def _interpret_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    fused_routing_works.cache_clear()
 
 
 class Operations(TorchDispatchMode):
@@ -79,21 +80,60 @@ def test_it_decides_and_counts_as_the_plain_router(settings: dict[str, Any]) -> 
     assert sum(fused.load().tokens) == 14
 
 
-def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def on_cuda(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     platform = Mock(device_type="cpu")
     platform.is_cuda.return_value = True
-    monkeypatch.setattr(routed_model, "current_platform", platform)
+    for module in (routed_model, gpu_router):
+        monkeypatch.setattr(module, "current_platform", platform)
+    monkeypatch.setattr(kernel_check, "get_tp_group", lambda: Mock(world_size=1))
+    monkeypatch.setattr(kernel_check.logger, "propagate", True)
+    gpu_router._works.cache_clear()
 
 
-def test_cuda_routes_by_fused_kernels_and_cpu_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert routed_model.router_class() is PolicyRouter
-    on_cuda(monkeypatch)
-    assert routed_model.router_class() is FusedRouter
+LTDR, GMM, TOP_ANY = (make(CASES[case]) for case in ("ltdr", "gmm", "top_any"))
 
 
-def one_expert_too_far(*arguments: Any) -> Any:
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_every_policy_passes_its_check_at_start(settings: dict[str, Any]) -> None:
+    """Under the default device and type that a model may be loaded with."""
+    with torch.device("meta"), set_default_torch_dtype(torch.bfloat16):
+        assert routed_model.router_class(make(settings), 5) is FusedRouter
+
+
+def test_cpu_routes_without_fused_kernels() -> None:
+    assert routed_model.router_class(LTDR, 5) is PolicyRouter
+
+
+@pytest.mark.usefixtures("on_cuda")
+def test_an_operator_can_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRISMOE_PLAIN_KERNELS", "1")
+    assert routed_model.router_class(LTDR, 5) is PolicyRouter
+
+
+fused_router, mixture_router = gpu_router.fused_router, gpu_router.mixture_router
+count = gpu_router.count_expert_load_fused
+
+
+def other_experts(*arguments: Any) -> Any:
     routing = fused_router(*arguments)
-    return routing._replace(experts_TA=routing.experts_TA + 1)
+    return routing._replace(experts_TA=(routing.experts_TA + 1) % 5)
+
+
+def no_tail(*arguments: Any) -> Any:
+    routing = fused_router(*arguments)
+    return routing._replace(tail_T=torch.zeros_like(routing.tail_T))
+
+
+def other_weights(*arguments: Any) -> Any:
+    routing = fused_router(*arguments)
+    return routing._replace(weights_TA=routing.weights_TA * 1.01)
+
+
+def other_experts_of_mixtures(*rule: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    experts_TK, weights_TK = mixture_router(*rule)
+    return (experts_TK + 1) % 5, weights_TK
 
 
 def one_token_too_many(load_MC: torch.Tensor, *arguments: Any) -> None:
@@ -101,33 +141,55 @@ def one_token_too_many(load_MC: torch.Tensor, *arguments: Any) -> None:
     load_MC[1, 0] += 1
 
 
-def another_expert(*rule: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    experts_TK, weights_TK = mixture_router(*rule)
-    return (experts_TK + 1) % 4, weights_TK
-
-
 def broken(*arguments: Any) -> None:
     raise RuntimeError("no kernel image is available for execution on the device")
 
 
-mixture_router = fused_check.mixture_router
-fused_router, count = fused_check.fused_router, fused_check.count_expert_load_fused
-
-
+@pytest.mark.usefixtures("on_cuda")
 @pytest.mark.parametrize(
-    ("kernel", "fault"),
+    ("policy", "kernel", "fault"),
     [
-        ("fused_router", one_expert_too_far),
-        ("fused_router", broken),
-        ("count_expert_load_fused", one_token_too_many),
-        ("mixture_router", another_expert),
+        (LTDR, "fused_router", other_experts),
+        (LTDR, "fused_router", other_weights),
+        (LTDR, "fused_router", no_tail),
+        (LTDR, "fused_router", broken),
+        (LTDR, "count_expert_load_fused", one_token_too_many),
+        (GMM, "mixture_router", other_experts_of_mixtures),
+        (TOP_ANY, "count_expert_load_fused", one_token_too_many),
     ],
 )
 def test_a_gpu_on_which_they_fail_routes_in_plain_pytorch(
-    kernel: str, fault: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    policy: RoutingPolicy,
+    kernel: str,
+    fault: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    on_cuda(monkeypatch)
-    monkeypatch.setattr(fused_check, kernel, fault)
-    monkeypatch.setattr(kernel_check.logger, "propagate", True)
-    assert routed_model.router_class() is PolicyRouter
-    assert "plain PyTorch routes" in caplog.text
+    monkeypatch.setattr(gpu_router, kernel, fault)
+    assert routed_model.router_class(policy, 5) is PolicyRouter
+    assert f"fused routing by {policy.policy} does not work on this GPU" in caplog.text
+
+
+@pytest.mark.usefixtures("on_cuda")
+def test_a_policy_that_contradicts_its_fused_rule_routes_in_plain_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(type(LTDR), "route", lambda policy, step: make(CASES["topk of 1"]).route(step))
+    assert routed_model.router_class(LTDR, 5) is PolicyRouter
+
+
+@pytest.mark.usefixtures("on_cuda")
+def test_all_ranks_route_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank's check failed."""
+    monkeypatch.setattr(kernel_check, "get_tp_group", lambda: Mock(world_size=2))
+    monkeypatch.setattr(kernel_check, "all_reduce", lambda answer, operation, group: answer.zero_())
+    assert routed_model.router_class(LTDR, 5) is PolicyRouter
+
+
+@pytest.mark.usefixtures("on_cuda")
+def test_a_gpu_that_cannot_go_on_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_router, "fused_router", broken)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    with pytest.raises(RuntimeError, match="Start again with PRISMOE_PLAIN_KERNELS=1"):
+        routed_model.router_class(LTDR, 5)
