@@ -73,7 +73,8 @@ def _check_step(policy: RoutingPolicy, num_experts: int, segments: Sequence[int]
     differs_T = (routing.experts_TA != expected.experts_TA).any(dim=1)
     differs_T |= (routing.count_T != expected.count_T) | (routing.tail_T != expected.tail_T)
     assert int(differs_T.sum()) <= max(1, len(segments) // 100), "experts differ"
-    torch.testing.assert_close(routing.weights_TA[~differs_T], expected.weights_TA[~differs_T])
+    weights_TA, expected_TA = routing.weights_TA[~differs_T], expected.weights_TA[~differs_T]
+    torch.testing.assert_close(weights_TA, expected_TA, rtol=1e-3, atol=1e-3)  # `gmm`'s are of large sums
     load_MC, expected_load_MC = empty_load(num_experts), empty_load(num_experts)
     experts_TA, _, count_T, tail_T, confidence = routing
     counted = experts_TA, count_T, tail_T, step.segment_T, confidence

@@ -68,6 +68,11 @@ def test_the_command_line_takes_the_settings(compose: Compose) -> None:
     assert reserved == [{"capabilities": ["gpu"], "driver": "nvidia", "count": 2}]
 
 
+def test_a_gpu_can_do_without_prismoes_kernels(compose: Compose) -> None:
+    server = read(compose, PLAIN_KERNELS="1")["services"]["gpu"]
+    assert server["environment"] == {"PRISMOE_PLAIN_KERNELS": "1"}
+
+
 @pytest.mark.parametrize("profile", ["gpu", "cpu"])
 def test_containers_are_confined(compose: Compose, profile: str) -> None:
     for name, service in read(compose, COMPOSE_PROFILES=profile)["services"].items():

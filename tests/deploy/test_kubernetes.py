@@ -126,6 +126,13 @@ def test_the_server_takes_the_command_line(gpus: int, nodes: int) -> None:
     assert ("ray" in engine) == (nodes > 1)
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_every_pod_can_do_without_prismoes_kernels(nodes: int) -> None:
+    environment = {"name": "PRISMOE_PLAIN_KERNELS", "value": "1"}
+    assert str(environment) not in str(render(nodes=nodes))
+    assert str(render(nodes=nodes, plainKernels=True)).count(str(environment)) == nodes
+
+
 def test_probes_ask_the_server() -> None:
     [container] = server(render())["spec"]["containers"]
     assert container["ports"] == [{"name": "http", "containerPort": 8000}]

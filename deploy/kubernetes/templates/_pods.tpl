@@ -60,6 +60,9 @@ image: {{ .Values.image | quote }}
 env:
   - name: VLLM_HOST_IP
     valueFrom: {fieldRef: {fieldPath: status.podIP}}
+{{- if .Values.plainKernels }}
+  - {name: PRISMOE_PLAIN_KERNELS, value: "1"}
+{{- end }}
 resources:
   requests: {cpu: {{ .Values.resources.cpu | quote }}, memory: {{ .Values.resources.memory }}}
   limits:
