@@ -3,7 +3,9 @@
 import asyncio
 import json
 import re
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,6 +170,16 @@ def test_the_arguments_of_a_call_hide_nothing(
     assert not special & set(rendering._tokens(json.dumps(passed_on, ensure_ascii=False), has_images=True))
 
 
+@pytest.fixture
+def pythons_recursion_limit() -> Iterator[None]:
+    """A server's; torch's compiler, which other tests run in this process, raises it."""
+    raised = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(raised)
+
+
+@pytest.mark.usefixtures("pythons_recursion_limit")
 def test_documents_in_a_tower_of_brackets_are_refused(rendering: Rendering) -> None:
     tower: object = "x"
     for _ in range(900):  # as deep as the server's own look at the body lets pass
