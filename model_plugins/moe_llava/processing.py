@@ -49,12 +49,18 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
 
 
 def pixel_values(config: PretrainedConfig, checkpoint: str, images: Sequence[Image.Image]) -> torch.Tensor:
-    """`[N, 3, H, W]` by the tower's own image processor, for a checkpoint with this config."""
+    """`[N, 3, H, W]` by the tower's own image processor, for a checkpoint with this config.
+
+    Raises ValueError for what is no decoded image.
+    """
     processor = tower_image_processor(config.mm_image_tower, checkpoint)
     pad = getattr(config, "image_aspect_ratio", None) == "pad"
     red, green, blue = (int(255 * mean) for mean in processor.image_mean)
 
     def pixels_1CHW(image: Image.Image) -> torch.Tensor:
+        # Transformers' image processors open a text as a URL or a file.
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"An image has to be a decoded PIL.Image, not a {type(image).__name__}.")
         image = pad_to_square(image.convert("RGB"), (red, green, blue)) if pad else image
         pixels: torch.Tensor = processor(images=[image], return_tensors="pt")["pixel_values"]
         return pixels

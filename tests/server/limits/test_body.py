@@ -10,11 +10,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prismoe.server.limits.body import MIB, BodyLimit
 from prismoe.server.limits.settings import LimitSettings
-from prismoe.server.request_guard import RequestGuard
+from prismoe.server.requests.guard import RequestGuard
 from prismoe.server.routes import RoutingInForce
 
 PIECES = 64
-BODY = json.dumps({"messages": [], "filler": "x" * (4 * MIB)}).encode()
+BODY = json.dumps(
+    {"messages": [{"role": "user", "content": "Hi"}], "filler": "x" * (4 * MIB)}, separators=(",", ":")
+).encode()
 
 
 def kept_of_a_body(wrapped: type[RequestGuard] | None) -> int:
@@ -36,11 +38,12 @@ def kept_of_a_body(wrapped: type[RequestGuard] | None) -> int:
     async def send(message: Message) -> None:
         assert message["status"] == 200
 
-    state = SimpleNamespace(routing=RoutingInForce(source="checkpoint", layers=[]))
+    routing = RoutingInForce(source="checkpoint", layers=[])
+    state = SimpleNamespace(routing=routing, modalities=frozenset())
     scope = {
         "type": "http",
         "method": "POST",
-        "path": "/",
+        "path": "/tokenize",
         "headers": [],
         "app": SimpleNamespace(state=state),
     }

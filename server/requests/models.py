@@ -1,0 +1,126 @@
+"""What the models of all routes share: parts told by a key, media by modality, errors by place."""
+
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_core.core_schema import ValidationInfo
+
+MODALITIES = "modalities"
+"""The key of the validation context that holds the modalities which the served model takes."""
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+MOST_ECHOED = 40
+"""How many characters of a client's own value an error repeats."""
+
+
+class Message(BaseModel):
+    """A message or a whole body: an unlisted key is left out, and no value is converted."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+class Part(BaseModel):
+    """A part of a message: an unlisted key is refused, and no value is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class MessagePart(Part):
+    """A part that stands in a message's own list."""
+
+    cache_control: Any = Field(default=None, exclude=True)
+    """Anthropic's hint, which clients' libraries send to all servers. It is ignored."""
+
+
+class Medium(MessagePart):
+    """A part that holds a medium. The served model has to take its modality."""
+
+    modality: ClassVar[str]
+    uuid: Any = Field(default=None, exclude=True)
+
+    @field_validator("uuid")
+    @classmethod
+    def _refuse_uuid(cls, uuid: Any) -> None:
+        if uuid is not None:
+            raise PydanticCustomError(
+                "uuid", "An image's uuid would be shared with other clients: leave it out of the request."
+            )
+
+    @model_validator(mode="after")
+    def _check_modality(self, info: ValidationInfo) -> Self:
+        if self.modality not in (info.context or {})[MODALITIES]:
+            raise PydanticCustomError(
+                "modality",
+                "{path} is of modality {modality}, which this model does not take.",
+                {"modality": self.modality},
+            )
+        return self
+
+
+def told_by(key: str) -> Discriminator:
+    """Tells the members of a union, read or not yet, by the value of `key`: the name in their tags."""
+    return Discriminator(lambda value: tag(value[key] if isinstance(value, dict) else getattr(value, key)))
+
+
+def one_of(key: str, kinds: str, *names: str) -> BeforeValidator:
+    """Refuses what is no object, or has none of `names` under `key`. `kinds` is what users call the names."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise PydanticCustomError("no_object", "{path} has to be an object.")
+        listed = {"key": key, "kinds": kinds, "names": ", ".join(names)}
+        if key not in value:
+            raise PydanticCustomError("no_kind", "{path}.{key} is missing. The {kinds} are: {names}.", listed)
+        if not isinstance(value[key], str) or value[key] not in names:
+            given = {"given": shortened(repr(value[key]))}
+            raise PydanticCustomError(
+                "kind", "{path}.{key} is {given}. The {kinds} are: {names}.", {**listed, **given}
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
+def text_or_list(items: str) -> BeforeValidator:
+    """Refuses what is neither text nor a list that holds at least one of `items`."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str | list):
+            message = "{path} has to be a text or a list of {items}."
+            raise PydanticCustomError("no_text_or_list", message, {"items": items})
+        if value == []:
+            raise PydanticCustomError(
+                "empty", "{path} is an empty list: give at least one of its {items}.", {"items": items}
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
+TEXT_OR_LIST = Discriminator(lambda value: tag("text" if isinstance(value, str) else "list"))
+"""Tells a text from a list, by the tags `<text>` and `<list>`."""
+
+
+def tag(name: str) -> str:
+    """A union's tag. Its brackets tell it from a key where an error says its place."""
+    return f"<{name}>"
+
+
+def is_tag(step: int | str) -> bool:
+    """Whether a step of an error's place is a union's tag."""
+    return isinstance(step, str) and step.startswith("<")
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning where it is long."""
+    return text if len(text) <= MOST_ECHOED else text[:MOST_ECHOED] + "…"

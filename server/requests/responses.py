@@ -1,0 +1,169 @@
+"""The items that OpenAI's responses API takes as input."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, Tag, field_serializer
+
+from prismoe.server.requests.models import (
+    TEXT_OR_LIST,
+    Medium,
+    Message,
+    MessagePart,
+    NonEmpty,
+    one_of,
+    text_or_list,
+    told_by,
+)
+
+
+class InputText(MessagePart):
+    """A text for the model."""
+
+    type: Literal["input_text"]
+    text: str
+
+
+class InputImage(Medium):
+    """An image for the model. `detail` is ignored, as in chat."""
+
+    modality: ClassVar[str] = "image"
+    type: Literal["input_image"]
+    image_url: NonEmpty
+    detail: Any = Field(default=None, exclude=True)
+    file_id: None = Field(default=None, exclude=True)
+
+
+class OutputText(MessagePart):
+    """A text of the model's."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: Any = Field(default=None, exclude=True)
+    logprobs: Any = Field(default=None, exclude=True)
+
+
+class OutputRefusal(MessagePart):
+    """What the model refused before."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+InputPart = Annotated[
+    Annotated[InputText, Tag("<input_text>")] | Annotated[InputImage, Tag("<input_image>")],
+    told_by("type"),
+    one_of("type", "parts", "input_text", "input_image"),
+]
+
+OutputPart = Annotated[
+    Annotated[InputText, Tag("<input_text>")]
+    | Annotated[OutputText, Tag("<output_text>")]
+    | Annotated[OutputRefusal, Tag("<refusal>")],
+    told_by("type"),
+    one_of("type", "parts of an answer", "output_text", "refusal", "input_text"),
+]
+
+InputContent = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[InputPart], Tag("<list>")],
+    TEXT_OR_LIST,
+    text_or_list("parts"),
+]
+
+
+class Told(Message):
+    """What the model is told."""
+
+    role: Literal["system", "developer", "user"]
+    content: InputContent
+    type: Literal["message"] = "message"
+
+
+class Answered(Message):
+    """What the model answered. vLLM would take the first of several parts alone: they become one text."""
+
+    role: Literal["assistant"]
+    content: Annotated[
+        Annotated[str, Tag("<text>")] | Annotated[list[OutputPart], Tag("<list>")],
+        TEXT_OR_LIST,
+        text_or_list("parts"),
+    ]
+    type: Literal["message"] = "message"
+
+    @field_serializer("content")
+    def _as_text(self, content: str | list[InputText | OutputText | OutputRefusal]) -> str:
+        if isinstance(content, str):
+            return content
+        return "".join(part.refusal if isinstance(part, OutputRefusal) else part.text for part in content)
+
+
+class FunctionCall(Message):
+    """A call that the model made."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+
+
+class FunctionCallOutput(Message):
+    """What a call gave."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: InputContent
+
+
+class Summary(Message):
+    """A summary of what the model thought."""
+
+    type: Literal["summary_text"]
+    text: str
+
+
+class Thought(Message):
+    """What the model thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class Reasoning(Message):
+    """What the model thought before a call or an answer."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[Summary]
+    content: list[Thought] | None = None
+
+
+def _with_type(item: Any) -> Any:
+    """An item without a type is a message."""
+    return {**item, "type": "message"} if isinstance(item, dict) and "type" not in item else item
+
+
+MessageItem = Annotated[
+    Annotated[Told, Tag("<system>")]
+    | Annotated[Told, Tag("<developer>")]
+    | Annotated[Told, Tag("<user>")]
+    | Annotated[Answered, Tag("<assistant>")],
+    told_by("role"),
+    one_of("role", "roles", "system", "developer", "user", "assistant"),
+]
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("<message>")]
+    | Annotated[FunctionCall, Tag("<function_call>")]
+    | Annotated[FunctionCallOutput, Tag("<function_call_output>")]
+    | Annotated[Reasoning, Tag("<reasoning>")],
+    told_by("type"),
+    one_of("type", "items", "message", "function_call", "function_call_output", "reasoning"),
+    BeforeValidator(_with_type),
+]
+
+ResponsesInput = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[Item], Tag("<list>")],
+    TEXT_OR_LIST,
+    text_or_list("items"),
+]

@@ -1,0 +1,411 @@
+"""What a body may hold, by route: a table of what is passed on, and one of refusals with their sentences."""
+
+import json
+from typing import Any
+
+import pytest
+
+from prismoe.server.requests.bodies import Unreadable, read_request
+
+CHAT = "/v1/chat/completions"
+BATCH = "/v1/chat/completions/batch"
+INSPECT = "/v1/routing/inspect"
+TOKENIZE = "/tokenize"
+DETOKENIZE = "/detokenize"
+COMPLETIONS = "/v1/completions"
+MESSAGES = "/v1/messages"
+COUNT = "/v1/messages/count_tokens"
+RESPONSES = "/v1/responses"
+
+URL = "data:image/png;base64,AAAA"
+TEXT = {"type": "text", "text": "Hi"}
+IMAGE = {"type": "image_url", "image_url": {"url": URL}}
+BLOCK = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+INPUT_IMAGE = {"type": "input_image", "image_url": URL}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+ROLES = "The roles are: system, developer, user, assistant."
+PARTS = "The parts are: text, refusal, image_url."
+LEFT_OUT = "leave it out of the request."
+
+
+def user(*content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(content)}]}
+
+
+def items(*items: Any) -> dict[str, Any]:
+    return {"input": list(items)}
+
+
+def read(path: str, body: Any, modalities: tuple[str, ...] = ("image",)) -> Any:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return json.loads(read_request(path, raw, modalities).body)
+
+
+def refusal(path: str, body: Any, modalities: tuple[str, ...] = ("image",)) -> str:
+    with pytest.raises(Unreadable) as refused:
+        read(path, body, modalities)
+    return str(refused.value)
+
+
+SAME: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, {"model": "m", **user(TEXT, IMAGE), "temperature": 0.5, "unknown": {"a": [1, 2.5, None]}}),
+    (CHAT, {"messages": [{"role": role, "content": ""} for role in ("system", "developer", "user")]}),
+    (CHAT, {"messages": [{"role": "user", "name": "me", "content": "a"}], "n": 128}),
+    (CHAT, {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]}),
+    (CHAT, {"messages": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}]}),
+    (CHAT, {**user(TEXT), "media_io_kwargs": {}}),
+    (INSPECT, user(IMAGE)),
+    (BATCH, {"messages": [user(TEXT)["messages"], user(IMAGE, TEXT)["messages"]]}),
+    (TOKENIZE, {"prompt": "Hi"}),
+    (TOKENIZE, user(IMAGE)),
+    (DETOKENIZE, {"tokens": [0, 5]}),
+    (COMPLETIONS, {"prompt": "Hi"}),
+    (COMPLETIONS, {"prompt": [1] * 1000}),
+    (COMPLETIONS, {"prompt": ["a"] * 64, "n": 2}),
+    (COMPLETIONS, {"prompt": [[1], [2, 3]]}),
+    (MESSAGES, {**user(BLOCK, TEXT), "system": "Be brief.", "max_tokens": 4}),
+    (COUNT, {**user({"type": "image", "source": {"type": "url", "url": URL}}), "system": [TEXT]}),
+    (MESSAGES, user({"type": "tool_result", "tool_use_id": "t", "content": [TEXT, BLOCK]})),
+    (
+        MESSAGES,
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": "hm", "signature": "s"},
+                        {"type": "redacted_thinking", "data": "x"},
+                        {"type": "tool_use", "id": "t", "name": "f", "input": {}},
+                    ],
+                }
+            ]
+        },
+    ),
+    (RESPONSES, {"input": "Hi"}),
+    (RESPONSES, items({"type": "message", "role": "user", "content": [INPUT_IMAGE]})),
+    (
+        RESPONSES,
+        items(
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "42"},
+        ),
+    ),
+]
+"""Bodies that are passed on as they are."""
+
+
+@pytest.mark.parametrize(("path", "body"), SAME)
+def test_what_is_listed_is_passed_on(path: str, body: dict[str, Any]) -> None:
+    assert read(path, body) == body
+
+
+def echoed(role: str = "assistant") -> dict[str, Any]:
+    """A message as OpenAI's library sends an answer back."""
+    nothing = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+    return {"role": role, "content": "a", **nothing, "parsed": {"image_pil": "/etc/hostname"}}
+
+
+CHANGED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    (CHAT, user({**TEXT, "cache_control": {"type": "ephemeral"}}), user(TEXT)),
+    (CHAT, user({**IMAGE, "image_url": {"url": URL, "detail": "high"}}), user(IMAGE)),
+    (
+        CHAT,
+        {"messages": [echoed()]},
+        {"messages": [{"role": "assistant", "content": "a", "refusal": None, "tool_calls": None}]},
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "author": {"role": "user"}, "channel": "x", "content": "a"}]},
+        {"messages": [{"role": "user", "content": "a"}]},
+    ),
+    (MESSAGES, user({**TEXT, "cache_control": {}, "citations": None}), user(TEXT)),
+    (
+        RESPONSES,
+        items({"role": "user", "content": [{**INPUT_IMAGE, "detail": "auto", "file_id": None}]}),
+        items({"type": "message", "role": "user", "content": [INPUT_IMAGE]}),
+    ),
+    (
+        RESPONSES,
+        items(
+            {
+                "id": "msg_1",
+                "status": "completed",
+                "role": "assistant",
+                "content": [
+                    {"type": "output_text", "text": "a", "annotations": [], "logprobs": []},
+                    {"type": "refusal", "refusal": "b"},
+                ],
+            }
+        ),
+        items({"type": "message", "role": "assistant", "content": "ab"}),
+    ),
+]
+"""Bodies of which something is left out."""
+
+
+@pytest.mark.parametrize(("path", "body", "passed_on"), CHANGED)
+def test_what_is_not_listed_is_left_out(path: str, body: dict[str, Any], passed_on: dict[str, Any]) -> None:
+    assert read(path, body) == passed_on
+
+
+def tool_calls(calls: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "assistant", "content": "a", "tool_calls": calls}]}
+
+
+FIRST = "messages[0].content[0]"
+
+REFUSED: list[tuple[str, Any, str]] = [
+    # Bodies that are no JSON object.
+    (CHAT, b"", "The request's body is not JSON: EOF while parsing a value at line 1 column 0."),
+    (CHAT, b"{", "The request's body is not JSON: EOF while parsing an object at line 1 column 1."),
+    (CHAT, b"\xff", "The request's body is not JSON: expected value at line 1 column 1."),
+    (
+        CHAT,
+        rb'{"a": "\ud83d"}',
+        "The request's body is not JSON: unexpected end of hex escape at line 1 column 14.",
+    ),
+    (
+        CHAT,
+        b'{"a": "\xed\xa0\xbd"}',
+        "The request's body is not JSON: invalid unicode code point at line 1 column 8.",
+    ),
+    (CHAT, b"[]", "The request's body has to be a JSON object."),
+    (RESPONSES, b"3", "The request's body has to be a JSON object."),
+    (CHAT, b"[" * 100_000, "The request's JSON is nested too deeply."),
+    (CHAT, b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "The request's JSON is nested too deeply."),
+    # Messages and roles.
+    (CHAT, {}, "messages is missing."),
+    (CHAT, {"messages": None}, "messages has to be a list."),
+    (CHAT, {"messages": []}, "messages is empty."),
+    (CHAT, {"messages": [3]}, "messages[0] has to be an object."),
+    (
+        CHAT,
+        {"messages": [{"author": {"role": "user"}, "content": []}]},
+        f"messages[0].role is missing. {ROLES}",
+    ),
+    (BATCH, {"messages": [[{"author": {"role": "user"}}]]}, f"messages[0][0].role is missing. {ROLES}"),
+    (TOKENIZE, {"messages": [{"author": {"role": "user"}}]}, f"messages[0].role is missing. {ROLES}"),
+    (INSPECT, {"messages": [{"author": {"role": "user"}}]}, f"messages[0].role is missing. {ROLES}"),
+    *(
+        (CHAT, {"messages": [{"role": role, "content": "a"}]}, f"messages[0].role is {role!r}. {ROLES}")
+        for role in ("wizard", "User", "tool", "", None, 3, ["user"], {"user": 1})
+    ),
+    (CHAT, {"messages": [{"role": "user"}]}, "messages[0].content is missing."),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": None}]},
+        "messages[0].content has to be a text or a list of parts.",
+    ),
+    (CHAT, user(), "messages[0].content is an empty list: give at least one of its parts."),
+    (
+        CHAT,
+        {"messages": [{"role": "assistant"}]},
+        "messages[0] says nothing: give it a content or tool_calls.",
+    ),
+    (CHAT, {"messages": [{"role": "user", "content": "a", "name": 3}]}, "messages[0].name has to be a text."),
+    (BATCH, {"messages": []}, "messages is empty."),
+    (BATCH, {"messages": [[]]}, "messages[0] is empty."),
+    (BATCH, user(TEXT), "messages[0] has to be a list."),
+    # Parts.
+    *(
+        (path, wrapped({"type": kind, kind: "x"}), f"{where}.type is {kind!r}. {PARTS}")
+        for kind in (
+            "image_pil",
+            "image_embeds",
+            "video_url",
+            "input_audio",
+            "file",
+            "prompt_embeds",
+            "thinking",
+        )
+        for path, where, wrapped in (
+            (CHAT, FIRST, user),
+            (INSPECT, FIRST, user),
+            (TOKENIZE, FIRST, user),
+            (BATCH, "messages[0][0].content[0]", lambda part: {"messages": [user(part)["messages"]]}),
+        )
+    ),
+    (
+        CHAT,
+        b'{"messages": [{"role": "user", "content": [{"type": "text", "type": "image_pil"}]}]}',
+        f"{FIRST}.type is 'image_pil'. {PARTS}",
+    ),
+    (CHAT, user({"image_url": URL}), f"{FIRST}.type is missing. {PARTS}"),
+    (CHAT, user("Hi"), f"{FIRST} has to be an object."),
+    (CHAT, user([TEXT]), f"{FIRST} has to be an object."),
+    (CHAT, user({"type": "text"}), f"{FIRST}.text is missing."),
+    (CHAT, user({"type": "text", "text": 3}), f"{FIRST}.text has to be a text."),
+    (CHAT, user({**TEXT, "image_pil": "x"}), f"{FIRST}.image_pil is not taken: {LEFT_OUT}"),
+    (CHAT, user({**TEXT, "<a>": "x"}), f"{FIRST}.<a> is not taken: {LEFT_OUT}"),
+    (CHAT, user({**IMAGE, "image_embeds": "x"}), f"{FIRST}.image_embeds is not taken: {LEFT_OUT}"),
+    (
+        CHAT,
+        user({**IMAGE, "uuid": "mine"}),
+        f"An image's uuid would be shared with other clients: {LEFT_OUT}",
+    ),
+    (
+        CHAT,
+        user({"type": "image_url", "uuid": "mine"}),
+        f"An image's uuid would be shared with other clients: {LEFT_OUT}",
+    ),
+    (CHAT, user({"type": "image_url", "image_url": URL}), f"{FIRST}.image_url has to be an object."),
+    (CHAT, user({"type": "image_url", "image_url": {}}), f"{FIRST}.image_url.url is missing."),
+    (CHAT, user({"type": "image_url", "image_url": {"url": ""}}), f"{FIRST}.image_url.url is empty."),
+    (CHAT, user({"type": "x" * 100}), f"{FIRST}.type is '{'x' * 39}…. {PARTS}"),
+    # Calls of tools.
+    (CHAT, tool_calls(5), "messages[0].tool_calls has to be a list."),
+    (CHAT, tool_calls([5]), "messages[0].tool_calls[0] has to be an object."),
+    (CHAT, tool_calls([{"id": "c"}]), "messages[0].tool_calls[0].function is missing."),
+    (CHAT, tool_calls([{**CALL, "type": "custom"}]), "messages[0].tool_calls[0].type has to be 'function'."),
+    (
+        CHAT,
+        tool_calls([{"function": {"name": "f", "arguments": 3}}]),
+        "messages[0].tool_calls[0].function.arguments has to be a text that holds JSON, or an object.",
+    ),
+    # Numbers of answers, and what is the operator's.
+    *(
+        (CHAT, {**user(TEXT), "n": n}, "n has to be a whole number.")
+        for n in ("1000", 1000.5, [1000], {}, True)
+    ),
+    (CHAT, {**user(TEXT), "n": 10**9}, "The request asks for 1000000000 answers: the most is 128."),
+    (
+        BATCH,
+        {"messages": [user(TEXT)["messages"]] * 43, "n": 3},
+        "The request asks for 129 answers: the most is 128.",
+    ),
+    (
+        CHAT,
+        {**user(TEXT), "media_io_kwargs": {"image": {}}},
+        "media_io_kwargs is not taken from requests: leave it out.",
+    ),
+    # Completions and tokens.
+    (COMPLETIONS, {}, "prompt is missing."),
+    *(
+        (
+            COMPLETIONS,
+            {"prompt": prompt},
+            "prompt has to be a text, a list of token ids, or a list of texts or of such lists.",
+        )
+        for prompt in (None, 3, {}, [1, "a"], [[1], "a"], [[1, "a"]], [True], [None])
+    ),
+    (COMPLETIONS, {"prompt": "Hi", "n": 129}, "The request asks for 129 answers: the most is 128."),
+    (COMPLETIONS, {"prompt": ["Hi"] * 65, "n": 2}, "The request asks for 130 answers: the most is 128."),
+    (COMPLETIONS, {"prompt": [[1, 2]] * 129}, "The request asks for 129 answers: the most is 128."),
+    (TOKENIZE, {}, "The request has to hold either messages or a prompt."),
+    (TOKENIZE, {"prompt": "a", **user(TEXT)}, "The request has to hold either messages or a prompt."),
+    (TOKENIZE, {"prompt": [1]}, "prompt has to be a text."),
+    (DETOKENIZE, {"tokens": ["a"]}, "tokens[0] has to be a whole number."),
+    (DETOKENIZE, {"tokens": [2**40]}, "tokens[0] is not the id of a token."),
+    (DETOKENIZE, {"tokens": [1, -1]}, "tokens[1] is not the id of a token."),
+    # Anthropic's messages.
+    *(
+        (path, user(block), message)
+        for path in (MESSAGES, COUNT)
+        for block, message in (
+            ({"type": "image"}, f"{FIRST}.source is missing."),
+            ({"type": "image", "source": None}, f"{FIRST}.source has to be an object."),
+            (
+                {"type": "image", "source": {}},
+                f"{FIRST}.source.type is missing. The sources are: base64, url.",
+            ),
+            (
+                {"type": "image", "source": {"type": "file", "file_id": "x"}},
+                f"{FIRST}.source.type is 'file'. The sources are: base64, url.",
+            ),
+            ({"type": "image", "source": {"type": "url"}}, f"{FIRST}.source.url is missing."),
+            (
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png"}},
+                f"{FIRST}.source.data is missing.",
+            ),
+            (
+                {"type": "image", "source": {"type": "base64", "media_type": "x,y", "data": "A"}},
+                f"{FIRST}.source.media_type has to match ^image/[a-z0-9.+-]+$.",
+            ),
+            (
+                {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image"}]},
+                f"{FIRST}.content[0].source is missing.",
+            ),
+            (
+                {"type": "document", "source": {}},
+                f"{FIRST}.type is 'document'. The blocks of a user are: text, image, tool_result.",
+            ),
+            ({"type": "text", "text": ""}, f"{FIRST}.text is empty."),
+        )
+    ),
+    (
+        MESSAGES,
+        {"messages": [{"role": "assistant", "content": [BLOCK]}]},
+        f"{FIRST}.type is 'image'. "
+        "The blocks of an assistant are: text, tool_use, thinking, redacted_thinking.",
+    ),
+    (
+        MESSAGES,
+        {"messages": [{"role": "developer", "content": "a"}]},
+        "messages[0].role is 'developer'. The roles are: user, assistant, system.",
+    ),
+    (
+        MESSAGES,
+        {**user(TEXT), "system": [BLOCK]},
+        "system[0].type is 'image'. The blocks of a system prompt are: text.",
+    ),
+    (MESSAGES, {**user(TEXT), "system": 3}, "system has to be a text or a list of blocks."),
+    # Responses.
+    (RESPONSES, {}, "input is missing."),
+    (RESPONSES, {"input": None}, "input has to be a text or a list of items."),
+    (RESPONSES, items(), "input is an empty list: give at least one of its items."),
+    (RESPONSES, items({"author": {"role": "user"}}), f"input[0].role is missing. {ROLES}"),
+    (RESPONSES, items({"role": "user"}), "input[0].content is missing."),
+    (
+        RESPONSES,
+        items({"role": "user", "content": [{"type": "image_pil", "image_pil": "x"}]}),
+        "input[0].content[0].type is 'image_pil'. The parts are: input_text, input_image.",
+    ),
+    (
+        RESPONSES,
+        items({"role": "user", "content": [{"type": "input_image", "file_id": "x"}]}),
+        "input[0].content[0].image_url is missing.",
+    ),
+    (
+        RESPONSES,
+        items({"role": "user", "content": [{**INPUT_IMAGE, "file_id": "x"}]}),
+        f"input[0].content[0].file_id is not taken: {LEFT_OUT}",
+    ),
+    (
+        RESPONSES,
+        items({"type": "item_reference", "id": "x"}),
+        "input[0].type is 'item_reference'. "
+        "The items are: message, function_call, function_call_output, reasoning.",
+    ),
+    (
+        RESPONSES,
+        items({"type": "function_call_output", "call_id": "c", "output": [{"type": "input_file"}]}),
+        "input[0].output[0].type is 'input_file'. The parts are: input_text, input_image.",
+    ),
+    (
+        RESPONSES,
+        {"input": "a", "previous_input_messages": [{"author": {}}]},
+        "previous_input_messages is not taken from requests: leave it out.",
+    ),
+]
+"""Bodies that are refused, and the sentence that says why."""
+
+
+@pytest.mark.parametrize(("path", "body", "sentence"), REFUSED)
+def test_what_is_wrong_is_refused_with_a_sentence(path: str, body: Any, sentence: str) -> None:
+    assert refusal(path, body) == sentence
+
+
+IMAGES = [
+    (CHAT, user(IMAGE)),
+    (MESSAGES, user(BLOCK)),
+    (RESPONSES, items({"role": "user", "content": [INPUT_IMAGE]})),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), IMAGES)
+def test_a_model_without_images_takes_none(path: str, body: dict[str, Any]) -> None:
+    assert refusal(path, body, modalities=("video",)).endswith(
+        "content[0] is of modality image, which this model does not take."
+    )
