@@ -6,6 +6,7 @@ import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console, Group, RenderableType
@@ -38,23 +39,52 @@ def top(arguments: Sequence[str]) -> int:
     own = _parser().parse_args(list(arguments))
     client, console = Client(own.url.rstrip("/")), Console()
     try:
-        before = read(client)
+        before: Reading | None = read(client)
         with Live(console=console, auto_refresh=False, screen=not own.once) as live:
             while True:
                 time.sleep(own.interval)
-                now = read(client)
-                live.update(view(before, now), refresh=True)
+                try:
+                    now = read(client)
+                except NoReading as error:
+                    if own.once:
+                        raise
+                    live.update(Text(f"{error} Trying again."), refresh=True)
+                    before = None
+                    continue
+                if before is not None and not restarted(before, now):
+                    live.update(view(before, now), refresh=True)
+                    if own.once:
+                        return 0
                 before = now
-                if own.once:
-                    return 0
-    except OSError as error:
-        return fail(f"No prismoe server answers at {own.url} ({error}). Name yours with --url.")
+    except NoReading as error:
+        return fail(f"{error} Name yours with --url.")
     except KeyboardInterrupt:
         return 0
 
 
+class NoReading(Exception):
+    """A server could not be read; the message is a sentence."""
+
+
 def read(client: Client) -> Reading:
-    """Ask a server. Raises OSError where it doesn't answer."""
+    """Ask a server. Raises NoReading where it does not answer as a prismoe server does."""
+    try:
+        return _read(client)
+    except (OSError, HTTPException) as error:
+        raise NoReading(f"No prismoe server answers at {client.url} ({error}).") from error
+    except (ValueError, KeyError) as error:
+        raise NoReading(f"What answers at {client.url} is not a prismoe server.") from error
+
+
+def restarted(before: Reading, now: Reading) -> bool:
+    """Whether the server began to count anew between two readings, or serves another model."""
+    if before.load.layers != now.load.layers:
+        return True
+    pairs = zip(before.load.tokens, now.load.tokens, strict=True)
+    return any(later < earlier for pair in pairs for earlier, later in zip(*pair, strict=True))
+
+
+def _read(client: Client) -> Reading:
     engine: dict[str, float] = {}
     for family in text_string_to_metric_families(client.text("/metrics")):
         for sample in family.samples:

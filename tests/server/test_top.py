@@ -8,8 +8,9 @@ from rich.console import Console
 
 from prismoe.server.cli import main
 from prismoe.server.expert_load import ExpertLoad
-from prismoe.server.top import Reading, load_bars, read, view
+from prismoe.server.top import NoReading, Reading, load_bars, read, restarted, view
 from tests.server.fake_engine import LOAD, NOTHING
+from tests.server.media.web import Counted, answer, running
 from tests.server.running import Server
 
 
@@ -65,6 +66,58 @@ def test_a_real_server_is_shown(server: Server) -> None:
         timeout=60,
     )
     assert run.returncode == 0 and "running 0" in run.stdout and "vision" in run.stdout, run
+
+
+def reading(at: float, load: dict[str, object]) -> Reading:
+    return Reading(at, ExpertLoad.model_validate(load), {})
+
+
+def test_it_lives_through_a_restart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = iter(
+        [
+            reading(1, LOAD),
+            NoReading("No prismoe server answers at X (refused)."),
+            NoReading("What answers at X is not a prismoe server."),
+            reading(4, NOTHING),
+            reading(5, LOAD),
+            reading(6, NOTHING),  # a restart that no reading met
+            KeyboardInterrupt(),
+        ]
+    )
+
+    def next_told(_: object) -> Reading:
+        each = next(told)
+        if isinstance(each, BaseException):
+            raise each
+        return each
+
+    monkeypatch.setattr("prismoe.server.top.read", next_told)
+    monkeypatch.setattr("prismoe.server.top.Console", lambda: Console(force_terminal=True, width=120))
+    assert main(["top", "--interval", "0.001"]) == 0
+    shown = capsys.readouterr().out
+    assert "No prismoe server answers at X (refused). Trying again." in shown
+    assert shown.count("tokens/s") == 2  # one view, of the two readings in the fifth second
+    assert list(told) == []
+
+
+def test_a_restart_is_told_by_counts_that_fall_or_other_layers() -> None:
+    assert not restarted(reading(1, NOTHING), reading(2, NOTHING))
+    assert not restarted(reading(1, NOTHING), reading(2, LOAD))
+    assert restarted(reading(1, LOAD), reading(2, NOTHING))
+    assert restarted(reading(1, NOTHING), reading(2, {**LOAD, "layers": [1, 3]}))
+
+
+@pytest.mark.parametrize("page", [b"<html>", b"{}", b"\xff", b"# TYPE"])
+def test_a_page_that_is_not_prismoes_is_a_sentence(page: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Counted("127.0.0.1", behaviours={"/metrics": answer(page), "/v1/routing/load": answer(page)})
+    with running(other):
+        url = f"http://127.0.0.1:{other.server_port}"
+        assert main(["top", "--once", "--url", url]) == 1
+    assert capsys.readouterr().err == (
+        f"prismoe: What answers at {url} is not a prismoe server. Name yours with --url.\n"
+    )
 
 
 def test_no_server_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
