@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -11,6 +13,9 @@ from prismoe.server.shared import Shared
 
 # Under vLLM's logger, so that its handlers and levels apply.
 logger = logging.getLogger("vllm.prismoe")
+
+RECENT_S = 0.5
+"""How old a reading may be that a client gets, so that no client makes the engine answer more often."""
 
 
 class Engine(Protocol):
@@ -31,9 +36,16 @@ class ExpertLoadReader:
     where that is not known.
     """
 
-    def __init__(self, engine: Engine, work_done: Callable[[], float | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        work_done: Callable[[], float | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine = engine
         self._work_done = work_done
+        self._clock = clock
+        self._asked_at = -math.inf
         self._work_at_latest: float | None = None
         self.latest: ExpertLoad | None = None
         self.window = LoadWindow()
@@ -44,12 +56,18 @@ class ExpertLoadReader:
         """Read the load now. The engine is asked once for all who want it at a time."""
         return await self._reading()
 
+    async def recent(self) -> ExpertLoad:
+        """The load as it was at most RECENT_S ago."""
+        if self.latest is not None and self._clock() - self._asked_at < RECENT_S:
+            return self.latest
+        return await self.read()
+
     async def _read(self) -> ExpertLoad:
-        work = self._work_done()
+        work, asked_at = self._work_done(), self._clock()
         answers = await self._engine.ask("prismoe_expert_load")
         self.latest = ExpertLoad.total([ExpertLoad.model_validate(answer) for answer in answers])
         self.window.add(self.latest)
-        self._work_at_latest = work
+        self._work_at_latest, self._asked_at = work, asked_at
         return self.latest
 
     async def poll(self, interval: float) -> None:

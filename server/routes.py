@@ -45,6 +45,6 @@ async def routing(request: Request) -> RoutingInForce:
 
 @router.get("/load")
 async def routing_load(request: Request) -> ExpertLoad:
-    """The expert load, read now. /metrics has the same counts as of the last interval."""
-    load: ExpertLoad = await request.app.state.expert_load.read()
+    """The expert load of the last half second. /metrics has the same counts as of the last interval."""
+    load: ExpertLoad = await request.app.state.expert_load.recent()
     return load

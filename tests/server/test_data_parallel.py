@@ -1,5 +1,6 @@
 """Two data-parallel engines behind one server: both work and are inspected, and their counts are summed."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def test_expert_load_and_inspections_of_two_engines(tmp_path: Path, picture: byt
         with ThreadPoolExecutor(REQUESTS) as pool:
             computed = sum(pool.map(ask, range(REQUESTS)))
         inspected = [inspect(server, picture) for _ in range(INSPECTIONS)]
+        time.sleep(0.5)  # A client gets a reading of the last half second.
         load = httpx.get(f"{server.url}/v1/routing/load").json()
         metrics = httpx.get(f"{server.url}/metrics").text
     finally:

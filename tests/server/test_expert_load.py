@@ -52,6 +52,24 @@ def test_readers_at_once_ask_the_engine_once() -> None:
     assert engine.asked == 1
 
 
+def test_clients_get_a_reading_of_the_last_half_second() -> None:
+    now = 0.0
+    more = {**LOAD, "tail_tokens": [17, 1]}
+    engine = FakeEngine(LOAD, more, NOTHING)
+    reader = ExpertLoadReader(engine, clock=lambda: now)
+
+    async def tail_tokens_at(second: float) -> list[int]:
+        nonlocal now
+        now = second
+        return (await reader.recent()).tail_tokens
+
+    async def ask() -> list[list[int]]:
+        return [await tail_tokens_at(second) for second in (0.0, 0.1, 0.49, 0.5, 0.9, 1.1)]
+
+    assert asyncio.run(ask()) == [[16, 0]] * 3 + [[17, 1]] * 2 + [[0, 0]]
+    assert engine.asked == 3
+
+
 def test_vllms_counters_tell_whether_work_was_done() -> None:
     registry = CollectorRegistry()
     assert vllm_tokens(registry) is None

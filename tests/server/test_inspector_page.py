@@ -207,9 +207,10 @@ def test_two_routings_side_by_side(page: Page) -> None:
         expect(page.locator(f"#patch-{run}")).to_contain_text("Row 1, column 1: ")
 
 
-def test_load_of_the_request_and_of_the_server(page: Page, http: httpx.Client) -> None:
-    ask(page)
-    load = http.get("/v1/routing/load").json()
+def test_load_of_the_request_and_of_the_server(page: Page) -> None:
+    with page.expect_response("**/v1/routing/load") as answered:
+        ask(page)
+    load = answered.value.json()
     for row, name in enumerate(("Text tokens", "Vision tokens")):
         cells = page.get_by_role("table", name=name).locator("tbody td:last-child").all_inner_texts()
         counts = np.array(load["expert_tokens"][0][row])

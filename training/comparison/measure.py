@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ def measure(folder: Path, baseline_url: str, exam: Exam) -> Measured:
     """Everything of one contender. All but the entropy is what the servers say."""
     with serving(str(folder), None) as url:
         replies = ask_all(Server(url), exam, with_tasks=_knows_tasks(_read(f"{url}/v1/routing")))
+        time.sleep(0.5)  # The server tells a reading of the last half second.
         load = _read(f"{url}/v1/routing/load")
         prefill = prefill_ratio(url, baseline_url, list(exam.png.values())[:PICTURES])
     experts = experts_per_token(load)
