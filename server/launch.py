@@ -26,6 +26,7 @@ from prismoe.server.access.gate import Gate
 from prismoe.server.access.keys import Keys
 from prismoe.server.access.routes import keep_listed_routes, match_whole_paths
 from prismoe.server.engine import EngineArgs, EngineFailed, RoutedEngines, StartRefused, prepare_fork
+from prismoe.server.error_shape import ErrorShape, tell_validation_errors
 from prismoe.server.inspector import Inspector, what_is_inspectable
 from prismoe.server.life.heart import Heart
 from prismoe.server.life.http_server import serve_until
@@ -85,7 +86,9 @@ def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> UnderW
     match_whole_paths(app)
     gated = under_way if keys is None else Gate(under_way, keys, settings.open_metrics)
     model_name = str(app.state.vllm_config.model_config.served_model_name)
-    app.middleware_stack = RequestLog(gated, RefusalCounter(get_prometheus_registry(), model_name))
+    app.middleware_stack = RequestLog(
+        ErrorShape(gated), RefusalCounter(get_prometheus_registry(), model_name)
+    )
     return under_way
 
 
@@ -107,6 +110,7 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
     app: FastAPI = build_app(args, tasks, engine.model_config)
     keep_listed_routes(app)
+    tell_validation_errors(app)
     app.include_router(routes.router)
     app.include_router(inspection_routes.router)
     inspector_page.add_to(app)

@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from vllm.config import StructuredOutputsConfig
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -46,6 +47,10 @@ def _defaults(settings: ServeSettings) -> dict[str, Any]:
     defaults: dict[str, Any] = {"trust_request_mm_kwargs": True}
     # Seconds that requests under way have to finish when the server is told to end.
     defaults |= {"limit_mm_per_prompt": {"image": 8}, "shutdown_timeout": 30}
+    # With white space allowed, a small model writes nothing else; xgrammar also knows the tags of tools.
+    compact = StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True)
+    # How many of a prompt's tokens are its images', and how many came out of the cache.
+    defaults |= {"structured_outputs_config": compact, "enable_prompt_tokens_details": True}
     if settings.bundled:
         # vLLM would keep up to 4 GiB of pictures.
         defaults |= {"mm_processor_cache_gb": 0.25}

@@ -4,12 +4,13 @@ from collections.abc import Collection
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError, from_json, to_json
+from pydantic_core import from_json, to_json
 
 from prismoe.server.requests.anthropic import AnthropicConversation, System
 from prismoe.server.requests.chat import Conversation
-from prismoe.server.requests.models import MODALITIES, Message, is_tag, shortened
+from prismoe.server.requests.models import MODALITIES, Message
 from prismoe.server.requests.responses import ResponsesInput
+from prismoe.server.requests.sentences import PLACE, fault, sentence
 
 MOST_ANSWERS = 128
 """The most that OpenAI takes for `n`. Here the prompts of a list count, too."""
@@ -22,7 +23,7 @@ class Unreadable(Exception):
 class Body(Message):
     """What the bodies of all routes share. Keys that are not listed are vLLM's to read or to ignore."""
 
-    n: int | None = None
+    n: Annotated[int, Field(le=MOST_ANSWERS)] | None = None
     media_io_kwargs: Any = None
     previous_input_messages: Any = None
 
@@ -31,7 +32,7 @@ class Body(Message):
     def _refuse(cls, value: Any) -> Any:
         # With the first, a client would say how media are read; in the second, vLLM takes unread messages.
         if value:
-            raise PydanticCustomError("refused", "{path} is not taken from requests: leave it out.")
+            raise fault(f"{PLACE} is not taken from requests: leave it out.")
         return value
 
     @property
@@ -43,11 +44,7 @@ class Body(Message):
     def _check_answers(self) -> "Body":
         answers = self.prompts * (1 if self.n is None else self.n)
         if answers > MOST_ANSWERS:
-            raise PydanticCustomError(
-                "answers",
-                "The request asks for {answers} answers: the most is {most}.",
-                {"answers": answers, "most": MOST_ANSWERS},
-            )
+            raise fault(f"The request asks for {answers} answers: the most is {MOST_ANSWERS}.")
         return self
 
 
@@ -77,7 +74,7 @@ class TokenizeBody(Body):
     @model_validator(mode="after")
     def _check(self) -> "TokenizeBody":
         if (self.messages is None) == (self.prompt is None):
-            raise PydanticCustomError("tokenize", "The request has to hold either messages or a prompt.")
+            raise fault("The request has to hold either messages or a prompt.")
         return self
 
 
@@ -95,8 +92,7 @@ def _check_prompt(prompt: Any) -> Any:
     if not texts and not all(
         isinstance(each, list) and all(type(id) is int for id in each) for each in lists
     ):
-        message = "{path} has to be a text, a list of token ids, or a list of texts or of such lists."
-        raise PydanticCustomError("prompt", message)
+        raise fault(f"{PLACE} has to be a text, a list of token ids, or a list of texts or of such lists.")
     return prompt
 
 
@@ -165,41 +161,6 @@ def read_request(path: str, body: bytes, modalities: Collection[str]) -> ReadReq
     try:
         read = BODIES[path].model_validate(request, context={MODALITIES: modalities})
     except ValidationError as error:
-        raise Unreadable(_sentence(error.errors(include_url=False)[0])) from error
+        raise Unreadable(sentence(error.errors(include_url=False), request)) from error
     request |= read.model_dump(include=READ, exclude_unset=True)
     return ReadRequest(request, to_json(request))
-
-
-def _sentence(error: ErrorDetails) -> str:
-    path, kind = _path(error), error["type"]
-    context: dict[str, Any] = error.get("ctx", {})
-    match kind:
-        case "missing":
-            return f"{path} is missing."
-        case "extra_forbidden" | "none_required":
-            return f"{path} is not taken: leave it out of the request."
-        case "string_type":
-            return f"{path} has to be a text."
-        case "int_type":
-            return f"{path} has to be a whole number."
-        case "greater_than_equal" | "less_than":
-            return f"{path} is not the id of a token."
-        case "list_type":
-            return f"{path} has to be a list."
-        case "dict_type" | "model_type":
-            return f"{path} has to be an object."
-        case "literal_error":
-            return f"{path} has to be {context['expected']}."
-        case "too_short" | "string_too_short":
-            return f"{path} is empty."
-        case "string_pattern_mismatch":
-            return f"{path} has to match {context['pattern']}."
-    return error["msg"].replace("{path}", path)
-
-
-def _path(error: ErrorDetails) -> str:
-    """An error's place as one would write it in Python, such as `messages[0].content`."""
-    last = error["loc"][-1:] if error["type"] == "extra_forbidden" else ()
-    steps = [step for step in error["loc"][: len(error["loc"]) - len(last)] if not is_tag(step)]
-    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
-    return (text + "".join(f".{shortened(str(step))}" for step in last)).removeprefix(".")

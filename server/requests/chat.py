@@ -3,7 +3,6 @@
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
 
 from prismoe.server.requests.models import (
     TEXT_OR_LIST,
@@ -16,6 +15,7 @@ from prismoe.server.requests.models import (
     text_or_list,
     told_by,
 )
+from prismoe.server.requests.sentences import PLACE, fault
 
 ROLES = ("system", "developer", "user", "assistant")
 
@@ -74,7 +74,7 @@ class Told(Message):
 
 def _check_arguments(arguments: Any) -> Any:
     if not isinstance(arguments, str | dict | None):
-        raise PydanticCustomError("arguments", "{path} has to be a text that holds JSON, or an object.")
+        raise fault(f"{PLACE} has to be a text that holds JSON, or an object.")
     return arguments
 
 
@@ -108,7 +108,7 @@ class Answered(Message):
     def _check(self) -> "Answered":
         said = (self.content, self.refusal, self.reasoning, self.reasoning_content, self.tool_calls or None)
         if all(each is None for each in said):
-            raise PydanticCustomError("empty", "{path} says nothing: give it a content or tool_calls.")
+            raise fault(f"{PLACE} says nothing: give it a content or tool_calls.")
         return self
 
 

@@ -11,16 +11,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
+
+from prismoe.server.requests.sentences import PLACE, fault, shortened
 
 MODALITIES = "modalities"
 """The key of the validation context that holds the modalities which the served model takes."""
 
 NonEmpty = Annotated[str, Field(min_length=1)]
-
-MOST_ECHOED = 40
-"""How many characters of a client's own value an error repeats."""
 
 
 class Message(BaseModel):
@@ -52,18 +50,12 @@ class Medium(MessagePart):
     @classmethod
     def _refuse_uuid(cls, uuid: Any) -> None:
         if uuid is not None:
-            raise PydanticCustomError(
-                "uuid", "An image's uuid would be shared with other clients: leave it out of the request."
-            )
+            raise fault("An image's uuid would be shared with other clients: leave it out of the request.")
 
     @model_validator(mode="after")
     def _check_modality(self, info: ValidationInfo) -> Self:
         if self.modality not in (info.context or {})[MODALITIES]:
-            raise PydanticCustomError(
-                "modality",
-                "{path} is of modality {modality}, which this model does not take.",
-                {"modality": self.modality},
-            )
+            raise fault(f"{PLACE} is of modality {self.modality}, which this model does not take.")
         return self
 
 
@@ -74,18 +66,15 @@ def told_by(key: str) -> Discriminator:
 
 def one_of(key: str, kinds: str, *names: str) -> BeforeValidator:
     """Refuses what is no object, or has none of `names` under `key`. `kinds` is what users call the names."""
+    listed = f"The {kinds} are: {', '.join(names)}."
 
     def check(value: Any) -> Any:
         if not isinstance(value, dict):
-            raise PydanticCustomError("no_object", "{path} has to be an object.")
-        listed = {"key": key, "kinds": kinds, "names": ", ".join(names)}
+            raise fault(f"{PLACE} has to be an object.")
         if key not in value:
-            raise PydanticCustomError("no_kind", "{path}.{key} is missing. The {kinds} are: {names}.", listed)
+            raise fault(f"{PLACE}.{key} is missing. {listed}")
         if not isinstance(value[key], str) or value[key] not in names:
-            given = {"given": shortened(repr(value[key]))}
-            raise PydanticCustomError(
-                "kind", "{path}.{key} is {given}. The {kinds} are: {names}.", {**listed, **given}
-            )
+            raise fault(f"{PLACE}.{key} is {shortened(repr(value[key]))}. {listed}")
         return value
 
     return BeforeValidator(check)
@@ -96,12 +85,9 @@ def text_or_list(items: str) -> BeforeValidator:
 
     def check(value: Any) -> Any:
         if not isinstance(value, str | list):
-            message = "{path} has to be a text or a list of {items}."
-            raise PydanticCustomError("no_text_or_list", message, {"items": items})
+            raise fault(f"{PLACE} has to be a text or a list of {items}.")
         if value == []:
-            raise PydanticCustomError(
-                "empty", "{path} is an empty list: give at least one of its {items}.", {"items": items}
-            )
+            raise fault(f"{PLACE} is an empty list: give at least one of its {items}.")
         return value
 
     return BeforeValidator(check)
@@ -112,15 +98,5 @@ TEXT_OR_LIST = Discriminator(lambda value: tag("text" if isinstance(value, str) 
 
 
 def tag(name: str) -> str:
-    """A union's tag. Its brackets tell it from a key where an error says its place."""
+    """A union's tag. Its brackets tell it from the request's keys where an error says its place."""
     return f"<{name}>"
-
-
-def is_tag(step: int | str) -> bool:
-    """Whether a step of an error's place is a union's tag."""
-    return isinstance(step, str) and step.startswith("<")
-
-
-def shortened(text: str) -> str:
-    """The text, or its beginning where it is long."""
-    return text if len(text) <= MOST_ECHOED else text[:MOST_ECHOED] + "…"

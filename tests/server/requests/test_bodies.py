@@ -269,7 +269,7 @@ REFUSED: list[tuple[str, Any, str]] = [
         (CHAT, {**user(TEXT), "n": n}, "n has to be a whole number.")
         for n in ("1000", 1000.5, [1000], {}, True)
     ),
-    (CHAT, {**user(TEXT), "n": 10**9}, "The request asks for 1000000000 answers: the most is 128."),
+    (CHAT, {**user(TEXT), "n": 10**4000}, "n has to be at most 128."),
     (
         BATCH,
         {"messages": [user(TEXT)["messages"]] * 43, "n": 3},
@@ -290,15 +290,15 @@ REFUSED: list[tuple[str, Any, str]] = [
         )
         for prompt in (None, 3, {}, [1, "a"], [[1], "a"], [[1, "a"]], [True], [None])
     ),
-    (COMPLETIONS, {"prompt": "Hi", "n": 129}, "The request asks for 129 answers: the most is 128."),
+    (COMPLETIONS, {"prompt": "Hi", "n": 129}, "n has to be at most 128."),
     (COMPLETIONS, {"prompt": ["Hi"] * 65, "n": 2}, "The request asks for 130 answers: the most is 128."),
     (COMPLETIONS, {"prompt": [[1, 2]] * 129}, "The request asks for 129 answers: the most is 128."),
     (TOKENIZE, {}, "The request has to hold either messages or a prompt."),
     (TOKENIZE, {"prompt": "a", **user(TEXT)}, "The request has to hold either messages or a prompt."),
     (TOKENIZE, {"prompt": [1]}, "prompt has to be a text."),
     (DETOKENIZE, {"tokens": ["a"]}, "tokens[0] has to be a whole number."),
-    (DETOKENIZE, {"tokens": [2**40]}, "tokens[0] is not the id of a token."),
-    (DETOKENIZE, {"tokens": [1, -1]}, "tokens[1] is not the id of a token."),
+    (DETOKENIZE, {"tokens": [2**40]}, "tokens[0] has to be less than 2147483648."),
+    (DETOKENIZE, {"tokens": [1, -1]}, "tokens[1] has to be at least 0."),
     # Anthropic's messages.
     *(
         (path, user(block), message)

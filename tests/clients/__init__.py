@@ -1,0 +1,1 @@
+"""Clients that people use, each in its own environment: `make clients`."""
