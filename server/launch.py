@@ -19,12 +19,14 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 from prismoe.server import (
     inspection_routes,
     inspector_page,
+    model_routes,
     routes,
 )
 from prismoe.server.access.configured import configured_keys
 from prismoe.server.access.gate import Gate
 from prismoe.server.access.keys import Keys
 from prismoe.server.access.routes import keep_listed_routes, match_whole_paths
+from prismoe.server.answer_text import mend_answers
 from prismoe.server.engine import EngineArgs, EngineFailed, RoutedEngines, StartRefused, prepare_fork
 from prismoe.server.error_shape import ErrorShape, tell_validation_errors
 from prismoe.server.inspector import Inspector, what_is_inspectable
@@ -112,14 +114,17 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     keep_listed_routes(app)
     tell_validation_errors(app)
     app.include_router(routes.router)
+    app.include_router(model_routes.router)
     app.include_router(inspection_routes.router)
     inspector_page.add_to(app)
     await init_app_state(engine, app.state, args, tasks)
+    model_routes.hide_folders(app.state.openai_serving_models)
     registry = get_prometheus_registry()
     engines = RoutedEngines(engine)
     app.state.expert_load = ExpertLoadReader(engines, lambda: vllm_tokens(registry))
     app.state.heart = Heart(engines, lambda: vllm_tokens(registry), settings)
     count_tokens(engine)
+    mend_answers(engine)
     try:
         await engines.ask("prismoe_reset_expert_load")
         await app.state.expert_load.read()

@@ -4,6 +4,7 @@ from fastapi import HTTPException
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prismoe.server.answer_text import continues
 from prismoe.server.own_routing import ANSWERING, chooses_routing, task_fault, tasks
 from prismoe.server.requests.bodies import Unreadable, read_request
 
@@ -39,6 +40,7 @@ class RequestGuard:
                 if fault := task_fault(request, tasks(state.routing)):
                     raise HTTPException(400, fault)
                 own_routing = chooses_routing(request)
+                continues.set(bool(request.get("continue_final_message")))
             return message
 
         async def count_and_send(message: Message) -> None:
