@@ -61,10 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LEVEL",
         help="summary: as many series for any model (the default); full: also by layer and expert",
     )
-    _add_options(parser.add_argument_group("who may use the server"), AccessSettings)
-    _add_options(parser.add_argument_group("how much a client may take"), LimitSettings)
-    _add_options(parser.add_argument_group("what tells that the engine is stuck"), LifeSettings)
-    _add_options(parser.add_argument_group("what an image may be"), MediaSettings)
+    _add_options(parser.add_argument_group("Access"), AccessSettings)
+    _add_options(parser.add_argument_group("Limits"), LimitSettings)
+    _add_options(parser.add_argument_group("Health"), LifeSettings)
+    _add_options(parser.add_argument_group("Images"), MediaSettings)
     return parser
 
 
@@ -76,6 +76,5 @@ def _add_options(group: argparse._ArgumentGroup, settings: type[BaseModel]) -> N
             group.add_argument(option, action="store_true", help=field.description)
         else:
             default = "" if field.default is None else f" (default: {field.default or 'none'})"
-            group.add_argument(
-                option, metavar=name.split("_")[-1].upper(), help=f"{field.description}{default}"
-            )
+            unit = name.split("_per_")[0].split("_")[-1].upper()
+            group.add_argument(option, metavar=unit, help=f"{field.description}{default}")

