@@ -45,7 +45,7 @@ def test_promtool_takes_the_settings(tmp_path: Path) -> None:
     config = shutil.copytree(DEPLOY / "prometheus", tmp_path / "prometheus") / "prometheus.yaml"
     key = tmp_path / "metrics_key"
     key.write_text("a key")
-    config.write_text(config.read_text().replace("/run/secrets/metrics_key", str(key)))
+    config.write_text(config.read_text().replace("/run/prismoe/metrics_key", str(key)))
     done = subprocess.run([promtool, "check", "config", config], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
