@@ -16,7 +16,7 @@ LOCK := $(LOCKING)/bin/uv pip compile --quiet --upgrade --generate-hashes --no-e
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test lint browser pictures monitored dashboards bench load locks audit clean-root two-hosts train install
+.PHONY: demo test lint browser pictures monitored dashboards bench load locks audit two-hosts train install
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -54,10 +54,6 @@ audit: $(LOCKING)/bin/uv
 # Loads a server that it starts, or one at a URL: make load ARGS="http://127.0.0.1:8000 --soak 30". The report is in build/load.
 load: $(INSTALLED)
 	$(BIN)/python -m prismoe.loadtests $(ARGS)
-
-# Runs the CPU image's steps and its compose service without Docker, in a clean Debian root. Needs root; three minutes.
-clean-root: $(INSTALLED)
-	$(BIN)/python -m tests.deploy.clean_root
 
 # Two hosts, as network namespaces, behind vLLM's router; one is killed under load. A minute.
 two-hosts: $(INSTALLED)

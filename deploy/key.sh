@@ -6,6 +6,10 @@ if [ $# -ne 3 ]; then
     echo "Say whose key it is, its role (client or metrics) and the file of keys: $0 alice client secrets/api_keys" >&2
     exit 2
 fi
+echo "$1" | grep -Eqx '[A-Za-z0-9._@-]{1,64}' || {
+    echo "$1 can't name a key: use up to 64 letters, digits and . _ @ -" >&2
+    exit 2
+}
 key=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 digest=$(printf %s "$key" | sha256sum)
 echo "$1 $2 ${digest%% *}" >> "$3"

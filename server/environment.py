@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from prismoe.model_plugins.bundled import bundled_checkpoint
 from prismoe.model_plugins.processes import ask_to_end_with_parent
 
 MEDIA_CONNECTOR = "prismoe"
@@ -17,7 +18,7 @@ def prepare_environment(model: str) -> None:
     os.environ.setdefault("VLLM_MEDIA_CONNECTOR", MEDIA_CONNECTOR)
     # Half as many series: nothing here asks when a counter was made.
     os.environ.setdefault("PROMETHEUS_DISABLE_CREATED_SERIES", "True")
-    if Path(model).is_dir():
+    if Path(model) == bundled_checkpoint():  # Others may need a tower that is on the Hub.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # There is one API process: metrics of several would hide those that prismoe adds to the registry.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)

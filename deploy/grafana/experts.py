@@ -1,23 +1,23 @@
 """The dashboard *Experts*: which experts see which modality, and how evenly."""
 
+from first_screen import first_screen
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 from panels import (
     HALF,
+    MODALITY,
+    MODEL,
+    RATE,
     buckets_over_time,
     by_expert_over_time,
     by_layer_and_expert,
     dashboard,
     layer_variable,
     modality_variable,
-    now,
     over_time,
 )
 
-MODEL = 'job=~"$job", model_name=~"$model"'
 OF_LAYER = 'layer=~"$layer"'
 LAYER = f"{MODEL}, {OF_LAYER}"
-MODALITY = 'modality=~"$modality"'
-RATE = "[$__rate_interval]"
 
 
 def experts() -> Dashboard:
@@ -25,15 +25,12 @@ def experts() -> Dashboard:
     board = dashboard("Experts", "Expert load by modality. The metrics are explained in docs/metrics.md.")
     board.with_variable(layer_variable()).with_variable(modality_variable())
 
-    board.with_row(Row("All layers"))
-    board.with_panel(
-        now(
-            "Routing in force",
-            "The policy, and where it was set.",
-            f"count by (policy, source) (prismoe_routing_info{{{MODEL}}})",
-            "{{policy}} ({{source}})",
-        )
-    )
+    for question, panels in first_screen().items():
+        board.with_row(Row(question))
+        for panel in panels:
+            board.with_panel(panel)
+
+    board.with_row(Row("Over time, all layers"))
     board.with_panel(
         over_time(
             "Computed tokens",

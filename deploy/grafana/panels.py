@@ -1,6 +1,6 @@
 """The kinds of panels and variables that the dashboards are made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
 from grafana_foundation_sdk.builders.dashboard import (
@@ -9,6 +9,7 @@ from grafana_foundation_sdk.builders.dashboard import (
     DatasourceVariable,
     FieldColor,
     QueryVariable,
+    ThresholdsConfig,
 )
 from grafana_foundation_sdk.builders.heatmap import HeatmapColorOptions, RowsHeatmapOptions
 from grafana_foundation_sdk.builders.heatmap import Panel as HeatmapPanel
@@ -17,6 +18,9 @@ from grafana_foundation_sdk.builders.stat import Panel as StatPanel
 from grafana_foundation_sdk.builders.table import Panel as TablePanel
 from grafana_foundation_sdk.builders.timeseries import Panel as TimeseriesPanel
 from grafana_foundation_sdk.models.common import (
+    BigValueColorMode,
+    BigValueGraphMode,
+    BigValueTextMode,
     TableCellBackgroundDisplayMode,
     TableColoredBackgroundCellOptions,
 )
@@ -26,6 +30,8 @@ from grafana_foundation_sdk.models.dashboard import (
     DataTransformerConfig,
     DynamicConfigValue,
     FieldColorModeId,
+    Threshold,
+    ThresholdsMode,
     VariableOption,
     VariableRefresh,
     VariableSort,
@@ -34,8 +40,10 @@ from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
-THIRD, HALF, WHOLE = 8, 12, 24  # of the dashboard's 24 columns
-HEIGHT = 8
+MODEL, MODALITY = 'job=~"$job", model_name=~"$model"', 'modality=~"$modality"'
+RATE = "[$__rate_interval]"
+QUARTER, THIRD, HALF = 6, 8, 12  # of the dashboard's 24 columns
+HEIGHT, GLANCE_HEIGHT = 8, 5
 
 
 def dashboard(title: str, description: str) -> Dashboard:
@@ -93,14 +101,23 @@ def over_time(
     return panel
 
 
-def now(title: str, description: str, query: str, legend: str, width: int = THIRD) -> StatPanel:
-    """The newest value, large."""
+def now(
+    title: str,
+    description: str,
+    query: str,
+    legend: str,
+    unit: str = "short",
+    bad_from: Sequence[float] = (),
+    text: BigValueTextMode = BigValueTextMode.VALUE_AND_NAME,
+) -> StatPanel:
+    """The newest values, large. They turn yellow and red from the two numbers of `bad_from` on."""
+    colours = zip([None, *bad_from], ["green" if bad_from else "text", "yellow", "red"], strict=False)
+    steps = [Threshold(value=value, color=colour) for value, colour in colours]
     panel = StatPanel().title(title).description(description).datasource(DATASOURCE)
-    return (
-        panel.height(HEIGHT)
-        .span(width)
-        .with_target(Dataquery().ref_id("A").expr(query).legend_format(legend).instant())
-    )
+    panel.unit(unit).thresholds(ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
+    panel.text_mode(text).color_mode(BigValueColorMode.VALUE).graph_mode(BigValueGraphMode.NONE)
+    target = Dataquery().ref_id("A").expr(query).legend_format(legend).instant()
+    return panel.height(GLANCE_HEIGHT).span(QUARTER).with_target(target)
 
 
 def by_layer_and_expert(title: str, description: str, query: str, width: int = HALF) -> TablePanel:

@@ -1,10 +1,7 @@
 """The dashboard *Serving*: latency, throughput, queue, cache and errors."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
-from panels import HALF, dashboard, over_time
-
-MODEL = 'job=~"$job", model_name=~"$model"'
-RATE = "[$__rate_interval]"
+from panels import HALF, MODEL, RATE, dashboard, over_time
 
 
 def serving() -> Dashboard:

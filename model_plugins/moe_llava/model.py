@@ -27,7 +27,7 @@ from prismoe.model_plugins.moe_llava.processing import IMAGE_MARK
 from prismoe.model_plugins.moe_llava.tensors import TensorList
 from prismoe.model_plugins.moe_llava.tower import (
     drops_first_token,
-    find_tower,
+    find_whole_tower,
     make_tower,
     patch_grid,
     tower_config,
@@ -201,7 +201,7 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
             has_tower |= name.startswith(self.tensors.tower_prefix)
             yield name, weight
         if not has_tower:
-            tower = find_tower(self.config.mm_image_tower, self.vllm_config.model_config.model)
+            tower = find_whole_tower(self.config.mm_image_tower, self.vllm_config.model_config.model)
             for name, weight in tower_weights(tower):
                 yield self.tensors.tower_prefix + name, weight
 

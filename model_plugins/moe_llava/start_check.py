@@ -17,7 +17,12 @@ from prismoe.model_plugins.moe_llava.config import (
 )
 from prismoe.model_plugins.moe_llava.quantization import check_quantization
 from prismoe.model_plugins.moe_llava.tensors import TensorList
-from prismoe.model_plugins.moe_llava.tower import find_tower, tokens_per_image, tower_config, tower_shapes
+from prismoe.model_plugins.moe_llava.tower import (
+    find_whole_tower,
+    tokens_per_image,
+    tower_config,
+    tower_shapes,
+)
 from prismoe.model_plugins.routed_model import operator_routing
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.weight_files import stored_shapes
@@ -85,13 +90,12 @@ def check_weights(config: PretrainedConfig, folder: Path, in_force: RoutingInFor
     tensors = TensorList(config, tower_config(config.mm_image_tower, str(folder)), in_force)
     stored = stored_shapes(folder)
     if not any(name.startswith(tensors.tower_prefix) for name in stored):
-        tower = find_tower(config.mm_image_tower, str(folder))
         try:
-            shapes = tower_shapes(tower)
+            shapes = tower_shapes(find_whole_tower(config.mm_image_tower, str(folder)))
         except ValueError as error:
             raise ValueError(
-                f"The checkpoint holds no weights of its image tower {config.mm_image_tower!r}, nor does the "
-                f"tower's own folder. {error} From the Hub: `hf download {config.mm_image_tower}`."
+                f"The checkpoint holds no weights of its image tower {config.mm_image_tower!r}, nor can the "
+                f"tower's own be had. {error}"
             ) from error
         stored |= {tensors.tower_prefix + name: shape for name, shape in shapes.items()}
     unused = [name for name, shape in stored.items() if not tensors.is_used(name, shape)]

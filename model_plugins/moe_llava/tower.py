@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TypeAlias
 
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import BaseImageProcessor, CLIPVisionConfig, PretrainedConfig, SiglipVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -14,39 +13,53 @@ from vllm.model_executor.models.clip import CLIPVisionModel
 from vllm.model_executor.models.siglip import SiglipVisionModel
 from vllm.model_executor.models.utils import get_layer_index
 
+from prismoe.model_plugins.hub import checkpoint_folder, files_from_hub, hub_name
 from prismoe.model_plugins.patch_grid import PatchGrid
-from prismoe.model_plugins.weight_files import Shape, read_json, stored_shapes, stored_tensors
+from prismoe.model_plugins.weight_files import Shape, read_json, stored_shapes, stored_tensors, weight_files
 
 TowerConfig: TypeAlias = CLIPVisionConfig | SiglipVisionConfig
 
 
+TOWER_FILES = ("config.json", "preprocessor_config.json")
+
+
 @lru_cache
 def find_tower(name: str, checkpoint: str) -> Path:
-    """The folder of the tower that `mm_image_tower` names.
+    """The folder of the tower that `mm_image_tower` names, with its settings, if not its weights.
 
-    It is looked for in the checkpoint's folder, beside that, as a path, and in the local hub cache.
-    Raises FileNotFoundError that says so.
+    It is looked for in the checkpoint's folder and beside that, by its name and by the name's last part (the
+    name may be a path of another machine), then as a path, in the local hub cache and on the Hub.
+    Raises FileNotFoundError with a sentence.
     """
-    folder = Path(checkpoint)
-    candidates = [folder / name, folder.parent / name, Path(name)]
-    for candidate in candidates:
-        if _is_tower(candidate):
-            return candidate
-    if name.count("/") == 1 and isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
-        folder = Path(cached).parent
-        if _is_tower(folder):
-            return folder
-    looked = ", ".join(str(candidate) for candidate in candidates)
-    raise FileNotFoundError(
-        f"The checkpoint's image tower {name!r} was not found (looked for config.json and "
-        f"preprocessor_config.json in {looked} and in the Hugging Face cache). Fetch it with "
-        f"`hf download {name} config.json preprocessor_config.json`, or put a folder with these two files in "
-        "one of those places."
-    )
+    folder = Path(checkpoint).absolute()
+    last = PureWindowsPath(name).name  # It takes both kinds of slashes.
+    around = [place / part for part in (name, last) for place in (folder, folder.parent)]
+    places = dict.fromkeys([*around, Path(name).absolute()])
+    for place in places:
+        if all((place / file).is_file() for file in TOWER_FILES):
+            return place
+    files = " and ".join(TOWER_FILES)
+    looked = f"No folder with {files} is there: {', '.join(map(str, places))}."
+    advice = f"Put the tower's folder beside the checkpoint, as {folder.parent / last}"
+    if hub := hub_name(name):
+        try:
+            return files_from_hub(hub, TOWER_FILES)
+        except ValueError as error:
+            looked += f" Nor can {hub} be had from the Hugging Face Hub: {error}."
+        advice = f"Fetch it with `hf download {hub}`, or put its folder beside the checkpoint"
+    raise FileNotFoundError(f"The checkpoint's image tower {name!r} was not found. {looked} {advice}.")
 
 
-def _is_tower(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.json", "preprocessor_config.json"))
+def find_whole_tower(name: str, checkpoint: str) -> Path:
+    """The tower's folder with its weights too. Raises ValueError with a sentence where it has none."""
+    folder = find_tower(name, checkpoint)
+    try:
+        weight_files(folder)
+    except ValueError:
+        if hub := hub_name(name):
+            return checkpoint_folder(hub)
+        raise
+    return folder
 
 
 def _tower_family(path: Path) -> str:

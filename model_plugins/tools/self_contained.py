@@ -16,7 +16,13 @@ from prismoe.model_plugins.moe_llava.config import check_config_file, check_serv
 from prismoe.model_plugins.moe_llava.start_check import check_weights
 from prismoe.model_plugins.moe_llava.tensors import TensorList
 from prismoe.model_plugins.moe_llava.tokenizers import RanksTokenizer
-from prismoe.model_plugins.moe_llava.tower import VISION, find_tower, tower_config, tower_image_processor
+from prismoe.model_plugins.moe_llava.tower import (
+    VISION,
+    find_tower,
+    find_whole_tower,
+    tower_config,
+    tower_image_processor,
+)
 from prismoe.model_plugins.routing import ROUTING_KEY
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.tools.lazy_tensors import LazyTensor, in_memory, lazy_tensors
@@ -56,13 +62,14 @@ def write_self_contained(
     settings["mm_image_tower"] = TOWER_FOLDER
     settings.pop("auto_map", None)  # The code that it names stays behind.
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    tower = find_tower(config.mm_image_tower, str(source))
-    _copy_tower(tower, folder / TOWER_FOLDER)
+    _copy_tower(find_tower(config.mm_image_tower, str(source)), folder / TOWER_FOLDER)
     for file in (file for pattern in COPIED for file in source.glob(pattern)):
         shutil.copyfile(file, folder / file.name)
     write_tokenizer(source, folder)
     names = TensorList(config, tower_config(config.mm_image_tower, str(source)), in_force)
-    tensors = _with_tower(lazy_tensors(source), tower, names.tower_prefix)
+    tensors = lazy_tensors(source)
+    if not any(name.startswith(names.tower_prefix) for name in tensors):
+        tensors |= _tower_tensors(find_whole_tower(config.mm_image_tower, str(source)), names.tower_prefix)
     torch_dtype = None if dtype is None else getattr(torch, dtype)
     converted = {name: tensor.to(torch_dtype) for name, tensor in tensors.items()}
     own = {
@@ -81,12 +88,9 @@ def routing_settings(in_force: RoutingInForce) -> dict[str, Any]:
     return common | ({"layers": differing} if differing else {})
 
 
-def _with_tower(tensors: dict[str, LazyTensor], tower: Path, prefix: str) -> dict[str, LazyTensor]:
-    """The checkpoint's tensors, and the tower's from its own folder where the checkpoint has none."""
-    if any(name.startswith(prefix) for name in tensors):
-        return tensors
-    own = {prefix + name: tensor for name, tensor in lazy_tensors(tower).items() if name.startswith(VISION)}
-    return tensors | own
+def _tower_tensors(tower: Path, prefix: str) -> dict[str, LazyTensor]:
+    """The tower's tensors, named as in a checkpoint."""
+    return {prefix + name: tensor for name, tensor in lazy_tensors(tower).items() if name.startswith(VISION)}
 
 
 def _copy_tower(tower: Path, folder: Path) -> None:

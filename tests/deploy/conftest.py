@@ -1,9 +1,11 @@
 """Compose's own reading of compose.yaml, and the chart rendered by Helm, shared by the tests."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +30,25 @@ Manifests = dict[tuple[str, str], dict[str, Any]]
 
 @pytest.fixture
 def compose(tmp_path: Path) -> Compose:
-    """Runs `docker compose config` with .env.example's settings and these changes; None takes one out."""
+    """Runs `docker compose config` on compose.yaml, with `cpu` on cpu.yaml too, with these settings in .env.
 
-    def config(changes: Mapping[str, str | None] | None = None) -> subprocess.CompletedProcess[str]:
-        settings = dict(env_example()) | dict(changes or {})
-        env_file = tmp_path / ".env"
-        env_file.write_text(
-            "\n".join(f"{name}={text}" for name, text in settings.items() if text is not None)
-        )
-        command = [Path(sys.executable).with_name("docker-compose"), "--env-file", env_file]
-        environment = {name: text for name, text in os.environ.items() if name not in env_example()}
+    Without any settings there is no .env, and without its text no server.env.
+    """
+    folder = tmp_path / "deploy"
+    folder.mkdir()
+    for name in ("compose.yaml", "cpu.yaml"):
+        shutil.copyfile(DEPLOY / name, folder / name)
+
+    def config(cpu: bool = False, server_env: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+        if settings:
+            (folder / ".env").write_text("".join(f"{name}={text}\n" for name, text in settings.items()))
+        if server_env:
+            (folder / "server.env").write_text(server_env)
+        files = ["--file", "compose.yaml", "--file", "cpu.yaml"] if cpu else []
         return subprocess.run(
-            [*command, "--file", DEPLOY / "compose.yaml", "config"],
-            env=environment,
+            [Path(sys.executable).with_name("docker-compose"), *files, "config"],
+            cwd=folder,
+            env={name: text for name, text in os.environ.items() if name not in env_example()},
             capture_output=True,
             text=True,
             timeout=60,
@@ -50,10 +58,9 @@ def compose(tmp_path: Path) -> Compose:
 
 
 def env_example() -> dict[str, str]:
-    """The settings of .env.example."""
+    """The settings of .env.example, which are commented out."""
     lines = (DEPLOY / ".env.example").read_text().splitlines()
-    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
-    return {name: text for name, _, text in pairs}
+    return dict(line[1:].split("=", 1) for line in lines if re.match("#[A-Z_]+=", line))
 
 
 def render(**values: Any) -> Manifests:

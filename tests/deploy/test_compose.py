@@ -1,4 +1,4 @@
-"""compose.yaml as the real Compose reads it. No container is started: that needs a Docker engine."""
+"""compose.yaml and cpu.yaml as the real Compose reads them. test_stack.py runs them."""
 
 import re
 from typing import Any
@@ -7,127 +7,162 @@ import pytest
 import yaml
 
 from tests.deploy.conftest import DEPLOY, Compose, env_example
-from tests.deploy.dockerfile import stages
 
-OPTIONAL_PROFILE = "COMPOSE_PROFILES"  # Compose's own; without it, Prometheus and Grafana start alone.
-SETTINGS = [name for name in env_example() if name != OPTIONAL_PROFILE]
-MAY_BE_EMPTY = {"OPTIONS"}
+LASTING = {"server", "prometheus", "grafana"}
+OF_COMPOSE = {"COMPOSE_FILE"}
 
 
-def read(compose: Compose, **changes: str | None) -> dict[str, Any]:
-    done = compose(changes)
+def read(compose: Compose, cpu: bool = False, **settings: str) -> dict[str, Any]:
+    done = compose(cpu, **settings)
     assert done.returncode == 0, done.stderr
+    assert not done.stderr, "Compose warns where a variable has no value."
     configured: dict[str, Any] = yaml.safe_load(done.stdout)
     return configured
 
 
-def test_each_profile_starts_one_server_beside_prometheus_and_grafana(compose: Compose) -> None:
-    for profile in ("gpu", "cpu"):
-        services = read(compose, COMPOSE_PROFILES=profile)["services"]
-        assert set(services) == {profile, "prometheus", "grafana"}
-        assert services[profile]["networks"]["default"]["aliases"] == ["server"]
+@pytest.fixture(params=[False, True], ids=["gpu", "cpu"])
+def cpu(request: pytest.FixtureRequest) -> bool:
+    form: bool = request.param
+    return form
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("profile", ["gpu", "cpu"])
-def test_a_missing_setting_stops_the_start_with_its_name(compose: Compose, name: str, profile: str) -> None:
-    done = compose({name: None, OPTIONAL_PROFILE: profile})
-    assert done.returncode != 0
-    assert f"required variable {name} is missing a value: Say in .env" in done.stderr
+def test_nothing_has_to_be_set(compose: Compose, cpu: bool) -> None:
+    services = read(compose, cpu)["services"]
+    assert set(services) == {"setup"} | LASTING
+    name = "cpu" if cpu else "cuda"
+    for service in ("setup", "server"):
+        assert services[service]["image"] == f"prismoe:0.1.0-{name}"
+        assert services[service]["build"]["dockerfile"] == f"deploy/Dockerfile.{name}"
+    assert services["server"].get("gpus") == (None if cpu else [{"driver": "nvidia", "count": 1}])
+    ranks = [] if cpu else ["--tensor-parallel-size", "1"]
+    assert services["server"]["command"] == ["serve", "--api-keys-file", "/run/prismoe/api_keys", *ranks]
 
 
-@pytest.mark.parametrize("name", sorted(set(SETTINGS) - MAY_BE_EMPTY))
-def test_an_empty_setting_stops_the_start_with_its_name(compose: Compose, name: str) -> None:
-    done = compose({name: ""})
-    assert done.returncode != 0
-    assert f"required variable {name} is missing a value" in done.stderr
+def test_the_example_says_what_holds_without_it(compose: Compose) -> None:
+    own = {
+        name: text
+        for name, text in env_example().items()
+        if name not in {"MODEL", "OPTIONS", "HF_TOKEN_FILE"}
+    }
+    plain = read(compose)
+    assert read(compose, **own | {"COMPOSE_FILE": "compose.yaml"}) == plain
 
 
-def test_every_variable_of_the_file_is_a_setting_of_the_example() -> None:
-    used = set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text()))
-    assert used == set(SETTINGS)
+def test_every_variable_of_the_files_is_a_setting_of_the_example() -> None:
+    text = (DEPLOY / "compose.yaml").read_text() + (DEPLOY / "cpu.yaml").read_text()
+    assert set(re.findall(r"\$\{(\w+)", text)) == set(env_example()) - OF_COMPOSE
 
 
-def test_every_setting_is_explained() -> None:
-    explained = False
-    for line in (DEPLOY / ".env.example").read_text().splitlines():
-        explained = line.startswith("#") or (explained and bool(line))
-        assert explained or not line, f"No comment stands above {line}."
+def test_every_variable_has_a_value_without_the_example() -> None:
+    text = (DEPLOY / "compose.yaml").read_text() + (DEPLOY / "cpu.yaml").read_text()
+    assert not re.findall(r"\$\{\w+(?!:-)\W", text)
 
 
 def test_the_command_line_takes_the_settings(compose: Compose) -> None:
     options = """--routing '{"policy": "ltdr", "tail_experts": 3}' --max-model-len 2048"""
-    services = read(compose, MODEL="some-model", GPUS="2", OPTIONS=options)["services"]
-    assert services["gpu"]["command"] == [
-        *("serve", "/checkpoints/some-model", "--served-model-name", "some-model"),
-        *("--tensor-parallel-size", "2", "--api-keys-file", "/run/secrets/api_keys"),
-        *("--routing", '{"policy": "ltdr", "tail_experts": 3}'),
+    server = read(compose, MODEL="owner/some-model", GPUS="2", OPTIONS=options)["services"]["server"]
+    assert server["command"] == [
+        *("serve", "owner/some-model", "--api-keys-file", "/run/prismoe/api_keys"),
+        *("--tensor-parallel-size", "2", "--routing", '{"policy": "ltdr", "tail_experts": 3}'),
         *("--max-model-len", "2048"),
     ]
-    reserved = services["gpu"]["deploy"]["resources"]["reservations"]["devices"]
-    assert reserved == [{"capabilities": ["gpu"], "driver": "nvidia", "count": 2}]
+    assert server["gpus"] == [{"driver": "nvidia", "count": 2}]
 
 
-def test_a_gpu_can_do_without_prismoes_kernels(compose: Compose) -> None:
-    server = read(compose, PLAIN_KERNELS="1")["services"]["gpu"]
-    assert server["environment"] == {"PRISMOE_PLAIN_KERNELS": "1"}
+def test_the_other_settings_arrive(compose: Compose) -> None:
+    ports = {"server": "80", "prometheus": "81", "grafana": "82"}
+    numbers = {f"{name.upper()}_PORT": port for name, port in ports.items()}
+    paths = {"CHECKPOINTS": "/data/models", "HF_TOKEN_FILE": "/data/token"}
+    configured = read(compose, MEMORY="5g", IP_ADDRESS="192.0.2.7", RETENTION="1w", **paths, **numbers)
+    services = configured["services"]
+    assert {name: services[name]["ports"][0]["published"] for name in ports} == ports
+    addresses = {name: services[name]["ports"][0]["host_ip"] for name in ports}
+    assert addresses == {"server": "192.0.2.7", "prometheus": "127.0.0.1", "grafana": "127.0.0.1"}
+    assert services["server"]["deploy"]["resources"]["limits"]["memory"] == str(5 * 2**30)
+    assert "--storage.tsdb.retention.time=1w" in services["prometheus"]["command"]
+    assert configured["secrets"]["hf_token"]["file"] == "/data/token"
+    for name in ("setup", "server"):
+        assert [v["source"] for v in services[name]["volumes"] if v["target"] == "/checkpoints"] == [
+            "/data/models"
+        ]
 
 
-@pytest.mark.parametrize("profile", ["gpu", "cpu"])
-def test_containers_are_confined(compose: Compose, profile: str) -> None:
-    for name, service in read(compose, COMPOSE_PROFILES=profile)["services"].items():
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ({"GPUS": "many"}, r"'services\[server\]\.gpus\[0\]\.count' invalid value \"many\""),
+        ({"MEMORY": "lots"}, r"limits\.memory' invalid size: 'lots'"),
+        ({"IP_ADDRESS": "here"}, r"services\.server\.ports.* invalid ip address: here"),
+    ],
+)
+def test_compose_names_a_wrong_setting(compose: Compose, setting: dict[str, str], complaint: str) -> None:
+    """The others setup.sh refuses, or Docker: see test_setup.py."""
+    done = compose(**setting)
+    assert done.returncode != 0
+    assert re.search(complaint, done.stderr), done.stderr
+
+
+def test_a_file_of_environment_variables_reaches_the_server_alone(compose: Compose, cpu: bool) -> None:
+    before = read(compose, cpu)["services"]
+    after = read(compose, cpu, server_env="VLLM_USE_V2_MODEL_RUNNER=0\nHF_HUB_OFFLINE=1\n")["services"]
+    own = {"VLLM_USE_V2_MODEL_RUNNER": "0", "HF_HUB_OFFLINE": "1"}
+    assert after["server"]["environment"] == before["server"]["environment"] | own
+    assert all(after[name] == before[name] for name in before if name != "server")
+
+
+def test_containers_are_confined(compose: Compose, cpu: bool) -> None:
+    for name, service in read(compose, cpu)["services"].items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert service["restart"] == "unless-stopped", name
-        assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
-        assert service["ports"][0]["host_ip"] == "127.0.0.1", name
+        assert "memory" in service["deploy"]["resources"]["limits"], name
         assert service.get("privileged") is None
-        assert "user" not in service, name  # The images' own, which are not root.
+        if name == "setup":
+            assert (service["restart"], service["network_mode"]) == ("no", "none")
+        else:
+            assert service["restart"] == "unless-stopped", name
+            assert service["ports"][0]["host_ip"] == "127.0.0.1", name
+            assert "user" not in service, name  # The images' own, which are not root.
+            assert service["depends_on"]["setup"]["condition"] == "service_completed_successfully"
 
 
-@pytest.mark.parametrize("profile", ["gpu", "cpu"])
-def test_every_service_has_a_health_check(compose: Compose, profile: str) -> None:
-    services = read(compose, COMPOSE_PROFILES=profile)["services"]
-    assert "check" in services["prometheus"]["healthcheck"]["test"]
-    assert "http://127.0.0.1:3000/api/health" in services["grafana"]["healthcheck"]["test"]
-    dockerfile = stages(DEPLOY.parent / services[profile]["build"]["dockerfile"])[-1]
-    assert "http://127.0.0.1:8000/readyz" in dockerfile.last("HEALTHCHECK")
+def test_each_service_sees_its_own_secrets_alone(compose: Compose, cpu: bool) -> None:
+    """But for setup, which makes them."""
+    configured = read(compose, cpu)
+    seen = {
+        name: {
+            volume["source"]
+            for volume in configured["services"][name]["volumes"]
+            if volume["type"] == "volume"
+        }
+        for name in LASTING
+    }
+    assert seen == {
+        "server": {"home", "server-keys"},
+        "prometheus": {"prometheus", "prometheus-key"},
+        "grafana": {"grafana", "grafana-password"},
+    }
+    assert configured["secrets"]["hf_token"]["file"] == "/dev/null"
+    assert [name for name, service in configured["services"].items() if "secrets" in service] == ["server"]
 
 
-def test_images_are_pinned(compose: Compose) -> None:
-    for service in read(compose)["services"].values():
+def test_images_are_pinned(compose: Compose, cpu: bool) -> None:
+    for service in read(compose, cpu)["services"].values():
         assert re.search(r":v?\d+\.\d+\.\d+", service["image"]), service["image"]
 
 
-def test_secrets_come_from_files(compose: Compose) -> None:
-    files = {
-        "API_KEYS_FILE": "/etc/prismoe/keys",
-        "METRICS_KEY_FILE": "/etc/prismoe/metrics",
-        "GRAFANA_PASSWORD_FILE": "/etc/prismoe/password",
-    }
-    configured = read(compose, **files)
-    assert {name: secret["file"] for name, secret in configured["secrets"].items()} == {
-        "api_keys": "/etc/prismoe/keys",
-        "metrics_key": "/etc/prismoe/metrics",
-        "grafana_password": "/etc/prismoe/password",
-    }
-    secrets = {name: service.get("secrets") for name, service in configured["services"].items()}
-    assert [secret["target"] for secret in secrets["gpu"]] == ["/run/secrets/api_keys"]
-    assert [secret["target"] for secret in secrets["prometheus"]] == ["/run/secrets/metrics_key"]
+def test_grafana_opens_on_the_experts(compose: Compose) -> None:
+    grafana = read(compose)["services"]["grafana"]
+    assert (
+        grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+        == "/etc/grafana/dashboards/experts.json"
+    )
+    assert (DEPLOY / "grafana/dashboards/experts.json").is_file()
 
 
-def test_mounted_folders_are_in_the_repository(compose: Compose) -> None:
-    services = read(compose)["services"]
-    mounted = {
-        volume["target"]: volume["source"]
-        for name in ("prometheus", "grafana")
-        for volume in services[name]["volumes"]
-        if volume["type"] == "bind"
-    }
-    assert mounted == {
-        "/etc/prometheus": str(DEPLOY / "prometheus"),
-        "/etc/grafana/provisioning": str(DEPLOY / "grafana/provisioning"),
-        "/etc/grafana/dashboards": str(DEPLOY / "grafana/dashboards"),
-    }
-    assert all(DEPLOY.parent.joinpath(source).is_dir() for source in mounted.values())
+def test_mounted_files_are_in_the_repository() -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    mounted = re.findall(r"source: (\./\S+),", text)
+    assert len(mounted) == 5
+    assert all((DEPLOY / source).exists() for source in mounted)
+    assert (DEPLOY / "checkpoints").is_dir(), "The default of CHECKPOINTS."

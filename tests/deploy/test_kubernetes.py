@@ -4,6 +4,7 @@ LeaderWorkerSet has no schema in a Python package: its pods are checked as pods,
 """
 
 import json
+import subprocess
 from typing import Any
 
 import jsonschema
@@ -15,7 +16,7 @@ from helm_python import HelmValuesError, lint
 from pydantic import BaseModel
 
 from prismoe.server.arguments import serve_settings
-from tests.deploy.conftest import CHART, REQUIRED, render
+from tests.deploy.conftest import CHART, DEPLOY, REQUIRED, render
 
 KUBERNETES = "1.37"
 OTHER_KINDS = ("LeaderWorkerSet", "PodMonitor", "ScaledObject")
@@ -25,9 +26,16 @@ CASES = {
     "a fixed number of replicas": {"replicas": {"min": 2, "max": 2}},
     "tensor parallel": {"gpus": 4, "options": ["--routing", '{"policy": "topk"}']},
     "two nodes a replica": {"nodes": 2, "gpus": 8},
+    "from the Hub": {
+        "model": "owner/name",
+        "checkpointsClaim": "",
+        "cacheClaim": "cache",
+        "hubTokenSecret": "token",
+    },
     "everything": {
         "nodes": 2,
         "fetchImages": True,
+        "environment": {"NCCL_DEBUG": "INFO"},
         "nodeSelector": {"gpu": "h200"},
         "prometheus": {"labels": {"release": "kube-prometheus-stack"}},
         "clients": [{"namespaceSelector": {"matchLabels": {"team": "chat"}}}],
@@ -126,11 +134,65 @@ def test_the_server_takes_the_command_line(gpus: int, nodes: int) -> None:
     assert ("ray" in engine) == (nodes > 1)
 
 
+def environment(container: dict[str, Any]) -> dict[str, Any]:
+    """The variables and their values; of one that comes from elsewhere, where from."""
+    return {entry["name"]: entry.get("value") or entry["valueFrom"] for entry in container["env"]}
+
+
+def server_containers(manifests: dict[tuple[str, str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of every pod of a replica."""
+    pods = [server(manifests)]
+    if ("LeaderWorkerSet", "demo") in manifests:
+        pods.append(manifests["LeaderWorkerSet", "demo"]["spec"]["leaderWorkerTemplate"]["workerTemplate"])
+    return [pod["spec"]["containers"][0] for pod in pods]
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_every_pod_can_do_without_prismoes_kernels(nodes: int) -> None:
-    environment = {"name": "PRISMOE_PLAIN_KERNELS", "value": "1"}
-    assert str(environment) not in str(render(nodes=nodes))
-    assert str(render(nodes=nodes, plainKernels=True)).count(str(environment)) == nodes
+def test_the_environment_reaches_every_pod(nodes: int) -> None:
+    own = {"PRISMOE_PLAIN_KERNELS": "1", "NCCL_DEBUG": "INFO"}
+    containers = server_containers(render(nodes=nodes, environment=own))
+    assert len(containers) == nodes
+    for container in containers:
+        found = environment(container)
+        assert found.pop("VLLM_HOST_IP")
+        assert found == own | {"HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_model_of_the_hub(nodes: int) -> None:
+    name = "LanguageBind/MoE-LLaVA-Phi2-2.7B-4e"
+    manifests = render(nodes=nodes, model=name, checkpointsClaim="", cacheClaim="hub", hubTokenSecret="mine")
+    for container in server_containers(manifests):
+        found = environment(container)
+        assert "HF_HUB_OFFLINE" not in found
+        assert found["HF_TOKEN"] == {"secretKeyRef": {"name": "mine", "key": "hf_token"}}
+        mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert "/checkpoints" not in mounted
+        assert mounted["/home/vllm/.cache/huggingface"] == "cache"
+    arguments = server_containers(manifests)[0]["args"]
+    assert arguments[:2] == ["serve", name]
+    assert serve_settings(arguments[1:]).model == name
+    *_, outside = manifests["NetworkPolicy", "demo-server"]["spec"]["egress"]
+    assert {"port": 443} in outside["ports"]
+
+
+def test_a_variable_of_the_user_goes_before_the_charts() -> None:
+    [container] = server_containers(render(environment={"HF_HUB_OFFLINE": "0"}))
+    assert [entry["value"] for entry in container["env"] if entry["name"] == "HF_HUB_OFFLINE"] == ["0"]
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["leader", "worker"])
+def test_a_pod_whose_image_has_no_ray_ends_with_a_sentence(index: int) -> None:
+    """Its shell is run here, where there is no Ray either."""
+    container = server_containers(render(nodes=2))[index]
+    command = [*container["command"], *container.get("args", [])]
+    done = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=10)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "This image has no Ray, which nodes: 2 needs: build it with --build-arg RAY="
+    )
+    dockerfile = (DEPLOY / "Dockerfile.cuda").read_text()
+    assert "ARG RAY=" in dockerfile
 
 
 def test_probes_ask_the_server() -> None:
@@ -204,7 +266,7 @@ def test_a_server_that_may_fetch_images_reaches_no_private_address() -> None:
     assert {"10.0.0.0/8", "169.254.0.0/16", "127.0.0.0/8"} <= set(block["except"])
 
 
-@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize("name", ["image", "model", "apiKeySecret"])
 def test_a_missing_setting_stops_helm_with_its_name(name: str) -> None:
     with pytest.raises(HelmValuesError, match=f"at '/{name}': minLength"):
         render(**{name: ""})
@@ -218,6 +280,10 @@ def test_a_missing_setting_stops_helm_with_its_name(name: str) -> None:
         ({"router": {"policy": "fastest"}}, "at '/router/policy'"),
         ({"gpus": 0}, "at '/gpus'"),
         ({"model": "/absolute"}, "at '/model'"),
+        ({"model": "two words"}, "at '/model'"),
+        ({"checkpointsClaim": "", "model": "a-folder"}, "at '/model'"),
+        ({"environment": {"A-B": "1"}}, "invalid propertyName 'A-B'"),
+        ({"environment": {"A": 1}}, "at '/environment/A'"),
         ({"options": "--max-model-len 2048"}, "at '/options'"),
     ],
 )

@@ -27,8 +27,8 @@ def test_prometheus_scrapes_the_server_and_reads_the_rules(compose: Compose) -> 
     [server] = [job for job in settings["scrape_configs"] if job["job_name"] == "prismoe"]
     assert server["static_configs"] == [{"targets": ["server:8000"]}]
     services = yaml.safe_load(compose().stdout)["services"]
-    [secret] = services["prometheus"]["secrets"]
-    assert server["authorization"] == {"credentials_file": secret["target"]}
+    [folder] = [v["target"] for v in services["prometheus"]["volumes"] if v["source"] == "prometheus-key"]
+    assert server["authorization"] == {"credentials_file": f"{folder}/metrics_key"}
     assert "--config.file=/etc/prometheus/prometheus.yaml" in services["prometheus"]["command"]
 
 
@@ -45,7 +45,7 @@ def test_promtool_takes_the_settings(tmp_path: Path) -> None:
     config = shutil.copytree(DEPLOY / "prometheus", tmp_path / "prometheus") / "prometheus.yaml"
     key = tmp_path / "metrics_key"
     key.write_text("a key")
-    config.write_text(config.read_text().replace("/run/secrets/metrics_key", str(key)))
+    config.write_text(config.read_text().replace("/run/prismoe/metrics_key", str(key)))
     done = subprocess.run([promtool, "check", "config", config], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -64,14 +64,32 @@ def test_grafana_finds_the_dashboards(compose: Compose) -> None:
     [provider] = load(GRAFANA / "provisioning/dashboards/prismoe.yaml")["providers"]
     volumes = yaml.safe_load(compose().stdout)["services"]["grafana"]["volumes"]
     [folder] = [v["source"] for v in volumes if v["target"] == provider["options"]["path"]]
-    assert Path(folder) == GRAFANA / "dashboards"
-    assert set(Path(folder).glob("*.json")) == set(GRAFANA.rglob("*.json")), "Not all dashboards are there."
+    assert folder.endswith("/grafana/dashboards")
+    dashboards = set((GRAFANA / "dashboards").glob("*.json"))
+    assert dashboards == set(GRAFANA.rglob("*.json")), "Not all dashboards are there."
 
 
 def test_panels_lie_within_the_dashboard() -> None:
     for dashboard in GRAFANA.rglob("*.json"):
         for panel in load(dashboard)["panels"]:
             assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24, (dashboard.name, panel["title"])
+
+
+def test_no_two_panels_have_the_same_title() -> None:
+    """The tests of their queries know them by it."""
+    for dashboard in GRAFANA.rglob("*.json"):
+        titles = [panel["title"] for panel in load(dashboard)["panels"]]
+        assert len(titles) == len(set(titles)), dashboard.name
+
+
+def test_the_first_screen_answers_what_is_asked_first() -> None:
+    """A screen of 1080 lines shows about 24 rows of Grafana's grid."""
+    first = [
+        panel for panel in load(GRAFANA / "dashboards/experts.json")["panels"] if panel["gridPos"]["y"] < 18
+    ]
+    questions = [panel["title"] for panel in first if panel["type"] == "row"]
+    assert questions == ["Are my experts healthy?", "Which modality starves?", "What does it cost?"]
+    assert [panel["type"] for panel in first if panel["type"] != "row"] == ["stat"] * 12
 
 
 def test_dashboards_ask_the_provisioned_source() -> None:

@@ -21,7 +21,8 @@ main > h2 { grid-column: 1 / -1; font-size: 15px; color: var(--soft); }
 .card p { color: var(--soft); font-size: 12px; }
 svg { display: block; width: 100%; height: auto; margin: 8px 0 4px; }
 svg text { fill: var(--soft); font: 11px var(--mono); }
-.now { font-size: 22px; margin-top: 30px; }
+.now { font-size: 15px; margin-top: 6px; }
+.now b { font-size: 22px; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 12px; font-size: 12px; }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 5px; }
 table { width: 100%; border-spacing: 3px; font: 12px var(--mono); margin-top: 8px; }
@@ -59,8 +60,7 @@ def _panel(panel: dict[str, Any], prometheus: Prometheus, start: float, end: flo
     if panel["type"] == "table":
         body = _matrix(prometheus.query(_query(panel["targets"][0])))
     elif panel["type"] == "stat":
-        (labels, _), *_ = prometheus.query(_query(panel["targets"][0]))
-        body = f"<div class=now>{html.escape(_legend(panel['targets'][0], labels))}</div>"
+        body = _values(panel, prometheus)
     else:
         lines = _lines(panel, prometheus, start, end)
         unit = panel["fieldConfig"]["defaults"].get("unit", "short")
@@ -71,6 +71,18 @@ def _panel(panel: dict[str, Any], prometheus: Prometheus, start: float, end: flo
             body = _chart(lines, unit, width, start, end)
     head = f"<h3>{title}</h3><p>{html.escape(panel['description'])}</p>"
     return f"<section class=card style='grid-column: span {panel['gridPos']['w']}'>{head}{body}</section>"
+
+
+def _values(panel: dict[str, Any], prometheus: Prometheus) -> str:
+    """The newest values, or just their names where the panel says so."""
+    [target], unit = panel["targets"], panel["fieldConfig"]["defaults"].get("unit", "short")
+    names_alone = panel["options"]["textMode"] == "name"
+    parts = []
+    for labels, value in prometheus.query(_query(target)):
+        name = html.escape(_legend(target, labels))
+        number = "" if names_alone else f"<b>{_number(value, unit)}</b> "
+        parts.append(f"<div class=now>{number}{name}</div>")
+    return "".join(parts)
 
 
 def with_variables(query: str, interval: str = "5m") -> str:

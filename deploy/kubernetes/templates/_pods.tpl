@@ -16,7 +16,7 @@ securityContext:
 {{/* The arguments of `prismoe serve`. */}}
 {{- define "prismoe.arguments" -}}
 - serve
-- /checkpoints/{{ .Values.model }}
+- {{ ternary (printf "/checkpoints/%s" .Values.model) .Values.model (ne .Values.checkpointsClaim "") | quote }}
 - --served-model-name
 - {{ .Values.model | quote }}
 - --api-keys-file
@@ -60,8 +60,13 @@ image: {{ .Values.image | quote }}
 env:
   - name: VLLM_HOST_IP
     valueFrom: {fieldRef: {fieldPath: status.podIP}}
-{{- if .Values.plainKernels }}
-  - {name: PRISMOE_PLAIN_KERNELS, value: "1"}
+{{- $offline := ternary (dict "HF_HUB_OFFLINE" "1") dict (ne .Values.checkpointsClaim "") }}
+{{- range $name, $text := merge (dict) .Values.environment $offline }}
+  - {name: {{ $name }}, value: {{ $text | quote }}}
+{{- end }}
+{{- with .Values.hubTokenSecret }}
+  - name: HF_TOKEN
+    valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: hf_token}}
 {{- end }}
 resources:
   requests: {cpu: {{ .Values.resources.cpu | quote }}, memory: {{ .Values.resources.memory }}}
@@ -70,9 +75,14 @@ resources:
     memory: {{ .Values.resources.memory }}
     nvidia.com/gpu: {{ .Values.gpus }}
 volumeMounts:
+{{- if .Values.checkpointsClaim }}
   - {name: checkpoints, mountPath: /checkpoints, readOnly: true}
+{{- end }}
   - {name: api-keys, mountPath: /run/secrets/prismoe, readOnly: true}
   - {name: home, mountPath: /home/vllm}
+{{- if .Values.cacheClaim }}
+  - {name: cache, mountPath: /home/vllm/.cache/huggingface}
+{{- end }}
   - {name: tmp, mountPath: /tmp}
   - {name: shared-memory, mountPath: /dev/shm}
 {{ include "prismoe.confined" . }}
@@ -96,8 +106,14 @@ nodeSelector: {{ toYaml . | nindent 2 }}
 tolerations: {{ toYaml . | nindent 2 }}
 {{- end }}
 volumes:
+{{- with .Values.checkpointsClaim }}
   - name: checkpoints
-    persistentVolumeClaim: {claimName: {{ .Values.checkpointsClaim | quote }}, readOnly: true}
+    persistentVolumeClaim: {claimName: {{ . | quote }}, readOnly: true}
+{{- end }}
+{{- with .Values.cacheClaim }}
+  - name: cache
+    persistentVolumeClaim: {claimName: {{ . | quote }}}
+{{- end }}
   - name: api-keys
     secret:
       secretName: {{ .Values.apiKeySecret | quote }}
@@ -106,4 +122,9 @@ volumes:
   - {name: home, emptyDir: {}}
   - {name: tmp, emptyDir: {}}
   - {name: shared-memory, emptyDir: {medium: Memory, sizeLimit: {{ .Values.sharedMemory }}}}
+{{- end }}
+
+{{/* Ends a pod whose image has no Ray with a sentence. */}}
+{{- define "prismoe.needsRay" -}}
+if ! command -v ray > /dev/null; then echo "This image has no Ray, which nodes: {{ .Values.nodes }} needs: build it with --build-arg RAY=ray==2.60.0" >&2; exit 1; fi
 {{- end }}

@@ -1,0 +1,33 @@
+"""What `prismoe serve` sets before vLLM is imported."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from prismoe.model_plugins.bundled import bundled_checkpoint
+from prismoe.server import environment
+
+
+@pytest.fixture(autouse=True)
+def variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that the test may change."""
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(environment, "ask_to_end_with_parent", lambda: None)
+
+
+def test_the_bundled_model_never_asks_the_hub() -> None:
+    environment.prepare_environment(str(bundled_checkpoint()))
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_folder_may_need_a_tower_of_the_hub(tmp_path: Path) -> None:
+    environment.prepare_environment(str(tmp_path))
+    assert "HF_HUB_OFFLINE" not in os.environ
+
+
+@pytest.mark.parametrize("said", ["0", "1"])
+def test_the_user_has_the_last_word(said: str) -> None:
+    os.environ["HF_HUB_OFFLINE"] = said
+    environment.prepare_environment(str(bundled_checkpoint()))
+    assert os.environ["HF_HUB_OFFLINE"] == said
