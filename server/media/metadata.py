@@ -4,6 +4,7 @@ Texts, profiles, thumbnails and comments say nothing of the pixels, but Pillow r
 the image, some unpack to gigabytes, and some take it minutes.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -153,13 +154,20 @@ def _png_text(name: bytes, body: bytes) -> str:
     return text[:MOST_BYTES].decode("latin-1")
 
 
+START_OF_IMAGE, TEMPORARY, END_OF_IMAGE, SCAN = 0xD8, 0x01, 0xD9, 0xDA
 APP0, APP1, APP14, APP15, COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
-SCAN, END_OF_IMAGE, FILL = 0xDA, 0xD9, 0xFF
-WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
+
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+"""Neither an 0xff of a scan's data, nor a restart between them."""
 
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 READABLE_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA}
 """The others are hierarchical, or both lossless and with arithmetic coding."""
+
+MOST_IN_SEGMENT = 2**16 - 1
+
+MOST_SCANS = 100
+"""Each of a progressive image goes over all its pixels, and may have but fifty bytes. Ten are usual."""
 
 EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 CHANNELS = {APP0: (b"JFIF", 14), APP14: (b"Adobe", 12)}
@@ -167,39 +175,42 @@ CHANNELS = {APP0: (b"JFIF", 14), APP14: (b"Adobe", 12)}
 
 
 def _bare_jpeg(data: bytes) -> Bare:
-    """Comments and application segments before the first scan are left out, but those of CHANNELS."""
-    pieces: list[bytes] = []
-    copied = 0
+    """Comments and application segments are left out, but those of CHANNELS; so is what is in no segment."""
+    view = memoryview(data)
+    pieces: list[memoryview] = []
+    scans = 0
     info: Info = {}
     for marker, start, end in _counted(_jpeg_segments(data)):
-        body = data[start + 4 : end]
+        body = data[start + 4 : min(end, start + 2 + MOST_IN_SEGMENT)]
         if marker in FRAMES and not (marker in READABLE_FRAMES and body[0] == 8 and body[5] in (1, 3, 4)):
             raise ImageRefused("it is a JPEG of a rare kind: send one with 8 bits and 1, 3 or 4 channels")
+        scans += marker == SCAN
+        if scans > MOST_SCANS:
+            raise ImageRefused(f"it is a JPEG of more than {MOST_SCANS} scans")
         if marker == APP1 and body.startswith(EXIF):
             info.setdefault("exif", body)
         elif marker == APP1 and body.startswith(XMP):
             info.setdefault("xmp", body.removeprefix(XMP))
         first, least = CHANNELS.get(marker, (b"", 0))
         says_channels = least and body.startswith(first) and len(body) >= least
-        if marker == COMMENT or (APP0 <= marker <= APP15 and not says_channels):
-            pieces.append(data[copied:start])
-            copied = end
-    return Bare(b"".join([*pieces, data[copied:]]), info)
+        if says_channels or not (marker == COMMENT or APP0 <= marker <= APP15):
+            pieces.append(view[start:end])
+    return Bare(b"".join(pieces), info)
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The marker, start and end of each segment before the first scan."""
-    at = 0
-    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 3:
-        marker, start = data[at + 1], at
-        if marker in (SCAN, END_OF_IMAGE):
-            return
-        if marker == FILL:
-            at += 1
-        elif marker in WITHOUT_LENGTH:
-            at += 2
+    """The marker, start and end of each segment up to the end of the image. A scan has its data in it."""
+    marker = at = 0
+    while marker != END_OF_IMAGE and (match := MARKER.search(data, at)):
+        start = match.start()
+        marker = data[start + 1]
+        if marker in (START_OF_IMAGE, TEMPORARY, END_OF_IMAGE):
+            at = start + 2
         else:
-            at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4]))
+            at = start + 2 + max(2, int.from_bytes(data[start + 2 : start + 4]))
+        if marker == SCAN:
+            following = MARKER.search(data, at)
+            at = following.start() if following else len(data)
         yield marker, start, at
 
 

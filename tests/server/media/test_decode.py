@@ -1,6 +1,7 @@
 """From bytes to RGB: the forms that are right, and the sentences for those that are refused."""
 
 import functools
+import io
 import re
 import time
 import zlib
@@ -50,6 +51,14 @@ def test_colours_stay(mode: str, kind: str) -> None:
     image = decode(encoded(two_colours(mode, (32, 16)), kind), MAX_PIXELS)
     assert image.mode == "RGB" and image.size == (32, 16)
     assert near(image.getpixel((4, 8)), RED) and near(image.getpixel((28, 8)), BLUE)
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep_rgb": True}, {"subsampling": 0}, {"progressive": True}, {"smooth": 9}]
+)
+def test_colours_of_every_kind_of_jpeg(options: dict[str, object]) -> None:
+    data = encoded(two_colours(size=(32, 16)), "JPEG", comment="text", icc_profile=bytes(200), **options)
+    assert decode(data, MAX_PIXELS).tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA"])
