@@ -92,7 +92,7 @@ class RequestMedia(MediaConnector):
 
     async def _file(self, url: str, take: Callable[[int], None]) -> bytes:
         """The file at `url`; `take` is told of its bytes."""
-        settings, scheme = self.settings, url.partition(":")[0].lower()
+        settings, scheme = self.settings, url.partition(":")[0].strip().lower()
         if scheme in ("http", "https"):
             return await fetch(
                 self._origins.checked(url),

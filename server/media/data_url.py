@@ -5,17 +5,28 @@ import binascii
 
 from prismoe.server.media.refusal import ImageRefused
 
+SPACE = " \t\r\n\f"
+STANDARD = bytes.maketrans(b"-_", b"+/")
+
 
 def read_data_url(url: str, max_bytes: int) -> bytes:
-    """The bytes of `data:image/png;base64,…`; its media type is not believed. Raises ImageRefused."""
+    """The bytes of `data:image/png;base64,…`; its media type is not believed. Raises ImageRefused.
+
+    White space, missing padding, the URL-safe alphabet and percent-encoding (RFC 2397) are taken.
+    """
     header, comma, text = url.partition(",")
-    if not comma or not header.lower().endswith(";base64"):
+    if not comma or "base64" not in map(str.strip, header.lower().split(";")[1:]):
         raise ImageRefused("its data URL is not data:image/png;base64, and base64 text")
     too_large = ImageRefused(f"it has more than {max_bytes:,} bytes")
-    if len(text) > 4 * (max_bytes // 3 + 1):
+    most = 4 * (max_bytes // 3 + 1)
+    # Nothing is copied of a text that is too long even if all that it escapes is white space.
+    if len(text) - sum(map(text.count, SPACE)) - 3 * text.count("%") > most:
         raise too_large
     try:
-        data = base64.b64decode(text, validate=True)
+        digits = _digits(text.encode("ascii"))
+        if len(digits) > most:
+            raise too_large
+        data = base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageRefused("its data URL is not base64") from error
     if not data:
@@ -23,3 +34,13 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise too_large
     return data
+
+
+def _digits(text: bytes) -> bytes:
+    """The text in base64's standard alphabet, without white space, escapes and padding."""
+    text = text.translate(STANDARD, SPACE.encode())
+    if b"%" in text:
+        # Quoted-printable escapes with "=" for "%", and is decoded in C: urllib takes 17 s for 32 MiB.
+        text = binascii.a2b_qp(text.replace(b"=", b"=3D").replace(b"%", b"="))
+        text = text.translate(STANDARD, SPACE.encode())
+    return text.rstrip(b"=")

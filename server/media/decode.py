@@ -1,17 +1,18 @@
 """From untrusted bytes to an RGB picture, within bounds.
 
-The format is what the bytes say. The size is read from the header before anything is decoded. Nothing that
-Pillow says of a broken file is passed on (CVE-2026-22778: its errors name addresses).
+The format is what the bytes say. Metadata are left out before Pillow reads the file. The size is read from
+the header before anything is decoded. The picture has its pixels and nothing else. Nothing that Pillow says
+of a broken file is passed on (CVE-2026-22778: its errors name addresses).
 """
 
 import warnings
 from io import BytesIO
-from typing import cast
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from prismoe.server.media.budget import BYTES_PER_PIXEL, BudgetSpent, ImageBudget
+from prismoe.server.media.metadata import DAMAGED, Info, bare
 from prismoe.server.media.refusal import ImageRefused
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -22,20 +23,8 @@ LONGEST_SIDE = 8192
 MOST_STRETCHED = 100
 """Longer side by shorter side. A tower scales by the shorter side: at 20,000 to 1 that would be gigabytes."""
 
-ORIENTATION_TAG = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""By EXIF orientation: what turns the image upright."""
-
-# _check_size has a limit of its own, and Pillow's is an error at twice what it warns of.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of sizes, for which there is _check_size, and of metadata: a request would fill the log.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Colour = tuple[int, int, int]
 WHITE = (255, 255, 255)
@@ -47,27 +36,26 @@ def decode(data: bytes, max_pixels: int, budget: ImageBudget, background: Colour
     Its pixels count against `budget` until it is gone. Raises ImageRefused, or BudgetSpent.
     """
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        file, info = bare(data)
+        with Image.open(BytesIO(file), formats=FORMATS) as image:
             _check_size(image.width, image.height, max_pixels)
-            return _within(budget, image, background)
+            return _within(budget, image, info, background)
     except (ImageRefused, BudgetSpent):
         raise
-    except UnidentifiedImageError as error:
-        raise ImageRefused("it is not a PNG, JPEG, WebP or GIF") from error
     except Image.DecompressionBombError as error:
         raise ImageRefused(f"it has more than {max_pixels:,} pixels") from error
     except MemoryError as error:
         raise ImageRefused("there is not enough memory for it now") from error
     except Exception as error:  # Pillow's readers raise many kinds, of which only some are documented.
-        raise ImageRefused("it is damaged or cut short") from error
+        raise ImageRefused(DAMAGED) from error
 
 
-def _within(budget: ImageBudget, image: Image.Image, background: Colour) -> Image.Image:
+def _within(budget: ImageBudget, image: Image.Image, info: Info, background: Colour) -> Image.Image:
     count = image.width * image.height * BYTES_PER_PIXEL
     budget.take(count)
     try:
         image.load()
-        picture = _upright(_rgb(image, background), image)
+        picture = _upright(_rgb(image, background), info)
     except BaseException:
         budget.give_back(count)
         raise
@@ -93,7 +81,9 @@ def _rgb(image: Image.Image, background: Colour) -> Image.Image:
     if image.mode.startswith("I"):
         image = _eight_bits(image)
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        opaque = image.convert("RGB")
+        opaque.info.clear()  # Pillow copies it: vLLM would turn the picture again by its EXIF.
+        return opaque
     picture = image.convert("RGBA")
     flat = Image.new("RGB", picture.size, background)
     flat.paste(picture, mask=picture.getchannel("A"))
@@ -110,9 +100,20 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return picture
 
 
-def _upright(picture: Image.Image, image: Image.Image) -> Image.Image:
-    try:
-        turn = UPRIGHT.get(cast(int, image.getexif().get(ORIENTATION_TAG)))
-    except Exception:  # EXIF that can't be read says nothing; the picture is there.
+def _upright(picture: Image.Image, info: Info) -> Image.Image:
+    """The picture, turned as the metadata say."""
+    orientation = _orientation(info)
+    if orientation not in range(2, 9):
         return picture
-    return picture if turn is None else picture.transpose(turn)
+    picture.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(picture)
+
+
+def _orientation(info: Info) -> object:
+    """EXIF's orientation; None where there is none, or the metadata can't be read."""
+    holder = Image.new("1", (1, 1))
+    holder.info.update(info)
+    try:
+        return holder.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises many kinds, as it does for pixels. The picture is there.
+        return None

@@ -42,6 +42,37 @@ def png(
     )
 
 
+def damaged(part: bytes) -> bytes:
+    """A chunk of a PNG whose checksum is wrong."""
+    return part[:-1] + bytes([part[-1] ^ 1])
+
+
+def riff(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A WebP of these chunks."""
+    body = b"".join(
+        name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for name, data in chunks
+    )
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    """A segment of a JPEG."""
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def inserted(data: bytes, *parts: bytes, before: bytes = b"") -> bytes:
+    """A PNG, JPEG or GIF with parts behind its header, or before the PNG's first chunk of this name."""
+    if before:
+        at = data.index(before) - 4
+    elif data.startswith(SIGNATURE):
+        at = data.index(b"IHDR") + 4 + 13 + 4
+    elif data.startswith(b"GIF"):
+        at = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
+    else:
+        at = len(b"\xff\xd8")
+    return data[:at] + b"".join(parts) + data[at:]
+
+
 def rows(values: Sequence[Sequence[int]], sample_bytes: int) -> bytes:
     """A PNG's unfiltered scan lines."""
     return b"".join(b"\0" + b"".join(value.to_bytes(sample_bytes, "big") for value in row) for row in values)

@@ -48,7 +48,7 @@ def test_a_data_url(header: str) -> None:
     [
         ("data:image/png;base64,", "its data URL is empty."),
         ("data:image/png;base64,!!!!", "its data URL is not base64."),
-        ("data:image/png;base64,AAA", "its data URL is not base64."),
+        ("data:image/png;base64,AAAAA", "its data URL is not base64."),
         ("data:image/png;base64,ÄÖÜ=", "its data URL is not base64."),
         ("data:image/png,raw", "its data URL is not data:image/png;base64, and base64 text."),
         ("data:", "its data URL is not data:image/png;base64, and base64 text."),

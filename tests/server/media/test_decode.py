@@ -1,6 +1,7 @@
 """From bytes to RGB: the forms that are right, and the sentences for those that are refused."""
 
 import functools
+import io
 import re
 import time
 import zlib
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from prismoe.server.media.budget import ImageBudget
-from prismoe.server.media.decode import LONGEST_SIDE, UPRIGHT
+from prismoe.server.media.decode import LONGEST_SIDE
 from prismoe.server.media.decode import decode as decode_within
 from prismoe.server.media.refusal import ImageRefused
 from tests.server.media.pictures import BLUE, GREEN, RED, chunk, encoded, png, rows, two_colours
@@ -52,6 +53,14 @@ def test_colours_stay(mode: str, kind: str) -> None:
     assert near(image.getpixel((4, 8)), RED) and near(image.getpixel((28, 8)), BLUE)
 
 
+@pytest.mark.parametrize(
+    "options", [{"keep_rgb": True}, {"subsampling": 0}, {"progressive": True}, {"smooth": 9}]
+)
+def test_colours_of_every_kind_of_jpeg(options: dict[str, object]) -> None:
+    data = encoded(two_colours(size=(32, 16)), "JPEG", comment="text", icc_profile=bytes(200), **options)
+    assert decode(data, MAX_PIXELS).tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA"])
 def test_greys_stay(mode: str) -> None:
     image = Image.new(mode, (2, 1), 0)
@@ -68,8 +77,6 @@ def test_sixteen_bits_become_eight() -> None:
     ]
     colours = png(2, 1, depth=16, colour=2, data=rows([[0xFFFF, 0, 0, 0, 0, 0x8000]], 2))
     assert decode(colours, MAX_PIXELS).getpixel((0, 0)) == RED
-    clear = png(2, 1, chunk(b"tRNS", b"\x12\x34"), depth=16, data=rows([[0x1234, 0x1235]], 2))
-    assert [decode(clear, MAX_PIXELS).getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (18, 18, 18)]
 
 
 def test_what_is_clear_shows_the_background() -> None:
@@ -83,30 +90,35 @@ def test_what_is_clear_shows_the_background() -> None:
         assert decode(data, MAX_PIXELS, background=GREEN).getpixel((0, 0)) == GREEN
 
 
+@pytest.mark.parametrize(
+    ("depth", "colour", "clear", "data", "expected"),
+    [
+        (1, 0, b"\0\1", b"\0\x40", ["black", "clear"]),
+        (2, 0, b"\0\1", b"\0\x10", ["black", "clear"]),
+        (4, 0, b"\0\x0e", b"\0\xfe", ["white", "clear"]),
+        (8, 0, b"\0\xfe", b"\0\0\xfe", ["black", "clear"]),
+        (8, 0, b"\1\xfe", b"\0\0\xfe", ["black", "clear"]),  # only the low byte counts
+        (8, 2, b"\0\xff\0\0\0\0", b"\0\0\0\0\xff\0\0", ["black", "clear"]),
+        (16, 0, b"\x12\x34", rows([[0, 0x1234]], 2), ["black", "clear"]),
+        (16, 0, b"\x12\x34", rows([[0, 0x1235]], 2), ["black", (18, 18, 18)]),
+        (16, 2, b"\x12\x34" * 3, rows([[0, 0, 0, 0x1234, 0x1234, 0x1234]], 2), ["black", "clear"]),
+    ],
+)
+def test_the_colour_that_is_clear_in_a_png(
+    depth: int, colour: int, clear: bytes, data: bytes, expected: list[str | tuple[int, int, int]]
+) -> None:
+    picture = decode(
+        png(2, 1, chunk(b"tRNS", clear), depth=depth, colour=colour, data=data), MAX_PIXELS, background=GREEN
+    )
+    colours = {"black": (0, 0, 0), "white": (255, 255, 255), "clear": GREEN}
+    assert [picture.getpixel((x, 0)) for x in (0, 1)] == [colours.get(each, each) for each in expected]
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_an_animation_is_its_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, BLUE)]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50)
     assert near(decode(data, MAX_PIXELS).getpixel((8, 8)), RED)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_turns_it_upright(orientation: int) -> None:
-    picture = Image.new("RGB", (64, 32), "black")
-    picture.paste(RED, (0, 0, 16, 16))
-    undo = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = picture if orientation == 1 else picture.transpose(UPRIGHT[undo[orientation]])
-    for kind in ("JPEG", "PNG", "WEBP"):
-        upright = decode(encoded(stored, kind, exif=exif), MAX_PIXELS)
-        assert upright.size == (64, 32)
-        assert near(upright.getpixel((4, 4)), RED, 60) and near(upright.getpixel((60, 28)), (0, 0, 0), 60)
-
-
-def test_exif_that_is_broken_turns_nothing() -> None:
-    data = encoded(two_colours(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(64))
-    assert decode(data, MAX_PIXELS).size == (8, 4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 100), (100, 1), (LONGEST_SIDE, 100)])
