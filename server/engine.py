@@ -62,6 +62,16 @@ class RoutedEngines:
         return [ranks[0] for ranks in answers]
 
 
+def send_images_always(engine: EngineClient) -> None:
+    """Send the engine each image's tensors, whether or not an earlier request had the same image.
+
+    vLLM's front takes an image for sent once it is processed. Where that request is then refused, or only its
+    tokens are counted, the engine never gets the image, and fails the next request that has it.
+    """
+    renderer: Any = engine.renderer
+    renderer._mm_processor_cache = renderer._mm_processor_only_cache  # keeps what it processed, and sends it
+
+
 def prepare_fork(listener: socket.socket) -> None:
     """What an engine process forked from this one (on Linux) must do differently."""
 

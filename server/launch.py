@@ -26,7 +26,14 @@ from prismoe.server.access.gate import Gate
 from prismoe.server.access.keys import Keys
 from prismoe.server.access.routes import keep_listed_routes, match_whole_paths
 from prismoe.server.answer_text import mend_answers
-from prismoe.server.engine import EngineArgs, EngineFailed, RoutedEngines, StartRefused, prepare_fork
+from prismoe.server.engine import (
+    EngineArgs,
+    EngineFailed,
+    RoutedEngines,
+    StartRefused,
+    prepare_fork,
+    send_images_always,
+)
 from prismoe.server.error_shape import ErrorShape, tell_validation_errors
 from prismoe.server.inspector import Inspector, what_is_inspectable
 from prismoe.server.life.heart import Heart
@@ -91,8 +98,8 @@ def _sentences() -> Iterator[None]:
 
 def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> UnderWay:
     """Put prismoe's middleware around the app, outermost last, and add the probes."""
-    # vLLM has built the app's stack already, so that Starlette takes no more middleware.
-    checked = BodyLimit(app.middleware_stack or app.build_middleware_stack(), settings)
+    # vLLM has built the stack already, without our handlers; so Starlette takes no more middleware.
+    checked = BodyLimit(app.build_middleware_stack(), settings)
     under_way = UnderWay(Admission(checked, settings))
     app.router.routes.extend(probe_routes(lambda: under_way.trouble or app.state.heart.trouble))
     match_whole_paths(app)
@@ -135,6 +142,7 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     app.state.heart = Heart(engines, lambda: vllm_tokens(registry), settings)
     count_tokens(engine)
     mend_answers(engine)
+    send_images_always(engine)
     try:
         await engines.ask("prismoe_reset_expert_load")
         await app.state.expert_load.read()

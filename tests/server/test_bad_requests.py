@@ -6,8 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.server.conftest import image_part, text_part, url_part, user
+from tests.server.media.pictures import encoded
 
 pytestmark = pytest.mark.usefixtures("server")
 
@@ -102,3 +104,40 @@ def test_a_body_that_is_not_json(http: httpx.Client, good: object) -> None:
     answer = http.post("/v1/chat/completions", content=b'{"messages": [', headers=headers)
     assert answer.status_code == 400
     assert ask(http, good).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        ("/v1/chat/completions", {"stop": [""]}),
+        ("/v1/chat/completions", {"temperature": 1e300}),
+        ("/v1/chat/completions", {"min_tokens": 500}),
+        ("/v1/chat/completions", {"logit_bias": {"99999999": 1}}),
+        ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 500, "stream": True}),
+        ("/v1/chat/completions", {"structured_outputs": {"regex": "("}}),
+        ("/v1/chat/completions", {"vllm_xargs": {"task": 1}}),
+        ("/v1/chat/completions/batch", {"stop": [""]}),
+        ("/tokenize", {}),
+    ],
+)
+def test_the_next_request_with_the_same_picture_is_answered(
+    http: httpx.Client, path: str, options: dict[str, Any]
+) -> None:
+    """vLLM takes a picture for sent to the engine that it has only processed."""
+    new = encoded(Image.effect_noise((24, 24), 50))
+    messages = user(image_part(new), "What is this?")
+    body = {"messages": [messages] if path.endswith("batch") else messages, "model": "prismoji", **options}
+    assert http.post(path, json=body).status_code in (200, 400)
+    assert ask(http, messages).status_code == 200
+
+
+def test_a_picture_whose_tokens_are_counted_is_answered(http: httpx.Client) -> None:
+    data = base64.b64encode(encoded(Image.effect_noise((24, 24), 50))).decode()
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    body = {"model": "prismoji", "messages": user({"type": "image", "source": source}, "What?")}
+    assert http.post("/v1/messages/count_tokens", json=body).status_code == 200
+    assert http.post("/v1/messages", json={**body, "max_tokens": 2}).status_code == 200
+
+
+def test_what_is_wrong_with_an_option_is_one_sentence(http: httpx.Client, good: object) -> None:
+    assert refusal(http, good, good, temperature="hot") == "temperature has to be a number."
