@@ -11,13 +11,10 @@ ROUTED_WORKER = "prismoe.model_plugins.routed_worker.RoutedWorker"
 def engine_options(routing: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Keyword arguments of vLLM's LLM or EngineArgs under which every policy is right.
 
-    `routing` overrides what the checkpoint says; None leaves it in force.
+    `routing` overrides what the checkpoint says; None leaves it in force. Where a policy needs a scheduler of
+    its own, the check at the start chooses it (`engine_checks`).
     """
-    from vllm.platforms import current_platform
-
-    scheduler = "WholeImageScheduler" if current_platform.is_cpu() else "WholeImageAsyncScheduler"
     return {
-        "scheduler_cls": f"prismoe.model_plugins.scheduler.{scheduler}",
         "worker_cls": ROUTED_WORKER,
         "worker_extension_cls": "prismoe.model_plugins.worker.RoutingWorkerExtension",
         "additional_config": {} if routing is None else {ROUTING_KEY: dict(routing)},

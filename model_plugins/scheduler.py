@@ -2,56 +2,103 @@
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-Images = Sequence[tuple[int, int]]
-"""Where a prompt's images are: (offset, length) pairs in tokens, in order."""
+Image = tuple[int, int]
+"""Where an image is in a prompt: its offset and its length in tokens."""
+
+MOST_PASSES = 8
+"""In how many steps requests may be let in before one whose image has no room in these steps."""
 
 
-def tokens_before_cut(images: Images, start: int, count: int) -> int:
+def image_around(images: Sequence[Image], position: int) -> Image | None:
+    """The image that a cut before the token at `position` would part."""
+    return next((image for image in images if image[0] < position < sum(image)), None)
+
+
+def tokens_before_cut(images: Sequence[Image], start: int, count: int) -> int:
     """How many of `count` tokens from position `start` to take so that no image is cut.
 
     The step ends before an image that it would hold only in part.
     """
-    for offset, length in images:
-        if offset < start + count < offset + length:
-            return max(0, offset - start)
-    return count
+    image = image_around(images, start + count)
+    return count if image is None else max(0, image[0] - start)
 
 
-class WholeImages:
-    """Ends a step before an image that it would cut, and starts at one that a prefix-cache hit cuts.
+class WholeImageScheduler(Scheduler):
+    """Ends a step, and a prefix-cache hit, before an image that it would cut.
 
-    To be mixed into a Scheduler.
+    No request waits for ever. vLLM serves running requests in the order in which it let them in. The first
+    that still reads its prompt has all of a step but a token for each request that decodes; that is room for
+    an image (`engine_checks`), so it goes on in each step. A waiting request is let in when those before it
+    have read their prompts, and others are let in before it in not more than MOST_PASSES steps.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._left = 0  # of the tokens that the step may hold
+        self._passes: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        self._left = min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens)
+        return super().schedule(throttle_prefills)
+
+    def _reserve_prefill_lookahead(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        """vLLM's number of a request's tokens in this step, which it asks for here last."""
+        count = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        self._left -= count
+        return count
 
     def _try_schedule_encoder_inputs(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int, *args: Any, **kwargs: Any
     ) -> Any:
-        num_new_tokens = tokens_before_cut(_images(request), num_computed_tokens, num_new_tokens)
-        return super()._try_schedule_encoder_inputs(  # type: ignore[misc]
-            request, num_computed_tokens, num_new_tokens, *args, **kwargs
-        )
+        count = tokens_before_cut(_images(request), num_computed_tokens, num_new_tokens)
+        return super()._try_schedule_encoder_inputs(request, num_computed_tokens, count, *args, **kwargs)
 
-    def _mark_prefix_replay(self, request: Request, num_hit_tokens: int, window_loaded: bool) -> int:
-        """How many of a prefix-cache hit's last tokens to compute again: those of an image that it cuts.
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
+        """vLLM's hit, or the longest one behind which no image is computed in part.
 
-        Their keys and values are written again too, over the same ones.
+        An image that was hit in part gets KV blocks of its own: others may read those that were hit.
         """
-        return num_hit_tokens - tokens_before_cut(_images(request), 0, num_hit_tokens)
+        blocks, hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
+        manager = self.kv_cache_manager
+        while image := image_around(_images(request), self._start_behind(hit)):
+            found, hit, uncached = manager.coordinator.find_longest_cache_hit(
+                request.block_hashes, image[0] + self.prefix_replay_tokens
+            )
+            blocks, boundary = manager.create_kv_cache_blocks(found), hit + uncached if uncached else 0
+        return blocks, hit, boundary, diverged
+
+    def _ec_transfer_pending(self, request: Request, num_computed_tokens: int) -> bool:
+        """Whether to pass over a waiting request in this step: here, too, if its next image has no room.
+
+        Behind a request that gets no token vLLM would let nobody in.
+        """
+        if super()._ec_transfer_pending(request, num_computed_tokens):
+            return True
+        start = self._start_behind(num_computed_tokens)
+        if all(offset != start or length <= self._left for offset, length in _images(request)):
+            return False
+        self._passes[request] = self._passes.get(request, 0) + 1
+        return self._passes[request] <= MOST_PASSES
+
+    def _start_behind(self, hit: int) -> int:
+        """Where a prompt is computed from: vLLM replays the last tokens of a hit in some sliding windows."""
+        return max(0, hit - self.prefix_replay_tokens)
 
 
-def _images(request: Request) -> Images:
+class WholeImageAsyncScheduler(WholeImageScheduler, AsyncScheduler):
+    """The same where vLLM schedules a step before the last one is done, as it does on CUDA."""
+
+
+def _images(request: Request) -> list[Image]:
     positions = [feature.mm_position for feature in request.mm_features]
     return [(position.offset, position.length) for position in positions]
-
-
-class WholeImageScheduler(WholeImages, Scheduler):
-    """For vLLM's synchronous scheduling (CPU)."""
-
-
-class WholeImageAsyncScheduler(WholeImages, AsyncScheduler):
-    """For vLLM's asynchronous scheduling (CUDA)."""

@@ -27,19 +27,19 @@ LOGIT_NOISE, RPV_NOISE = 1e-5, 1e-6  # how far float32 may be off
 
 
 class RecordingHits:
-    """Counts, in a scheduler, where prefix-cache hits end."""
+    """Counts, in a scheduler, where the prefix-cache hits end that vLLM finds."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.hits: Counter[str] = Counter()
 
     def _get_local_prefix_cache_hit(self, request: Any) -> Any:
-        hit = super()._get_local_prefix_cache_hit(request)
+        _, hit, _ = self.kv_cache_manager.get_computed_blocks(request)
         for feature in request.mm_features:
             start, end = feature.mm_position.offset, feature.mm_position.offset + feature.mm_position.length
-            if start <= hit[1] <= end:
-                self.hits["inside an image" if start < hit[1] < end else "at an image's edge"] += 1
-        return hit
+            if start <= hit <= end:
+                self.hits["inside an image" if start < hit < end else "at an image's edge"] += 1
+        return super()._get_local_prefix_cache_hit(request)
 
 
 class RecordingWholeImageScheduler(RecordingHits, WholeImageScheduler):

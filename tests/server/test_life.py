@@ -101,7 +101,7 @@ def test_a_server_of_tests_that_were_killed_ends(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (("--routing", '{"policy": "nothing"}'), "routing"),
-        (("--max-num-batched-tokens", "15"), "--max-num-batched-tokens 64"),
+        (("--max-num-batched-tokens", "15"), "--max-num-batched-tokens 78 or more, with --max-num-seqs 15"),
         (("--limit-mm-per-prompt", '{"image": 0}'), "--limit-mm-per-prompt"),
     ],
 )
