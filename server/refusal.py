@@ -12,7 +12,7 @@ REASONS = ("key", "role", "draining", "busy", "key_busy", "memory", "body_size",
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is refused. `reason` is one of REASONS."""
+    """Why a request is refused. `reason` is one of REASONS, if it is counted."""
 
     status: HTTPStatus
     reason: str
