@@ -14,9 +14,11 @@ LOCKING := .cache/locking
 LOCK := $(LOCKING)/bin/uv pip compile --quiet --upgrade --generate-hashes --no-emit-find-links \
 	--custom-compile-command 'make locks' --python-version 3.11 --python-platform x86_64-manylinux_2_28
 
+CLIENTS := .cache/clients
+
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test lint browser pictures monitored dashboards bench load locks audit two-hosts train install
+.PHONY: demo test lint browser pictures monitored dashboards bench load locks audit two-hosts train install clients
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -81,6 +83,16 @@ pictures: $(INSTALLED) browser $(BIN)/promtool
 # Trains the bundled model anew: an hour and a half on two cores, and npm to fetch the pictures.
 train: $(INSTALLED)
 	$(BIN)/python -m prismoe.training.prismoji $(ARGS)
+
+# Python's and npm's clients, in an environment of their own, against the bundled model. Needs Node 20 and npm; three minutes.
+clients: $(INSTALLED) $(CLIENTS)/.installed
+	$(BIN)/python -m tests.clients $(CLIENTS)
+
+$(CLIENTS)/.installed:
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet pytest openai instructor langchain-openai litellm anthropic
+	npm install --silent --no-audit --no-fund --prefix $(CLIENTS) openai ai @ai-sdk/openai-compatible zod
+	touch $@
 
 install: $(INSTALLED)
 

@@ -90,6 +90,7 @@ def _shaped(path: str, status: int, body: bytes) -> bytes:
             error["message"] = OF_THE_ROUTER.get(HTTPStatus(status), f"{told['detail']}.")
     else:
         error = told["error"]
+    error["message"] = _sentence(error["message"])
     if path == ANTHROPIC or path.startswith(f"{ANTHROPIC}/"):
         other = "invalid_request_error" if status < 500 else "api_error"
         kind = ANTHROPIC_TYPES.get(HTTPStatus(status), other)
@@ -97,3 +98,10 @@ def _shaped(path: str, status: int, body: bytes) -> bytes:
     else:
         told = {"error": error}
     return json.dumps(told).encode()
+
+
+def _sentence(message: str) -> str:
+    """vLLM's message without what it puts behind: the names and values of its own code."""
+    sentence, behind, _ = message.rpartition(" (parameter=")
+    sentence = (sentence if behind and message.endswith(")") else message).strip()
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."

@@ -48,10 +48,19 @@ class Body(Message):
         return self
 
 
+def _with_schema(response_format: Any) -> Any:
+    """A `json_object` with a schema beside it, which some clients send and vLLM ignores, as `json_schema`."""
+    match response_format:
+        case {"type": "json_object", "schema": dict(schema)}:
+            return {"type": "json_schema", "json_schema": {"name": "schema", "schema": schema}}
+    return response_format
+
+
 class ChatBody(Body):
     """Chat completions, and inspections of them."""
 
     messages: Conversation
+    response_format: Annotated[Any, BeforeValidator(_with_schema)] = None
 
 
 class BatchBody(Body):
@@ -134,7 +143,7 @@ BODIES: dict[str, type[Body]] = {
 }
 """By path. A route that is not here takes no body."""
 
-READ = {"messages", "system", "input"}
+READ = {"messages", "system", "input", "response_format"}
 """The keys whose values vLLM gets as they were read here."""
 
 

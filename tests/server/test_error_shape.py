@@ -1,7 +1,7 @@
 """The shape of errors, without an engine."""
 
 import asyncio
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import httpx
 import pytest
@@ -48,6 +48,11 @@ async def raise_error(status: int) -> None:
 @app.post("/v1/messages/{status}")
 async def vllms(status: int) -> JSONResponse:
     return JSONResponse({"type": "error", "error": {"type": "BadRequestError", "message": "A."}}, status)
+
+
+@app.post("/v1/chat/raise")
+async def raise_message(message: Annotated[str, Body(embed=True)]) -> None:
+    raise HTTPException(400, message)
 
 
 @app.get("/readyz")
@@ -112,6 +117,18 @@ def test_anthropics_names(status: int, kind: str) -> None:
     told = ask("POST", f"/v1/messages/{status}")
     assert told.status_code == status
     assert told.json() == {"type": "error", "error": {"type": kind, "message": "A."}}
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ("n has to be 1. (parameter=n, value=2)", "n has to be 1."),
+        ("Give a name (any).", "Give a name (any)."),
+        ("No point", "No point."),
+    ],
+)
+def test_a_message_is_a_sentence(message: str, sentence: str) -> None:
+    assert ask("POST", "/v1/chat/raise", {"message": message}).json()["error"]["message"] == sentence
 
 
 def test_what_is_no_error_of_a_request_stays_as_it_is() -> None:

@@ -55,6 +55,7 @@ SAME: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]}),
     (CHAT, {"messages": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}]}),
     (CHAT, {**user(TEXT), "media_io_kwargs": {}}),
+    (CHAT, {**user(TEXT), "response_format": {"type": "json_object"}}),
     (INSPECT, user(IMAGE)),
     (BATCH, {"messages": [user(TEXT)["messages"], user(IMAGE, TEXT)["messages"]]}),
     (TOKENIZE, {"prompt": "Hi"}),
@@ -119,6 +120,17 @@ CHANGED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         CHAT,
         {"messages": [{"role": "user", "author": {"role": "user"}, "channel": "x", "content": "a"}]},
         {"messages": [{"role": "user", "content": "a"}]},
+    ),
+    (
+        CHAT,
+        {**user(TEXT), "response_format": {"type": "json_object", "schema": {"type": "object"}}},
+        {
+            **user(TEXT),
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "schema", "schema": {"type": "object"}},
+            },
+        },
     ),
     (MESSAGES, user({**TEXT, "cache_control": {}, "citations": None}), user(TEXT)),
     (
