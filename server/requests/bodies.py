@@ -16,6 +16,22 @@ MOST_ANSWERS = 128
 """The most that OpenAI takes for `n`. Here the prompts of a list count, too."""
 
 
+RENDERING = {
+    *(
+        "messages",
+        "conversation",
+        "tools",
+        "chat_template",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+    ),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
+"""What vLLM gives the code that renders a chat template (transformers' `apply_chat_template`)."""
+
+
 class Unreadable(Exception):
     """A request can't be read; the message is a sentence for its client."""
 
@@ -24,6 +40,7 @@ class Body(Message):
     """What the bodies of all routes share. Keys that are not listed are vLLM's to read or to ignore."""
 
     n: Annotated[int, Field(le=MOST_ANSWERS)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     media_io_kwargs: Any = None
     previous_input_messages: Any = None
 
@@ -34,6 +51,13 @@ class Body(Message):
         if value:
             raise fault(f"{PLACE} is not taken from requests: leave it out.")
         return value
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _check_template_kwargs(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        if given := RENDERING & set(kwargs or ()):
+            raise fault(f"{PLACE} can't hold {min(given)}: leave it out.")
+        return kwargs
 
     @property
     def prompts(self) -> int:

@@ -56,6 +56,7 @@ SAME: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}]}),
     (CHAT, {**user(TEXT), "media_io_kwargs": {}}),
     (CHAT, {**user(TEXT), "response_format": {"type": "json_object"}}),
+    (CHAT, {**user(TEXT), "chat_template_kwargs": {"enable_thinking": False}}),
     (INSPECT, user(IMAGE)),
     (BATCH, {"messages": [user(TEXT)["messages"], user(IMAGE, TEXT)["messages"]]}),
     (TOKENIZE, {"prompt": "Hi"}),
@@ -292,6 +293,16 @@ REFUSED: list[tuple[str, Any, str]] = [
         {**user(TEXT), "media_io_kwargs": {"image": {}}},
         "media_io_kwargs is not taken from requests: leave it out.",
     ),
+    *(
+        (
+            path,
+            {**body, "chat_template_kwargs": {name: []}},
+            f"chat_template_kwargs can't hold {name}: leave it out.",
+        )
+        for name in ("messages", "tools", "conversation", "return_tensors")
+        for path, body in ((CHAT, user(TEXT)), (MESSAGES, user(TEXT)), (RESPONSES, {"input": "a"}))
+    ),
+    (CHAT, {**user(TEXT), "chat_template_kwargs": 3}, "chat_template_kwargs has to be an object."),
     # Completions and tokens.
     (COMPLETIONS, {}, "prompt is missing."),
     *(
