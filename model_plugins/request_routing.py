@@ -41,14 +41,23 @@ def asked_experts(mm_processor_kwargs: Mapping[str, object], most: int) -> tuple
     try:
         routing = RequestRouting.model_validate(mm_processor_kwargs["routing"])
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"mm_processor_kwargs.routing cannot be used: {faults}.") from error
+        raise ValueError(_sentence(error)) from error
     for name, experts in routing:
         if (experts or 0) > most:
             raise ValueError(
                 f"mm_processor_kwargs.routing asks for {name} {experts}; this server allows up to {most}."
             )
     return routing.tail_experts or 0, routing.head_experts or 0
+
+
+def _sentence(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    place = ".".join(map(str, ("mm_processor_kwargs.routing", *fault["loc"])))
+    if not fault["loc"]:
+        return f"{place} has to be an object that holds tail_experts, head_experts or both."
+    if fault["type"] == "extra_forbidden":
+        return f"{place} is not taken: a request may choose tail_experts and head_experts."
+    return f"{place} has to be a whole number of experts, 1 or more."
 
 
 def with_numbers(embeds_NTD: Tensor, asked_N2: Tensor) -> Tensor:

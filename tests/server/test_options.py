@@ -158,3 +158,11 @@ def test_another_name_may_be_asked_for() -> None:
     args = parse_engine_options(settings)
     assert args.model == str(PHI)
     assert args.served_model_name == ["mine"]
+
+
+def test_structured_output_is_compact_json_unless_the_operator_says_else() -> None:
+    config = parse_engine_options(ServeSettings(model=str(PHI))).structured_outputs_config
+    assert (config.backend, config.disable_any_whitespace) == ("xgrammar", True)
+    own = ("--structured-outputs-config", '{"backend": "guidance"}')
+    config = parse_engine_options(ServeSettings(model=str(PHI), engine_options=own)).structured_outputs_config
+    assert (config.backend, config.disable_any_whitespace) == ("guidance", False)
