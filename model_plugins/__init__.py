@@ -6,6 +6,9 @@ from pathlib import Path
 FAMILIES = {"phi": "Phi", "stablelm": "Stablelm", "qwen": "QWen"}
 """The modules of `moe_llava` and how the authors' class names spell them."""
 
+RENDERER = "prismoe"
+"""The name, in vLLM's registry, of the renderer that these models need (`rendering.PlainTextRenderer`)."""
+
 CHAT_TEMPLATE = Path(__file__).parent / "moe_llava" / "chat_template.jinja"
 
 
@@ -20,7 +23,7 @@ def register() -> None:
     from vllm.transformers_utils.chat_templates.registry import register_chat_template_fallback_path
 
     from prismoe.model_plugins.moe_llava import config, tokenizers
-    from prismoe.model_plugins.moe_llava.start_check import RENDERER, MoELLaVAStartCheck
+    from prismoe.model_plugins.moe_llava.start_check import MoELLaVAStartCheck
     from prismoe.model_plugins.processes import end_with_parent_if_asked
 
     RENDERER_REGISTRY.register(RENDERER, "prismoe.model_plugins.moe_llava.rendering", "PlainTextRenderer")

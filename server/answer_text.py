@@ -8,7 +8,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer, IncrementalDetokenizer
 
-from prismoe.model_plugins.moe_llava.start_check import RENDERER
+from prismoe.model_plugins import RENDERER
 
 COMPLETION = "cmpl-"
 """How vLLM's ids of completions begin. All other requests are answers to a conversation."""

@@ -7,6 +7,7 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
+from prismoe.model_plugins import RENDERER
 from prismoe.model_plugins.engine_checks import check_engine, check_request_engine
 from prismoe.model_plugins.hub import checkpoint_folder
 from prismoe.model_plugins.moe_llava.config import (
@@ -33,9 +34,6 @@ TOKENIZERS = {
     "qwen": [("tokenizer.json",), ("qwen.tiktoken",), ("vocab.json", "merges.txt")],
 }
 """The files that make a family's tokenizer, in any of these forms."""
-
-RENDERER = "prismoe"
-"""The name, in vLLM's registry, of the renderer that these models need (`rendering.PlainTextRenderer`)."""
 
 LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "pt")
 """vLLM's --load-format values that read a checkpoint's own files."""
