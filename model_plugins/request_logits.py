@@ -98,7 +98,7 @@ class RequestLogits(nn.Module):
         if given is None:
             return NO_TASK
         if type(given) is not int or given < 0:
-            logger.warning("A request's task is %r, which is no label: it is left out.", given)
+            logger.warning("A request's task is no label: it is left out.")
             return NO_TASK
         return given
 

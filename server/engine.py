@@ -4,12 +4,18 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.platforms import current_platform
+from vllm.sampling_params import SamplingParams
+from vllm.tasks import SupportedTask
 
 from prismoe.model_plugins.processes import end_with_parent
 from prismoe.server.sentences import sentence
@@ -70,6 +76,27 @@ def send_images_always(engine: EngineClient) -> None:
     """
     renderer: Any = engine.renderer
     renderer._mm_processor_cache = renderer._mm_processor_only_cache  # keeps what it processed, and sends it
+
+
+def check_sampling_early(engine: EngineClient, tasks: tuple[SupportedTask, ...]) -> None:
+    """Check how a request is to be sampled as soon as that is read, before its answer begins.
+
+    vLLM does when the engine gets the request: a stream has its status by then, and that of /v1/responses is
+    cut off.
+    """
+    check = engine.input_processor._validate_params
+
+    def checked(read: Callable[..., SamplingParams]) -> Callable[..., SamplingParams]:
+        def read_and_check(*args: Any, **kwargs: Any) -> SamplingParams:
+            params = read(*args, **kwargs)
+            check(params, tasks)
+            return params
+
+        return read_and_check
+
+    kinds: tuple[Any, ...] = (ChatCompletionRequest, CompletionRequest, ResponsesRequest)
+    for kind in kinds:
+        kind.to_sampling_params = checked(kind.to_sampling_params)
 
 
 def prepare_fork(listener: socket.socket) -> None:

@@ -31,10 +31,12 @@ from prismoe.server.engine import (
     EngineFailed,
     RoutedEngines,
     StartRefused,
+    check_sampling_early,
     prepare_fork,
     send_images_always,
 )
 from prismoe.server.error_shape import ErrorShape, tell_validation_errors
+from prismoe.server.fault_log import log_faults_alone
 from prismoe.server.inspector import Inspector, what_is_inspectable
 from prismoe.server.life.heart import Heart
 from prismoe.server.life.http_server import serve_until
@@ -127,6 +129,7 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     """vLLM's app with prismoe's routes, metrics and checks."""
     tasks = await engine.get_supported_tasks()
     args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
+    args.log_error_stack = True  # vLLM logs every error, of which log_faults_alone leaves the server's.
     app: FastAPI = build_app(args, tasks, engine.model_config)
     keep_listed_routes(app)
     tell_validation_errors(app)
@@ -143,6 +146,8 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     count_tokens(engine)
     mend_answers(engine)
     send_images_always(engine)
+    check_sampling_early(engine, tasks)
+    log_faults_alone(engine.renderer)
     try:
         await engines.ask("prismoe_reset_expert_load")
         await app.state.expert_load.read()

@@ -21,6 +21,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.metrics.stats import RequestStateStats
 
 from prismoe.server.access.routes import METRICS, is_open, route_label
+from prismoe.server.fault_log import begin_request
 from prismoe.server.refusal import RefusalCounter
 
 logger = logging.getLogger("vllm.prismoe.requests")
@@ -100,6 +101,7 @@ class RequestLog:
         request_id = take_request_id(scope)
         tokens = Tokens()
         _tokens.set(tokens)
+        begin_request(request_id.decode())
         start, status = time.monotonic(), GONE
 
         async def receive_and_note() -> Message:

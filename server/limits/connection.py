@@ -108,6 +108,9 @@ class BoundedConnection(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
         self._end_writing_in(self._limits.write_seconds)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Log nothing: a client that would rather speak something else is answered in HTTP."""
+
     def _await_header(self, seconds: float | None) -> None:
         self._in_header = True
         self._end_reading_in(seconds)

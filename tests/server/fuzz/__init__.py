@@ -1,1 +1,1 @@
-"""A corpus of broken images and bodies: seeds, and what a seed number makes of them."""
+"""Broken images and requests, and what watches a server for what it reaches for."""

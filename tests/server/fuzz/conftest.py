@@ -1,0 +1,56 @@
+"""A server whose processes are watched for what they reach for."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from prismoe.model_plugins.bundled import bundled_checkpoint
+from tests.server.fuzz.faults import Watched
+from tests.server.fuzz.grammar import MODEL
+from tests.server.fuzz.tripwires import tripwires
+from tests.server.log_lines import LogLines
+from tests.server.running import Server
+
+CASES = int(os.environ.get("PRISMOE_FUZZ_CASES", "300"))
+"""How many requests test_bodies.py asks. Where it is set, both checkpoints are served, each in its turn."""
+
+WITHOUT_PAD = "without pad"
+"""A copy of the bundled checkpoint that does not pad pictures: there, vLLM's processor takes a string for one
+and opens what it names."""
+CHECKPOINTS = [WITHOUT_PAD, "bundled"] if "PRISMOE_FUZZ_CASES" in os.environ else [WITHOUT_PAD]
+
+
+@pytest.fixture(scope="package", params=CHECKPOINTS)
+def watched(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    picture_folder: Path,
+    picture: bytes,
+) -> Iterator[Watched]:
+    """It may read pictures from one folder, beside which the canary is."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    checkpoint = bundled_checkpoint()
+    if request.param == WITHOUT_PAD:
+        checkpoint = shutil.copytree(checkpoint, folder / "checkpoint")
+        config = json.loads((checkpoint / "config.json").read_text())
+        del config["image_aspect_ratio"]
+        (checkpoint / "config.json").write_text(json.dumps(config))
+    options = ("--model", str(checkpoint), "--served-model-name", MODEL, "--max-model-len", "512")
+    with tripwires(folder, picture) as wires:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in wires.environment.items():
+                patch.setenv(name, value)
+            server = Server(folder / "log", *options, "--allowed-local-media-path", str(picture_folder))
+        json_type = {"Content-Type": "application/json"}
+        try:
+            server.wait_until_ready()
+            wires.reached()  # A start may look up more than a request.
+            with httpx.Client(base_url=server.url, timeout=60, headers=json_type) as http:
+                yield Watched(server, http, wires, LogLines(server))
+        finally:
+            server.stop()

@@ -1,0 +1,80 @@
+"""What may be wrong with how a server takes a request."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import httpx
+
+from tests.server.fuzz.tripwires import Tripwires
+from tests.server.log_lines import LogLines
+from tests.server.running import Server
+
+INNER_ERROR = re.compile(r'"code": ?5\d\d')
+"""How a stream that has begun tells of one."""
+
+NO_SENTENCE = re.compile(
+    r"Traceback|NoneType|object has no attribute|object is not|input_value|\[type=|'loc':|'msg':"
+    r"|validation error|got multiple values|keyword argument|0x[0-9a-f]{6}|<class|errors\.pydantic"
+)
+"""What Python, Jinja and pydantic say, not people."""
+
+
+class Watched(NamedTuple):
+    """A server that is asked, and what is watched of it."""
+
+    server: Server
+    http: httpx.Client
+    wires: Tripwires
+    log: LogLines
+
+
+@dataclass
+class Findings:
+    """What went wrong: the shortest body for each kind of it."""
+
+    watched: Watched
+    asked: int = 0
+    bodies: dict[tuple[str, str], tuple[bytes, str]] = field(default_factory=dict)
+
+    def ask(self, path: str, body: bytes) -> int:
+        """Send a request and note what is wrong; the answer's status."""
+        self.asked += 1
+        request_id = f"case-{id(self)}-{self.asked}"
+        answer = self.watched.http.post(path, content=body, headers={"X-Request-Id": request_id})
+        for kind, details in _faults(answer, self.watched.log.of(request_id), self.watched.wires):
+            known = self.bodies.get((path, kind))
+            if known is None or len(body) < len(known[0]):
+                self.bodies[path, kind] = body, details
+        return answer.status_code
+
+    def check(self) -> None:
+        """Fail with everything that went wrong."""
+        found = [
+            f"{path}: {kind}\n  {body!r}\n  {told}" for (path, kind), (body, told) in self.bodies.items()
+        ]
+        assert not found, "\n" + "\n".join(found)
+
+
+def _faults(answer: httpx.Response, log: list[str], wires: Tripwires) -> Iterator[tuple[str, str]]:
+    """What is wrong with an answer and with what came of its request: the kind, and details."""
+    if answer.status_code >= 500 or INNER_ERROR.search(answer.text):
+        yield f"status {answer.status_code}", answer.text[:300]
+    if answer.status_code >= 400 and not _has_sentence(answer):
+        yield "no sentence", answer.text[:300]
+    if len(log) != 1:
+        yield "more than a line in the log", "\n  ".join(log[:3] + log[-3:])
+    if str(wires.canary.parent) in "".join(log):
+        yield "the client's text in the log", "".join(log)[:300]
+    if reached := wires.reached():
+        yield "reached for a tripwire", str(reached)
+
+
+def _has_sentence(answer: httpx.Response) -> bool:
+    """Whether an error is one of the API's, with a message that is a sentence."""
+    try:
+        message = answer.json()["error"]["message"]
+    except (ValueError, TypeError, KeyError):
+        return False
+    return isinstance(message, str) and message.count(" ") >= 2 and not NO_SENTENCE.search(message)

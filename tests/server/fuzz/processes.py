@@ -1,0 +1,16 @@
+"""A server's processes, and the memory that they hold."""
+
+import psutil
+
+from tests.server.running import Server
+
+
+def processes(server: Server) -> list[psutil.Process]:
+    """The server's own process and all that descend from it."""
+    server.watch()
+    return [psutil.Process(server.process.pid), *(each for each in server.family if each.is_running())]
+
+
+def resident_bytes(server: Server) -> int:
+    """The memory of all of them."""
+    return sum(process.memory_info().rss for process in processes(server))

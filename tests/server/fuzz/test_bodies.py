@@ -1,0 +1,69 @@
+"""Requests made up by the grammars of all routes, with faults, to a server that must refuse or answer them.
+
+PRISMOE_FUZZ_CASES is how many, 300 by default. Where it is set, two servers are asked instead of one (see
+conftest.py). `pytest -s` shows the statuses by route.
+"""
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.server.fuzz.conftest import CASES
+from tests.server.fuzz.faults import Findings, Watched
+from tests.server.fuzz.grammar import Request, requests
+from tests.server.fuzz.processes import resident_bytes
+
+ROUTES = 9
+REPEATS = 4
+"""How often all are asked again, for what they leave behind in the server's memory."""
+
+EXAMPLES = settings(
+    max_examples=-(-CASES // ROUTES),
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def cases(watched: Watched) -> list[Request]:
+    made: list[Request] = []
+    routes = requests(watched.wires.urls + watched.wires.paths)
+    assert len(routes) == ROUTES
+    for route in routes:
+
+        @EXAMPLES
+        @given(request=route)
+        def make(request: Request) -> None:
+            made.append(request)
+
+        make()
+    return made
+
+
+def test_every_request_is_refused_or_answered(watched: Watched, cases: list[Request]) -> None:
+    findings, statuses = Findings(watched), dict[str, Counter[int]]()
+    for path, body in cases:
+        statuses.setdefault(path, Counter())[findings.ask(path, body)] += 1
+    print(json.dumps(statuses))
+    findings.check()
+    assert len(cases) >= CASES and sum(counts[200] for counts in statuses.values()) > CASES / 5
+    assert "Traceback" not in watched.server.output
+
+
+def test_no_memory_stays_taken(watched: Watched, cases: list[Request]) -> None:
+    def ask(case: Request) -> int:
+        return watched.http.post(case.path, content=case.body).status_code
+
+    with ThreadPoolExecutor(4) as clients:
+        statuses = set(clients.map(ask, cases))
+        before = resident_bytes(watched.server)
+        for _ in range(REPEATS):
+            statuses.update(clients.map(ask, cases))
+    assert max(statuses) < 500
+    assert resident_bytes(watched.server) < 1.1 * before
