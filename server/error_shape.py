@@ -90,7 +90,7 @@ def _shaped(path: str, status: int, body: bytes) -> bytes:
             error["message"] = OF_THE_ROUTER.get(HTTPStatus(status), f"{told['detail']}.")
     else:
         error = told["error"]
-    error["message"] = _sentence(error["message"])
+    error["message"] = _sentence(str(error["message"]))
     if path == ANTHROPIC or path.startswith(f"{ANTHROPIC}/"):
         other = "invalid_request_error" if status < 500 else "api_error"
         kind = ANTHROPIC_TYPES.get(HTTPStatus(status), other)
