@@ -1,1 +1,1 @@
-"""Whether the server is alive and ready, and how it ends."""
+"""How the server starts, whether it is alive and ready, and how it ends."""
