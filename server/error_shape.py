@@ -6,8 +6,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette._utils import get_route_path
 from starlette.datastructures import MutableHeaders
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -65,13 +67,32 @@ class ErrorShape:
 
 
 def tell_validation_errors(app: FastAPI) -> None:
-    """Have the app answer what vLLM's models find wrong by one sentence, not by pydantic's list."""
+    """Have the app answer what vLLM's models find wrong by one sentence, not by pydantic's list.
 
-    @app.exception_handler(RequestValidationError)
-    async def tell(request: Request, error: RequestValidationError) -> JSONResponse:
+    vLLM has built the app's stack already, and a second one would count no requests.
+    """
+
+    async def tell(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
         faults = [{**fault, "loc": fault["loc"][1:]} for fault in error.errors()]  # without "body"
-        message = sentence(faults, error.body)  # type: ignore[arg-type]  # FastAPI's are pydantic's
-        return JSONResponse({"detail": message}, HTTPStatus.BAD_REQUEST)
+        return _refused(sentence(faults, error.body))  # type: ignore[arg-type]  # FastAPI's are pydantic's
+
+    async def tell_inner(request: Request, error: Exception) -> JSONResponse:
+        # vLLM makes a chat request out of each conversation of a batch, whose faults are of single keys.
+        assert isinstance(error, ValidationError)
+        keys = [fault["loc"][0] for fault in error.errors() if fault["loc"]]
+        return _refused(sentence(error.errors(), dict.fromkeys(keys)))
+
+    layer: Any = app.middleware_stack or app.build_middleware_stack()
+    app.middleware_stack = layer
+    while not isinstance(layer, ExceptionMiddleware):
+        layer = layer.app
+    layer.add_exception_handler(RequestValidationError, tell)
+    layer.add_exception_handler(ValidationError, tell_inner)
+
+
+def _refused(message: str) -> JSONResponse:
+    return JSONResponse({"detail": message}, HTTPStatus.BAD_REQUEST)
 
 
 def _is_error(message: Message) -> bool:

@@ -100,8 +100,8 @@ def _sentences() -> Iterator[None]:
 
 def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> UnderWay:
     """Put prismoe's middleware around the app, outermost last, and add the probes."""
-    # vLLM has built the stack already, without our handlers; so Starlette takes no more middleware.
-    checked = BodyLimit(app.build_middleware_stack(), settings)
+    # vLLM has built the stack already, so Starlette takes no more middleware.
+    checked = BodyLimit(app.middleware_stack or app.build_middleware_stack(), settings)
     under_way = UnderWay(Admission(checked, settings))
     app.router.routes.extend(probe_routes(lambda: under_way.trouble or app.state.heart.trouble))
     match_whole_paths(app)

@@ -40,6 +40,11 @@ async def answer(request: Request) -> dict[str, bool]:
     return {"ok": True}
 
 
+@app.post("/v1/chat/completions/batch")
+async def answer_each(request: Annotated[dict[str, Any], Body()]) -> None:
+    Request.model_validate(request)
+
+
 @app.post("/raise/{status}")
 async def raise_error(status: int) -> None:
     raise HTTPException(status, "A sentence.", {"X-Own": "1"})
@@ -129,6 +134,12 @@ def test_anthropics_names(status: int, kind: str) -> None:
 )
 def test_a_message_is_a_sentence(message: str, sentence: str) -> None:
     assert ask("POST", "/v1/chat/raise", {"message": message}).json()["error"]["message"] == sentence
+
+
+def test_what_is_found_wrong_inside_a_route() -> None:
+    refused = ask("POST", "/v1/chat/completions/batch", {"stream": 7})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == "stream has to be true or false."
 
 
 def test_what_is_no_error_of_a_request_stays_as_it_is() -> None:

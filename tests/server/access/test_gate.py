@@ -76,7 +76,7 @@ def app() -> Iterator[FastAPI]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_SERVER_DEV_MODE", "1")
         patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-        options = ("--enable-scale-out", "--enable-tokenizer-info-endpoint", "--allowed-origins", '["*"]')
+        options = ("--allowed-origins", '["*"]')
         args = parse_engine_options(ServeSettings(engine_options=options))
         app: FastAPI = build_app(args, ("generate",), None)
         there = {getattr(route, "path", None) for route in app.routes}

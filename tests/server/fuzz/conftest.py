@@ -24,6 +24,9 @@ WITHOUT_PAD = "without pad"
 and opens what it names."""
 CHECKPOINTS = [WITHOUT_PAD, "bundled"] if "PRISMOE_FUZZ_CASES" in os.environ else [WITHOUT_PAD]
 
+LIMITS = httpx.Limits(keepalive_expiry=1)
+"""Connections are dropped here first: the server closes an idle one after five seconds."""
+
 
 @pytest.fixture(scope="package", params=CHECKPOINTS)
 def watched(
@@ -50,7 +53,7 @@ def watched(
         try:
             server.wait_until_ready()
             wires.reached()  # A start may look up more than a request.
-            with httpx.Client(base_url=server.url, timeout=60, headers=json_type) as http:
+            with httpx.Client(base_url=server.url, timeout=60, headers=json_type, limits=LIMITS) as http:
                 yield Watched(server, http, wires, LogLines(server))
         finally:
             server.stop()
