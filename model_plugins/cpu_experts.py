@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import Library
+from torch.nn import functional
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
@@ -166,6 +167,8 @@ class PlainExperts(GatedExperts):
 
 def plain_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:
     """down(gelu(up(x))) with weights in oneDNN's layout; in float32 no row depends on another."""
+    if w1_FD.dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return _unpacked_expert(w1_FD, b1_F, w2_DF, b2_D)
     reorder, linear = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
     packed_w1, packed_w2 = reorder(w1_FD.contiguous(), None), reorder(w2_DF.contiguous(), None)
 
@@ -175,5 +178,15 @@ def plain_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> On
         hidden_RF = linear(hidden_RD, packed_w1, b1_F, "gelu", [], "tanh")
         output_RD: Tensor = linear(hidden_RF, packed_w2, b2_D, "none", [], "")
         return output_RD
+
+    return expert
+
+
+def _unpacked_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:
+    """The same in PyTorch, for bfloat16 on a CPU for which oneDNN has no such layout (without AVX-512)."""
+
+    def expert(hidden_RD: Tensor) -> Tensor:
+        hidden_RF = functional.gelu(functional.linear(hidden_RD, w1_FD, b1_F), approximate="tanh")
+        return functional.linear(hidden_RF, w2_DF, b2_D)
 
     return expert
