@@ -27,6 +27,9 @@ LEAST_WORK = {torch.float32: 2**21, torch.bfloat16: 3 * 2**21, torch.float16: 3 
 """Skipping pairs · D² below this saves less time than it takes. Both were measured by
 `python -m prismoe.kernels.bench` where experts are four times as wide as D, bfloat16 with AMX."""
 
+FUSED: bool = torch.cpu._is_avx512_supported()
+"""Whether vLLM's kernel adds up a token's experts in float32 by fused multiply-adds: its AVX-512 build does."""
+
 
 def flat_experts(
     hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, fixed_experts: FixedExperts
@@ -34,8 +37,9 @@ def flat_experts(
     """`fixed_experts` on the used pairs, each as a token of its own with one expert.
 
     In small steps, and where nearly all slots are used, it is `fixed_experts` on the tokens, without the
-    slots that no token uses. In float32 that gives the same bits: both round Σ weight · output like a chain
-    of fused multiply-adds. In bfloat16 each pair's output is rounded before the sum.
+    slots that no token uses. In float32 that gives the same bits: both round Σ weight · output as vLLM's
+    kernel does, with AVX-512 like a chain of fused multiply-adds, and else product by product. In bfloat16
+    each pair's output is rounded before the sum.
     """
     if weights_TA.numel() < LEAST_SLOTS[hidden_TD.dtype]:
         return fixed_experts(hidden_TD, weights_TA, experts_TA)
@@ -53,7 +57,7 @@ def flat_experts(
     weight_P1 = torch.from_numpy(weights.reshape(-1, 1)[pair_P])
     expert_P1 = torch.from_numpy(experts_TA.numpy().reshape(-1, 1)[pair_P])
     hidden_PD, row_P = hidden_TD.index_select(0, torch.from_numpy(token_P)), torch.arange(len(pair_P))
-    if hidden_TD.dtype == torch.float32:
+    if hidden_TD.dtype == torch.float32 and FUSED:
         output_PD = fixed_experts(hidden_PD, torch.ones_like(weight_P1), expert_P1)
         return _sum_by_token(output_PD, row_P, token_P, len(hidden_TD), weight_P1.view(-1))
     output_PD = fixed_experts(hidden_PD, weight_P1, expert_P1)
