@@ -49,11 +49,11 @@ def check_engine(vllm_config: VllmConfig, needs_whole_images: bool, tokens_per_i
     multimodal = vllm_config.model_config.multimodal_config
     if multimodal is None or multimodal.get_limit_per_prompt("image") == 0:
         raise ValueError("Images are switched off: give --limit-mm-per-prompt an image limit of 1 or more.")
-    _check_steps(vllm_config, tokens_per_image)
     if needs_whole_images:
         _check_whole_images(vllm_config)
     if _choose_scheduler(vllm_config.scheduler_config, needs_whole_images):
         _check_whole_images_fit(vllm_config.scheduler_config, tokens_per_image)
+    _check_steps(vllm_config, tokens_per_image)
 
 
 def check_request_engine(vllm_config: VllmConfig) -> None:

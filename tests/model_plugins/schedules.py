@@ -174,8 +174,9 @@ class Run:
         """Take a step as vLLM's engine core does: how many tokens of each request are in it."""
         waiting = [name for name, request in self.requests.items() if request.status == RequestStatus.WAITING]
         scheduled = self.scheduler.schedule()
-        new = [name in scheduled.num_scheduled_tokens for name in waiting]
-        self.seen["requests let in before an earlier one"] += new != sorted(new, reverse=True)
+        if self.settings.scheduler.get("policy") != "priority":
+            new = [name in scheduled.num_scheduled_tokens for name in waiting]
+            self.seen["requests let in before an earlier one"] += new != sorted(new, reverse=True)
         self._check(scheduled)
         counts: dict[str, int] = scheduled.num_scheduled_tokens
         answered = {name for name in counts if not self.requests[name].is_prefill_chunk}
