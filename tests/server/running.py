@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,5 +115,5 @@ class Server(Command):
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=5):
                 return True
-        except (urllib.error.URLError, ConnectionError):
+        except OSError:  # Nobody listens, or one who has not started yet; urllib's errors are OSErrors, too.
             return False
