@@ -4,9 +4,12 @@ import io
 import json
 import logging
 import socket
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,7 +19,7 @@ from starlette.exceptions import HTTPException
 from vllm.exceptions import GracefulHTTPError, VLLMNotFoundError, VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from prismoe.server.fault_log import begin_request, may_be_written
+from prismoe.server.fault_log import begin_request, log_faults_alone, may_be_written
 from tests.server.fuzz.grammar import DATA_URL
 from tests.server.log_lines import LogLines
 from tests.server.running import Server
@@ -82,6 +85,7 @@ BAD: list[tuple[str, Any]] = [
     (BATCH, chat([AUTHOR])),
     (BATCH, chat([user({"type": "image_pil", "image_pil": MARK}, TEXT)])),
     (BATCH, chat({"role": "user", "content": MARK})),
+    (BATCH, chat([{"role": "user", "content": MARK}], stream=MARK)),
     (COMPLETIONS, {"model": "prismoji", "prompt": MARK, "max_tokens": MARK}),
     (COMPLETIONS, {"model": MARK, "prompt": MARK}),
     (COMPLETIONS, {"model": "prismoji", "prompt": [{MARK: MARK}]}),
@@ -228,8 +232,8 @@ def raising(error: Exception, times: int = 1) -> Callable[[], None]:
                 raise error from cause
         except type(error):
             for _ in range(times):
+                logger.error("Exception caught: %s", MARK)
                 logger.exception("It failed: %s", MARK)
-                logger.error("Exception caught")
 
     return work
 
@@ -299,3 +303,20 @@ def test_prismoes_own_lines_are_logged() -> None:
     context = copy_context()
     context.run(begin_request, "req-1")
     assert context.run(may_be_written, record)
+
+
+def test_warnings_and_threads_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(str(message)))
+    with ThreadPoolExecutor(1) as texts, ThreadPoolExecutor(1) as images:
+        renderer: Any = SimpleNamespace(_executor=texts, _mm_executor=images)
+        log_faults_alone(renderer)
+
+        def work() -> None:
+            warnings.warn(f"serialized as {MARK}", stacklevel=1)
+            for pool in (texts, images):
+                pool.submit(logger.warning, "Chat template rejected the request: %s", MARK).result()
+
+        assert written(work) == ""
+        assert texts.submit(warnings.warn, "outside").result() is None
+    assert shown == ["outside"]
