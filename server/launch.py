@@ -53,6 +53,7 @@ from prismoe.server.own_routing import RequestCounter
 from prismoe.server.refusal import RefusalCounter
 from prismoe.server.request_log import RequestLog, count_tokens
 from prismoe.server.requests.guard import RequestGuard
+from prismoe.server.requests.served import what_is_served
 from prismoe.server.sentences import explained
 from prismoe.server.settings import ServeSettings
 
@@ -155,7 +156,7 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
         inspectable = await what_is_inspectable(engines, engine.vllm_config)
     except Exception as error:
         raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error
-    app.state.modalities = taken_modalities(engine)
+    app.state.served = await what_is_served(engine, app.state.openai_serving_chat)
     app.state.inspector = Inspector(engines, app.state.openai_serving_chat, inspectable)
     model_name = str(engine.model_config.served_model_name)
     app.state.requests = RequestCounter(registry, model_name)
@@ -167,10 +168,3 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
         settings.expert_metrics,
     )
     return app
-
-
-def taken_modalities(engine: EngineClient) -> frozenset[str]:
-    """The modalities of media that the model takes, as far as the operator allows any."""
-    processor = engine.renderer.mm_processor  # AsyncLLM has one
-    limits = {} if processor is None else processor.info.allowed_mm_limits
-    return frozenset(modality for modality, limit in limits.items() if limit > 0)

@@ -15,6 +15,7 @@ from prismoe.server.requests.models import (
     text_or_list,
     told_by,
 )
+from prismoe.server.requests.tools import OfTools
 
 
 class TextBlock(MessagePart):
@@ -52,7 +53,7 @@ class ImageBlock(Medium):
     ]
 
 
-class ToolUseBlock(MessagePart):
+class ToolUseBlock(OfTools, MessagePart):
     """A call that the model made."""
 
     type: Literal["tool_use"]
@@ -68,7 +69,7 @@ ResultBlock = Annotated[
 ]
 
 
-class ToolResultBlock(MessagePart):
+class ToolResultBlock(OfTools, MessagePart):
     """What a call gave."""
 
     type: Literal["tool_result"]

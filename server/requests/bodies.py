@@ -1,6 +1,5 @@
 """The body of each route that takes one, and what is wrong with one that can't be read."""
 
-from collections.abc import Collection
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -8,13 +7,23 @@ from pydantic_core import from_json, to_json
 
 from prismoe.server.requests.anthropic import AnthropicConversation, System
 from prismoe.server.requests.chat import Conversation
-from prismoe.server.requests.models import MODALITIES, Message
+from prismoe.server.requests.models import Message, Served
 from prismoe.server.requests.responses import ResponsesInput
 from prismoe.server.requests.sentences import PLACE, fault, sentence
+from prismoe.server.requests.tools import OffersTools
 
 MOST_ANSWERS = 128
 """The most that OpenAI takes for `n`. Here the prompts of a list count, too."""
 
+REPLACED = {
+    "functions": "tools",
+    "function_call": "tool_choice",
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_whitespace_pattern"),
+        "structured_outputs",
+    ),
+}
+"""Keys that OpenAI and vLLM took once and would ignore now, and what took their places."""
 
 RENDERING = {
     *(
@@ -43,6 +52,14 @@ class Body(Message):
     chat_template_kwargs: dict[str, Any] | None = None
     media_io_kwargs: Any = None
     previous_input_messages: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_replaced(cls, body: dict[str, Any]) -> dict[str, Any]:
+        for old, new in REPLACED.items():
+            if body.get(old) is not None:
+                raise fault(f"{old} is not taken any more: send {new} instead.")
+        return body
 
     @field_validator("media_io_kwargs", "previous_input_messages")
     @classmethod
@@ -80,14 +97,14 @@ def _with_schema(response_format: Any) -> Any:
     return response_format
 
 
-class ChatBody(Body):
+class ChatBody(OffersTools, Body):
     """Chat completions, and inspections of them."""
 
     messages: Conversation
     response_format: Annotated[Any, BeforeValidator(_with_schema)] = None
 
 
-class BatchBody(Body):
+class BatchBody(OffersTools, Body):
     """Chat completions of several conversations."""
 
     messages: Annotated[list[Conversation], Field(min_length=1)]
@@ -98,9 +115,10 @@ class BatchBody(Body):
         return len(self.messages)
 
 
-class TokenizeBody(Body):
+class TokenizeBody(OffersTools, Body):
     """A conversation, or a text, to be tokenized."""
 
+    is_answered = False
     messages: Conversation | None = None
     prompt: str | None = None
 
@@ -141,14 +159,20 @@ class CompletionBody(Body):
         return 1 if is_one else len(self.prompt)
 
 
-class AnthropicBody(Body):
-    """Anthropic's messages, to be answered or counted."""
+class AnthropicBody(OffersTools, Body):
+    """Anthropic's messages."""
 
     messages: AnthropicConversation
     system: System | None = None
 
 
-class ResponsesBody(Body):
+class CountBody(AnthropicBody):
+    """Anthropic's messages, whose tokens are counted."""
+
+    is_answered = False
+
+
+class ResponsesBody(OffersTools, Body):
     """OpenAI's responses."""
 
     input: ResponsesInput
@@ -161,7 +185,7 @@ BODIES: dict[str, type[Body]] = {
     "/v1/chat/completions/batch": BatchBody,
     "/v1/completions": CompletionBody,
     "/v1/messages": AnthropicBody,
-    "/v1/messages/count_tokens": AnthropicBody,
+    "/v1/messages/count_tokens": CountBody,
     "/v1/responses": ResponsesBody,
     "/v1/routing/inspect": ChatBody,
 }
@@ -178,11 +202,8 @@ class ReadRequest(NamedTuple):
     body: bytes
 
 
-def read_request(path: str, body: bytes, modalities: Collection[str]) -> ReadRequest:
-    """The request in a body, with nothing in its messages but what is listed. Raises Unreadable.
-
-    `modalities` are those of media that the served model takes.
-    """
+def read_request(path: str, body: bytes, served: Served) -> ReadRequest:
+    """The request in a body, with nothing in its messages but what is listed. Raises Unreadable."""
     try:
         request = from_json(body)
     except ValueError as error:
@@ -192,7 +213,7 @@ def read_request(path: str, body: bytes, modalities: Collection[str]) -> ReadReq
     if not isinstance(request, dict):
         raise Unreadable("The request's body has to be a JSON object.")
     try:
-        read = BODIES[path].model_validate(request, context={MODALITIES: modalities})
+        read = BODIES[path].model_validate(request, context=served)
     except ValidationError as error:
         raise Unreadable(sentence(error.errors(include_url=False), request)) from error
     request |= read.model_dump(include=READ, exclude_unset=True)

@@ -16,8 +16,9 @@ from prismoe.server.requests.models import (
     told_by,
 )
 from prismoe.server.requests.sentences import PLACE, fault
+from prismoe.server.requests.tools import OfTools
 
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class TextPart(MessagePart):
@@ -85,7 +86,7 @@ class Function(Message):
     arguments: Annotated[Any, BeforeValidator(_check_arguments)] = None
 
 
-class ToolCall(Message):
+class ToolCall(OfTools):
     """A call that the model made."""
 
     id: str | None = None
@@ -112,11 +113,21 @@ class Answered(Message):
         return self
 
 
+class ToolResult(OfTools):
+    """What a call gave."""
+
+    role: Literal["tool"]
+    tool_call_id: str
+    content: Content
+    name: str | None = None
+
+
 ChatMessage = Annotated[
     Annotated[Told, Tag("<system>")]
     | Annotated[Told, Tag("<developer>")]
     | Annotated[Told, Tag("<user>")]
-    | Annotated[Answered, Tag("<assistant>")],
+    | Annotated[Answered, Tag("<assistant>")]
+    | Annotated[ToolResult, Tag("<tool>")],
     told_by("role"),
     one_of("role", "roles", *ROLES),
 ]

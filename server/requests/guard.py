@@ -12,7 +12,7 @@ from prismoe.server.requests.bodies import Unreadable, read_request
 class RequestGuard:
     """ASGI middleware: a request that can't be read, or names a task that is none, is answered with 400.
 
-    The app's state holds the `modalities` that the model takes and the `routing` in force, and counts the
+    The app's state holds what is `served` and the `routing` in force, and counts the
     answered `requests`. The guard looks on as the app reads the body (which comes in one piece, see
     `BodyLimit`), so what the app does before that (authentication) comes first, and the app's own handler
     turns the refusal into an answer.
@@ -34,7 +34,7 @@ class RequestGuard:
             message = await receive()
             if message["type"] == "http.request":
                 try:
-                    request, message["body"] = read_request(path, message["body"], state.modalities)
+                    request, message["body"] = read_request(path, message["body"], state.served)
                 except Unreadable as error:
                     raise HTTPException(400, str(error)) from error
                 if fault := task_fault(request, tasks(state.routing)):

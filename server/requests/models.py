@@ -1,5 +1,6 @@
 """What the models of all routes share: parts told by a key, media by modality, errors by place."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -15,10 +16,21 @@ from pydantic_core.core_schema import ValidationInfo
 
 from prismoe.server.requests.sentences import PLACE, fault, shortened
 
-MODALITIES = "modalities"
-"""The key of the validation context that holds the modalities which the served model takes."""
-
 NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the model and the server take: the context in which requests are read."""
+
+    modalities: frozenset[str] = frozenset()
+    """Those of media."""
+    template_has_tools: bool = False
+    """Whether the chat template writes tools, calls and their results."""
+    reads_forced_calls: bool = False
+    """Whether calls are read out of answers where a request forces one."""
+    reads_calls: bool = False
+    """Whether they are where the model has the choice."""
 
 
 class Message(BaseModel):
@@ -53,8 +65,8 @@ class Medium(MessagePart):
             raise fault("An image's uuid would be shared with other clients: leave it out of the request.")
 
     @model_validator(mode="after")
-    def _check_modality(self, info: ValidationInfo) -> Self:
-        if self.modality not in (info.context or {})[MODALITIES]:
+    def _check_modality(self, info: ValidationInfo[Served]) -> Self:
+        if self.modality not in info.context.modalities:
             raise fault(f"{PLACE} is of modality {self.modality}, which this model does not take.")
         return self
 

@@ -14,6 +14,7 @@ from prismoe.server.requests.models import (
     text_or_list,
     told_by,
 )
+from prismoe.server.requests.tools import OfTools
 
 
 class InputText(MessagePart):
@@ -96,7 +97,7 @@ class Answered(Message):
         return "".join(part.refusal if isinstance(part, OutputRefusal) else part.text for part in content)
 
 
-class FunctionCall(Message):
+class FunctionCall(OfTools):
     """A call that the model made."""
 
     type: Literal["function_call"]
@@ -107,7 +108,7 @@ class FunctionCall(Message):
     status: Literal["in_progress", "completed", "incomplete"] | None = None
 
 
-class FunctionCallOutput(Message):
+class FunctionCallOutput(OfTools):
     """What a call gave."""
 
     type: Literal["function_call_output"]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from prismoe.server.requests.bodies import Unreadable, read_request
+from prismoe.server.requests.models import Served
 
 CHAT = "/v1/chat/completions"
 BATCH = "/v1/chat/completions/batch"
@@ -24,7 +25,8 @@ BLOCK = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
 INPUT_IMAGE = {"type": "input_image", "image_url": URL}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
-ROLES = "The roles are: system, developer, user, assistant."
+ROLES = "The roles are: system, developer, user, assistant, tool."
+ALL = Served(frozenset({"image"}), template_has_tools=True, reads_forced_calls=True, reads_calls=True)
 PARTS = "The parts are: text, refusal, image_url."
 LEFT_OUT = "leave it out of the request."
 
@@ -37,14 +39,14 @@ def items(*items: Any) -> dict[str, Any]:
     return {"input": list(items)}
 
 
-def read(path: str, body: Any, modalities: tuple[str, ...] = ("image",)) -> Any:
+def read(path: str, body: Any, served: Served = ALL) -> Any:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return json.loads(read_request(path, raw, modalities).body)
+    return json.loads(read_request(path, raw, served).body)
 
 
-def refusal(path: str, body: Any, modalities: tuple[str, ...] = ("image",)) -> str:
+def refusal(path: str, body: Any, served: Served = ALL) -> str:
     with pytest.raises(Unreadable) as refused:
-        read(path, body, modalities)
+        read(path, body, served)
     return str(refused.value)
 
 
@@ -203,7 +205,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     (INSPECT, {"messages": [{"author": {"role": "user"}}]}, f"messages[0].role is missing. {ROLES}"),
     *(
         (CHAT, {"messages": [{"role": role, "content": "a"}]}, f"messages[0].role is {role!r}. {ROLES}")
-        for role in ("wizard", "User", "tool", "", None, 3, ["user"], {"user": 1})
+        for role in ("wizard", "User", "", None, 3, ["user"], {"user": 1})
     ),
     (CHAT, {"messages": [{"role": "user"}]}, "messages[0].content is missing."),
     (
@@ -276,6 +278,20 @@ REFUSED: list[tuple[str, Any, str]] = [
         CHAT,
         tool_calls([{"function": {"name": "f", "arguments": 3}}]),
         "messages[0].tool_calls[0].function.arguments has to be a text that holds JSON, or an object.",
+    ),
+    (CHAT, {"messages": [{"role": "tool", "content": "4"}]}, "messages[0].tool_call_id is missing."),
+    # Keys of old.
+    *(
+        (path, {**body, old: given}, f"{old} is not taken any more: send {new} instead.")
+        for path, body in ((CHAT, user(TEXT)), (COMPLETIONS, {"prompt": "Hi"}))
+        for old, given, new in (
+            ("functions", [], "tools"),
+            ("function_call", "auto", "tool_choice"),
+            ("guided_json", {}, "structured_outputs"),
+            ("guided_regex", "a*", "structured_outputs"),
+            ("guided_choice", ["a"], "structured_outputs"),
+            ("guided_grammar", "root ::= 'a'", "structured_outputs"),
+        )
     ),
     # Numbers of answers, and what is the operator's.
     *(
@@ -378,7 +394,11 @@ REFUSED: list[tuple[str, Any, str]] = [
     (RESPONSES, {}, "input is missing."),
     (RESPONSES, {"input": None}, "input has to be a text or a list of items."),
     (RESPONSES, items(), "input is an empty list: give at least one of its items."),
-    (RESPONSES, items({"author": {"role": "user"}}), f"input[0].role is missing. {ROLES}"),
+    (
+        RESPONSES,
+        items({"author": {"role": "user"}}),
+        "input[0].role is missing. The roles are: system, developer, user, assistant.",
+    ),
     (RESPONSES, items({"role": "user"}), "input[0].content is missing."),
     (
         RESPONSES,
@@ -429,6 +449,6 @@ IMAGES = [
 
 @pytest.mark.parametrize(("path", "body"), IMAGES)
 def test_a_model_without_images_takes_none(path: str, body: dict[str, Any]) -> None:
-    assert refusal(path, body, modalities=("video",)).endswith(
+    assert refusal(path, body, Served(frozenset({"video"}))).endswith(
         "content[0] is of modality image, which this model does not take."
     )

@@ -14,6 +14,7 @@ from prismoe.server.limits.body import BodyLimit
 from prismoe.server.limits.settings import LimitSettings
 from prismoe.server.own_routing import RequestCounter, task_fault, tasks
 from prismoe.server.requests.guard import RequestGuard
+from prismoe.server.requests.models import Served
 from prismoe.server.routes import LayerRouting, RoutingInForce
 
 app = FastAPI()
@@ -43,7 +44,7 @@ BY_TASKS = routing({"policy": "topk"}, {"policy": "task", "tasks": 4}, {"policy"
 def registry() -> CollectorRegistry:
     registry = CollectorRegistry()
     app.state.routing, app.state.requests = BY_TASKS, RequestCounter(registry, "model")
-    app.state.modalities = {"image"}
+    app.state.served = Served(frozenset({"image"}))
     return registry
 
 

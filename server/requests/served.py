@@ -1,0 +1,59 @@
+"""What the model and the server take of a request, found out at the start."""
+
+import json
+
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+from prismoe.server.requests.models import Served
+
+PARAMETER, ARGUMENT, RESULT = "hedgerow", "meadowland", "fortyseven"
+"""Words that no template has of its own: of a tool, of a call, and of its result."""
+
+
+async def what_is_served(engine: EngineClient, chat: OpenAIServingChat) -> Served:
+    """The media that the operator allows, and the tools that template and options have a place for."""
+    parser = chat.parser_cls
+    reads_forced_calls = parser is not None and parser.tool_parser_cls is not None
+    return Served(
+        modalities=_modalities(engine),
+        template_has_tools=await _template_has_tools(engine, chat),
+        reads_forced_calls=reads_forced_calls,
+        reads_calls=reads_forced_calls and chat.enable_auto_tools,
+    )
+
+
+def _modalities(engine: EngineClient) -> frozenset[str]:
+    processor = engine.renderer.mm_processor  # AsyncLLM has one
+    limits = {} if processor is None else processor.info.allowed_mm_limits
+    return frozenset(modality for modality, limit in limits.items() if limit > 0)
+
+
+async def _template_has_tools(engine: EngineClient, chat: OpenAIServingChat) -> bool:
+    """Whether a tool, a call and its result are all in the prompt that the template makes of them."""
+    parameters = {"type": "object", "properties": {PARAMETER: {"type": "string"}}}
+    call = {"name": "count", "arguments": json.dumps({PARAMETER: ARGUMENT})}
+    messages = [
+        {"role": "user", "content": "How many?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "call12345", "type": "function", "function": call}],
+        },
+        {"role": "tool", "tool_call_id": "call12345", "content": RESULT},
+    ]
+    tools = [{"type": "function", "function": {"name": "count", "parameters": parameters}}]
+    request = ChatCompletionRequest.model_validate(
+        {"messages": messages, "tools": tools, "tool_choice": None, "max_tokens": 1}
+    )
+    try:
+        rendered = await chat.render_chat_request(request)
+    except Exception:  # A template says in any way it likes that it has no place for them.
+        return False
+    if isinstance(rendered, ErrorResponse):
+        return False
+    ids = rendered[1][0]["prompt_token_ids"]  # type: ignore[typeddict-item]  # no encoder beside the decoder
+    prompt = engine.renderer.get_tokenizer().decode(ids)
+    return all(word in prompt for word in (PARAMETER, ARGUMENT, RESULT))
