@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
 
 test: lint browser $(BIN)/promtool
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(INSTALLED) $(PARTS:%=.links/prismoe/%)
 	$(BIN)/ruff check

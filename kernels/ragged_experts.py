@@ -28,7 +28,7 @@ LEAST_WORK = {torch.float32: 2**21, torch.bfloat16: 3 * 2**21, torch.float16: 3 
 `python -m prismoe.kernels.bench` where experts are four times as wide as D, bfloat16 with AMX."""
 
 FUSED: bool = torch.cpu._is_avx512_supported()
-"""Whether vLLM's kernel adds up a token's experts in float32 by fused multiply-adds: its AVX-512 build does."""
+"""Whether vLLM's kernel adds up experts in float32 by fused multiply-adds: its AVX-512 build does."""
 
 
 def flat_experts(

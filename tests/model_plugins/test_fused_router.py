@@ -58,7 +58,7 @@ def test_it_decides_as_the_policy(settings: dict[str, Any], segments: list[int],
 @EVERY_RULE
 def test_it_decides_as_the_policy_for_many_experts(settings: dict[str, Any]) -> None:
     policy = make(settings)
-    assert_same_decision(policy, random_step(policy, LONG["images over several blocks"], 64))
+    assert_same_decision(policy, random_step(policy, [-1] * 9 + [0] * 50 + [1] * 71, 64))
 
 
 @pytest.mark.parametrize("segments", LONG.values(), ids=LONG.keys())

@@ -1,5 +1,6 @@
 """The router of CUDA beside that of CPU, by Triton's interpreter."""
 
+import logging
 from typing import Any
 from unittest.mock import Mock
 
@@ -87,7 +88,8 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -
     for module in (routed_model, gpu_router):
         monkeypatch.setattr(module, "current_platform", platform)
     monkeypatch.setattr(kernel_check, "get_tp_group", lambda: Mock(world_size=1))
-    monkeypatch.setattr(kernel_check.logger, "propagate", True)
+    monkeypatch.setattr(kernel_check.logger, "handlers", [caplog.handler])
+    caplog.set_level(logging.WARNING, kernel_check.logger.name)
     gpu_router._works.cache_clear()
 
 

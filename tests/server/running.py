@@ -27,10 +27,11 @@ class Command:
     def __init__(self, log: Path, *arguments: str, prefix: Sequence[str] = ()) -> None:
         self.log = log
         self.family: set[psutil.Process] = set()
-        # vLLM's settings of other tests would hide the server's own.
+        # vLLM's settings of other tests would hide the server's own. As in those, its ops have one thread.
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "HF_"))
         }
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [*prefix, *END_WITH_PARENT, sys.executable, "-P", "-m", "prismoe.server.cli", *arguments],
