@@ -167,7 +167,9 @@ def test_a_client_that_reads_slowly_keeps_no_other_from_its_turn() -> None:
         return await asyncio.wait_for(slow_and_quick(), 1)
 
     slow, quick = asyncio.run(within_a_second())
-    assert len(quick) == 5 and quick[3].startswith("event: routing\ndata: ") and quick[4] == "data: [DONE]\n\n"
+    assert (
+        len(quick) == 5 and quick[3].startswith("event: routing\ndata: ") and quick[4] == "data: [DONE]\n\n"
+    )
     assert slow == quick
 
 

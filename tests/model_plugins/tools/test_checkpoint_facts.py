@@ -11,7 +11,11 @@ from tests.model_plugins.tiny_checkpoints import make_checkpoint
 
 @pytest.mark.parametrize(
     ("family", "positions", "other_name"),
-    [("phi", 2048, "seq_length"), ("stablelm", 4096, "seq_length"), ("qwen", 4000, "max_position_embeddings")],
+    [
+        ("phi", 2048, "seq_length"),
+        ("stablelm", 4096, "seq_length"),
+        ("qwen", 4000, "max_position_embeddings"),
+    ],
 )
 def test_positions_by_the_name_that_the_family_has(
     tmp_path: Path, family: str, positions: int, other_name: str
