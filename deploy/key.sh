@@ -12,5 +12,9 @@ echo "$1" | grep -Eqx '[A-Za-z0-9._@-]{1,64}' || {
 }
 key=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 digest=$(printf %s "$key" | sha256sum)
+# A file that was written by hand may lack its last newline; $() takes it away where it is there.
+if [ -n "$(tail -c 1 "$3" 2> /dev/null)" ]; then
+    echo >> "$3"
+fi
 echo "$1 $2 ${digest%% *}" >> "$3"
 echo "$key"

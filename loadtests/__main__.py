@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from prismoe.loadtests import saturation
 from prismoe.loadtests.bench import Bench
-from prismoe.loadtests.local_server import local_server
+from prismoe.loadtests.local_server import CHECKPOINT, local_server
 from prismoe.loadtests.report import write_report
 from prismoe.loadtests.results import Run, totals_agree
 from prismoe.loadtests.scenarios import Scenario, mixed_traffic, standard
@@ -64,7 +64,7 @@ def main() -> int:
 async def _run(args: argparse.Namespace, url: str, pid: int | None, folder: Path) -> Run:
     if pid is not None and not psutil.pid_exists(pid):
         raise ValueError(f"There is no process {pid}: name the server's with --pid, or leave it out.")
-    target = await find(url, args.tokenizer)
+    target = await find(url, args.tokenizer or (str(CHECKPOINT) if args.url is None else None))
     print(f"{target.model} at {url}: a picture is {target.image_tokens:g} vision tokens.", flush=True)
     scenarios, ramps = _chosen(args, standard(target, args.scale, _one_picture(folder)))
     async with client(url) as session:

@@ -13,6 +13,8 @@ from pathlib import Path
 from prismoe.loadtests.scenarios import MOST_IMAGES
 
 START_LIMIT_S = 300
+CHECKPOINT = Path(__file__).parents[1] / "model_plugins" / "checkpoints" / "prismoji"
+"""The bundled model's folder, which its server does not tell."""
 OPTIONS = (
     *("--expert-metrics", "full"),
     *("--expert-load-interval", "0.5"),

@@ -126,6 +126,7 @@ def _soak(run: Run) -> list[str]:
     return [
         "## Soak",
         f"{run.soak.rate:.2f} requests/s. Bad requests that got no 4xx: {run.soak.unexpected}.{memory}",
+        *(f"**Broken off:** {what}." for what in run.soak.broken_off),
         table(
             ["bad request", "statuses"],
             (

@@ -131,6 +131,8 @@ class Soak(Frozen):
     unexpected: int
     """Bad requests that got no 4xx."""
     memory: list[Memory]
+    broken_off: list[str] = []
+    """What ended before the soak did, and why."""
 
 
 class Run(Frozen):
@@ -147,8 +149,9 @@ class Run(Frozen):
 
     @property
     def errors(self) -> int:
-        """Requests that failed though they should not have, and bad ones that were not refused."""
-        return sum(phase.failed for phase in self.phases) + (self.soak.unexpected if self.soak else 0)
+        """Requests that failed and should not have, bad ones that were not refused, and what broke off."""
+        in_soak = self.soak.unexpected + len(self.soak.broken_off) if self.soak else 0
+        return sum(phase.failed for phase in self.phases) + in_soak
 
     @property
     def sound(self) -> bool:

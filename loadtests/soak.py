@@ -55,28 +55,42 @@ async def soak(
     """
     outcomes: dict[str, Counter[str]] = {}
     memory: list[Memory] = []
-    beside = [asyncio.create_task(_record_memory(pid, memory))] if pid is not None else []
+    beside = {}
+    if pid is not None:
+        beside["the record of memory"] = asyncio.create_task(_record_memory(pid, memory))
     if bad_share:
-        beside.append(asyncio.create_task(_send_bad(session, bench.target.model, rate * bad_share, outcomes)))
-    end = time.monotonic() + 60 * minutes
-    number = 0
-    while (left := end - time.monotonic()) > 0:
-        requests = max(1, round(rate * (1 - bad_share) * min(ROUND_S, left)))
-        number += 1
-        scenario = mixed_traffic(
-            f"soak-{number}", requests, at_once=None, rate=rate * (1 - bad_share), seed=FIRST_SEED + number
-        )
-        await bench.run(scenario)
-    for task in beside:
-        task.cancel()
-    await asyncio.gather(*beside, return_exceptions=True)
+        sending = _send_bad(session, bench.target.model, rate * bad_share, outcomes)
+        beside["the sending of bad requests"] = asyncio.create_task(sending)
+    try:
+        await _send_good(bench, minutes, rate * (1 - bad_share))
+    finally:
+        for task in beside.values():
+            task.cancel()
+        ends = await asyncio.gather(*beside.values(), return_exceptions=True)
     unexpected = sum(
         count
         for statuses in outcomes.values()
         for status, count in statuses.items()
         if not status.startswith("4")
     )
-    return Soak(rate=rate, bad_requests=outcomes, unexpected=unexpected, memory=memory)
+    broken_off = [
+        f"{what}: {type(end).__name__}: {end}"
+        for what, end in zip(beside, ends, strict=True)
+        if isinstance(end, Exception)  # no cancellation, which is how they end
+    ]
+    return Soak(rate=rate, bad_requests=outcomes, unexpected=unexpected, memory=memory, broken_off=broken_off)
+
+
+async def _send_good(bench: Bench, minutes: float, rate: float) -> None:
+    """Rounds of mixed traffic."""
+    end = time.monotonic() + 60 * minutes
+    number = 0
+    while (left := end - time.monotonic()) > 0:
+        requests = max(1, round(rate * min(ROUND_S, left)))
+        number += 1
+        await bench.run(
+            mixed_traffic(f"soak-{number}", requests, at_once=None, rate=rate, seed=FIRST_SEED + number)
+        )
 
 
 def consistent(counted: Counters, under_way: dict[str, float]) -> list[Check]:
@@ -141,7 +155,7 @@ async def _send_bad(
                 "/v1/chat/completions", content=bodies[kind], headers={"Content-Type": "application/json"}
             )
             outcome = str(response.status_code)
-        except httpx.HTTPError as error:
+        except Exception as error:  # Whatever it is, it is no 4xx.
             outcome = type(error).__name__
         outcomes.setdefault(kind, Counter())[outcome] += 1
 

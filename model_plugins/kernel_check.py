@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from enum import IntEnum
 
 import torch
 from torch.distributed import ReduceOp, all_reduce
@@ -14,46 +15,69 @@ PLAIN_KERNELS = "PRISMOE_PLAIN_KERNELS"
 """The environment variable that turns them off."""
 
 
+class Outcome(IntEnum):
+    """How a check ends on a rank, the worst first."""
+
+    BROKEN = 0
+    FAILS = 1
+    WORKS = 2
+
+
 def kernel_works(check: Callable[[], None], name: str, instead: str) -> bool:
     """Whether `check` passes on all tensor-parallel ranks, which must compute alike; a warning tells if not.
 
-    `instead` says what happens without the kernel called `name`. Raises RuntimeError with a sentence if the
-    check leaves a GPU that nothing can run on.
+    `instead` says what happens without the kernel called `name`. Raises RuntimeError with a sentence, on all
+    ranks, if the check leaves one of them a GPU that nothing can run on.
     """
     if os.environ.get(PLAIN_KERNELS) == "1":
         return False
-    works = _passes(check, name, instead)
-    group = get_tp_group()
-    if group.world_size > 1:
-        answer = torch.tensor(int(works), dtype=torch.int32, device="cpu")
-        all_reduce(answer, ReduceOp.MIN, group=group.cpu_group)
-        works = bool(answer)
-    return works
-
-
-def _passes(check: Callable[[], None], name: str, instead: str) -> bool:
-    try:
-        check()
-    except Exception as error:  # whatever a compiler makes of it, serving can do without
-        _stop_if_broken(name, error)
+    error = _error(check)
+    own = Outcome.WORKS if error is None else Outcome.BROKEN if _is_broken() else Outcome.FAILS
+    worst = _worst(own)
+    if worst is Outcome.BROKEN:
+        where, report = (
+            ("this GPU", f"this error: {error}")
+            if own is Outcome.BROKEN
+            else ("the GPU of another rank", "that rank's error")
+        )
+        raise RuntimeError(
+            f"prismoe's {name} broke its work on {where}. Start again with {PLAIN_KERNELS}=1 in the "
+            f"environment, which does without prismoe's kernels, and please report {report}"
+        ) from error
+    if error is not None:
         logger.warning(
             "prismoe's %s does not work on this GPU: %s. Please report it with this error: %s",
             name,
             instead,
             error,
         )
-        return False
-    return True
+    return worst is Outcome.WORKS
 
 
-def _stop_if_broken(name: str, cause: Exception) -> None:
+def _error(check: Callable[[], None]) -> Exception | None:
+    try:
+        check()
+    except Exception as error:  # whatever a compiler makes of it, serving can do without
+        return error
+    return None
+
+
+def _worst(own: Outcome) -> Outcome:
+    """The worst outcome of all ranks. Each has to ask: one that raises before leaves the others waiting."""
+    group = get_tp_group()
+    if group.world_size == 1:
+        return own
+    answer = torch.tensor(int(own), dtype=torch.int32, device="cpu")
+    all_reduce(answer, ReduceOp.MIN, group=group.cpu_group)
+    return Outcome(int(answer))
+
+
+def _is_broken() -> bool:
     """After an access to memory that is not there, CUDA refuses whatever a process asks of it."""
     if not torch.cuda.is_available():
-        return
+        return False
     try:
         torch.cuda.synchronize()
     except RuntimeError:
-        raise RuntimeError(
-            f"prismoe's {name} broke its work on this GPU. Start again with {PLAIN_KERNELS}=1 in the "
-            f"environment, which does without prismoe's kernels, and please report this error: {cause}"
-        ) from cause
+        return True
+    return False

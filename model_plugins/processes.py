@@ -21,11 +21,25 @@ def ask_to_end_with_parent() -> None:
 
 def end_with_parent_if_asked() -> None:
     """Do so if this is a process of an engine, not the one that asked, which a shell may have started."""
-    if ASKED in os.environ and parent_process() is not None:
-        end_with_parent()
+    parent = parent_process()
+    if ASKED in os.environ and parent is not None and parent.pid is not None:
+        _end_with(parent.pid)
 
 
-def end_with_parent() -> None:
-    """Have Linux kill this process when the one that started it is gone."""
+def end_forks_with_parent() -> None:
+    """From now on processes that are forked from this one end with it."""
+    forking = 0
+
+    def before_fork() -> None:
+        nonlocal forking
+        forking = os.getpid()
+
+    os.register_at_fork(before=before_fork, after_in_child=lambda: _end_with(forking))
+
+
+def _end_with(parent: int) -> None:
+    """Have Linux kill this process when `parent`, which started it, is gone: at once if it is already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # It ended before Linux was asked, which then tells nothing.
+            os.kill(os.getpid(), signal.SIGKILL)

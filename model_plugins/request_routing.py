@@ -12,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 NUMBERS = 2
-"""How many columns ride behind an image's embeddings: the experts of its tail and of its head tokens."""
+"""How many numbers ride behind an image's embeddings: the experts of its tail and of its head tokens."""
+BASE = 256
+"""Each rides as two digits to this base: bfloat16 holds whole numbers exactly only up to it."""
+COLUMNS = 2 * NUMBERS
 
 
 class RequestRouting(BaseModel):
@@ -61,11 +64,17 @@ def _sentence(error: ValidationError) -> str:
 
 
 def with_numbers(embeds_NTD: Tensor, asked_N2: Tensor) -> Tensor:
-    """Each image's embeddings with the numbers it asks for behind them, `[N, T, D + 2]`."""
-    numbers_NT2 = asked_N2.to(embeds_NTD)[:, None].expand(-1, embeds_NTD.shape[1], -1)
-    return torch.cat([embeds_NTD, numbers_NT2], dim=-1)
+    """Each image's embeddings with the numbers it asks for behind them, `[N, T, D + 4]`."""
+    digits_N4 = torch.cat([asked_N2 // BASE, asked_N2 % BASE], dim=-1)
+    digits_NT4 = digits_N4.to(embeds_NTD)[:, None].expand(-1, embeds_NTD.shape[1], -1)
+    return torch.cat([embeds_NTD, digits_NT4], dim=-1)
 
 
 def without_numbers(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """The images' embeddings, `[T, D]` each, and the numbers they came with, `[T, 2]` each."""
-    return [image[:, :-NUMBERS] for image in images], [image[:, -NUMBERS:] for image in images]
+    return [image[:, :-COLUMNS] for image in images], [_numbers(image[:, -COLUMNS:]) for image in images]
+
+
+def _numbers(digits_T4: Tensor) -> Tensor:
+    high_T2, low_T2 = digits_T4.int().split(NUMBERS, dim=-1)
+    return high_T2 * BASE + low_T2

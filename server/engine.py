@@ -17,7 +17,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.tasks import SupportedTask
 
-from prismoe.model_plugins.processes import end_with_parent
+from prismoe.model_plugins.processes import end_forks_with_parent
 from prismoe.server.sentences import sentence
 
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
@@ -103,11 +103,11 @@ def prepare_fork(listener: socket.socket) -> None:
     """What an engine process forked from this one (on Linux) must do differently."""
 
     def after_fork() -> None:
-        end_with_parent()
         # Signals to this process would wake the server's event loop, as if they were sent to the server.
         signal.set_wakeup_fd(-1)
         # Its workers need a fresh process: OpenMP reads thread counts and bindings when it is loaded.
         os.environ[METHOD] = "spawn"
         listener.close()
 
+    end_forks_with_parent()
     os.register_at_fork(after_in_child=after_fork)

@@ -84,7 +84,30 @@ class Inspector:
         return Inspected(completion=completion, routing=told)
 
     async def events(self, body: InspectionRequest) -> AsyncGenerator[str, None]:
-        """The answer as it comes, as vLLM's server-sent events, then an event `routing`."""
+        """The answer as it comes, as vLLM's server-sent events, then an event `routing`.
+
+        What the client has not read yet waits here, so that a slow one keeps no other from its turn.
+        """
+        unread: asyncio.Queue[str | None] = asyncio.Queue()
+
+        async def run() -> None:
+            try:
+                async for event in self._events(body):
+                    unread.put_nowait(event)
+            finally:
+                unread.put_nowait(None)
+
+        running = asyncio.create_task(run())
+        try:
+            while (event := await unread.get()) is not None:
+                yield event
+            await running  # It raises what it ended with.
+        finally:
+            running.cancel()
+            with anyio.CancelScope(shield=True):  # also where the client has gone away
+                await asyncio.wait([running])
+
+    async def _events(self, body: InspectionRequest) -> AsyncGenerator[str, None]:
         async with self._recording(body) as (request, routing):
             chunks = accepted(await self._chat.create_chat_completion(request))
             assert not isinstance(chunks, ChatCompletionResponse)

@@ -1,7 +1,7 @@
 """The dashboard *Serving*: latency, throughput, queue, cache and errors."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
-from panels import HALF, MODEL, RATE, dashboard, over_time
+from panels import MODEL, RATE, dashboard, over_time
 
 
 def serving() -> Dashboard:
@@ -124,10 +124,18 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "Answers by status",
-            "4xx is the client's fault, 5xx the server's.",
+            "vLLM's: 4xx is the client's fault, 5xx the server's. Refused requests are not among them.",
             {"{{status}}": f'sum by (status) (rate(http_requests_total{{job=~"$job"}}{RATE}))'},
             "reqps",
-            HALF,
+        )
+    )
+    board.with_panel(
+        over_time(
+            "Refused requests",
+            "By prismoe, before vLLM sees them: key is answered with 401, role 403, body_time 408, "
+            "body_size 413, busy, key_busy and memory 429, draining 503.",
+            {"{{reason}}": f"sum by (reason) (rate(prismoe_refused_requests_total{{{MODEL}}}{RATE}))"},
+            "reqps",
         )
     )
     board.with_panel(
@@ -135,7 +143,6 @@ def serving() -> Dashboard:
             "Servers that answer",
             "Of those that Prometheus scrapes.",
             {"up": 'sum(up{job=~"$job"})', "all": 'count(up{job=~"$job"})'},
-            width=HALF,
         )
     )
     return board

@@ -102,7 +102,7 @@ def checkpoint_facts(folder: Path) -> CheckpointFacts:
             hidden_size=config.hidden_size,
             attention_heads=config.num_attention_heads,
             vocabulary=config.vocab_size,
-            positions=getattr(config, "seq_length", config.max_position_embeddings),
+            positions=config.seq_length if hasattr(config, "seq_length") else config.max_position_embeddings,
         ),
         tower=Tower(
             name=config.mm_image_tower,

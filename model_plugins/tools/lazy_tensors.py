@@ -14,20 +14,27 @@ from torch import Tensor
 from prismoe.model_plugins.weight_files import load_pickled, open_safetensors, weight_files
 
 DTYPES = {
+    "C64": torch.complex64,
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""By the names of the safetensors format."""
+"""By the names of the safetensors format, but for those that pack several numbers into a byte."""
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -78,7 +85,12 @@ def _in_safetensors(path: Path) -> Iterator[tuple[str, LazyTensor]]:
         header = json.loads(file.read(length))
     for name, entry in header.items():
         if name != "__metadata__":
-            dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+            if (dtype := DTYPES.get(entry["dtype"])) is None:
+                raise ValueError(
+                    f"{path} stores {name} as {entry['dtype']}, which prismoe can't read: "
+                    f"save it as one of {', '.join(DTYPES)}."
+                )
+            shape = tuple(entry["shape"])
             start, end = (8 + length + offset for offset in entry["data_offsets"])
             yield name, LazyTensor(dtype, shape, partial(_read, path, start, end - start, dtype, shape))
 

@@ -54,6 +54,11 @@ def _header(tensors: Mapping[str, LazyTensor], order: Sequence[str]) -> bytes:
     offset = 0
     for name in order:
         tensor = tensors[name]
+        if tensor.dtype not in DTYPE_NAMES:
+            raise ValueError(
+                f"{name} is of {tensor.dtype}, which a safetensors file can't hold: "
+                f"save it as one of {', '.join(DTYPE_NAMES.values())}."
+            )
         entries[name] = {
             "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": tensor.shape,

@@ -42,7 +42,10 @@ def keep_listed_routes(app: FastAPI) -> None:
     listed = VLLM_ROUTES | {DESCRIPTION}
     kept = [route for route in app.router.routes if getattr(route, "path", None) in listed]
     if missing := VLLM_ROUTES - {getattr(route, "path", None) for route in kept}:
-        raise ValueError(f"vLLM lacks routes that prismoe expects: {', '.join(sorted(missing))}.")
+        raise ValueError(
+            f"vLLM lacks routes that prismoe expects: {', '.join(sorted(missing))}. Install the version of "
+            "vLLM that prismoe names: pip install prismoe[cpu] or prismoe[cuda]."
+        )
     app.router.routes[:] = kept
 
 

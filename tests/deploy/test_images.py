@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from prismoe.server.access.keys import KeyFile
+from prismoe.server.access.keys import KeyFile, read_keys
 from tests.deploy.conftest import DEPLOY, REPOSITORY
 
 BIN = Path(sys.executable).parent
@@ -155,6 +155,14 @@ def test_the_script_makes_a_key_that_the_server_knows(tmp_path: Path, role: str)
         found = KeyFile(file).find(done.stdout.strip())
         assert found is not None and (found.name, found.role) == (name, role)
     assert len(done.stdout.strip()) == 64
+
+
+def test_the_script_begins_a_line_where_the_last_one_has_no_end(tmp_path: Path) -> None:
+    file = tmp_path / "api_keys"
+    file.write_text(f"alice client {'0' * 64}")
+    subprocess.run([DEPLOY / "key.sh", "bob", "client", file], capture_output=True, check=True)
+    assert [key.name for key in read_keys(file)] == ["alice", "bob"]
+    assert "\n\n" not in file.read_text()
 
 
 def test_the_script_says_what_it_wants(tmp_path: Path) -> None:

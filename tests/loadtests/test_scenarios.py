@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from prismoe.loadtests.local_server import CHECKPOINT
 from prismoe.loadtests.scenarios import RATIOS, Scenario, at_ratio, mixed_traffic, standard
 from tests.loadtests.runs import TARGET
 
@@ -93,3 +94,7 @@ def test_the_standard_scenarios(tmp_path: Path) -> None:
 def test_what_a_scenario_refuses(wrong: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Scenario.model_validate_json(json.dumps({"name": "s", "requests": 3} | wrong))
+
+
+def test_the_tokenizer_of_the_server_that_a_load_test_starts_is_there() -> None:
+    assert (CHECKPOINT / "tokenizer.json").is_file()

@@ -184,7 +184,7 @@ def test_a_policy_that_contradicts_its_fused_rule_routes_in_plain_pytorch(
 def test_all_ranks_route_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another rank's check failed."""
     monkeypatch.setattr(kernel_check, "get_tp_group", lambda: Mock(world_size=2))
-    monkeypatch.setattr(kernel_check, "all_reduce", lambda answer, operation, group: answer.zero_())
+    monkeypatch.setattr(kernel_check, "all_reduce", lambda answer, operation, group: answer.fill_(1))
     assert routed_model.router_class(LTDR, 5) is PolicyRouter
 
 
@@ -195,3 +195,32 @@ def test_a_gpu_that_cannot_go_on_stops_the_start(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
     with pytest.raises(RuntimeError, match="Start again with PRISMOE_PLAIN_KERNELS=1"):
         routed_model.router_class(LTDR, 5)
+
+
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize(
+    ("broken_rank", "sentence"),
+    [
+        (0, "broke its work on this GPU.*report this error: no kernel image"),
+        (1, "broke its work on the GPU of another rank.*report that rank's error"),
+    ],
+)
+def test_a_rank_whose_gpu_cannot_go_on_stops_all(
+    monkeypatch: pytest.MonkeyPatch, broken_rank: int, sentence: str
+) -> None:
+    """It asks the others before it stops: they would wait for its answer for ever."""
+    asked: list[int] = []
+
+    def all_reduce(answer: torch.Tensor, operation: Any, group: Any) -> None:
+        asked.append(int(answer))
+        answer.fill_(0)  # the worst of all ranks
+
+    if broken_rank == 0:
+        monkeypatch.setattr(gpu_router, "fused_router", broken)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    monkeypatch.setattr(kernel_check, "get_tp_group", lambda: Mock(world_size=2))
+    monkeypatch.setattr(kernel_check, "all_reduce", all_reduce)
+    with pytest.raises(RuntimeError, match=sentence):
+        routed_model.router_class(LTDR, 5)
+    assert asked == [2 * broken_rank]

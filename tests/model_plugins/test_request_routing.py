@@ -41,10 +41,18 @@ def test_what_cannot_be_had_is_refused_with_a_sentence(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("numbers", [[256, 257], [383, 511], [512, 2049], [65535, 4099]])
+def test_large_numbers_ride_exactly(dtype: torch.dtype, numbers: list[int]) -> None:
+    rows = with_numbers(torch.randn(1, 2, 5).to(dtype), torch.tensor([numbers]))
+    (embeds,), (asked,) = without_numbers([rows[0]])
+    assert embeds.shape == (2, 5) and asked.tolist() == [numbers] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_numbers_ride_behind_the_embeddings(dtype: torch.dtype) -> None:
     embeds_NTD = torch.randn(2, 3, 5).to(dtype)
     rows = with_numbers(embeds_NTD, torch.tensor([[64, 1], [0, 2]]))
     embeds, asked = without_numbers([rows[0], rows[1, 1:]])
     assert torch.equal(embeds[0], embeds_NTD[0]) and torch.equal(embeds[1], embeds_NTD[1, 1:])
-    assert asked[0].int().tolist() == [[64, 1]] * 3
-    assert asked[1].int().tolist() == [[0, 2]] * 2
+    assert asked[0].tolist() == [[64, 1]] * 3
+    assert asked[1].tolist() == [[0, 2]] * 2

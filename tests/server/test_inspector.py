@@ -1,6 +1,8 @@
 """Inspections without an engine: what is told of recorded rows, what is refused, whose turn it is."""
 
 import asyncio
+import json
+from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,6 +50,11 @@ def test_a_token_computed_ahead_is_not_told() -> None:
 def test_tokens_that_were_not_recorded_are_counted() -> None:
     told = inspection(rows([False] * 2), SIGLIP, [5, 6, 7], [8, 9], str)
     assert (len(told.tokens), told.prompt_tokens, told.left_out) == (2, 2, 2)
+
+
+class Tokenizer:
+    def decode(self, tokens: list[int]) -> str:
+        return str(tokens[0])
 
 
 class Engine:
@@ -116,3 +123,76 @@ def test_inspections_wait_for_their_turn_and_not_in_any_number() -> None:
 
     ends = asyncio.run(crowd())
     assert [type(end) for end in ends] == [HTTPException, asyncio.CancelledError] + [HTTPException] * 3
+
+
+class StreamingEngine(Engine):
+    """Streams an answer of three tokens, or fails behind the first one."""
+
+    renderer = SimpleNamespace(get_tokenizer=Tokenizer)
+    fails = False
+
+    async def ask(self, method: str, *args: Any) -> list[Any]:
+        await super().ask(method, *args)
+        return [rows([False] * 4).model_dump() if method == "prismoe_inspected_rows" else self.facts]
+
+    async def create_chat_completion(self, request: InspectionRequest) -> AsyncGenerator[str, None]:
+        return self.chunks()
+
+    async def chunks(self) -> AsyncGenerator[str, None]:
+        for token in (7, 8, 9):
+            await asyncio.sleep(0)
+            yield f"data: {json.dumps({'prompt_token_ids': [5, 6], 'choices': [{'token_ids': [token]}]})}\n\n"
+            if self.fails:
+                raise RuntimeError("The engine died.")
+            if token == 8:
+                await self.go.wait()
+        yield "data: [DONE]\n\n"
+
+
+STREAMED = BODY.model_copy(update={"stream": True})
+
+
+def test_a_client_that_reads_slowly_keeps_no_other_from_its_turn() -> None:
+    async def slow_and_quick() -> tuple[list[str], list[str]]:
+        engine = StreamingEngine()
+        engine.go.set()
+        one = await inspector(engine)
+        slow = one.events(STREAMED)
+        first = await anext(slow)  # It reads no more for now.
+        quick = [event async for event in one.events(STREAMED)]
+        assert engine.calls.count("prismoe_end_inspection") == 2
+        return [first, *[event async for event in slow]], quick
+
+    async def within_a_second() -> tuple[list[str], list[str]]:
+        return await asyncio.wait_for(slow_and_quick(), 1)
+
+    slow, quick = asyncio.run(within_a_second())
+    assert (
+        len(quick) == 5 and quick[3].startswith("event: routing\ndata: ") and quick[4] == "data: [DONE]\n\n"
+    )
+    assert slow == quick
+
+
+def test_an_inspection_ends_with_its_client() -> None:
+    async def leave() -> list[str]:
+        engine = StreamingEngine()
+        events = (await inspector(engine)).events(STREAMED)
+        await anext(events)
+        await events.aclose()
+        return engine.calls
+
+    calls = asyncio.run(leave())
+    assert calls == ["prismoe_inspectable", "prismoe_start_inspection", "prismoe_end_inspection"]
+
+
+def test_what_an_answer_fails_by_is_told() -> None:
+    async def fail() -> None:
+        engine = StreamingEngine()
+        engine.fails = True
+        events = (await inspector(engine)).events(STREAMED)
+        await anext(events)
+        with pytest.raises(RuntimeError, match="The engine died"):
+            await anext(events)
+        assert engine.calls[-1] == "prismoe_end_inspection"
+
+    asyncio.run(fail())

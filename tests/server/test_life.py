@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
+from tests.server.conftest import user
 from tests.server.running import START_LIMIT_S, STOP_LIMIT_S, Command, Server
 
 NOISE = ("Traceback", "KeyboardInterrupt", "Exception ignored", "never retrieved", "leaked")
@@ -56,6 +59,29 @@ def test_sigterm_while_starting_ends_every_process_silently(tmp_path: Path, mome
     wait_for(server, lambda: imports_torch(server) if moment is None else moment in server.output)
     assert server.stop(signal.SIGTERM) == 143
     assert server.survivors() == []
+    assert not [word for word in NOISE if word in server.output], server.output
+
+
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+def test_a_life_without_faults_has_no_error_in_its_log(tmp_path: Path, level: str) -> None:
+    server = Server(tmp_path / "log", prefix=("env", f"VLLM_LOGGING_LEVEL={level}"))
+    try:
+        server.wait_until_ready()
+        body = {"model": "prismoji", "messages": user("Hello"), "max_tokens": 300, "ignore_eos": True}
+        with httpx.stream(
+            "POST", f"{server.url}/v1/chat/completions", json={**body, "stream": True}
+        ) as answer:
+            events = answer.iter_lines()
+            next(events)
+            server.watch()
+            server.process.send_signal(signal.SIGTERM)
+            assert [event for event in events if event][-1] == "data: [DONE]"
+        assert server.wait(STOP_LIMIT_S) == 0
+    finally:
+        server.kill()
+    levels = Counter(re.findall(r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b", server.output))
+    assert levels["INFO"] > 20 and (levels["DEBUG"] > 20) == (level == "DEBUG")
+    assert levels["ERROR"] == levels["CRITICAL"] == 0, server.output
     assert not [word for word in NOISE if word in server.output], server.output
 
 

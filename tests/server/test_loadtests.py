@@ -15,6 +15,7 @@ from prismoe.loadtests.repeated_image import measure
 from prismoe.loadtests.results import Run
 from prismoe.loadtests.target import Counters, counters_now, difference, finished, total
 from prismoe.loadtests.traffic import authorization, client, report
+from prismoe.model_plugins.bundled import bundled_checkpoint
 from tests.server.running import Server
 
 
@@ -81,7 +82,8 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: Server) -> Cal
     """Runs `python -m prismoe.loadtests` on the shared server; its exit status."""
 
     def run(*options: str) -> int:
-        command = ["loadtests", server.url, "--output", str(tmp_path), *options]
+        tokenizer = ("--tokenizer", str(bundled_checkpoint()))
+        command = ["loadtests", server.url, "--output", str(tmp_path), *tokenizer, *options]
         monkeypatch.setattr("sys.argv", command)
         return main()
 

@@ -82,9 +82,9 @@ def test_statuses_are_called_as_the_rules_expect(prometheus: Prometheus) -> None
 
 def test_a_killed_engine_ends_the_server_and_fires_its_alert(tmp_path: Path) -> None:
     server = Server(tmp_path / "log")
+    server.wait_until_ready()  # A start of 30 seconds would fire the alert.
     prometheus = Prometheus(tmp_path, server.url)
     try:
-        server.wait_until_ready()
         prometheus.wait_until(lambda: [value for _, value in prometheus.query("up")] == [1], 20)
         seconds_to_alert(prometheus, server)
         assert server.process.wait(10) == 1

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,6 +19,21 @@ WEIGHTS: dict[str, Tensor] = {
     "long": torch.tensor(-3),
     "flags": torch.tensor([True, False, True]),
     "none": torch.empty(0, 8),
+    "complex": torch.tensor([[1 + 2j, -3j]], dtype=torch.complex64),
+    **{
+        str(dtype): torch.tensor([0, 1, 7], dtype=dtype)
+        for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.int16, torch.int32, torch.uint8)
+    },
+    **{
+        str(dtype): torch.tensor([0.5, 1, 4]).to(dtype)
+        for dtype in (
+            torch.float8_e4m3fn,
+            torch.float8_e4m3fnuz,
+            torch.float8_e5m2,
+            torch.float8_e5m2fnuz,
+            torch.float8_e8m0fnu,
+        )
+    },
 }
 
 
@@ -25,7 +41,7 @@ def assert_same(actual: dict[str, Tensor]) -> None:
     assert actual.keys() == WEIGHTS.keys()
     for name, weight in WEIGHTS.items():
         assert actual[name].dtype == weight.dtype and actual[name].shape == weight.shape
-        assert torch.equal(actual[name], weight)
+        assert actual[name].tolist() == weight.tolist()
 
 
 def test_what_the_library_wrote_is_read(tmp_path: Path) -> None:
@@ -38,3 +54,16 @@ def test_what_is_written_the_library_reads(tmp_path: Path) -> None:
     sizes = list(write_safetensors(tmp_path / "w.safetensors", lazy_tensors(tmp_path)))
     assert_same(load_file(tmp_path / "w.safetensors"))
     assert sum(sizes) == sum(weight.nbytes for weight in WEIGHTS.values())
+
+
+def test_packed_numbers_are_refused_with_a_sentence(tmp_path: Path) -> None:
+    packed = torch.zeros(2, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    save_file({"packed": packed}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"w\.safetensors stores packed as F4, .*: save it as one of C64, "):
+        lazy_tensors(tmp_path)
+
+
+def test_what_the_format_does_not_hold_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    torch.save({"wide": torch.zeros(2, dtype=torch.complex128)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"wide is of torch\.complex128, .*: save it as one of C64, "):
+        list(write_safetensors(tmp_path / "w.safetensors", lazy_tensors(tmp_path)))
