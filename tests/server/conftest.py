@@ -43,6 +43,7 @@ def other_picture() -> bytes:
 def server(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
     options = ("--expert-load-interval", "0.2", "--expert-metrics", "full")
+    options += ("--block-size", "32")  # vLLM chooses by CPU; with 128 a repeated picture is not cached
     running = Server(log, *options, "--allowed-local-media-path", str(picture_folder))
     try:
         running.wait_until_ready()
