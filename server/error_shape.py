@@ -1,6 +1,8 @@
 """Every error has one shape: OpenAI's, or Anthropic's on its routes."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -9,9 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette._utils import get_route_path
 from starlette.datastructures import MutableHeaders
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.entrypoints.launchers import app as launchers_app
 
 from prismoe.server.requests.sentences import sentence
 
@@ -66,29 +68,39 @@ class ErrorShape:
         await self._app(scope, receive, send_in_shape)
 
 
-def tell_validation_errors(app: FastAPI) -> None:
-    """Have the app answer what vLLM's models find wrong by one sentence, not by pydantic's list.
+@contextmanager
+def validation_errors_told() -> Iterator[None]:
+    """Has `tell_validation_errors` on an app that vLLM builds in the block.
 
-    vLLM has built the app's stack already, and a second one would count no requests.
+    vLLM also builds the app's stack, which takes no handlers later; a second stack would count no requests.
     """
+    vllm: Any = launchers_app
+    add_handlers = vllm.init_exception_handler
 
-    async def tell(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
+    def add_all_handlers(app: FastAPI) -> None:
+        add_handlers(app)
+        tell_validation_errors(app)
+
+    vllm.init_exception_handler = add_all_handlers
+    try:
+        yield
+    finally:
+        vllm.init_exception_handler = add_handlers
+
+
+def tell_validation_errors(app: FastAPI) -> None:
+    """Have the app answer what vLLM's models find wrong by one sentence, not by pydantic's list."""
+
+    @app.exception_handler(RequestValidationError)
+    async def tell(request: Request, error: RequestValidationError) -> JSONResponse:
         faults = [{**fault, "loc": fault["loc"][1:]} for fault in error.errors()]  # without "body"
         return _refused(sentence(faults, error.body))  # type: ignore[arg-type]  # FastAPI's are pydantic's
 
-    async def tell_inner(request: Request, error: Exception) -> JSONResponse:
+    @app.exception_handler(ValidationError)
+    async def tell_inner(request: Request, error: ValidationError) -> JSONResponse:
         # vLLM makes a chat request out of each conversation of a batch, whose faults are of single keys.
-        assert isinstance(error, ValidationError)
         keys = [fault["loc"][0] for fault in error.errors() if fault["loc"]]
         return _refused(sentence(error.errors(), dict.fromkeys(keys)))
-
-    layer: Any = app.middleware_stack or app.build_middleware_stack()
-    app.middleware_stack = layer
-    while not isinstance(layer, ExceptionMiddleware):
-        layer = layer.app
-    layer.add_exception_handler(RequestValidationError, tell)
-    layer.add_exception_handler(ValidationError, tell_inner)
 
 
 def _refused(message: str) -> JSONResponse:

@@ -35,7 +35,7 @@ from prismoe.server.engine import (
     prepare_fork,
     send_images_always,
 )
-from prismoe.server.error_shape import ErrorShape, tell_validation_errors
+from prismoe.server.error_shape import ErrorShape, validation_errors_told
 from prismoe.server.fault_log import log_faults_alone
 from prismoe.server.inspector import Inspector, what_is_inspectable
 from prismoe.server.life.heart import Heart
@@ -131,9 +131,9 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     tasks = await engine.get_supported_tasks()
     args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
     args.log_error_stack = True  # vLLM logs every error, of which log_faults_alone leaves the server's.
-    app: FastAPI = build_app(args, tasks, engine.model_config)
+    with validation_errors_told():
+        app: FastAPI = build_app(args, tasks, engine.model_config)
     keep_listed_routes(app)
-    tell_validation_errors(app)
     app.include_router(routes.router)
     app.include_router(model_routes.router)
     app.include_router(inspection_routes.router)

@@ -13,8 +13,9 @@ OPEN = AccessSettings()
 
 
 @pytest.fixture
-def warnings(monkeypatch: pytest.MonkeyPatch) -> list[logging.LogRecord]:
+def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     written: list[logging.LogRecord] = []
+    caplog.set_level(logging.WARNING, "vllm.prismoe")
     monkeypatch.setattr(logging.getLogger("vllm.prismoe"), "handle", written.append)
     return written
 
