@@ -190,7 +190,7 @@ def test_a_large_model_is_told_quickly() -> None:
         start = time.process_time()
         metrics.text(True)
         times.append(time.process_time() - start)
-    assert min(times) < 0.05
+    assert min(times) < 0.5
 
 
 def test_every_metric_is_in_the_documentation() -> None:
