@@ -34,12 +34,12 @@ def _modalities(engine: EngineClient) -> frozenset[str]:
 async def _template_has_tools(engine: EngineClient, chat: OpenAIServingChat) -> bool:
     """Whether a tool, a call and its result are all in the prompt that the template makes of them."""
     parameters = {"type": "object", "properties": {PARAMETER: {"type": "string"}}}
-    call = {"name": "count", "arguments": json.dumps({PARAMETER: ARGUMENT})}
+    call = {"name": "count", "arguments": json.dumps({"where": ARGUMENT})}
     messages = [
         {"role": "user", "content": "How many?"},
         {
             "role": "assistant",
-            "content": None,
+            "content": "Let me see.",
             "tool_calls": [{"id": "call12345", "type": "function", "function": call}],
         },
         {"role": "tool", "tool_call_id": "call12345", "content": RESULT},

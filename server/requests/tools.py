@@ -61,7 +61,9 @@ def _choice(tool_choice: Any) -> str:
     """What all three APIs leave to the model: `none`, `auto`, or that a call is `forced`."""
     if isinstance(tool_choice, dict):  # Anthropic's, a named function, or responses' allowed tools
         tool_choice = tool_choice.get("mode") or tool_choice.get("type")
-    return tool_choice if tool_choice in ("none", "auto") else "auto" if tool_choice is None else "forced"
+    if tool_choice is None:
+        return "auto"
+    return tool_choice if tool_choice in ("none", "auto") else "forced"
 
 
 def _check_type(place: str, tool: Any) -> None:

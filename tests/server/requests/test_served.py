@@ -1,0 +1,40 @@
+"""Whether a chat template has a place for tools, by what it writes of a tool, its call and its result."""
+
+import asyncio
+import json
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prismoe.server.requests.served import _template_has_tools
+
+
+def has_tools(writes: tuple[bool, bool, bool]) -> bool:
+    """With a template that writes just some of the three."""
+
+    async def render(request: Any) -> Any:
+        tools = json.dumps([tool.model_dump() for tool in request.tools])
+        calls = json.dumps(request.messages[1]["tool_calls"], default=list)
+        parts = zip((tools, calls, request.messages[2]["content"]), writes, strict=True)
+        return [], [{"prompt_token_ids": " ".join(str(part) for part, written in parts if written)}]
+
+    tokenizer = SimpleNamespace(decode=lambda ids: ids)
+    engine: Any = SimpleNamespace(renderer=SimpleNamespace(get_tokenizer=lambda: tokenizer))
+    chat: Any = SimpleNamespace(render_chat_request=render)
+    return asyncio.run(_template_has_tools(engine, chat))
+
+
+@pytest.mark.parametrize("writes", product([False, True], repeat=3))
+def test_a_template_has_to_write_all_three(writes: tuple[bool, bool, bool]) -> None:
+    assert has_tools(writes) is all(writes)
+
+
+def test_a_template_that_refuses_them_has_none() -> None:
+    async def refuse(request: Any) -> Any:
+        raise TypeError("can only concatenate str")
+
+    chat: Any = SimpleNamespace(render_chat_request=refuse)
+    engine: Any = SimpleNamespace()
+    assert asyncio.run(_template_has_tools(engine, chat)) is False
