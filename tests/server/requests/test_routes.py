@@ -45,6 +45,19 @@ def test_what_is_not_listed_is_refused_on_every_route(
     assert message.endswith(".") and "\n" not in message
 
 
+@pytest.mark.parametrize("path", ["/v1//chat/completions", "//v1/chat/completions", "/v1/chat//completions"])
+def test_a_path_with_an_empty_part_is_not_a_route(http: httpx.Client, path: str) -> None:
+    body = {"model": "prismoji", "messages": user("Hi")}
+    answered = http.post(f"http://{http.base_url.netloc.decode()}{path}", json=body)
+    assert answered.status_code == 404
+    assert answered.json()["error"] == {
+        "message": "This server has no such route. GET /openapi.json lists those that it has.",
+        "type": "Not Found",
+        "param": None,
+        "code": 404,
+    }
+
+
 def test_a_picture_is_answered_on_every_route(http: httpx.Client, picture: bytes) -> None:
     part = image_part(picture)
     data = str(part["image_url"]["url"]).partition(",")[2]  # type: ignore[index]
