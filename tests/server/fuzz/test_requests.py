@@ -9,10 +9,11 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.server.conftest import image_part, user
+from tests.server.fuzz.conftest import CASES
 from tests.server.fuzz.processes import resident_bytes
 from tests.server.running import Server
 
-EXAMPLES = 10
+EXAMPLES = CASES // 30
 """How many requests schemathesis makes up for each operation."""
 
 
