@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PARTS := server model_plugins kernels training loadtests
 
 # "+cpu" keeps pip from taking the CUDA build that PyPI serves; only the PyTorch project's own index has it.
 TORCH := torch==2.13.0+cpu
@@ -26,10 +25,12 @@ demo: $(INSTALLED)
 test: lint browser $(BIN)/promtool
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
-lint: $(INSTALLED) $(PARTS:%=.links/prismoe/%)
+lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	MYPYPATH=.links $(BIN)/mypy --package prismoe
+	$(BIN)/mypy --package prismoe
+	$(BIN)/mypy --package tests
+	$(BIN)/lint-imports
 	MYPYPATH=deploy/grafana $(BIN)/mypy deploy/grafana
 	$(BIN)/python deploy/grafana/generate.py --check
 
@@ -38,7 +39,7 @@ dashboards: $(INSTALLED)
 	$(BIN)/python deploy/grafana/generate.py
 
 bench: $(INSTALLED)
-	$(BIN)/python -m prismoe.kernels.bench $(ARGS)
+	$(BIN)/python -m prismoe.benchmarks.kernels.bench $(ARGS)
 
 # Pins every package of the images by version and hash. The CPU builds of vLLM and torch need none of torch's sisters,
 # whose builds on PyPI fail to import beside CPU torch.
@@ -114,8 +115,3 @@ $(LOCKING)/bin/uv:
 # Prometheus, and the tool that tests its rules.
 $(BIN)/promtool: $(INSTALLED)
 	deploy/prometheus/install.sh $(BIN)
-
-# mypy can't see how pyproject.toml maps folders to packages; it can see links.
-.links/prismoe/%:
-	mkdir -p $(@D)
-	ln -s ../../$* $@

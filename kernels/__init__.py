@@ -1,1 +1,4 @@
-"""The arithmetic that routing policies share, in PyTorch and Triton; its float64 reference is in tests."""
+"""The arithmetic that routing policies share, in PyTorch; its float64 references are in tests.
+
+Imports neither vLLM nor any other room of prismoe.
+"""

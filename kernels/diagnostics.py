@@ -32,16 +32,6 @@ def tail_share(logits_TE: Tensor, segment_T: Tensor) -> Tensor:
     return tail_T.sum() / (segment_T >= 0).sum().clamp(min=1)
 
 
-def modality_equity(text_load_E: Tensor, vision_load_E: Tensor) -> Tensor:
-    """MEI, the Modality Equity Index: the share of the experts that both modalities use (EquiRoute).
-
-    The text of the paper at hand calls it a "diagnostic for cross-modality similarity in expert access" and
-    gives no formula. This one is inferred: it is about access, and all six values that the paper reports for
-    16 experts (0.250, 0.625, 0.750, 0.875 twice and 0.938) are sixteenths, as a share of 16 experts is.
-    """
-    return ((text_load_E > 0) & (vision_load_E > 0)).double().mean()
-
-
 def expert_distance(load_E: Tensor, other_load_E: Tensor) -> Tensor:
     """Jensen–Shannon distance of two distributions over the experts: 0 when alike, 1 when they share none."""
     p_E, q_E = (load.double() / load.sum().clamp(min=1) for load in (load_E, other_load_E))

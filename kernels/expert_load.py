@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from prismoe.kernels.modalities import MODALITIES
 from prismoe.kernels.routing import (
     PADDING,
     TEXT,
@@ -18,7 +19,6 @@ from prismoe.kernels.routing import (
     routing_probability_variance,
 )
 
-MODALITIES = ("text", "vision")
 SUMS = ("tokens", "tail_tokens", "scored_tokens", "near_ties", "entropy", "variance")
 """Scored tokens are those whose router gives probabilities: what the three sums behind are about."""
 

@@ -1,6 +1,6 @@
 """What a fused router is told of a step, by a policy that can say its rule in these words.
 
-See `prismoe.kernels.triton_router`, and `prismoe.kernels.triton_mixture` for a `MixtureRule`.
+See `prismoe.kernels.triton.router`, and `prismoe.kernels.triton.mixture` for a `MixtureRule`.
 """
 
 from typing import NamedTuple

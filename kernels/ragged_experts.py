@@ -25,7 +25,7 @@ LEAST_SLOTS = {torch.float32: 32, torch.bfloat16: 128, torch.float16: 128}
 computed anyway."""
 LEAST_WORK = {torch.float32: 2**21, torch.bfloat16: 3 * 2**21, torch.float16: 3 * 2**21}
 """Skipping pairs · D² below this saves less time than it takes. Both were measured by
-`python -m prismoe.kernels.bench` where experts are four times as wide as D, bfloat16 with AMX."""
+`python -m prismoe.benchmarks.kernels.bench` where experts are four times as wide as D, bfloat16 with AMX."""
 
 FUSED: bool = torch.cpu._is_avx512_supported()
 """Whether vLLM's kernel adds up experts in float32 by fused multiply-adds: its AVX-512 build does."""

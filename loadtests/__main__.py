@@ -24,7 +24,7 @@ from prismoe.loadtests.report import write_report
 from prismoe.loadtests.results import Run, totals_agree
 from prismoe.loadtests.scenarios import Scenario, mixed_traffic, standard
 from prismoe.loadtests.soak import consistent, soak
-from prismoe.loadtests.target import counters, difference, find, under_way
+from prismoe.loadtests.target import counters, difference, find, running_requests
 from prismoe.loadtests.traffic import client, picture
 
 WARM_UP = 8
@@ -84,7 +84,7 @@ async def _run(args: argparse.Namespace, url: str, pid: int | None, folder: Path
             rate = args.rate or args.share * (point.requests_per_s if point else 0)
             soaked = await soak(bench, session, args.soak, rate, args.bad, pid)
         counted = difference(before, await counters(session, bench.counters))
-        checks = [*totals_agree(bench.phases), *consistent(counted, await under_way(session))]
+        checks = [*totals_agree(bench.phases), *consistent(counted, await running_requests(session))]
     return Run(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", "-m", "prismoe.loadtests", *sys.argv[1:]]),

@@ -25,7 +25,7 @@ OPTIONS = (
 @contextmanager
 def local_server(log: Path) -> Iterator[tuple[str, int]]:
     """The URL and process id of a server of the bundled model. Raises RuntimeError where it fails."""
-    with serving("prismoe.server.cli", ["serve", *OPTIONS], log) as server:
+    with serving("prismoe.server.commands.cli", ["serve", *OPTIONS], log) as server:
         yield server
 
 

@@ -39,7 +39,7 @@ class Totals(Frozen):
         return Totals(**{name: getattr(self, name) + getattr(other, name) for name in Totals.model_fields})
 
 
-class ExpertLoad(Frozen):
+class ExpertUse(Frozen):
     """What prismoe counted in a phase, each by modality."""
 
     tokens: dict[str, int]
@@ -48,7 +48,7 @@ class ExpertLoad(Frozen):
     """Tokens by layer, modality and expert; empty where the server exports the summary alone."""
 
     @classmethod
-    def of(cls, counted: Counters) -> "ExpertLoad | None":
+    def of(cls, counted: Counters) -> "ExpertUse | None":
         """None where the server is not prismoe's."""
         if not any(name == "prismoe_tokens_total" for name, _ in counted):
             return None
@@ -80,7 +80,7 @@ class Phase(Frozen):
     good_requests_per_s: float
     """Those that met the objective."""
     latency: dict[Annotated[str, Field(pattern="^(ttft|tpot|itl|e2el)$")], Latency]
-    expert_load: ExpertLoad | None
+    expert_load: ExpertUse | None
 
     @property
     def vision_per_text(self) -> float | None:
@@ -208,7 +208,7 @@ def of_bench(scenario: Scenario, arguments: Sequence[str], found: dict[str, Any]
             )
             for name in ("ttft", "tpot", "itl", "e2el")
         },
-        expert_load=ExpertLoad.of(counted),
+        expert_load=ExpertUse.of(counted),
     )
 
 

@@ -84,7 +84,7 @@ def _ahead(counted: Counters) -> float:
     return total(counted, "prismoe_tokens_total") - computed_tokens(counted)
 
 
-async def under_way(session: httpx.AsyncClient) -> dict[str, float]:
+async def running_requests(session: httpx.AsyncClient) -> dict[str, float]:
     """Requests that the server works on, and that wait."""
     gauges = parse(await _metrics(session), "gauge")
     return {name: total(gauges, f"vllm:num_requests_{name}") for name in ("running", "waiting")}

@@ -1,4 +1,4 @@
-"""Settings that every vLLM process of the tests needs, and Triton kernels that run without a GPU."""
+"""Settings that every vLLM process of the tests needs."""
 
 import os
 
@@ -11,12 +11,3 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     VLLM_CPU_OMP_THREADS_BIND="nobind",
 )
-
-# Triton chooses its interpreter when kernels are imported; the engines' processes must not get this.
-os.environ["TRITON_INTERPRET"] = "1"
-import prismoe.kernels.triton_expert_load
-import prismoe.kernels.triton_experts
-import prismoe.kernels.triton_mixture
-import prismoe.kernels.triton_router  # noqa: F401
-
-del os.environ["TRITON_INTERPRET"]

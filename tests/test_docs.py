@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+from tests.paths import REPOSITORY
+
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "SECURITY.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 TARGET = re.compile(r"(?:^|`)make ([a-z-]+)", re.M)
 MODULE = re.compile(r"python -m ((?:prismoe|tests)[\w.]+)")
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)[^)]*\)|(?:src|srcset)=\"(?!https?://)([^\"]+)\"")
@@ -23,6 +24,6 @@ def test_each_link_leads_to_a_file_or_folder(page: Path) -> None:
 def test_each_command_is_there() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     targets, modules = set(TARGET.findall(text)), set(MODULE.findall(text))
-    assert {"demo", "load"} <= targets and "prismoe.loadtests.pair" in modules
-    assert targets <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert {"demo", "load"} <= targets and "prismoe.loadtests.two_servers" in modules
+    assert targets <= set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
     assert [module for module in modules if find_spec(module) is None] == []

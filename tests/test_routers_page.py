@@ -1,7 +1,6 @@
 """What docs/routers.md says is so."""
 
 import re
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -10,12 +9,13 @@ from torch import nn
 
 from prismoe.kernels.expert_load import Confidence, empty_load
 from prismoe.kernels.routing import top_experts_by_count
-from prismoe.model_plugins.router import PolicyRouter
+from prismoe.model_plugins.moe_layer.router import PolicyRouter
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 from prismoe.model_plugins.routing.registry import POLICIES, choose_routing
-from tests.model_plugins.routing_steps import CASES, make, token_segments
+from tests.model_plugins.routing.routing_steps import CASES, make, token_segments
+from tests.paths import REPOSITORY
 
-PAGE = (Path(__file__).parent.parent / "docs" / "routers.md").read_text()
+PAGE = (REPOSITORY / "docs" / "routers.md").read_text()
 ROWS = {cells[1].strip(" `"): cells for cells in (line.split("|") for line in PAGE.splitlines()) if cells[1:]}
 
 

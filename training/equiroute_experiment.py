@@ -8,7 +8,7 @@ the results in PUBLISHED, and neither the number of tokens, nor the router, nor 
 - The tokens: 128 of vision, so 32, 16, 8 and 4 of text, each with 16 independent normal logits.
 - Standard routing: top-1. Then text reaches 16 (1 - (15/16)^n) of 16 experts, 14.0 for 32 tokens and 3.6 for
   4: the published 0.875 and 0.250 to the nearest sixteenth.
-- MEI: the share of experts that both modalities use (`prismoe.kernels.diagnostics.modality_equity`).
+- MEI: the share of experts that both modalities use (`prismoe.kernels.balance.modality_equity`).
 - EquiRoute: the published values at 4:1 and 32:1 lie half way between the standard ones and 1,
   (1 + 0.875) / 2 and (1 + 0.250) / 2. So Cross-Modality Expert Reservation is read as reserving for text half
   of the experts that it does not reach; each goes to the token of text that scores it highest, on top of its
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prismoe.kernels.diagnostics import modality_equity
+from prismoe.kernels.balance import modality_equity
 from prismoe.training.line_plot import line_plot
 
 EXPERTS, VISION_TOKENS, RATIOS, MOST_LOADED = 16, 128, (4, 8, 16, 32), 4
@@ -72,8 +72,8 @@ def equity(ratio: int, generator: torch.Generator) -> Equity:
     fair_text_E = with_reservation(text_E, text_TE)
     return Equity(
         share.item(),
-        modality_equity(text_E, vision_E).item(),
-        modality_equity(fair_text_E, vision_E).item(),
+        modality_equity(torch.stack([text_E, vision_E]).numpy(), least_share=0),
+        modality_equity(torch.stack([fair_text_E, vision_E]).numpy(), least_share=0),
     )
 
 

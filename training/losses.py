@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from prismoe.kernels.routing import TEXT, router_probabilities
-from prismoe.training.model import Routing
+from prismoe.training.model.moe_llava import LayerDecision
 
 
-def balance_loss(routing: Routing, is_counted_T: Tensor) -> Tensor:
+def balance_loss(routing: LayerDecision, is_counted_T: Tensor) -> Tensor:
     """Load balance over the tokens that count: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯) (LTDR, Eq. 8; Eq. 10 counts text alone).
 
     Fᵢ is the share of those tokens' choices that fall on expert i, Gᵢ the mean probability of expert i.
@@ -26,7 +26,7 @@ def balance_loss(routing: Routing, is_counted_T: Tensor) -> Tensor:
     return (share_E.detach() * mean_E).sum()
 
 
-def chosen_experts(routing: Routing) -> Tensor:
+def chosen_experts(routing: LayerDecision) -> Tensor:
     """How often each token uses each expert, `[T, E]` in float32."""
     chosen_TE = torch.zeros(len(routing.experts_TA), routing.step.num_experts)
     return chosen_TE.scatter_add(1, routing.experts_TA, (routing.weights_TA > 0).float())
@@ -97,15 +97,6 @@ def mixture_loss(log_joint_TKEM: Tensor) -> Tensor:
     the tokens; a mean keeps the loss's size apart from the batch's.
     """
     return -log_joint_TKEM.logsumexp(dim=(-2, -1)).mean(dim=0).sum()
-
-
-def slow_components(log_mixing_KEM: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Components drawn to be reactivated, boolean: the rarer, the likelier (IDA-MoE, Eq. 22).
-
-    `log_mixing_KEM` are log π, which sum to 1 over a mixture's E × M components.
-    """
-    components = log_mixing_KEM.shape[1] * log_mixing_KEM.shape[2]
-    return torch.bernoulli((1 - components * log_mixing_KEM.exp()).clamp(0, 1), generator=generator).bool()
 
 
 def reactivation_loss(log_joint_TKEM: Tensor, slow_KEM: Tensor) -> Tensor:

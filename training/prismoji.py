@@ -17,22 +17,22 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from prismoe.training.batches import Composer
-from prismoe.training.card import write_card
-from prismoe.training.cases import build_exam, score
-from prismoe.training.checkpoint import export
-from prismoe.training.concepts import CANDIDATE_BY_EMOJI, CANDIDATES
-from prismoe.training.demo import write_demo
-from prismoe.training.evaluate import Asker
-from prismoe.training.eye import Eye, EyeSettings, Pool, train_eye
-from prismoe.training.measured import Measured, StageRecord
-from prismoe.training.model import ModelConfig, MoELLaVA, upcycle
-from prismoe.training.pictures import Drawing, Pictures
-from prismoe.training.questions import TEMPLATES
-from prismoe.training.splits import split
+from prismoe.training.data.batches import Composer
+from prismoe.training.data.cases import build_exam, score
+from prismoe.training.data.concepts import CANDIDATE_BY_EMOJI, CANDIDATES
+from prismoe.training.data.demo import write_demo
+from prismoe.training.data.pictures import Drawing, Pictures
+from prismoe.training.data.questions import TEMPLATES
+from prismoe.training.data.splits import split
+from prismoe.training.data.tokenizer import build_tokenizer
+from prismoe.training.model.checkpoint import export
+from prismoe.training.model.moe_llava import ModelConfig, MoELLaVA, upcycle
+from prismoe.training.model.tower import ImageTower, TowerConfig
+from prismoe.training.scores.card import write_card
+from prismoe.training.scores.evaluate import Asker
+from prismoe.training.scores.measured import CheckpointScores, StageRecord
 from prismoe.training.stages import PictureSource, Stage, StageSettings, train_stage
-from prismoe.training.tokenizer import build_tokenizer
-from prismoe.training.tower import ImageTower, TowerConfig
+from prismoe.training.tower_training import Pool, TowerClassifier, TowerSettings, train_tower
 
 OUTPUT = Path(__file__).parents[1] / "model_plugins" / "checkpoints" / "prismoji"
 STAGES: tuple[Stage, ...] = ("read", "align", "teach", "upcycle")
@@ -45,7 +45,7 @@ class Recipe(BaseModel):
 
     seed: int = 0
     moe_layers: tuple[int, ...] = (0, 2)
-    eye: EyeSettings = EyeSettings()
+    eye: TowerSettings = TowerSettings()
     read: StageSettings = StageSettings(steps=500, language_rate=2e-3)
     align: StageSettings = StageSettings(steps=250, projector_rate=2e-3)
     teach: StageSettings = StageSettings(steps=1400, language_rate=1e-3, projector_rate=1e-3, tower_rate=1e-4)
@@ -55,7 +55,7 @@ class Recipe(BaseModel):
     def quick(cls) -> "Recipe":
         """The same path in a minute or so, for a test; nothing is learnt."""
         short = {"steps": 2, "batch": 4}
-        recipe = cls(eye=EyeSettings(rounds=1, steps_per_round=2, batch=16))
+        recipe = cls(eye=TowerSettings(rounds=1, steps_per_round=2, batch=16))
         return recipe.model_copy(update={s: getattr(recipe, s).model_copy(update=short) for s in STAGES})
 
 
@@ -83,7 +83,7 @@ class Trainer:
         """Run what is still to run before the model has experts; the dense model."""
         model = MoELLaVA(ModelConfig(vocab_size=len(self.tokenizer)), TowerConfig())
         tower = model.model.image_tower.image_tower
-        self._stage("eye", tower, partial(self._train_eye, tower))
+        self._stage("eye", tower, partial(self._train_tower, tower))
         for stage in STAGES[:-1]:
             self._stage(stage, model, partial(self._train, stage, model))
         return model
@@ -112,7 +112,7 @@ class Trainer:
         part.load_state_dict(saved["weights"])
         self.records.append(StageRecord(**saved["record"]))
 
-    def _train_eye(self, tower: ImageTower) -> list[dict[str, float]]:
+    def _train_tower(self, tower: ImageTower) -> list[dict[str, float]]:
         """On every training drawing, those of the candidates twice."""
         names = [self._label(drawing) for drawing in self.drawings]
         labels = {name: number for number, name in enumerate(sorted({names[i] for i in self.splits.train}))}
@@ -120,7 +120,7 @@ class Trainer:
         shown = self.splits.train + [i for i in self.splits.train if names[i] in candidates]
         label_B = torch.tensor([labels[names[i]] for i in shown])
         pool = Pool(self.rgba_NHWC[shown], label_B, self.recipe.eye, tower.config.image_size)
-        return train_eye(Eye(tower, len(labels)), pool, self.recipe.eye)
+        return train_tower(TowerClassifier(tower, len(labels)), pool, self.recipe.eye)
 
     def _label(self, drawing: Drawing) -> str:
         candidate = CANDIDATE_BY_EMOJI.get(drawing.emoji)
@@ -139,7 +139,7 @@ class Trainer:
         return train_stage(stage, model, source, composer, settings)
 
 
-def train(recipe: Recipe, pictures: Pictures, cache: Path, output: Path) -> Measured:
+def train(recipe: Recipe, pictures: Pictures, cache: Path, output: Path) -> CheckpointScores:
     """Train, export to `output`, measure there, and write the model card."""
     trainer = Trainer(recipe, pictures, cache)
     model = trainer.model()
@@ -148,7 +148,7 @@ def train(recipe: Recipe, pictures: Pictures, cache: Path, output: Path) -> Meas
     export(trainer.untrained_experts(), trainer.tokenizer, before)
     exam = build_exam(pictures)
     asker = Asker(output)
-    measured = Measured(
+    measured = CheckpointScores(
         parameters=sum(weight.numel() for weight in model.parameters()),
         moe_layers=list(recipe.moe_layers),
         stages=trainer.records,

@@ -9,8 +9,14 @@ from torch.nn.functional import linear
 
 from prismoe.kernels.mixture import log_joint
 from prismoe.kernels.routing import PADDING, TEXT
-from prismoe.training.calibration.gmm import linear_encoder
-from prismoe.training.calibration.mixture import VARIANCE_FLOOR, fit_mixture, k_means, k_means_centres
+from prismoe.model_plugins.tools.calibrate.fits.gmm import linear_encoder
+from prismoe.model_plugins.tools.calibrate.fits.mixture import (
+    VARIANCE_FLOOR,
+    fit_mixture,
+    k_means,
+    k_means_centres,
+    slow_components,
+)
 from prismoe.training.losses import (
     balance_loss,
     chosen_experts,
@@ -18,9 +24,8 @@ from prismoe.training.losses import (
     mixture_loss,
     reactivation_loss,
     reconstruction_loss,
-    slow_components,
 )
-from prismoe.training.model import DeepSpeedMoE, Routing
+from prismoe.training.model.moe_llava import DeepSpeedMoE, LayerDecision
 
 COEFFICIENT = 0.01
 """The weight of a router's own losses, as in MoE-LLaVA, LTDR and IDA-MoE (α and β)."""
@@ -37,28 +42,28 @@ class RouterTraining(nn.Module):
     def __init__(self, moe: DeepSpeedMoE) -> None:
         super().__init__()
 
-    def prepare(self, moe: DeepSpeedMoE, routing: Routing) -> None:
+    def prepare(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
         """Start the router from what the layer sees in one batch."""
 
-    def loss(self, moe: DeepSpeedMoE, routing: Routing) -> Tensor:
+    def loss(self, moe: DeepSpeedMoE, routing: LayerDecision) -> Tensor:
         """The weighted loss of one batch."""
         return COEFFICIENT * balance_loss(routing, routing.segment_T != PADDING)
 
-    def after_step(self, moe: DeepSpeedMoE, routing: Routing) -> None:
+    def after_step(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
         """Called when the optimizer has stepped."""
 
 
 class LanguageBalance(RouterTraining):
     """LTDR leaves vision tokens out of the balance (Eq. 10)."""
 
-    def loss(self, moe: DeepSpeedMoE, routing: Routing) -> Tensor:
+    def loss(self, moe: DeepSpeedMoE, routing: LayerDecision) -> Tensor:
         return COEFFICIENT * balance_loss(routing, routing.segment_T == TEXT)
 
 
 class GroupBalance(RouterTraining):
     """Each modality's experts are balanced among themselves."""
 
-    def loss(self, moe: DeepSpeedMoE, routing: Routing) -> Tensor:
+    def loss(self, moe: DeepSpeedMoE, routing: LayerDecision) -> Tensor:
         is_text_T, is_vision_T = routing.segment_T == TEXT, routing.segment_T >= 0
         return COEFFICIENT * (balance_loss(routing, is_text_T) + balance_loss(routing, is_vision_T))
 
@@ -66,14 +71,14 @@ class GroupBalance(RouterTraining):
 class Diversity(RouterTraining):
     """DynMoE keeps experts' embeddings apart instead of balancing their load (Eqs. 7 and 8)."""
 
-    def loss(self, moe: DeepSpeedMoE, routing: Routing) -> Tensor:
+    def loss(self, moe: DeepSpeedMoE, routing: LayerDecision) -> Tensor:
         return COEFFICIENT * diversity_loss(moe.router["expert_embeddings"])
 
 
 class NoBalance(RouterTraining):
     """The answers' loss alone, as for INSTRUCT (LTDR, App. A.3)."""
 
-    def loss(self, moe: DeepSpeedMoE, routing: Routing) -> Tensor:
+    def loss(self, moe: DeepSpeedMoE, routing: LayerDecision) -> Tensor:
         return torch.zeros(())
 
 
@@ -81,7 +86,7 @@ class ClusterTraining(NoBalance):
     """CLUSTER's centres are the instructions' k-means and stay so; no balance either (LTDR, App. A.3)."""
 
     @torch.no_grad()
-    def prepare(self, moe: DeepSpeedMoE, routing: Routing) -> None:
+    def prepare(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
         assert routing.asked is not None
         centres_CD = moe.router["centroids"]
         draw = torch.Generator().manual_seed(0)  # in every layer the same
@@ -92,7 +97,7 @@ class BiasCorrection(NoBalance):
     """AuxFree-MoE's rule (Algorithm 1): the bias of an expert with too little load rises, else it falls."""
 
     @torch.no_grad()
-    def after_step(self, moe: DeepSpeedMoE, routing: Routing) -> None:
+    def after_step(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
         load_E = chosen_experts(routing)[routing.segment_T != PADDING].sum(dim=0)
         moe.router["expert_bias"] += BIAS_STEP * torch.sign(load_E.mean() - load_E)
 
@@ -107,7 +112,7 @@ class MixtureTraining(RouterTraining):
         self.draw = torch.Generator().manual_seed(0)
 
     @torch.no_grad()
-    def prepare(self, moe: DeepSpeedMoE, routing: Routing) -> None:
+    def prepare(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
         """Fit autoencoder and mixtures, as the paper does in its first two stages.
 
         An expert's domain is one of E clusters of the latents, other clusters in each mixture.
@@ -128,7 +133,7 @@ class MixtureTraining(RouterTraining):
             own["means"][mixture] = fit.means_EML
             own["log_variances"][mixture] = fit.log_variances_EML
 
-    def loss(self, moe: DeepSpeedMoE, routing: Routing) -> Tensor:
+    def loss(self, moe: DeepSpeedMoE, routing: LayerDecision) -> Tensor:
         own = moe.router
         hidden_TD = routing.step.hidden_TD[routing.segment_T != PADDING].detach()
         latent_TL = linear(hidden_TD, own["encoder"], own["encoder_bias"])
@@ -138,7 +143,7 @@ class MixtureTraining(RouterTraining):
         return COEFFICIENT * (reconstruction_loss(hidden_TD, self.decoder(latent_TL)) + likelihood).float()
 
     @torch.no_grad()
-    def after_step(self, moe: DeepSpeedMoE, routing: Routing) -> None:
+    def after_step(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
         """A mixture's weights sum to 1, and no component is a spike."""
         own = moe.router
         own["log_mixing"] -= own["log_mixing"].logsumexp(dim=(-2, -1), keepdim=True)

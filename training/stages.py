@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from prismoe.training.augment import Augment
-from prismoe.training.batches import IGNORED, Batch, Composer
-from prismoe.training.concepts import CONCEPT_BY_EMOJI, Concept
-from prismoe.training.eye import normalise
-from prismoe.training.model import MoELLaVA, Routing
-from prismoe.training.pictures import Drawing
+from prismoe.training.data.augment import Augment
+from prismoe.training.data.batches import IGNORED, Batch, Composer
+from prismoe.training.data.concepts import CONCEPT_BY_EMOJI, Concept
+from prismoe.training.data.pictures import Drawing
+from prismoe.training.model.moe_llava import LayerDecision, MoELLaVA
 from prismoe.training.router_training import RouterTraining, router_training
+from prismoe.training.tower_training import normalise
 
 Stage = Literal["read", "align", "teach", "upcycle"]
 RENDER_SIDE = 128  # drawings are varied at this size, then shrunk to the tower's
@@ -145,7 +145,7 @@ def prepare_routers(
 
 def batch_losses(
     model: MoELLaVA, routers: Iterable[RouterTraining], image_BCHW: Tensor, asked: Batch
-) -> tuple[dict[str, Tensor], list[Routing]]:
+) -> tuple[dict[str, Tensor], list[LayerDecision]]:
     """The answers' next-token loss (LTDR, Eq. 5), for a model with experts the routers' own losses, summed
     over its MoE layers, and what each of those decided.
     """

@@ -39,8 +39,8 @@ class Routing(NamedTuple):
 
     experts_TA: Tensor  # int64 or int32
     weights_TA: Tensor  # float32
-    fewer_T: Tensor | None  # int64 or int32, `count_T`; None where every token uses all slots
-    tails_T: Tensor | None  # bool, `tail_T`; None where there are none
+    given_count_T: Tensor | None  # int64 or int32, `count_T`; None where every token uses all slots
+    given_tail_T: Tensor | None  # bool, `tail_T`; None where there are none
     confidence: Confidence | None  # None where the policy has no probabilities or does not rank by them
 
     @classmethod
@@ -58,15 +58,17 @@ class Routing(NamedTuple):
     @property
     def count_T(self) -> Tensor:
         """How many slots each token uses."""
-        num_tokens, slots = self.experts_TA.shape
-        return self.experts_TA.new_full((num_tokens,), slots) if self.fewer_T is None else self.fewer_T
+        if self.given_count_T is None:
+            num_tokens, slots = self.experts_TA.shape
+            return self.experts_TA.new_full((num_tokens,), slots)
+        return self.given_count_T
 
     @property
     def tail_T(self) -> Tensor:
         """Which tokens are vision tail tokens, bool."""
-        if self.tails_T is None:
+        if self.given_tail_T is None:
             return self.experts_TA.new_zeros(len(self.experts_TA), dtype=torch.bool)
-        return self.tails_T
+        return self.given_tail_T
 
 
 def check_experts(setting: str, value: int | None, most: int) -> None:

@@ -6,23 +6,23 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from prismoe.model_plugins.routing.bias_corrected import BiasCorrected
-from prismoe.model_plugins.routing.cluster import Cluster
-from prismoe.model_plugins.routing.cosine import Cosine
-from prismoe.model_plugins.routing.dual_threshold import DualThreshold
-from prismoe.model_plugins.routing.entropy import Entropy
-from prismoe.model_plugins.routing.equiroute import EquiRoute
-from prismoe.model_plugins.routing.fine_grained import FineGrained
-from prismoe.model_plugins.routing.gmm import GMM
-from prismoe.model_plugins.routing.instruction import Instruction
-from prismoe.model_plugins.routing.ltdr import LTDR
-from prismoe.model_plugins.routing.modality_conditioned import ModalityConditioned
-from prismoe.model_plugins.routing.modality_groups import ModalityGroups
+from prismoe.model_plugins.routing.policies.bias_corrected import BiasCorrected
+from prismoe.model_plugins.routing.policies.cluster import Cluster
+from prismoe.model_plugins.routing.policies.cosine import Cosine
+from prismoe.model_plugins.routing.policies.dual_threshold import DualThreshold
+from prismoe.model_plugins.routing.policies.entropy import Entropy
+from prismoe.model_plugins.routing.policies.equiroute import EquiRoute
+from prismoe.model_plugins.routing.policies.fine_grained import FineGrained
+from prismoe.model_plugins.routing.policies.gmm import GMM
+from prismoe.model_plugins.routing.policies.instruction import Instruction
+from prismoe.model_plugins.routing.policies.ltdr import LTDR
+from prismoe.model_plugins.routing.policies.modality_conditioned import ModalityConditioned
+from prismoe.model_plugins.routing.policies.modality_groups import ModalityGroups
+from prismoe.model_plugins.routing.policies.task import Task
+from prismoe.model_plugins.routing.policies.top_any import TopAny
+from prismoe.model_plugins.routing.policies.topk import TopK
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
-from prismoe.model_plugins.routing.task import Task
-from prismoe.model_plugins.routing.top_any import TopAny
-from prismoe.model_plugins.routing.topk import TopK
 
 POLICIES: dict[str, type[RoutingPolicy]] = {
     "topk": TopK,

@@ -1,1 +1,5 @@
-"""What `prismoe check` and `prismoe convert` do. Their errors are ValueError and OSError with a sentence."""
+"""What `prismoe check`, `convert` and `calibrate` do. Their errors are ValueError and OSError with a
+sentence.
+
+May import every room of model_plugins, and kernels.
+"""

@@ -7,11 +7,16 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from prismoe.model_plugins import register
-from prismoe.model_plugins.moe_llava.config import check_servable, experts_by_layer, family, moe_settings
-from prismoe.model_plugins.moe_llava.tower import find_tower, tokens_per_image, tower_config
+from prismoe.model_plugins.files.weight_files import weight_files
+from prismoe.model_plugins.models.moe_llava.config import (
+    check_servable,
+    experts_by_layer,
+    family,
+    moe_settings,
+)
+from prismoe.model_plugins.models.moe_llava.tower import find_tower, tokens_per_image, tower_config
+from prismoe.model_plugins.plugin import register
 from prismoe.model_plugins.tools.lazy_tensors import DTYPE_NAMES, lazy_tensors
-from prismoe.model_plugins.weight_files import weight_files
 
 FAMILY_NAMES = {"phi": "Phi-2", "stablelm": "StableLM", "qwen": "Qwen-1"}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prismoe.model_plugins.weight_files import load_pickled, open_safetensors, weight_files
+from prismoe.model_plugins.files.weight_files import load_pickled, open_safetensors, weight_files
 
 DTYPES = {
     "C64": torch.complex64,

@@ -12,11 +12,11 @@ from vllm.inputs import EngineInput, mm_input, tokens_input
 from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from prismoe.model_plugins.bundled import bundled_checkpoint
-from prismoe.model_plugins.engine_options import engine_options
-from prismoe.model_plugins.moe_llava.processing import IMAGE_FIELDS, image_inputs
+from prismoe.model_plugins.files.bundled import bundled_checkpoint
+from prismoe.model_plugins.models.moe_llava.processing import IMAGE_FIELDS, image_inputs
+from prismoe.model_plugins.tools.check.reference import IMAGE
 from prismoe.model_plugins.tools.checkpoint_facts import CheckpointFacts
-from prismoe.model_plugins.tools.reference import IMAGE
+from prismoe.model_plugins.worker.engine_options import engine_options
 
 SMALLEST_HEAD, BLOCK = 32, 128
 """Bounds of vLLM's KV cache: a head's width at least, and the largest block of tokens."""

@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from prismoe.server.life.settings import Seconds
-
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 
 

@@ -7,9 +7,9 @@ from pydantic_core import from_json, to_json
 
 from prismoe.server.requests.anthropic import AnthropicConversation, System
 from prismoe.server.requests.chat import Conversation
+from prismoe.server.requests.errors import PLACE, fault, sentence
 from prismoe.server.requests.models import Message, Served
 from prismoe.server.requests.responses import ResponsesInput
-from prismoe.server.requests.sentences import PLACE, fault, sentence
 from prismoe.server.requests.tools import OffersTools
 
 MOST_ANSWERS = 128

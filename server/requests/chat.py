@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, Tag, model_validator
 
+from prismoe.server.requests.errors import PLACE, fault
 from prismoe.server.requests.models import (
     TEXT_OR_LIST,
     Medium,
@@ -15,7 +16,6 @@ from prismoe.server.requests.models import (
     text_or_list,
     told_by,
 )
-from prismoe.server.requests.sentences import PLACE, fault
 from prismoe.server.requests.tools import OfTools
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

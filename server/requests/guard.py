@@ -4,9 +4,9 @@ from fastapi import HTTPException
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prismoe.server.answer_text import continues
-from prismoe.server.own_routing import ANSWERING, chooses_routing, task_fault, tasks
+from prismoe.server.requests.answer_text import continues
 from prismoe.server.requests.bodies import Unreadable, read_request
+from prismoe.server.requests.routing_choice import ANSWERING, chooses_routing, task_fault, tasks
 
 
 class RequestGuard:
@@ -27,10 +27,10 @@ class RequestGuard:
             await self.app(scope, receive, send)
             return
         state, path = scope["app"].state, get_route_path(scope)
-        own_routing = False
+        chose_routing = False
 
         async def receive_and_read() -> Message:
-            nonlocal own_routing
+            nonlocal chose_routing
             message = await receive()
             if message["type"] == "http.request":
                 try:
@@ -39,14 +39,14 @@ class RequestGuard:
                     raise HTTPException(400, str(error)) from error
                 if fault := task_fault(request, tasks(state.routing)):
                     raise HTTPException(400, fault)
-                own_routing = chooses_routing(request)
+                chose_routing = chooses_routing(request)
                 continues.set(bool(request.get("continue_final_message")))
             return message
 
         async def count_and_send(message: Message) -> None:
             is_answer = message["type"] == "http.response.start" and message["status"] < 400
             if is_answer and "prismoe.gone" not in scope:
-                state.requests.add(own_routing)
+                state.requests.add(chose_routing)
             await send(message)
 
         await self.app(scope, receive_and_read, count_and_send if path in ANSWERING else send)

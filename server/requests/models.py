@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic_core.core_schema import ValidationInfo
 
-from prismoe.server.requests.sentences import PLACE, fault, shortened
+from prismoe.server.requests.errors import PLACE, fault, shortened
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 

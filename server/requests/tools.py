@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Self
 from pydantic import model_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from prismoe.server.requests.errors import fault, shortened
 from prismoe.server.requests.models import Message, Served
-from prismoe.server.requests.sentences import fault, shortened
 
 NO_PLACE = (
     "This model's chat template has no place for tools: leave tools, their calls and their results out of "

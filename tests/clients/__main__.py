@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from prismoe.model_plugins.bundled import bundled_checkpoint
+from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from tests.server.running import Server
 
 HERE = Path(__file__).parent

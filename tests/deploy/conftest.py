@@ -13,7 +13,8 @@ import pytest
 import yaml
 from helm_python import Chart
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.paths import REPOSITORY
+
 DEPLOY = REPOSITORY / "deploy"
 CHART = DEPLOY / "kubernetes"
 

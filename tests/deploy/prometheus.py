@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+from tests.paths import REPOSITORY
+
+DEPLOY = REPOSITORY / "deploy"
 RULES = DEPLOY / "prometheus" / "rules" / "prismoe.yaml"
 
 CONFIG = """\

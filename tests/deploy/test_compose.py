@@ -151,6 +151,14 @@ def test_images_are_pinned(compose: Compose, cpu: bool) -> None:
         assert re.search(r":v?\d+\.\d+\.\d+", service["image"]), service["image"]
 
 
+def test_a_folder_of_checkpoints_that_is_not_there_is_not_made(compose: Compose, cpu: bool) -> None:
+    services = read(compose, cpu, CHECKPOINTS="/mistyped")["services"]
+    for name in ("setup", "server"):
+        (mount,) = (each for each in services[name]["volumes"] if each["target"] == "/checkpoints")
+        assert mount["source"] == "/mistyped"
+        assert mount["bind"] == {"create_host_path": False}
+
+
 def test_grafana_opens_on_the_experts(compose: Compose) -> None:
     grafana = read(compose)["services"]["grafana"]
     assert (

@@ -13,7 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from prismoe.server.access.keys import KeyFile, read_keys
-from tests.deploy.conftest import DEPLOY, REPOSITORY
+from tests.deploy.conftest import DEPLOY
+from tests.paths import REPOSITORY
 
 BIN = Path(sys.executable).parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]

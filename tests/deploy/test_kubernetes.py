@@ -15,7 +15,7 @@ from cloudcoil.models.prometheus_operator.v1 import PodMonitor
 from helm_python import HelmValuesError, lint
 from pydantic import BaseModel
 
-from prismoe.server.arguments import serve_settings
+from prismoe.server.commands.arguments import serve_settings
 from tests.deploy.conftest import CHART, DEPLOY, REQUIRED, render
 
 KUBERNETES = "1.37"

@@ -25,10 +25,11 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-from tests.deploy.conftest import DEPLOY, REPOSITORY
+from tests.deploy.conftest import DEPLOY
 from tests.deploy.docker_engine import COMPOSE, docker, engine, inspect
 from tests.deploy.prometheus import RULES
 from tests.deploy.stand_ins import in_their_place, torch_index
+from tests.paths import REPOSITORY
 
 PROJECT = "prismoe-test"
 IMAGE = "prismoe-test:cpu"

@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 
-from tests.deploy.conftest import REPOSITORY
 from tests.deploy.two_hosts import REQUESTS
+from tests.paths import REPOSITORY
 
 
 def test_no_request_is_lost() -> None:

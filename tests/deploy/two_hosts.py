@@ -173,7 +173,7 @@ def replica(host: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`prismoe serve` on a host, on a core of its own where there are two."""
     cores = sorted(os.sched_getaffinity(0))
     core = cores[list(HOSTS).index(host) % len(cores)]
-    serve = [sys.executable, "-P", "-m", "prismoe.server.cli", "serve", "--host", f"{HOSTS[host]}.2"]
+    serve = [sys.executable, "-P", "-m", "prismoe.server.commands.cli", "serve", "--host", f"{HOSTS[host]}.2"]
     options = ["--port", "8000", "--expert-load-interval", "0.2"]
     environment = {"VLLM_CPU_OMP_THREADS_BIND": str(core)}
     with running(["ip", "netns", "exec", host, *serve, *options], log, environment) as process:

@@ -10,7 +10,6 @@ from prismoe.kernels.diagnostics import (
     expert_distance,
     load_variation,
     mean_routing_entropy,
-    modality_equity,
     tail_share,
 )
 from tests.kernels import reference
@@ -48,10 +47,6 @@ def test_tail_share(segments: list[int]) -> None:
     tail = reference.tail(reference.probabilities(logits_TE.numpy()), segments)
     vision = sum(segment >= 0 for segment in segments)
     assert tail_share(logits_TE, torch.tensor(segments)).item() == pytest.approx(sum(tail) / max(vision, 1))
-
-
-def test_modality_equity_counts_the_experts_that_both_use() -> None:
-    assert modality_equity(torch.tensor([1, 0, 5, 2]), torch.tensor([9, 9, 0, 1])) == 0.5
 
 
 @given(loads.filter(any), loads.filter(any))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prismoe.loadtests.results import Check, ExpertLoad, Latency, Memory, Phase, Run, Soak, Totals
+from prismoe.loadtests.results import Check, ExpertUse, Latency, Memory, Phase, Run, Soak, Totals
 from prismoe.loadtests.scenarios import Scenario
 from prismoe.loadtests.target import Target
 
@@ -33,7 +33,7 @@ def phase(
         generated_tokens_per_s=4 * requests_per_s,
         good_requests_per_s=requests_per_s / 2,
         latency=dict.fromkeys(("ttft", "tpot", "itl", "e2el"), latency),
-        expert_load=ExpertLoad(
+        expert_load=ExpertUse(
             tokens={"text": 10, "vision": 40},
             experts_per_token={"text": 2.0, "vision": 2.75},
             by_layer={"0": {"text": [1, 3], "vision": [2, 2]}, "2": {"text": [4, 0], "vision": [0, 0]}},

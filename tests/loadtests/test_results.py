@@ -2,7 +2,7 @@
 
 import pytest
 
-from prismoe.loadtests.results import ExpertLoad, totals_agree
+from prismoe.loadtests.results import ExpertUse, totals_agree
 from prismoe.loadtests.saturation import saturation
 from prismoe.loadtests.soak import bad_requests, consistent, growth
 from prismoe.loadtests.target import Counters, computed_tokens, difference, parse, total
@@ -59,12 +59,12 @@ def test_the_difference_of_two_readings(counted: Counters) -> None:
 
 
 def test_expert_load(counted: Counters) -> None:
-    load = ExpertLoad.of(counted)
+    load = ExpertUse.of(counted)
     assert load is not None
     assert load.tokens == {"text": 60, "vision": 140}
     assert load.experts_per_token == {"text": 2.0, "vision": 2.5}
     assert load.by_layer == {"2": {"text": [100, 20], "vision": [150, 200]}}
-    assert ExpertLoad.of(parse(METRICS.partition("# TYPE prismoe")[0], "counter", "_total")) is None
+    assert ExpertUse.of(parse(METRICS.partition("# TYPE prismoe")[0], "counter", "_total")) is None
 
 
 def test_consistent_counters(counted: Counters) -> None:

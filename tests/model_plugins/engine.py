@@ -10,9 +10,9 @@ import pytest
 from torch import Tensor, nn
 from vllm import LLM, SamplingParams
 
-from prismoe.model_plugins.engine_options import engine_options
+from prismoe.model_plugins.worker.engine_options import engine_options
+from tests.paths import DATA
 
-DATA = Path(__file__).parent.parent / "data"
 PHI = DATA / "moe-llava-phi-tiny"
 
 

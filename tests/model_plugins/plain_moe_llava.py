@@ -19,8 +19,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from prismoe.model_plugins.moe_llava.config import routing_in_force
-from tests.model_plugins.policy_reference import RULES, Pairs, Step
+from prismoe.model_plugins.models.moe_llava.config import routing_in_force
+from tests.model_plugins.routing.policy_reference import RULES, Pairs, Step
 
 IMAGE = -200
 Weights = dict[str, Tensor]

@@ -17,10 +17,10 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from prismoe.model_plugins.moe_llava.config import routing_in_force
+from prismoe.model_plugins.models.moe_llava.config import routing_in_force
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from tests.model_plugins.engine import PHI
-from tests.model_plugins.routing_steps import random_parameter
+from tests.model_plugins.routing.routing_steps import random_parameter
 
 HIDDEN, HEADS, LAYERS, WIDTH, VOCABULARY, TOWER_WIDTH = 64, 4, 4, 128, 512, 32
 FAMILIES, TOWERS = ("phi", "stablelm", "qwen"), ("clip", "siglip")

@@ -7,12 +7,12 @@ import html
 import math
 import re
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.deploy.prometheus import Prometheus
+from tests.paths import REPOSITORY
 
-STYLE = Path(__file__).parents[2] / "server" / "static" / "inspector.css"
+STYLE = REPOSITORY / "server" / "inspector" / "static" / "inspector.css"
 OWN_STYLE = """
 main { display: grid; grid-template-columns: repeat(24, 1fr); gap: 14px; padding-bottom: 20px; }
 main > h2 { grid-column: 1 / -1; font-size: 15px; color: var(--soft); }

@@ -17,8 +17,9 @@ from typing import Any
 import httpx
 import psutil
 
-from prismoe.loadtests.pair import mixed_requests
+from prismoe.kernels.modalities import MODALITIES
 from prismoe.loadtests.traffic import client, send_all
+from prismoe.loadtests.two_servers import mixed_requests
 from tests.deploy.prometheus import DEPLOY, Prometheus
 from tests.server.draw_dashboard import page, with_variables
 from tests.server.running import Server
@@ -37,7 +38,6 @@ QUERIES = {
 SELECTOR = re.compile(r"\b((?:prismoe|vllm:|http_|up\b)[\w:]*)(?:\{([^}]*)\})?")
 LABEL = re.compile(r"(\w+)\s*(?:=~|!=|=)")
 ALERT_BOUND_S = 5 + 30 + 3  # the server sees its engine's death; the rule waits; scrapes, evaluations, exits
-MODALITIES = ("text", "vision")
 Totals = dict[tuple[str, ...], float]
 
 

@@ -15,6 +15,7 @@ import psutil
 
 START_LIMIT_S = 240
 STOP_LIMIT_S = 40
+PRISMOE = (sys.executable, "-P", "-m", "prismoe.server.commands.cli")
 END_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM")  # a program of util-linux, as `unshare` is
 
 
@@ -34,7 +35,7 @@ class Command:
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [*prefix, *END_WITH_PARENT, sys.executable, "-P", "-m", "prismoe.server.cli", *arguments],
+                [*prefix, *END_WITH_PARENT, *PRISMOE, *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prismoe.model_plugins.bundled import bundled_checkpoint
+from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.server import environment
 
 

@@ -10,12 +10,12 @@ import httpx
 import pytest
 
 from prismoe.loadtests.__main__ import main
-from prismoe.loadtests.pair import compare, mixed_requests
 from prismoe.loadtests.repeated_image import measure
 from prismoe.loadtests.results import Run
 from prismoe.loadtests.target import Counters, counters_now, difference, finished, total
 from prismoe.loadtests.traffic import authorization, client, report
-from prismoe.model_plugins.bundled import bundled_checkpoint
+from prismoe.loadtests.two_servers import compare, mixed_requests
+from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from tests.server.running import Server
 
 

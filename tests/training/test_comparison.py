@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 
 from prismoe.model_plugins.routing.registry import choose_routing
-from prismoe.training.cases import Case
 from prismoe.training.comparison import prefill
 from prismoe.training.comparison.contenders import BASELINE, CONTENDERS, Trained
-from prismoe.training.comparison.measured import Measured, mean_by_drawing
+from prismoe.training.comparison.measured import ContenderScores, mean_by_drawing
 from prismoe.training.comparison.prefill import Ratio, prefill_ratio
 from prismoe.training.comparison.table import difference, plot, table
+from prismoe.training.data.cases import Case
+from prismoe.training.data.questions import TEMPLATES
 from prismoe.training.dot_plot import Dot, dot_plot
-from prismoe.training.questions import TEMPLATES
 
 CASES = [Case("s", drawing, topic, "?", "!") for drawing in range(5) for topic in TEMPLATES]
 
 
-def made_up(seed: int, share: float) -> Measured:
+def made_up(seed: int, share: float) -> ContenderScores:
     right = np.random.default_rng(seed).random(len(CASES)) < share
-    return Measured(
+    return ContenderScores(
         right=right.tolist(),
         vision_experts=2.5,
         text_experts=2,

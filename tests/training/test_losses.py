@@ -9,6 +9,7 @@ import torch
 from prismoe.kernels.mixture import log_joint
 from prismoe.kernels.routing import PADDING, TEXT
 from prismoe.model_plugins.routing.policy import RouterInputs
+from prismoe.model_plugins.tools.calibrate.fits.mixture import slow_components
 from prismoe.training.losses import (
     balance_loss,
     conflict_loss,
@@ -17,19 +18,18 @@ from prismoe.training.losses import (
     modality_contrast,
     reactivation_loss,
     reconstruction_loss,
-    slow_components,
     z_loss,
 )
-from prismoe.training.model import Routing
+from prismoe.training.model.moe_llava import LayerDecision
 from tests.kernels import reference
 
 
-def routing_of(logits: torch.Tensor, segment: torch.Tensor) -> Routing:
+def routing_of(logits: torch.Tensor, segment: torch.Tensor) -> LayerDecision:
     weights, experts = logits.softmax(-1).topk(2)
     asks_nothing = torch.zeros(len(logits), 2, dtype=torch.int32)
     step = RouterInputs(torch.empty(len(logits), 0), logits, segment, asks_nothing, {}, logits.shape[1])
     is_tail = torch.zeros(len(logits), dtype=torch.bool)
-    return Routing(logits.softmax(-1), experts, weights, is_tail, step, asked=None)
+    return LayerDecision(logits.softmax(-1), experts, weights, is_tail, step, asked=None)
 
 
 def test_balance_loss_is_that_of_the_language_tokens_alone() -> None:

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from prismoe.training import teacher
-from prismoe.training.augment import Augment, on_white
-from prismoe.training.card import card
-from prismoe.training.checkpoint import load
 from prismoe.training.comparison import train as comparison
 from prismoe.training.comparison.contenders import CONTENDERS, Trained
-from prismoe.training.concepts import CANDIDATES, CONCEPT_BY_EMOJI, CONCEPTS
-from prismoe.training.eye import EyeSettings, rate_share
-from prismoe.training.measured import Measured
-from prismoe.training.pictures import SIDE, STYLE_BY_NAME, STYLES, UNSEEN_FAMILY, Drawing, Pictures
+from prismoe.training.data.augment import Augment, on_white
+from prismoe.training.data.concepts import CANDIDATES, CONCEPT_BY_EMOJI, CONCEPTS
+from prismoe.training.data.pictures import SIDE, STYLE_BY_NAME, STYLES, UNSEEN_FAMILY, Drawing, Pictures
+from prismoe.training.data.splits import held_out_families, split
+from prismoe.training.model.checkpoint import load
 from prismoe.training.prismoji import Recipe, train
-from prismoe.training.splits import held_out_families, split
+from prismoe.training.scores.card import card
+from prismoe.training.scores.measured import CheckpointScores
 from prismoe.training.stages import StageSettings
+from prismoe.training.tower_training import TowerSettings, rate_share
 
 
 class MadeUpPictures(Pictures):
@@ -90,7 +90,7 @@ def test_learning_rate_rises_holds_and_falls() -> None:
 
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValidationError):
-        EyeSettings.model_validate({"round": 3})
+        TowerSettings.model_validate({"round": 3})
 
 
 def test_the_whole_recipe(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_the_whole_recipe(tmp_path: Path) -> None:
     assert [record.stage for record in measured.stages] == ["eye", "read", "align", "teach", "upcycle"]
     assert {score.split for score in measured.scores} == {"held-out drawings", "unseen style"}
     assert all(0 < layer.tail_share < 1 for layer in measured.routing)
-    assert Measured.read(output) == measured and (output / "README.md").read_text() == card(measured)
+    assert CheckpointScores.read(output) == measured and (output / "README.md").read_text() == card(measured)
     assert load(output).config.moe_layers == (0, 2)
     config = json.loads((output / "config.json").read_text())
     assert config["prismoe_routing"] == {"policy": "ltdr", "tail_experts": 4, "norm_topk_prob": True}

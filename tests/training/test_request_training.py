@@ -8,19 +8,19 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from prismoe.kernels.routing import PADDING
-from prismoe.model_plugins.request_logits import RequestLogits
+from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
+from prismoe.model_plugins.moe_layer.step_watch import StepRequests
 from prismoe.model_plugins.routing.request_policy import NO_TASK, RequestPolicy
-from prismoe.model_plugins.step_watch import StepRequests
-from prismoe.training.batches import IGNORED, Batch, Composer
 from prismoe.training.comparison.contenders import CONTENDERS, Trained
 from prismoe.training.comparison.start import start
-from prismoe.training.concepts import CONCEPTS
-from prismoe.training.model import DeepSpeedMoE, MoELLaVA, prompt_tokens
-from prismoe.training.questions import TASKS, TEMPLATES, Topic
+from prismoe.training.data.batches import IGNORED, Batch, Composer
+from prismoe.training.data.concepts import CONCEPTS
+from prismoe.training.data.questions import TASKS, TEMPLATES, Topic
+from prismoe.training.data.tokenizer import build_tokenizer
+from prismoe.training.model.moe_llava import DeepSpeedMoE, MoELLaVA, prompt_tokens
 from prismoe.training.router_training import ClusterTraining, router_training
 from prismoe.training.stages import batch_losses, prepare_routers
-from prismoe.training.tokenizer import build_tokenizer
-from tests.training.test_model import SMALL, SMALL_TOWER, images
+from tests.training.model.test_moe_llava import SMALL, SMALL_TOWER, images
 
 ROUTERS = ["task", "cluster", "instruction"]
 SHOWN = CONCEPTS[:40:4]

@@ -9,9 +9,9 @@ from prismoe.model_plugins.routing.policy import RouterInputs
 from prismoe.model_plugins.routing.request_policy import NO_TASK, RequestPolicy, Requests
 from prismoe.training.comparison.contenders import CONTENDERS, Trained
 from prismoe.training.comparison.start import start
-from prismoe.training.model import Asked, MoELLaVA
+from prismoe.training.model.moe_llava import Asked, MoELLaVA
 from prismoe.training.router_training import BIAS_STEP, BiasCorrection, router_training
-from tests.training.test_model import SMALL, SMALL_TOWER
+from tests.training.model.test_moe_llava import SMALL, SMALL_TOWER
 
 TRAINED = {name: contender for name, contender in CONTENDERS.items() if isinstance(contender, Trained)}
 SEGMENT_T = torch.tensor([TEXT] * 40 + [0] * 30 + [1] * 30 + [PADDING] * 10)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from prismoe.training.calibration.measure import serving
-from prismoe.training.cases import build_exam
 from prismoe.training.comparison.contenders import BASELINE, CONTENDERS, Trained
 from prismoe.training.comparison.measure import measure
-from prismoe.training.comparison.measured import Measured
+from prismoe.training.comparison.measured import ContenderScores
 from prismoe.training.comparison.table import plot, table
 from prismoe.training.comparison.train import SETTINGS, calibrate, train
-from prismoe.training.pictures import Pictures
+from prismoe.training.data.cases import build_exam
+from prismoe.training.data.pictures import Pictures
+from prismoe.training.scores.measure import serving
 
 CHECKPOINT, MEASURED = "checkpoint", "measured.json"
 
@@ -58,7 +58,7 @@ class Comparison:
         """Write table and plot of everything that DIR has a measurement of."""
         files = {name: self._folder(name) / MEASURED for name in CONTENDERS}
         results = {
-            name: Measured.model_validate_json(file.read_text())
+            name: ContenderScores.model_validate_json(file.read_text())
             for name, file in files.items()
             if file.exists()
         }

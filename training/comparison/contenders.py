@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from prismoe.training.questions import TEMPLATES
+from prismoe.training.data.questions import TEMPLATES
 
 
 class Trained(BaseModel):

@@ -12,15 +12,15 @@ import torch
 
 from prismoe.kernels.diagnostics import load_variation
 from prismoe.kernels.routing import PADDING, routing_entropy
-from prismoe.training.calibration.measure import experts_per_token, serving
-from prismoe.training.cases import Exam
-from prismoe.training.comparison.measured import Measured
+from prismoe.training.comparison.measured import ContenderScores
 from prismoe.training.comparison.prefill import PICTURES, prefill_ratio
-from prismoe.training.evaluate import Asker
-from prismoe.training.score import Server, ask_all
+from prismoe.training.data.cases import Exam
+from prismoe.training.scores.evaluate import Asker
+from prismoe.training.scores.measure import experts_per_token, serving
+from prismoe.training.scores.score import Server, ask_all
 
 
-def measure(folder: Path, baseline_url: str, exam: Exam) -> Measured:
+def measure(folder: Path, baseline_url: str, exam: Exam) -> ContenderScores:
     """Everything of one contender. All but the entropy is what the servers say."""
     with serving(str(folder), None) as url:
         replies = ask_all(Server(url), exam, with_tasks=_knows_tasks(_read(f"{url}/v1/routing")))
@@ -29,7 +29,7 @@ def measure(folder: Path, baseline_url: str, exam: Exam) -> Measured:
         prefill = prefill_ratio(url, baseline_url, list(exam.png.values())[:PICTURES])
     experts = experts_per_token(load)
     load_LME = torch.tensor(load["expert_tokens"])
-    return Measured(
+    return ContenderScores(
         right=[case.answer == reply.strip() for case, reply in zip(exam.cases, replies, strict=True)],
         vision_experts=experts["vision"],
         text_experts=experts["text"],

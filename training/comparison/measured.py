@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from prismoe.training.cases import Case
 from prismoe.training.comparison.prefill import Ratio
+from prismoe.training.data.cases import Case
 
 
-class Measured(BaseModel):
+class ContenderScores(BaseModel):
     """One contender, served."""
 
     model_config = ConfigDict(extra="forbid")

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from prismoe.training.score import Server
+from prismoe.training.scores.score import Server
 
 PICTURES = 8  # a prompt: 512 tokens of vision
 ROUNDS = 40

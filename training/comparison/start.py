@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prismoe.kernels.routing import TEXT
 from prismoe.model_plugins.routing.request_policy import NO_TASK, Requests
 from prismoe.training.comparison.contenders import Trained
-from prismoe.training.model import MLP, Asked, DeepSpeedMoE, MoELLaVA
+from prismoe.training.model.moe_llava import MLP, Asked, DeepSpeedMoE, MoELLaVA
 
 ANEW = 0.5
 """The share of an expert's neurons that start anew; the paper's best."""

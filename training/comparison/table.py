@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 
-from prismoe.training.cases import Case
 from prismoe.training.comparison.contenders import BASELINE, CONTENDERS, Calibrated
-from prismoe.training.comparison.measured import Mean, Measured, mean_by_drawing
+from prismoe.training.comparison.measured import ContenderScores, Mean, mean_by_drawing
+from prismoe.training.data.cases import Case
+from prismoe.training.data.questions import TEMPLATES
 from prismoe.training.dot_plot import Dot, dot_plot
-from prismoe.training.questions import TEMPLATES
 
 INTERVAL = 1.96  # standard errors to either side: 95%
 
 
-def table(cases: Sequence[Case], results: Mapping[str, Measured]) -> str:
+def table(cases: Sequence[Case], results: Mapping[str, ContenderScores]) -> str:
     """A row for each router. Of each topic the head says the number of questions."""
     counts = [f"{topic} ({sum(case.topic == topic for case in cases)})" for topic in TEMPLATES]
     head = ["router", *counts, f"all ({len(cases)})", f"minus `{BASELINE}`, points"]
@@ -21,7 +21,7 @@ def table(cases: Sequence[Case], results: Mapping[str, Measured]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _row(name: str, cases: Sequence[Case], own: Measured, baseline: Measured) -> list[str]:
+def _row(name: str, cases: Sequence[Case], own: ContenderScores, baseline: ContenderScores) -> list[str]:
     mark = "*" if isinstance(CONTENDERS[name], Calibrated) else ""
     cells = [f"`{name}`{mark}"]
     for topic in TEMPLATES:
@@ -37,13 +37,13 @@ def _row(name: str, cases: Sequence[Case], own: Measured, baseline: Measured) ->
     return [*cells, f"{prefill.median:.2f} ({prefill.low:.2f} to {prefill.high:.2f})"]
 
 
-def difference(cases: Sequence[Case], own: Measured, baseline: Measured) -> Mean:
+def difference(cases: Sequence[Case], own: ContenderScores, baseline: ContenderScores) -> Mean:
     """How many more questions a router gets right than the baseline, as a share; question by question."""
     pairs = zip(own.right, baseline.right, strict=True)
     return mean_by_drawing(cases, [a - b for a, b in pairs])
 
 
-def plot(cases: Sequence[Case], results: Mapping[str, Measured]) -> str:
+def plot(cases: Sequence[Case], results: Mapping[str, ContenderScores]) -> str:
     """The share of right answers with its 95% interval, as SVG."""
     dots = {}
     for name, own in results.items():

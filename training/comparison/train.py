@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prismoe.training.checkpoint import export
 from prismoe.training.comparison.contenders import Calibrated, Trained
 from prismoe.training.comparison.start import start
-from prismoe.training.pictures import Pictures
+from prismoe.training.data.pictures import Pictures
+from prismoe.training.model.checkpoint import export
 from prismoe.training.prismoji import Recipe, Trainer
 from prismoe.training.stages import StageSettings
 
@@ -33,6 +33,6 @@ def calibrate(contender: Calibrated, baseline: Path, folder: Path) -> None:
     """Fit a router to the trained baseline."""
     draft = folder.with_name(f"{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    command = [sys.executable, "-m", "prismoe.server.cli", "calibrate", str(baseline), str(draft)]
+    command = [sys.executable, "-m", "prismoe.server.commands.cli", "calibrate", str(baseline), str(draft)]
     subprocess.run([*command, *contender.options], check=True)
     draft.replace(folder)

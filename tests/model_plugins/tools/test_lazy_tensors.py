@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from prismoe.model_plugins.tools.convert.safetensors_writer import write_safetensors
 from prismoe.model_plugins.tools.lazy_tensors import lazy_tensors
-from prismoe.model_plugins.tools.safetensors_writer import write_safetensors
 
 WEIGHTS: dict[str, Tensor] = {
     "odd": torch.arange(3, dtype=torch.int8),

@@ -13,7 +13,6 @@ from starlette.routing import Mount
 from starlette.types import Message, Scope
 from vllm.entrypoints.launchers.app import build_app
 
-from prismoe.server import inspection_routes, inspector_page, routes
 from prismoe.server.access.gate import Gate
 from prismoe.server.access.keys import Key, KeyRing, Role
 from prismoe.server.access.routes import (
@@ -24,8 +23,11 @@ from prismoe.server.access.routes import (
     match_whole_paths,
     route_label,
 )
-from prismoe.server.life.probes import probe_routes
-from prismoe.server.options import parse_engine_options
+from prismoe.server.commands.engine_options import parse_engine_options
+from prismoe.server.health.probes import probe_routes
+from prismoe.server.inspector import page as inspector_page
+from prismoe.server.inspector import routes as inspection_routes
+from prismoe.server.metrics import routes
 from prismoe.server.settings import ServeSettings
 
 CLIENT, METRICS = "the-key-of-a-client", "the-key-of-prometheus"

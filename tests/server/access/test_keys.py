@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prismoe.server.access.keys import Key, KeyFile, KeyRing, Role, add_key, read_keys
-from prismoe.server.cli import main
+from prismoe.server.commands.cli import main
 
 
 def test_a_key_that_was_made_is_known_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

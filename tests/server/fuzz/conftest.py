@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from prismoe.model_plugins.bundled import bundled_checkpoint
+from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from tests.server.fuzz.faults import Watched
 from tests.server.fuzz.grammar import MODEL
 from tests.server.fuzz.tripwires import tripwires

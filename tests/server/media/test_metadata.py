@@ -4,7 +4,6 @@ import functools
 import time
 import tracemalloc
 import zlib
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from prismoe.server.media.budget import ImageBudget
 from prismoe.server.media.decode import decode as decode_within
 from prismoe.server.media.refusal import ImageRefused
+from tests.paths import DATA
 from tests.server.media.pictures import (
     SIGNATURE,
     chunk,
@@ -25,7 +25,7 @@ from tests.server.media.pictures import (
     two_colours,
 )
 
-PICTURES = Path(__file__).parents[2] / "data" / "pictures"
+PICTURES = DATA / "pictures"
 MIB = 2**20
 ZEROS = zlib.compress(bytes(3 * MIB), 9)
 

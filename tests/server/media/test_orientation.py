@@ -4,7 +4,6 @@ import functools
 import io
 import struct
 import zlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +15,12 @@ from vllm.multimodal.parse import MultiModalDataParser
 from prismoe.server.media.budget import ImageBudget
 from prismoe.server.media.connector import RequestMedia
 from prismoe.server.media.decode import decode as decode_within
+from tests.paths import DATA
 from tests.server.media.pictures import BLUE, GREEN, RED, chunk, encoded, inserted, segment
 from tests.server.media.test_connector import data_url
 
 WHITE = (255, 255, 255)
-PICTURES = Path(__file__).parents[2] / "data" / "pictures"
+PICTURES = DATA / "pictures"
 decode = functools.partial(decode_within, max_pixels=25_000_000, budget=ImageBudget(2048))
 
 LETTERS = {"R": RED, "G": GREEN, "B": BLUE, "W": WHITE}

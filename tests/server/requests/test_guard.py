@@ -12,10 +12,10 @@ from prometheus_client import CollectorRegistry
 
 from prismoe.server.limits.body import BodyLimit
 from prismoe.server.limits.settings import LimitSettings
-from prismoe.server.own_routing import RequestCounter, task_fault, tasks
+from prismoe.server.metrics.routes import ServedLayer, ServedRouting
 from prismoe.server.requests.guard import RequestGuard
 from prismoe.server.requests.models import Served
-from prismoe.server.routes import LayerRouting, RoutingInForce
+from prismoe.server.requests.routing_choice import RequestCounter, task_fault, tasks
 
 app = FastAPI()
 app.add_middleware(RequestGuard)
@@ -29,12 +29,12 @@ async def echo(filler: Annotated[str, Body(embed=True)], request: Request) -> di
     return {"filler": len(filler)}
 
 
-def routing(*policies: dict[str, Any]) -> RoutingInForce:
+def routing(*policies: dict[str, Any]) -> ServedRouting:
     layers = [
-        LayerRouting(layer=layer, experts=4, policy=policy, sources={})
+        ServedLayer(layer=layer, experts=4, policy=policy, sources={})
         for layer, policy in enumerate(policies)
     ]
-    return RoutingInForce(source="checkpoint", layers=layers)
+    return ServedRouting(source="checkpoint", layers=layers)
 
 
 BY_TASKS = routing({"policy": "topk"}, {"policy": "task", "tasks": 4}, {"policy": "task", "tasks": 3})

@@ -1,0 +1,1 @@
+"""What measures in process, beside vLLM or on a GPU. May import everything; nothing imports it."""

@@ -1,0 +1,1 @@
+"""Times the experts and the routers against their baselines, on CPU and on a GPU."""

@@ -1,0 +1,183 @@
+"""What routing costs a served model on CPU, from end to end.
+
+`python -m prismoe.benchmarks.serving.routing_cost [MODEL]`, on a host with nothing else to do: the same
+prompts to the same model, routed in different ways and by vLLM's own router and experts. It prints the
+tokens per second of each way as multiples of another's, for prefill of pictures, prefill of text, and
+decode: the median over the rounds, and between which values the middle half of them lies. What vLLM's own
+gets over itself is noise.
+
+Two engines that do the same work differ by more than routing costs, so the ways take turns in one engine,
+in this process and on one core. It is eager, as `prismoe serve` is on CPU: a compiled graph has its routers
+inside, where they cannot be swapped. Seconds are the process's CPU seconds: another job on the machine
+stretches them far less than the time of day.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import random
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from PIL import Image
+from vllm import LLM, SamplingParams
+
+from prismoe.benchmarks.kernels.bench import Row, print_table
+from prismoe.benchmarks.serving.swapped_routing import TOP_K, UNCOUNTED, VLLMS_OWN, routings
+from prismoe.model_plugins.files.bundled import bundled_checkpoint
+from prismoe.model_plugins.worker.engine_options import engine_options
+from prismoe.server.errors import sentence
+
+BATCH, TEXT_TOKENS, ANSWER = 16, 128, 32
+WORKLOADS = {  # requests, tokens of a prompt, tokens of an answer
+    "pictures": (BATCH, None, 1),
+    "text": (BATCH, TEXT_TOKENS, 1),
+    "decode, 1 request": (1, 8, ANSWER),
+    "decode, 16 requests": (BATCH, 8, ANSWER),
+}
+TURNS = 4
+"""Of each routing in a round: short ones, so that all have the same luck."""
+
+
+class RoutingSpeed(TypedDict):
+    """What one routing did with a workload."""
+
+    seconds: list[float]  # by round
+    experts_seconds: float  # of these, those that prismoe's experts ran
+    pairs: int  # (token, expert) pairs that prismoe's routers used
+
+
+Measurement = Mapping[str, RoutingSpeed]
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def start_engine(model: str) -> LLM:
+    """An engine in this process and on one core."""
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_CPU_OMP_THREADS_BIND": str(min(os.sched_getaffinity(0))),
+    }
+    # Memory given back to the system costs page faults later, and whose they are is luck: keep it.
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+    return LLM(
+        model,
+        max_num_seqs=BATCH,
+        kv_cache_memory_bytes=2**28,
+        enable_prefix_caching=False,
+        mm_processor_cache_gb=0,
+        limit_mm_per_prompt={"image": 1},
+        seed=0,
+        enforce_eager=True,
+        **engine_options({"policy": "ltdr", "tail_experts": 4}),  # all that any of the routings needs
+    )
+
+
+def measure(llm: LLM, workload: str, rounds: int) -> Measurement:
+    """What each routing does with the workload.
+
+    Raises ValueError with a sentence where the model's experts have none of vLLM's to be compared with.
+    """
+    (ways,) = llm.apply_model(routings)
+    vocabulary = llm.get_tokenizer().vocab_size
+    seconds = {name: [0.0] * rounds for name in ways}
+    for turn in range(rounds * TURNS):
+        prompts, params = requests(workload, turn, vocabulary)
+        order = random.Random(turn // 2).sample(list(ways), len(ways))
+        for name in reversed(order) if turn % 2 else order:
+            with ways[name].in_force():
+                start = time.process_time()
+                llm.generate(prompts, params, use_tqdm=False)
+                seconds[name][turn // TURNS] += time.process_time() - start
+    return {
+        name: {"seconds": seconds[name], "experts_seconds": way.experts_seconds, "pairs": way.pairs()}
+        for name, way in ways.items()
+    }
+
+
+def requests(workload: str, seed: int, vocabulary: int) -> tuple[list[Any], SamplingParams]:
+    """The workload's prompts, which differ by seed, and how long their answers are."""
+    dice = random.Random(seed)
+    number, tokens, answer = WORKLOADS[workload]
+    prompts: list[Any] = [
+        {"prompt_token_ids": dice.choices(range(8, vocabulary), k=tokens)} if tokens else question(dice)
+        for _ in range(number)
+    ]
+    return prompts, SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True, detokenize=False)
+
+
+def question(dice: random.Random) -> dict[str, Any]:
+    """About a picture of random coloured squares."""
+    squares = Image.frombytes("RGB", (8, 8), dice.randbytes(8 * 8 * 3)).resize((224, 224))
+    return {"prompt": "USER: <image>\nWhat is this? ASSISTANT:", "multi_modal_data": {"image": squares}}
+
+
+def speed(measured: Measurement, name: str, base: str) -> str:
+    """How many times as fast as `base`: the median, and the bounds of the middle half."""
+    rounds = zip(measured[name]["seconds"], measured[base]["seconds"], strict=True)
+    ratios = [base_seconds / seconds for seconds, base_seconds in rounds]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{middle:.3f} ({low:.3f}-{high:.3f})"
+
+
+def prediction(measured: Measurement, name: str) -> Row:
+    """Its speed over top-k's, if just the experts' seconds grew with the experts used, and as measured."""
+    topk = measured[TOP_K]
+    share = topk["experts_seconds"] / sum(topk["seconds"])
+    used = measured[name]["pairs"] / topk["pairs"]
+    return {
+        "experts' share": share,
+        "experts used": used,
+        "predicted": f"{1 / (1 + share * (used - 1)):.3f}",
+        "measured": speed(measured, name, TOP_K),
+    }
+
+
+def main() -> None:
+    """Print the speeds, and what the experts used predict."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", nargs="?", default=str(bundled_checkpoint()))
+    parser.add_argument(
+        "--rounds", type=int, default=36, help="36 take 5 to 6 minutes with the bundled model"
+    )
+    parser.add_argument("--json", type=Path, help="where to write what was measured")
+    args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error("--rounds: give 2 or more.")
+    try:
+        llm = start_engine(args.model)
+        for rounds in (1, args.rounds):  # the first warms up
+            results = {workload: measure(llm, workload, rounds) for workload in WORKLOADS}
+    except ValueError as error:
+        parser.error(sentence(error))
+    names = next(iter(results.values()))
+    pairs = [(name, VLLMS_OWN) for name in names if name != VLLMS_OWN] + [(TOP_K, UNCOUNTED)]
+    print_table(
+        [
+            {"speed of": name, "over": base}
+            | {workload: speed(measured, name, base) for workload, measured in results.items()}
+            for name, base in pairs
+        ]
+    )
+    print("Speed over top-k's, and what the experts used predict, by the share of its seconds they take:\n")
+    print_table(
+        [
+            {"routing": name, "workload": workload} | prediction(measured, name)
+            for workload, measured in results.items()
+            for name in names
+            if name.startswith("ltdr")
+        ]
+    )
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Ways to route that one eager engine on CPU can change between: its MoE layers' routers are swapped.
+
+What the model does outside these layers stays: with vLLM's own, too, it marks which tokens are an image's.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor, nn
+from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+from prismoe.kernels.expert_load import empty_load
+from prismoe.kernels.pending_steps import PendingSteps
+from prismoe.model_plugins.moe_layer.router import PolicyRouter
+from prismoe.model_plugins.routing.policies.ltdr import LTDR
+from prismoe.model_plugins.routing.policies.topk import TopK
+from prismoe.model_plugins.routing.policy import RoutingPolicy
+
+VLLMS_OWN, TOP_K, UNCOUNTED = "vLLM's own router and experts", "topk", "topk, not counted"
+
+
+@dataclass
+class TimedRouting:
+    """A way to route: the attributes to swap for it, and the routers and experts of prismoe that then run."""
+
+    swaps: list[AbstractContextManager[Any]] = field(default_factory=list)
+    routers: list[PolicyRouter] = field(default_factory=list)
+    experts_seconds: float = 0.0  # CPU seconds
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """The engine routes like this within the block."""
+        with ExitStack() as stack:
+            for swap in self.swaps:
+                stack.enter_context(swap)
+            yield
+
+    def timed(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`run`, whose time is the experts'."""
+
+        def timed_run(*step: Any) -> Tensor:
+            start = time.process_time()
+            output = run(*step)
+            self.experts_seconds += time.process_time() - start
+            return output
+
+        return timed_run
+
+    def pairs(self) -> int:
+        """The (token, expert) pairs that prismoe's routers used."""
+        loads = [router.load().expert_tokens for router in self.routers]
+        return sum(tokens for layer in loads for modality in layer for tokens in modality)
+
+
+def routings(model: Any) -> dict[str, TimedRouting]:
+    """The ways to route a model that is served with `ltdr`, by name; its k is in force in all.
+
+    Raises ValueError with a sentence where vLLM has nothing to compare the model's experts with.
+    """
+    layers = [module for module in model.modules() if isinstance(module, MoERunner)]
+    if not layers or not all(hasattr(layer.routed_experts, "observe_and_run") for layer in layers):
+        raise ValueError(
+            "prismoe's experts are not in this model: give one of MoE layers, not quantised, on CPU."
+        )
+    if not all(layer.routed_experts.quant_method.moe_kernel for layer in layers):
+        raise ValueError(
+            "vLLM has no experts without a gate on CPU to compare with: give a model whose experts have one, "
+            "or whose hidden size is below 512."
+        )
+    experts: Any = layers[0].routed_experts
+    k = experts.router.policy.model_dump(include={"top_k", "norm_topk_prob"})
+    uncounted = _prismoes(model, layers, TopK(**k))
+    uncounted.swaps.append(patch.object(PendingSteps, "keep", lambda *step: None))
+    return {
+        VLLMS_OWN: _vllms_own(layers, **k),
+        "vLLM's own, once more": _vllms_own(layers, **k),
+        TOP_K: _prismoes(model, layers, TopK(**k)),
+        UNCOUNTED: uncounted,
+        "ltdr, 4 experts for tail tokens": _prismoes(model, layers, LTDR(**k, tail_experts=4)),
+        "ltdr, 2 for tail, 1 for other vision": _prismoes(
+            model, layers, LTDR(**k, tail_experts=2, head_experts=1)
+        ),
+    }
+
+
+def _vllms_own(layers: list[MoERunner], top_k: int, norm_topk_prob: bool) -> TimedRouting:
+    """vLLM's router and kernel as vLLM calls them. A made-up gate stays: the kernel needs one."""
+    routing = TimedRouting()
+    for layer in layers:
+        router = CPURouter(top_k, layer.routed_experts.global_num_experts, renormalize=norm_topk_prob)
+        routing.swaps.append(patch.object(layer, "router", router))
+        routing.swaps.append(patch.object(layer.routed_experts.quant_method, "is_monolithic", False))
+    return routing
+
+
+def _prismoes(model: Any, layers: list[MoERunner], policy: RoutingPolicy) -> TimedRouting:
+    routing = TimedRouting()
+    for layer in layers:
+        experts: Any = layer.routed_experts
+        load_MC = empty_load(experts.global_num_experts)
+        router = PolicyRouter(
+            policy, experts.global_num_experts, model.routing.segments, load_MC, nn.ParameterDict()
+        )
+        routing.routers.append(router)
+        routing.swaps.append(patch.object(experts, "router", router))
+        routing.swaps.append(patch.object(experts, "observe_and_run", routing.timed(experts.observe_and_run)))
+    return routing

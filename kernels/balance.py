@@ -1,0 +1,68 @@
+"""How evenly tokens spread over experts, within a modality and between modalities.
+
+Each function takes one layer's `used_ME`: how many tokens of each modality (rows, as in MODALITIES) used each
+expert. NaN says that nothing was counted to judge by.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismoe.kernels.modalities import MODALITIES
+
+Counts = NDArray[np.int64]
+
+FAIR_SHARE_OF_USE = 0.5
+MOST_LOADED_FRACTION = 4  # EquiRoute looks at four of its 16 experts
+TEXT = MODALITIES.index("text")
+
+
+def variation(load_E: Counts) -> float:
+    """The coefficient of variation of the experts' load: 0 where all carry the same, at most √(E - 1).
+
+    Its mean over the layers is IDA-MoE's CV_mean.
+    """
+    mean = load_E.mean()
+    return float(load_E.std() / mean) if mean > 0 else math.nan
+
+
+def modality_equity(used_ME: Counts, least_share: float = FAIR_SHARE_OF_USE) -> float:
+    """The Modality Equity Index (MEI, EquiRoute): the share of the experts that all modalities use.
+
+    A modality uses an expert that gets some of it, and at least `least_share` of the modality's fair share,
+    its uses / E. With 0 any use counts; that fits a few tokens, but over minutes of traffic all experts see
+    some of everything, and the index would always be 1. A modality without tokens is left out; NaN where
+    fewer than two are left.
+
+    The text of the paper at hand calls the index a "diagnostic for cross-modality similarity in expert
+    access" and gives no formula. This one is inferred: it is about access, and all six values that the paper
+    reports for 16 experts (0.250, 0.625, 0.750, 0.875 twice and 0.938) are sixteenths, as a share of 16
+    experts is.
+    """
+    present_ME = used_ME[used_ME.any(axis=1)]
+    if len(present_ME) < 2:
+        return math.nan
+    fair_M1 = present_ME.sum(axis=1, keepdims=True) / present_ME.shape[1]
+    uses_ME = (present_ME > 0) & (present_ME >= least_share * fair_M1)
+    return float(uses_ME.all(axis=0).mean())
+
+
+def text_among_most_loaded(used_ME: Counts) -> float:
+    """The text share of what the most loaded quarter of the experts got (EquiRoute: 4 of 16)."""
+    load_E = used_ME.sum(axis=0)
+    most_loaded = np.argsort(-load_E, kind="stable")[: max(1, len(load_E) // MOST_LOADED_FRACTION)]
+    used = used_ME[:, most_loaded].sum(axis=1)
+    return float(used[TEXT] / used.sum()) if used.sum() > 0 else math.nan
+
+
+def idle_experts(used_ME: Counts) -> list[float]:
+    """By modality: how many experts none of its tokens used; NaN for a modality without tokens."""
+    return [float((row == 0).sum()) if row.any() else math.nan for row in used_ME]
+
+
+def text_share(used_ME: Counts) -> list[float]:
+    """By expert: the text share of the tokens that used it; NaN for an expert without tokens."""
+    load_E = used_ME.sum(axis=0)
+    share_E = np.divide(used_ME[TEXT], load_E, out=np.full(len(load_E), math.nan), where=load_E > 0)
+    return [float(share) for share in share_E]

@@ -1,0 +1,3 @@
+"""The modalities of tokens, in the order of every count by modality. Imports no torch."""
+
+MODALITIES = ("text", "vision")

@@ -1,0 +1,141 @@
+"""Compiles every Triton kernel to machine code for GPUs that need not be here.
+
+Run: `python -m prismoe.kernels.triton.compile_ahead`. It ends with an error if a kernel does not build.
+"""
+
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from prismoe.kernels.expert_load import Confidence
+from prismoe.kernels.fused_rule import ByEntropy, ByImportance, ByModality, ByTail, FusedRule
+from prismoe.kernels.triton import expert_load as triton_expert_load
+from prismoe.kernels.triton import experts as triton_experts
+from prismoe.kernels.triton import mixture as triton_mixture
+from prismoe.kernels.triton import router as triton_router
+
+CAPABILITIES = (80, 90, 100)
+TILES = {
+    "fp32": [triton_experts.FLOAT32_TILE],
+    "bf16": [triton_experts.FEW_ROWS_TILE, triton_experts.TILE],
+}
+LAUNCH = ("num_warps", "num_stages")
+Source = tuple[str, ASTSource, dict[str, int]]
+"""A kernel's name, the kernel, and how it is launched."""
+
+
+def sources() -> Iterator[Source]:
+    """Each kernel as it is called."""
+    yield from map(_router_source, rules(4))
+    for experts in (4, 64):
+        by_mean = ByTail(2, 1, experts, threshold=None, selects_head=False)
+        confidence = Confidence(torch.empty(1, experts))
+        yield _router_source(FusedRule(confidence, by_mean, experts, renormalize=False))
+        for logits in ("logits fp32, ", "", "logits fp32, scores fp32, "):
+            pointers = logits + "load i64, experts i32, count i32, tail i1, segment i64"
+            yield _source(triton_expert_load._count, pointers, triton_expert_load.constants(experts))
+    for tokens in (1, 4096):
+        yield _source(
+            triton_mixture._best_experts,
+            "latent fp32, log_mixing fp32, means fp32, log_variances fp32, experts i32, weights fp32",
+            {"K": 2, "C": 64, "M": 16, "L": 32, "BLOCK_K": 2, **triton_mixture.tiles(tokens, 64, 32)},
+        )
+    for dtype, tiles in TILES.items():
+        for tile in tiles:
+            down = {**tile, "BLOCK_E": 64}
+            for gated in (True, False):
+                up = {**down, "BLOCK_N": tile["BLOCK_N"] // (1 + gated)}
+                yield _source(
+                    triton_experts._up,
+                    f"hidden {dtype}, w13 {dtype}, b13 {dtype}, pair i64, ends i32, output {dtype}",
+                    {"IS_GATED": gated, "HAS_BIAS": not gated, "IS_GELU": not gated, **up},
+                )
+            yield _source(
+                triton_experts._down,
+                f"hidden {dtype}, w2 {dtype}, b2 {dtype}, ends i32, output {dtype}",
+                {"HAS_BIAS": True, **down},
+            )
+        yield _source(
+            triton_experts._sum, f"pairs {dtype}, row i64, weights fp32, output {dtype}", {"BLOCK_N": 128}
+        )
+
+
+def rules(experts: int) -> Iterator[FusedRule]:
+    """One rule of each kind, with and without shared experts and scores."""
+    logits_TE = torch.empty(1, experts)
+    confidence, asked_T2 = Confidence(logits_TE), torch.empty(1, 2)
+    for uses in (
+        ByModality(2, 1),
+        ByTail(2, 1, experts, None, False, asked_T2),
+        ByTail(2, 1, experts, 0.1, True, asked_T2),
+        ByEntropy(1, 0.0, 1.0),
+        ByImportance(1.0, 1.0, 0.1, 0.2),
+    ):
+        yield FusedRule(confidence, uses, experts, renormalize=True)
+    yield FusedRule(confidence, ByModality(2, 2), 2, renormalize=True, scores_TE=logits_TE)
+    yield FusedRule(confidence, ByModality(1, 1), 1, renormalize=False, shared=2)
+
+
+def _router_source(rule: FusedRule) -> Source:
+    settings = triton_router.settings(rule)
+    constants = {name: value for name, value in settings.items() if name.isupper()}
+    pointers = "logits fp32, segment i64, experts i32, weights fp32, count i32"
+    if rule.scores_TE is not None:
+        pointers += ", scores fp32"
+    if isinstance(rule.uses, ByTail):
+        pointers += ", asked i32, tail i8"
+    constants |= triton_router.tiles(rule.confidence.logits_TE.shape[1], rule.slots)
+    return _source(triton_router._route, pointers, constants, floats=settings.keys() - constants.keys())
+
+
+def _source(kernel: Any, pointers: str, constants: Mapping[str, Any], floats: Iterable[str] = ()) -> Source:
+    """`pointers` names the types behind the kernel's pointers, others are None; the rest is int32.
+
+    Pointers and widths are multiples of 16, as in serving: without that no load is asynchronous.
+    """
+    types = {f"{name}_ptr": f"*{dtype}" for name, dtype in (pair.split() for pair in pointers.split(", "))}
+    types |= dict.fromkeys(floats, "fp32")
+    absent = [name for name in kernel.arg_names if name.endswith("_ptr") and name not in types]
+    constants = {**constants, **dict.fromkeys(absent)}
+    launch = {name: value for name, value in constants.items() if name in LAUNCH}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names
+    }
+    place = kernel.arg_names.index
+    constexprs = {(place(name),): value for name, value in constants.items() if name not in LAUNCH}
+    aligned = [name for name in signature if (name in types and name not in floats) or name in ("D", "F")]
+    divisible = {(place(name),): [["tt.divisibility", 16]] for name in aligned}
+    return kernel.fn.__name__, ASTSource(kernel, signature, constexprs, divisible), launch
+
+
+def registers_and_stack(cubin: bytes) -> tuple[int, int]:
+    """Of a thread: how many registers, and the bytes of what did not fit into them."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[-1]
+    return int(registers), int(stack)
+
+
+def main() -> None:
+    """Compile them all, and print what a program of each takes."""
+    for name, source, launch in sources():
+        for capability in CAPABILITIES:
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+            registers, stack = registers_and_stack(compiled.asm["cubin"])
+            taken = f"{compiled.metadata.shared:6} shared {registers:3} registers {stack:4} spilled"
+            print(f"{name:16} sm_{capability:<4} {taken}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""Where the model that ships with prismoe is."""
+
+from pathlib import Path
+
+
+def bundled_checkpoint() -> Path:
+    """The folder of prismoji, the bundled checkpoint."""
+    return Path(__file__).parents[1] / "checkpoints" / "prismoji"

@@ -1,0 +1,88 @@
+"""The MoE feed-forward layer: gate, routing policy, experts."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
+from vllm.model_executor.layers.linear import ReplicatedLinear
+from vllm.model_executor.layers.quantization import QuantizationConfig
+
+from prismoe.model_plugins.moe_layer.experts import experts_options
+from prismoe.model_plugins.moe_layer.router import PolicyRouter
+
+
+@dataclass(frozen=True)
+class ExpertKind:
+    """What an expert of a family is, and what its projections are called in a checkpoint."""
+
+    activation: str
+    """vLLM's name for the experts' form: gated it is down(activation(gate(x)) · up(x))."""
+    names: tuple[str, str, str | None]
+    """The checkpoint's names of gate, down and up. Without a gate, up stands in its place."""
+    has_bias: bool = False
+
+
+class MoE(nn.Module):
+    """Experts, chosen per token by `router`.
+
+    With a `residual` layer the output is a mix of both, in shares that depend on the token (DeepSpeed's
+    residual MoE, `use_residual`).
+    """
+
+    def __init__(
+        self,
+        kind: ExpertKind,
+        hidden_size: int,
+        expert_width: int,
+        num_experts: int,
+        router: PolicyRouter,
+        residual: nn.Module | None,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> None:
+        super().__init__()
+        # The authors' gate computes in float32 whatever the model's dtype.
+        self.gate = (
+            ReplicatedLinear(
+                hidden_size, router.gate_rows, bias=False, params_dtype=torch.float32, prefix=f"{prefix}.gate"
+            )
+            if router.gate_rows
+            else None
+        )
+        self.request_gate = router.request_gate
+        if router.parameters:
+            self.router = router.parameters
+        self.experts = FusedMoEFactory(
+            num_experts=num_experts,
+            top_k=router.top_k,
+            hidden_size=hidden_size,
+            intermediate_size=expert_width,
+            quant_config=quant_config,
+            router=router,
+            has_bias=kind.has_bias,
+            ckpt_names=kind.names,
+            router_logits_dtype=torch.float32,
+            prefix=f"{prefix}.experts",
+            **experts_options(kind.activation, router, quant_config),
+        )
+        self.mlp = residual
+        if residual is not None:
+            self.coefficient = ReplicatedLinear(hidden_size, 2, prefix=f"{prefix}.coefficient")
+
+    def forward(self, hidden_TD: Tensor) -> Tensor:
+        output_TD: Tensor = self.experts(hidden_TD, self._router_logits(hidden_TD))
+        if self.mlp is None:
+            return output_TD
+        shares_T2 = torch.softmax(self.coefficient(hidden_TD)[0], dim=-1)
+        return output_TD * shares_T2[:, :1] + self.mlp(hidden_TD) * shares_T2[:, 1:]
+
+    def _router_logits(self, hidden_TD: Tensor) -> Tensor:
+        """`[T, E]`; without columns where the policy has a router of its own."""
+        if self.request_gate is not None:
+            request_logits_TE: Tensor = self.request_gate(hidden_TD)
+            return request_logits_TE
+        if self.gate is None:
+            return hidden_TD.new_empty(len(hidden_TD), 0)
+        logits_TE: Tensor = self.gate(hidden_TD.float())[0]
+        return logits_TE

@@ -1,0 +1,11 @@
+"""The names by which vLLM and its users know MoE-LLaVA. Importing this imports neither torch nor vLLM."""
+
+from pathlib import Path
+
+FAMILIES = {"phi": "Phi", "stablelm": "Stablelm", "qwen": "QWen"}
+"""The modules of the families and how the authors' class names spell them."""
+
+RENDERER = "prismoe"
+"""The name, in vLLM's registry, of the renderer that these models need (`rendering.PlainTextRenderer`)."""
+
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")

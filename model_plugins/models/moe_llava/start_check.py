@@ -1,0 +1,101 @@
+"""The check that vLLM runs on a MoE-LLaVA checkpoint and its settings before it starts an engine."""
+
+from pathlib import Path
+
+from transformers import PretrainedConfig
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from prismoe.model_plugins.files.hub import checkpoint_folder
+from prismoe.model_plugins.files.weight_files import stored_shapes
+from prismoe.model_plugins.models.moe_llava.config import (
+    MOST_REQUEST_EXPERTS,
+    check_servable,
+    family,
+    routing_in_force,
+)
+from prismoe.model_plugins.models.moe_llava.names import RENDERER
+from prismoe.model_plugins.models.moe_llava.quantization import check_quantization
+from prismoe.model_plugins.models.moe_llava.tensors import TensorList
+from prismoe.model_plugins.models.moe_llava.tower import (
+    find_whole_tower,
+    tokens_per_image,
+    tower_config,
+    tower_shapes,
+)
+from prismoe.model_plugins.moe_layer.routed_model import operator_routing
+from prismoe.model_plugins.routing.registry import RoutingInForce
+from prismoe.model_plugins.worker.engine_checks import check_engine, check_request_engine
+
+TOKENIZERS = {
+    "phi": [("tokenizer.json",), ("vocab.json", "merges.txt")],
+    "stablelm": [("tokenizer.json",), ("arcade100k.tiktoken",), ("vocab.json", "merges.txt")],
+    "qwen": [("tokenizer.json",), ("qwen.tiktoken",), ("vocab.json", "merges.txt")],
+}
+"""The files that make a family's tokenizer, in any of these forms."""
+
+LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "pt")
+"""vLLM's --load-format values that read a checkpoint's own files."""
+
+logger = init_logger("vllm.prismoe.checkpoint")
+
+
+class MoELLaVAStartCheck(VerifyAndUpdateConfig):
+    """Refuses checkpoints that are not whole, and settings under which they would route wrongly."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """Raise ValueError with a sentence, in the process that the user started."""
+        model, load = vllm_config.model_config, vllm_config.load_config
+        config = model.hf_config
+        if load.load_format in LOAD_FORMATS:
+            model.model = str(checkpoint_folder(model.model, model.revision, load.download_dir))
+        check_servable(config)
+        in_force = routing_in_force(config, operator_routing(vllm_config))
+        # What processes requests sees the checkpoint's config, but not the operator's settings.
+        setattr(config, MOST_REQUEST_EXPERTS, in_force.most_request_experts)
+        check_engine(vllm_config, in_force.needs_whole_images, tokens_per_image(config, model.model))
+        if in_force.experts_by_request_layer:
+            check_request_engine(vllm_config)
+        check_quantization(model, family(config))
+        model.tokenizer_mode = RENDERER
+        if not model.skip_tokenizer_init:
+            check_tokenizer(config, Path(model.tokenizer))
+        if load.load_format in LOAD_FORMATS:
+            unused = check_weights(config, Path(model.model), in_force)
+            if unused:
+                logger.info(
+                    "%d tensors of the checkpoint are left out, since serving does not use them, such as %s.",
+                    len(unused),
+                    unused[0],
+                )
+
+
+def check_tokenizer(config: PretrainedConfig, folder: Path) -> None:
+    """Raise ValueError with a sentence where a local folder lacks its tokenizer's files."""
+    forms = TOKENIZERS[family(config)]
+    if folder.is_dir() and not any(all((folder / name).is_file() for name in form) for form in forms):
+        named = ", or ".join(" and ".join(form) for form in forms)
+        raise ValueError(f"{folder} holds no tokenizer ({named}): copy it there.")
+
+
+def check_weights(config: PretrainedConfig, folder: Path, in_force: RoutingInForce) -> list[str]:
+    """The checkpoint's tensors that serving does not use, from its files' headers.
+
+    Raises ValueError with a sentence where a file is damaged or a tensor missing, misshapen or unexpected.
+    """
+    tensors = TensorList(config, tower_config(config.mm_image_tower, str(folder)), in_force)
+    stored = stored_shapes(folder)
+    if not any(name.startswith(tensors.tower_prefix) for name in stored):
+        try:
+            shapes = tower_shapes(find_whole_tower(config.mm_image_tower, str(folder)))
+        except ValueError as error:
+            raise ValueError(
+                f"The checkpoint holds no weights of its image tower {config.mm_image_tower!r}, nor can the "
+                f"tower's own be had. {error}"
+            ) from error
+        stored |= {tensors.tower_prefix + name: shape for name, shape in shapes.items()}
+    unused = [name for name, shape in stored.items() if not tensors.is_used(name, shape)]
+    tensors.check_complete(stored)
+    return unused

@@ -1,0 +1,238 @@
+"""The tensors of a MoE-LLaVA checkpoint, by its authors' names: what each family must hold, and may hold.
+
+The list comes from the configs alone, so files' headers are enough to check a checkpoint before the start.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from transformers import CLIPVisionConfig, PretrainedConfig
+from vllm.model_executor.models.utils import get_layer_index
+
+from prismoe.model_plugins.files.weight_files import Shape
+from prismoe.model_plugins.models.moe_llava.config import (
+    dense_width,
+    expert_width,
+    experts_by_layer,
+    family,
+    moe_settings,
+)
+from prismoe.model_plugins.models.moe_llava.tower import TowerConfig
+from prismoe.model_plugins.routing.policy import RoutingPolicy
+from prismoe.model_plugins.routing.registry import RoutingInForce
+
+NamedShapes: TypeAlias = Iterator[tuple[str, Shape]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a family calls the parts of its decoder."""
+
+    trunk: str
+    embedding: str
+    layers: str
+    final_norm: str
+    block_norms: tuple[str, ...]
+    inner: tuple[str, ...]
+    """The projections of a feed-forward layer to its width."""
+    outer: str
+    """The projection back."""
+    norm_bias: bool = True
+    mlp_bias: bool = False
+
+
+LAYOUTS = {
+    "phi": Layout(
+        "model",
+        "embed_tokens",
+        "layers",
+        "final_layernorm",
+        ("input_layernorm",),
+        ("fc1",),
+        "fc2",
+        mlp_bias=True,
+    ),
+    "stablelm": Layout(
+        "model",
+        "embed_tokens",
+        "layers",
+        "norm",
+        ("input_layernorm", "post_attention_layernorm"),
+        ("gate_proj", "up_proj"),
+        "down_proj",
+    ),
+    "qwen": Layout(
+        "transformer", "wte", "h", "ln_f", ("ln_1", "ln_2"), ("w1", "w2"), "c_proj", norm_bias=False
+    ),
+}
+
+LEFTOVERS = (
+    # Buffers that older releases of transformers saved; they are computed here.
+    r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$",
+    r"\.embeddings\.position_ids$",
+    # The tower behind the layer whose output is taken.
+    r"\.image_tower\.vision_model\.(encoder\.layers\.\d+|post_layernorm|head)\.",
+    # What other routing policies than the one in force route with.
+    r"\.deepspeed_moe\.(gate|router)\.",
+    # Phi-2's; the authors' decoder has none and passes over it.
+    r"^lm_head\.bias$",
+)
+"""What serving has no use for; each pattern is searched for in a name that is not needed."""
+
+
+class TensorList:
+    """What a checkpoint with this config must hold for the routing in force."""
+
+    def __init__(self, config: PretrainedConfig, vision: TowerConfig, in_force: RoutingInForce) -> None:
+        layout = self._layout = LAYOUTS[family(config)]
+        self.tower_prefix = f"{layout.trunk}.image_tower.image_tower."
+        self.policies: dict[str, str] = {}
+        """The policy that needs a tensor, of those that routers need."""
+        self.needed: dict[str, Shape] = dict(_decoder(config, vision.hidden_size)) | {
+            self.tower_prefix + name: shape for name, shape in _tower(vision, config)
+        }
+        for layer, num_experts in experts_by_layer(config).items():
+            policy = in_force.layers[layer].policy
+            router = dict(_router(self._moe_prefix(layer), policy, config.hidden_size, num_experts))
+            self.needed |= router
+            self.policies |= dict.fromkeys(router, policy.policy)
+
+    def router_parameter(self, layer: int, name: str) -> str:
+        """The name of a parameter that a layer's policy owns."""
+        return _router_parameter(self._moe_prefix(layer), name)
+
+    def _moe_prefix(self, layer: int) -> str:
+        return f"{self._layout.trunk}.{self._layout.layers}.{layer}.mlp.deepspeed_moe"
+
+    def is_used(self, name: str, shape: Shape) -> bool:
+        """Whether a tensor of the checkpoint is used, or one of LEFTOVERS.
+
+        Raises ValueError with a sentence for a wrong shape, and for a tensor that is neither.
+        """
+        if name in self.needed:
+            if shape != self.needed[name]:
+                raise ValueError(
+                    f"The checkpoint's tensor {name} has the shape {list(shape)}, but {self._asker(name)} "
+                    f"asks for {list(self.needed[name])}."
+                )
+            return True
+        if any(re.search(pattern, name) for pattern in LEFTOVERS):
+            return False
+        if ".lora_" in name:
+            raise ValueError(
+                f"The checkpoint holds unmerged LoRA weights ({name}): merge them into its weights."
+            )
+        raise ValueError(
+            f"The checkpoint holds the tensor {name}, which its config.json has no place for: "
+            "correct the config or the tensor's name."
+        )
+
+    def check_complete(self, names: Iterable[str]) -> None:
+        """Raise ValueError with a sentence where a needed tensor is not among `names`."""
+        missing = sorted(self.needed.keys() - set(names))
+        if missing:
+            more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+            raise ValueError(
+                f"The checkpoint lacks the tensor {missing[0]}{more}, which {self._asker(missing[0])} "
+                "asks for."
+            )
+
+    def _asker(self, name: str) -> str:
+        policy = self.policies.get(name)
+        return f"the routing policy {policy}" if policy else "its config.json"
+
+
+def _linear(name: str, width: int, inputs: int, bias: bool) -> NamedShapes:
+    yield f"{name}.weight", (width, inputs)
+    if bias:
+        yield f"{name}.bias", (width,)
+
+
+def _norm(name: str, width: int, bias: bool = True) -> NamedShapes:
+    yield f"{name}.weight", (width,)
+    if bias:
+        yield f"{name}.bias", (width,)
+
+
+def _decoder(config: PretrainedConfig, tower_width: int) -> NamedShapes:
+    layout, hidden = LAYOUTS[family(config)], config.hidden_size
+    trunk = layout.trunk
+    yield "lm_head.weight", (config.vocab_size, hidden)
+    yield f"{trunk}.{layout.embedding}.weight", (config.vocab_size, hidden)
+    yield from _norm(f"{trunk}.{layout.final_norm}", hidden, layout.norm_bias)
+    yield from _linear(f"{trunk}.mm_projector.image_spatial_proj.0", hidden, tower_width, bias=True)
+    yield from _linear(f"{trunk}.mm_projector.image_spatial_proj.2", hidden, hidden, bias=True)
+    experts = experts_by_layer(config)
+    for layer in range(config.num_hidden_layers):
+        prefix = f"{trunk}.{layout.layers}.{layer}"
+        for norm in layout.block_norms:
+            yield from _norm(f"{prefix}.{norm}", hidden, layout.norm_bias)
+        yield from _attention(prefix, config)
+        if layer in experts:
+            yield from _moe(f"{prefix}.mlp", config, experts[layer])
+        else:
+            yield from _mlp(f"{prefix}.mlp", config, dense_width(config))
+
+
+def _attention(prefix: str, config: PretrainedConfig) -> NamedShapes:
+    hidden = config.hidden_size
+    if family(config) == "qwen":
+        yield from _linear(f"{prefix}.attn.c_attn", 3 * hidden, hidden, bias=True)
+        yield from _linear(f"{prefix}.attn.c_proj", hidden, hidden, not config.no_bias)
+        return
+    is_phi = family(config) == "phi"
+    kv_width = config.num_key_value_heads * (hidden // config.num_attention_heads)
+    for name, width in (("q_proj", hidden), ("k_proj", kv_width), ("v_proj", kv_width)):
+        yield from _linear(f"{prefix}.self_attn.{name}", width, hidden, is_phi or config.use_qkv_bias)
+    yield from _linear(f"{prefix}.self_attn.{'dense' if is_phi else 'o_proj'}", hidden, hidden, is_phi)
+
+
+def _mlp(prefix: str, config: PretrainedConfig, width: int) -> NamedShapes:
+    layout, hidden = LAYOUTS[family(config)], config.hidden_size
+    for inner in layout.inner:
+        yield from _linear(f"{prefix}.{inner}", width, hidden, layout.mlp_bias)
+    yield from _linear(f"{prefix}.{layout.outer}", hidden, width, layout.mlp_bias)
+
+
+def _moe(prefix: str, config: PretrainedConfig, num_experts: int) -> NamedShapes:
+    for expert in range(num_experts):
+        yield from _mlp(
+            f"{prefix}.deepspeed_moe.experts.deepspeed_experts.{expert}", config, expert_width(config)
+        )
+    if moe_settings(config).use_residual:
+        yield from _mlp(f"{prefix}.mlp", config, dense_width(config))
+        yield from _linear(f"{prefix}.coefficient", 2, config.hidden_size, bias=True)
+
+
+def _router(prefix: str, policy: RoutingPolicy, hidden: int, num_experts: int) -> NamedShapes:
+    if rows := policy.gate_rows(num_experts):
+        yield f"{prefix}.gate.wg.weight", (rows, hidden)
+    for name, shape in policy.parameters(hidden, num_experts).items():
+        yield _router_parameter(prefix, name), shape
+
+
+def _router_parameter(prefix: str, name: str) -> str:
+    return f"{prefix}.router.{name}"
+
+
+def _tower(vision: TowerConfig, config: PretrainedConfig) -> NamedShapes:
+    """What the tower needs up to the layer whose output is taken, by the names in the tower's own files."""
+    is_clip, width = isinstance(vision, CLIPVisionConfig), vision.hidden_size
+    embeddings, layers = "vision_model.embeddings", "vision_model.encoder.layers"
+    if is_clip:
+        yield f"{embeddings}.class_embedding", (width,)
+        yield from _norm("vision_model.pre_layrnorm", width)
+    else:
+        yield f"{embeddings}.patch_embedding.bias", (width,)
+    yield f"{embeddings}.patch_embedding.weight", (width, 3, vision.patch_size, vision.patch_size)
+    positions = (vision.image_size // vision.patch_size) ** 2 + is_clip
+    yield f"{embeddings}.position_embedding.weight", (positions, width)
+    for layer in range(get_layer_index(config.mm_vision_select_layer, vision.num_hidden_layers)):
+        for norm in ("layer_norm1", "layer_norm2"):
+            yield from _norm(f"{layers}.{layer}.{norm}", width)
+        for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            yield from _linear(f"{layers}.{layer}.self_attn.{projection}", width, width, bias=True)
+        yield from _linear(f"{layers}.{layer}.mlp.fc1", vision.intermediate_size, width, bias=True)
+        yield from _linear(f"{layers}.{layer}.mlp.fc2", width, vision.intermediate_size, bias=True)

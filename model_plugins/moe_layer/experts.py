@@ -1,0 +1,28 @@
+"""Which experts a MoE layer runs on, by platform."""
+
+from typing import Any
+
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.platforms import current_platform
+
+from prismoe.model_plugins.moe_layer.router import PolicyRouter
+
+
+def experts_options(
+    activation: str, router: PolicyRouter, quant_config: QuantizationConfig | None
+) -> dict[str, Any]:
+    """What to tell vLLM's MoE factory: experts that skip unused slots where some can be, else vLLM's own."""
+    if current_platform.is_cpu() and quant_config is None:
+        from prismoe.model_plugins.moe_layer.cpu_experts import CPUExperts
+
+        return {
+            # On CPU the factory refuses activations without a gate; CPUExperts puts the right one back.
+            "activation": activation.removesuffix("_no_mul"),
+            "routed_experts_cls": CPUExperts,
+            "routed_experts_args": {"router": router, "activation": activation},
+        }
+    if current_platform.is_cuda() and not router.policy.uses_all_slots:
+        from prismoe.model_plugins.moe_layer.gpu_experts import GPUExperts
+
+        return {"activation": activation, "routed_experts_cls": GPUExperts}
+    return {"activation": activation}

@@ -1,0 +1,151 @@
+"""A MoE layer's experts on CUDA: slots that a token does not use are left out.
+
+With few slots vLLM's own Triton experts leave them out. They drop an expert of -1 when they sort by expert,
+and so run no product for it. Its row of the workspace is then never written; the final sum skips that row
+only where there is an expert map, which vLLM has under expert parallelism, and which maps each expert to
+itself here. With many slots prismoe's grouped product runs, whose workspace has an upper bound, where it does
+what plain PyTorch does when the model is loaded. Nothing waits for the host in either.
+
+That was read in vLLM 0.32, and in its CUDA code, for Triton experts without quantisation: gated or not, with
+biases or without. vLLM's other kernels, and those of quantised experts, may take -1 for an expert: they get
+the slots as the router gives them, at weight 0. Tested by Triton's interpreter; not yet run on a GPU.
+"""
+
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm import envs
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
+from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
+from vllm.model_executor.layers.fused_moe.modular_kernel import ExpertTokensMetadata
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+from prismoe.kernels.triton.experts import MOST_ROWS, Activation, grouped_experts, workspace_rows
+from prismoe.kernels.triton.experts_check import check_grouped_experts
+from prismoe.model_plugins.moe_layer.kernel_check import kernel_works
+
+FEW_SLOTS = 8
+"""Up to so many, vLLM's kernels run: it has tuned sizes for them, and a workspace of `[T, A, 2F]` is what any
+model with 8 experts a token takes."""
+GROUPED: dict[MoEActivation, Activation] = {
+    MoEActivation.SILU: "silu",
+    MoEActivation.GELU_TANH_NO_MUL: "gelu_tanh",
+}
+"""The activations that the grouped product has."""
+
+
+class GPUExperts(RoutedExperts):
+    """vLLM's experts, without slots of weight 0 where vLLM chose its Triton kernels and no quantisation."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        method = self.quant_method
+        if isinstance(method, UnquantizedFusedMoEMethod) and method.experts_cls is TritonExperts:
+            method.experts_cls = RaggedTritonExperts
+            self._expert_map = torch.arange(self.global_num_experts, dtype=torch.int32)
+
+
+class RaggedTritonExperts(TritonExperts):
+    """vLLM's Triton experts with few slots, and the grouped product with many.
+
+    On a tensor-parallel rank either gives the rank's part of the sum, which vLLM adds up over the ranks, with
+    the second product's bias as the rank has it: the model loads that on one rank, and zeros on the others.
+    """
+
+    def __init__(self, moe_config: FusedMoEConfig, quant_config: FusedMoEQuantConfig) -> None:
+        super().__init__(moe_config, quant_config)
+        self._is_grouped = (
+            moe_config.experts_per_token > FEW_SLOTS
+            and not envs.VLLM_BATCH_INVARIANT  # its tiles are of the step's size, and so is the order of sums
+            and moe_config.activation in GROUPED
+            and grouped_product_works(
+                str(moe_config.device),
+                moe_config.in_dtype,
+                moe_config.num_local_experts,
+                moe_config.is_act_and_mul,
+            )
+        )
+
+    def workspace_shapes(
+        self,
+        M: int,
+        N: int,
+        K: int,
+        topk: int,
+        global_num_experts: int,
+        local_num_experts: int,
+        expert_tokens_meta: ExpertTokensMetadata | None,
+        activation: MoEActivation,
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Of vLLM's two workspaces and the output, which may lie in the first."""
+        if not self._is_grouped:
+            return super().workspace_shapes(
+                M, N, K, topk, global_num_experts, local_num_experts, expert_tokens_meta, activation
+            )
+        width = self.adjust_N_for_activation(N, activation)
+        return (0,), (workspace_rows(M, topk, MOST_ROWS), K + width), (M, K)
+
+    def apply(
+        self,
+        output: Tensor,
+        hidden_states: Tensor,
+        w1: Tensor,
+        w2: Tensor,
+        topk_weights: Tensor,
+        topk_ids: Tensor,
+        activation: MoEActivation,
+        global_num_experts: int,
+        expert_map: Tensor | None,
+        a1q_scale: Tensor | None,
+        a2_scale: Tensor | None,
+        workspace13: Tensor,
+        workspace2: Tensor,
+        expert_tokens_meta: ExpertTokensMetadata | None,
+        apply_router_weight_on_input: bool,
+    ) -> None:
+        """Writes the weighted sum of each token's experts; `topk_weights` and `topk_ids` are `[T, A]`."""
+        if not self._is_grouped:
+            super().apply(
+                output,
+                hidden_states,
+                w1,
+                w2,
+                topk_weights,
+                topk_ids.masked_fill(topk_weights == 0, -1),
+                activation,
+                global_num_experts,
+                expert_map,
+                a1q_scale,
+                a2_scale,
+                workspace13,
+                workspace2,
+                expert_tokens_meta,
+                apply_router_weight_on_input,
+            )
+            return
+        grouped_experts(
+            hidden_states.contiguous(),
+            topk_weights,
+            topk_ids,
+            w1,
+            w2,
+            self.w1_bias,
+            self.w2_bias,
+            GROUPED[activation],
+            workspace2,
+            output,
+        )
+
+
+@cache
+def grouped_product_works(device: str, dtype: torch.dtype, experts: int, is_gated: bool) -> bool:
+    """Whether it runs here, and does what plain PyTorch does."""
+    return kernel_works(
+        partial(check_grouped_experts, device, dtype, experts, is_gated),
+        "grouped product of experts",
+        "vLLM's kernels run, which take more memory",
+    )

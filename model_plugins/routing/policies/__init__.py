@@ -1,0 +1,1 @@
+"""The routing policies, one file a paper."""

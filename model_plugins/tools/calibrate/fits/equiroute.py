@@ -1,0 +1,61 @@
+"""Reservations and pressure for `equiroute` (EquiRoute, osf.io/hfvbc), from the recorded load by modality."""
+
+import torch
+from torch import Tensor
+
+from prismoe.kernels.routing import ranked_experts, router_probabilities, routing_entropy
+from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, RouterFit
+from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
+
+STEPS, RATE = 400, 0.2
+
+
+def fit(data: CalibrationData, goal: Goal) -> RouterFit:
+    """Both are inferred, as the paper's abstract names what they are for and no formula.
+
+    ETB: a modality's entropy is that of its mean routing probabilities; its pressure is that entropy over the
+    larger of the two, so that the logits of the modality that crowds fewer experts count for less. CER: the
+    target is an equal share of the modality's uses for each expert, and the minority modality, the one with
+    fewer tokens, has the reservations that meet it as nearly as they can. The majority has none.
+    """
+    top_k = goal.settings.get("top_k", data.top_k)
+    return RouterFit(
+        {"policy": "equiroute", **goal.settings},
+        tensors={layer: _tensors(router, top_k) for layer, router in data.layers.items()},
+    )
+
+
+def _tensors(router: RouterRecording, top_k: int) -> dict[str, Tensor]:
+    is_vision_T = router.segment_T >= 0
+    of_modality = [~is_vision_T, is_vision_T]
+    probs_2E = torch.stack(
+        [router_probabilities(router.logits_TE[chosen_T]).mean(dim=0) for chosen_T in of_modality]
+    )
+    entropy_2 = routing_entropy(probs_2E)
+    pressure_21 = (entropy_2 / entropy_2.max())[:, None]
+    minority = int(is_vision_T.sum() * 2 < len(is_vision_T))
+    reservation_2E = torch.zeros_like(probs_2E)
+    pressed_TE = pressure_21[minority] * router.logits_TE[of_modality[minority]]
+    reservation_2E[minority] = reservations(pressed_TE, top_k)
+    return {"pressure": pressure_21, "reservation": reservation_2E}
+
+
+def reservations(logits_TE: Tensor, top_k: int) -> Tensor:
+    """What to add to each expert's logit so that top-k loads the experts alike, `[E]`; its mean is 0.
+
+    Experts over the mean load are lowered and those under it raised, in steps of the logits' own spread that
+    grow smaller; the best of all steps counts, since a load of few tokens may never be quite even.
+    """
+    num_experts = logits_TE.shape[1]
+    reservation_E = torch.zeros(num_experts)
+    best_E, best_excess = reservation_E, float("inf")
+    spread = logits_TE.std().clamp(min=1e-6)
+    for step in range(STEPS):
+        experts_TA, _ = ranked_experts(logits_TE + reservation_E, top_k)
+        load_E = torch.bincount(experts_TA.flatten(), minlength=num_experts) / experts_TA.numel()
+        excess_E = load_E * num_experts - 1
+        if excess_E.abs().max() < best_excess:
+            best_E, best_excess = reservation_E, excess_E.abs().max().item()
+        reservation_E = reservation_E - RATE * spread * excess_E / (1 + step / 20)
+        reservation_E = reservation_E - reservation_E.mean()
+    return best_E

@@ -1,0 +1,70 @@
+"""What a fit gives, and which policies have one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from prismoe.kernels.modalities import MODALITIES
+from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData
+
+
+@dataclass(frozen=True)
+class RouterFit:
+    """A policy's settings for config.json (common ones, and each layer's own) and its tensors by layer."""
+
+    settings: Mapping[str, Any]
+    layers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    tensors: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def routing(self) -> dict[str, Any]:
+        """The checkpoint's `prismoe_routing`."""
+        layers = {str(layer): dict(own) for layer, own in self.layers.items()}
+        return dict(self.settings) | ({"layers": layers} if layers else {})
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the fitted router is to do, apart from `settings` of its policy that stay as they are given."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    skip: float = 0.5
+    """`dual_threshold`: the share of vision expert uses to skip."""
+    skip_text: float = 0.0
+    """The same, of text."""
+    tail_share: float | None = None
+    """`ltdr`: the share of vision tokens to be tail; None: as many as are above their image's mean."""
+    mean_experts: float | None = None
+    """`entropy`: the mean number of experts a token; None: the checkpoint's k."""
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """How a policy is fitted, and the settings that the fit decides."""
+
+    fit: Callable[[CalibrationData, Goal], RouterFit]
+    decides: frozenset[str] = frozenset()
+    needs_divergence: bool = False
+
+
+def fitter(policy: str, settings: Mapping[str, Any]) -> Fitter:
+    """The fit of a policy under these settings of it.
+
+    Raises ValueError with a sentence where there is nothing to fit, or where the settings are the fit's own.
+    """
+    from prismoe.model_plugins.tools.calibrate.fits import dual_threshold, entropy, equiroute, gmm, ltdr
+
+    importances = {f"{modality}_{of}" for modality in MODALITIES for of in ("importance", "threshold")}
+    fitters = {
+        "ltdr": Fitter(ltdr.fit, frozenset({"threshold"})),
+        "dual_threshold": Fitter(dual_threshold.fit, frozenset(importances), needs_divergence=True),
+        "entropy": Fitter(entropy.fit, frozenset({"low", "high"})),
+        "equiroute": Fitter(equiroute.fit),
+        "gmm": Fitter(gmm.fit),
+    }
+    if policy not in fitters:
+        raise ValueError(f"There is nothing to calibrate for {policy}: give one of {', '.join(fitters)}.")
+    if decided := sorted((fitters[policy].decides | {"layers"}) & set(settings)):
+        raise ValueError(f"Calibration decides {', '.join(decided)} by layer: leave that out of --routing.")
+    return fitters[policy]

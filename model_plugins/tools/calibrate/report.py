@@ -1,0 +1,106 @@
+"""What calibration changed, over the tokens that it recorded."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from prismoe.kernels.diagnostics import load_variation
+from prismoe.kernels.mixture import expert_posteriors, log_joint
+from prismoe.kernels.routing import ranked_experts, router_probabilities, routing_entropy
+from prismoe.model_plugins.routing.policies.gmm import GMM
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
+from prismoe.model_plugins.routing.registry import RoutingInForce
+from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
+
+Routers = Mapping[int, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One router over the recorded tokens.
+
+    `experts` are the mean uses a token, of text and of vision; `entropy_bits` is the mean entropy of its
+    probabilities over experts; `load_cv` the coefficient of variation of the experts' uses.
+    """
+
+    experts: tuple[float, float]
+    entropy_bits: float
+    load_cv: float
+
+
+def report(data: CalibrationData, before: RoutingInForce, after: RoutingInForce, routers: Routers) -> str:
+    """A table of each layer's router before and after; `routers` are the tensors of the one after."""
+    lines = [
+        f"{'':7}{'experts a token':^27}{'':8}",
+        f"{'layer':7}{'text':>13}{'vision':>14}{'routing entropy':>18}{'load CV':>15}{'agreement':>11}",
+    ]
+    for layer, router in data.layers.items():
+        old = _Router(before.layers[layer].policy, router, {})
+        new = _Router(after.layers[layer].policy, router, routers.get(layer, {}))
+        lines.append(f"{layer!s:7}{''.join(_changes(old.summary(), new.summary()))}{new.agreement():>11.1%}")
+    lines.append(
+        "Before → after. Entropy in bits. Agreement: uses of experts that the gate ranks among as many best."
+    )
+    return "\n".join(lines)
+
+
+def _changes(old: LayerSummary, new: LayerSummary) -> Iterator[str]:
+    for a, b in zip(old.experts, new.experts, strict=True):
+        yield f"{f'{a:.2f} → {b:.2f}':>14}"
+    yield f"{f'{old.entropy_bits:.2f} → {new.entropy_bits:.2f}':>17}"
+    yield f"{f'{old.load_cv:.2f} → {new.load_cv:.2f}':>15}"
+
+
+class _Router:
+    """A policy with its parameters, on all recorded tokens where their logits will do, else on the sample."""
+
+    def __init__(
+        self, policy: RoutingPolicy, recording: RouterRecording, parameters: Mapping[str, Tensor]
+    ) -> None:
+        self.recording = recording
+        needs_hidden = not policy.gate_rows(recording.num_experts)
+        self.tokens = recording.sample_N if needs_hidden else torch.arange(len(recording.segment_T))
+        self.segment_T = recording.segment_T[self.tokens]
+        hidden_TD = recording.hidden_ND if needs_hidden else torch.empty(len(self.tokens), 0)
+        self.step = RouterInputs(
+            hidden_TD,
+            recording.logits_TE[self.tokens],
+            self.segment_T,
+            torch.zeros(len(self.tokens), 2, dtype=torch.int32),
+            parameters,
+            recording.num_experts,
+        )
+        self.policy = policy
+        self.routing: Routing = policy.route(self.step)
+
+        self.used_TA = torch.arange(self.routing.experts_TA.shape[1]) < self.routing.count_T[:, None]
+
+    def summary(self) -> LayerSummary:
+        is_vision_T, count_T = self.segment_T >= 0, self.routing.count_T.double()
+        used_experts = self.routing.experts_TA[self.used_TA]
+        load_E = torch.bincount(used_experts, minlength=self.step.num_experts)
+        return LayerSummary(
+            (count_T[~is_vision_T].mean().item(), count_T[is_vision_T].mean().item()),
+            routing_entropy(self._probabilities()).mean().item() / math.log(2),
+            load_variation(load_E[None]).item(),
+        )
+
+    def agreement(self) -> float:
+        """The share of uses of an expert that is among the gate's best, as many as the token uses."""
+        order_TE, _ = ranked_experts(self.step.logits_TE, self.step.num_experts)
+        rank_TA = order_TE.argsort(dim=1).gather(1, self.routing.experts_TA)
+        return (rank_TA < self.routing.count_T[:, None])[self.used_TA].double().mean().item()
+
+    def _probabilities(self) -> Tensor:
+        """Over the experts: the gate's softmax, or the mean of the k mixtures' posteriors."""
+        if not isinstance(self.policy, GMM):
+            return router_probabilities(self.step.logits_TE)
+        own = self.step.parameters
+        latent_TL = linear(self.step.hidden_TD, own["encoder"], own["encoder_bias"])
+        return expert_posteriors(
+            log_joint(latent_TL, own["log_mixing"], own["means"], own["log_variances"])
+        ).mean(dim=1)

@@ -1,0 +1,54 @@
+"""Keeps what vLLM and its processes print out of a tool's report."""
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ERROR_LINE = re.compile(r"(?:^|\s|\])((?:ValueError|OSError|FileNotFoundError|RuntimeError|KeyError): .+)$")
+
+
+class Log:
+    """What was printed in a `captured_output` block."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+
+    def first_error(self) -> str | None:
+        """The message of the first error that a process printed, which is what caused the others."""
+        lines = self._file.read_text(errors="replace").splitlines() if self._file else []
+        errors = [match[1].partition(": ")[2] for line in lines if (match := ERROR_LINE.search(line))]
+        return errors[0] if errors else None
+
+
+@contextmanager
+def captured_output(verbose: bool) -> Iterator[Log]:
+    """Send this process's and its children's output to a file for the block, or to stderr when `verbose`.
+
+    It works on file descriptors, since libraries in C and the engine's processes print too.
+    """
+    if not verbose:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with tempfile.NamedTemporaryFile(prefix="prismoe-", suffix=".log") as file:
+        _flush()
+        kept = [os.dup(descriptor) for descriptor in (1, 2)]
+        try:
+            os.dup2(2 if verbose else file.fileno(), 1)
+            if not verbose:
+                os.dup2(file.fileno(), 2)
+            yield Log(None if verbose else Path(file.name))
+        finally:
+            _flush()
+            for descriptor, original in zip((1, 2), kept, strict=True):
+                os.dup2(original, descriptor)
+                os.close(original)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -1,0 +1,65 @@
+"""What `prismoe check`, `convert` and `calibrate` are told."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ByteSize, Field, model_validator
+
+from prismoe.model_plugins.routing.setting import RoutingSetting
+
+GOALS = {
+    "dual_threshold": {"skip", "skip_text"},
+    "ltdr": {"tail_share"},
+    "entropy": {"mean_experts"},
+}
+"""The options of `prismoe calibrate` that say what a policy's fitted router is to do."""
+
+
+class CheckSettings(RoutingSetting):
+    """What `prismoe check` is told."""
+
+    model: str
+    against: Path | None = None
+    as_json: bool
+    verbose: bool
+
+
+class ConvertSettings(RoutingSetting):
+    """What `prismoe convert` is told."""
+
+    source: str
+    destination: Path
+    dtype: str | None = None
+    max_shard_size: ByteSize
+
+
+class CalibrateSettings(RoutingSetting):
+    """What `prismoe calibrate` is told. `routing` holds the policy's settings that stay as they are."""
+
+    model: str
+    destination: Path
+    policy: str
+    images: Path | None = None
+    questions: Path | None = None
+    max_images: Annotated[int, Field(ge=1)] = 256
+    skip: Annotated[float, Field(gt=0, lt=1)] | None = None
+    skip_text: Annotated[float, Field(ge=0, lt=1)] | None = None
+    tail_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    mean_experts: Annotated[float, Field(gt=0)] | None = None
+    verbose: bool
+
+    @model_validator(mode="after")
+    def _check_policy(self) -> "CalibrateSettings":
+        named = (self.routing or {}).get("policy", self.policy)
+        if named != self.policy:
+            raise ValueError(f"--policy is {self.policy} and --routing names {named}: name one policy.")
+        if strange := sorted(set(self.goal) - GOALS.get(self.policy, set())):
+            options = ", ".join("--" + name.replace("_", "-") for name in strange)
+            raise ValueError(f"{options} can't be used with --policy {self.policy}.")
+        return self
+
+    @property
+    def goal(self) -> dict[str, float]:
+        """What the fitted router is to do, as far as the user said."""
+        goals = {name: getattr(self, name) for names in GOALS.values() for name in names}
+        return {name: value for name, value in goals.items() if value is not None}

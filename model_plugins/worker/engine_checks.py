@@ -1,0 +1,149 @@
+"""What of vLLM's settings routing needs, and what can't be combined with modality routing yet."""
+
+from vllm.config import SchedulerConfig, VllmConfig
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+
+from prismoe.model_plugins.worker.engine_options import ROUTED_WORKER
+from prismoe.model_plugins.worker.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
+
+logger = init_logger("vllm.prismoe.engine")
+
+
+def check_engine(vllm_config: VllmConfig, needs_whole_images: bool, tokens_per_image: int) -> None:
+    """Give vLLM the scheduler that routing needs.
+
+    Raises ValueError with a sentence where routing would be wrong, or a request could wait for ever.
+    """
+    parallel = vllm_config.parallel_config
+    if parallel.pipeline_parallel_size > 1:
+        raise ValueError(
+            "Modality routing needs the whole model on each rank: use --pipeline-parallel-size 1."
+        )
+    if parallel.prefill_context_parallel_size > 1:
+        raise ValueError(
+            "Modality routing needs each prompt on one rank: use --prefill-context-parallel-size 1."
+        )
+    if parallel.enable_expert_parallel:
+        raise ValueError(
+            "Modality routing needs a part of every expert on each rank: leave --enable-expert-parallel out."
+        )
+    if parallel.use_ubatching:
+        raise ValueError(
+            "Modality routing needs a step's tokens together: leave --enable-dbo and --ubatch-size out."
+        )
+    if parallel.use_sequence_parallel_moe:
+        raise ValueError(
+            "Modality routing needs a step's tokens together, and with tensor, data and expert parallelism "
+            "at once vLLM splits them over the ranks: leave --enable-expert-parallel out."
+        )
+    if vllm_config.lora_config is not None:
+        raise ValueError(
+            "prismoe serves no LoRA adapters: leave --enable-lora out, "
+            "and merge the adapter into the checkpoint."
+        )
+    if vllm_config.speculative_config is not None:
+        raise ValueError(
+            "Modality routing does not run with speculative decoding: leave --speculative-config out."
+        )
+    multimodal = vllm_config.model_config.multimodal_config
+    if multimodal is None or multimodal.get_limit_per_prompt("image") == 0:
+        raise ValueError("Images are switched off: give --limit-mm-per-prompt an image limit of 1 or more.")
+    if needs_whole_images:
+        _check_whole_images(vllm_config)
+    if _choose_scheduler(vllm_config.scheduler_config, needs_whole_images):
+        _check_whole_images_fit(vllm_config.scheduler_config, tokens_per_image)
+    _check_steps(vllm_config, tokens_per_image)
+
+
+def check_request_engine(vllm_config: VllmConfig) -> None:
+    """Where a policy decides once a request: the same, and no prefix is shared between requests.
+
+    A token's keys and values then depend on its whole prompt and on the request's task, by which vLLM's cache
+    does not tell requests apart.
+    """
+    if vllm_config.parallel_config.worker_cls != ROUTED_WORKER:
+        raise ValueError(
+            "This routing policy decides once a request, and vLLM's own worker does not tell the model which "
+            f"request a token is of: start with `prismoe serve`, or pass {ROUTED_WORKER} as --worker-cls."
+        )
+    if vllm_config.kv_transfer_config is not None:
+        raise ValueError(
+            "This routing policy decides once a request, and transferred KV blocks may come from "
+            "another one: leave --kv-transfer-config out."
+        )
+    if vllm_config.model_config.enable_prompt_embeds:
+        raise ValueError("This routing policy reads the prompt's tokens: leave --enable-prompt-embeds out.")
+    if vllm_config.cache_config.enable_prefix_caching:
+        logger.info("The routing policy decides once a request, so prefix caching is switched off.")
+        vllm_config.cache_config.enable_prefix_caching = False
+
+
+def _check_whole_images(vllm_config: VllmConfig) -> None:
+    if vllm_config.kv_transfer_config is not None:
+        raise ValueError(
+            "This routing policy needs each image in one step, and transferred KV blocks can end inside one: "
+            "leave --kv-transfer-config out."
+        )
+    if vllm_config.model_config.is_hybrid and vllm_config.cache_config.enable_prefix_caching:
+        raise ValueError(
+            "This routing policy needs each image in one step, and vLLM's prefix cache ends steps of a model "
+            "with recurrent layers inside images: use --no-enable-prefix-caching."
+        )
+
+
+def _check_steps(vllm_config: VllmConfig, tokens_per_image: int) -> None:
+    """Refuse steps that are too small for what vLLM was told not to cut."""
+    scheduler, longest = vllm_config.scheduler_config, vllm_config.model_config.max_model_len
+    scheduled = scheduler.max_num_scheduled_tokens
+    if not scheduler.enable_chunked_prefill and scheduled is not None and scheduled < longest:
+        raise ValueError(
+            f"Without chunked prefill a step has to hold a whole prompt, which may be {longest} tokens: use "
+            f"--max-num-scheduled-tokens {longest} or more, or leave --no-enable-chunked-prefill out."
+        )
+    if scheduler.disable_chunked_mm_input and scheduler.max_num_batched_tokens < tokens_per_image:
+        raise ValueError(
+            f"A step has to hold a whole image, which is {tokens_per_image} tokens: use "
+            f"--max-num-batched-tokens {tokens_per_image} or more, or leave --disable-chunked-mm-input out."
+        )
+
+
+def _choose_scheduler(scheduler: SchedulerConfig, needs_whole_images: bool) -> bool:
+    """Have vLLM keep images whole where that is needed. Returns whether it does."""
+    if scheduler.scheduler_cls is None:
+        if needs_whole_images:
+            # Elsewhere than on CPU, vLLM may decide later that it schedules asynchronously. The asynchronous
+            # scheduler is right in both cases.
+            is_sync = scheduler.async_scheduling is False or current_platform.is_cpu()
+            chosen = WholeImageScheduler if is_sync else WholeImageAsyncScheduler
+            scheduler.scheduler_cls = f"{chosen.__module__}.{chosen.__name__}"
+        return needs_whole_images
+    try:
+        keeps_images_whole = issubclass(scheduler.get_scheduler_cls(), WholeImageScheduler)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--scheduler-cls {scheduler.scheduler_cls} can't be imported: {error}.") from error
+    if needs_whole_images and not keeps_images_whole:
+        raise ValueError(
+            "This routing policy needs each image in one step, which prismoe's own scheduler sees to: "
+            "leave --scheduler-cls out."
+        )
+    return keeps_images_whole
+
+
+def _check_whole_images_fit(scheduler: SchedulerConfig, tokens_per_image: int) -> None:
+    """A step has to hold an image beside a token of each other request."""
+    others = (scheduler.max_num_active_seqs or scheduler.max_num_seqs) - 1
+    smallest = tokens_per_image + others
+    for option in ("max_num_batched_tokens", "max_num_scheduled_tokens"):
+        limit = getattr(scheduler, option)
+        if limit is not None and limit < smallest:
+            raise ValueError(
+                f"Each image is kept in one step. An image is {tokens_per_image} tokens, and up to {others} "
+                f"other requests decode beside it: use --{option.replace('_', '-')} {smallest} or more, with "
+                f"--max-num-seqs {scheduler.max_num_seqs}."
+            )
+    if 0 < scheduler.long_prefill_token_threshold < tokens_per_image:
+        raise ValueError(
+            f"Each image is kept in one step, and an image is {tokens_per_image} tokens: use "
+            f"--long-prefill-token-threshold {tokens_per_image} or more."
+        )

@@ -1,0 +1,111 @@
+"""What the server and the tools ask of a worker process over vLLM's RPC."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from prismoe.model_plugins.recording.inspection import InspectionRecorder
+
+
+class RoutingWorkerExtension:
+    """Mixed into vLLM's worker (`worker_extension_cls`). Ranks hold the same counts: read rank 0's."""
+
+    _prismoe_inspection: InspectionRecorder | None = None
+
+    def prismoe_routing(self) -> Mapping[str, Any]:
+        """What is in force, per layer (`ModalityRouting.describe`)."""
+        description: Mapping[str, Any] = self._prismoe_model().routing.describe()
+        return description
+
+    def prismoe_expert_load(self) -> Mapping[str, Any]:
+        """The load counted so far (`ModalityRouting.load`)."""
+        load: Mapping[str, Any] = self._prismoe_model().routing.load()
+        return load
+
+    def prismoe_reset_expert_load(self) -> None:
+        """Count from zero (`ModalityRouting.reset_load`)."""
+        self._prismoe_model().routing.reset_load()
+
+    @torch.inference_mode()
+    def prismoe_step(self) -> None:
+        """Take a step with padding alone, which counts nothing, and wait until the device has done it."""
+        # Data-parallel engines of MoE models step together; one of them alone would wait for the others.
+        if self.parallel_config.data_parallel_size == 1:  # type: ignore[attr-defined]
+            self.execute_dummy_batch()  # type: ignore[attr-defined]
+        torch.zeros(1, device=self.device).item()  # type: ignore[attr-defined]
+
+    def prismoe_unused_tensors(self) -> Sequence[str]:
+        """The checkpoint's tensors that the model has no use for, by name."""
+        unused: Sequence[str] = self._prismoe_model().unused_tensors
+        return unused
+
+    def prismoe_start_recording(self) -> None:
+        """Keep what is computed for each token from now on (`ReferenceRecorder`)."""
+        from prismoe.model_plugins.recording.reference import ReferenceRecorder
+
+        model = self._prismoe_model()
+        self._prismoe_recorder = ReferenceRecorder(model, model.routing)
+
+    @torch.inference_mode()
+    def prismoe_save_recording(self, file: str) -> None:
+        """Write what was kept since the last call to an .npz file."""
+        self._save(file, self._prismoe_recorder.take())
+
+    def prismoe_start_calibration(self) -> None:
+        """Keep what the routers see from now on (`CalibrationRecorder`)."""
+        from prismoe.model_plugins.recording.calibration import CalibrationRecorder
+
+        model = self._prismoe_model()
+        self._prismoe_calibration = CalibrationRecorder(model, model.routing)
+
+    def prismoe_deprive(self, layer: int, modality: str) -> None:
+        """Give a modality's tokens nothing of a layer's experts, until the next call; -1: all get theirs."""
+        self._prismoe_calibration.deprived = None if layer < 0 else (layer, modality)
+
+    @torch.inference_mode()
+    def prismoe_save_routers(self, file: str, hidden: int) -> None:
+        """Write what the routers saw in the last step (`CalibrationRecorder.take`) to an .npz file."""
+        self._save(file, self._prismoe_calibration.take(hidden))
+
+    @torch.inference_mode()
+    def prismoe_save_log_probs(self, file: str, tokens: int) -> None:
+        """Write `log_probs` of the last step's last tokens to an .npz file."""
+        self._save(file, {"log_probs": self._prismoe_calibration.log_probs(tokens)})
+
+    def _save(self, file: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Rank 0 writes to a file on this machine."""
+        if self.rank == 0:  # type: ignore[attr-defined]
+            np.savez(file, allow_pickle=False, **arrays)
+
+    def prismoe_inspectable(self) -> Mapping[str, Any]:
+        """How an image's tokens lie on it, and how many experts a request may ask for."""
+        model = self._prismoe_model()
+        return {
+            "grid": model.patch_grid.model_dump(),
+            "request_experts": model.routing.in_force.most_request_experts,
+            "moe_layers": len(model.routing.routers),
+        }
+
+    def prismoe_start_inspection(self, request: str, most_tokens: int) -> None:
+        """Record what the tokens of a request are routed to (`InspectionRecorder`); an earlier one ends."""
+        if self._prismoe_inspection is not None:
+            self._prismoe_inspection.end()
+        runner, routing = self.model_runner, self._prismoe_model().routing  # type: ignore[attr-defined]
+        self._prismoe_inspection = InspectionRecorder(runner, routing, request, most_tokens)
+
+    def prismoe_end_inspection(self, request: str) -> None:
+        """Record this request no longer, and forget what was recorded."""
+        if self._prismoe_inspection is not None and self._prismoe_inspection.request == request:
+            self._prismoe_inspection.end()
+            self._prismoe_inspection = None
+
+    def prismoe_inspected_rows(self, with_logits: bool) -> Mapping[str, Any] | None:
+        """What was recorded so far (`InspectionRecorder.rows`), from rank 0."""
+        if self._prismoe_inspection is None or self.rank != 0:  # type: ignore[attr-defined]
+            return None
+        return self._prismoe_inspection.rows(with_logits)
+
+    def _prismoe_model(self) -> Any:
+        return self.model_runner.get_model()  # type: ignore[attr-defined]

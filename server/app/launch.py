@@ -1,0 +1,166 @@
+"""One server's life: the engine, the app on it, and the HTTP server, out of vLLM's launchers."""
+
+import asyncio
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+
+from fastapi import FastAPI
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
+from vllm.entrypoints.launchers.app import build_app
+from vllm.utils.system_utils import decorate_logs
+from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+from prismoe.server.access.configured import configured_keys
+from prismoe.server.access.gate import Gate
+from prismoe.server.access.keys import Keys
+from prismoe.server.access.routes import keep_listed_routes, match_whole_paths
+from prismoe.server.app import model_routes
+from prismoe.server.app.engine import (
+    EngineArgs,
+    RoutedEngines,
+    check_sampling_early,
+    prepare_fork,
+    send_images_always,
+)
+from prismoe.server.app.error_shape import ErrorShape, validation_errors_told
+from prismoe.server.errors import EngineFailed, StartRefused, explained
+from prismoe.server.health.engine_watch import EngineWatch
+from prismoe.server.health.http_server import serve_until
+from prismoe.server.health.listener import listening
+from prismoe.server.health.probes import probe_routes
+from prismoe.server.health.running_requests import RunningRequests
+from prismoe.server.health.starting import answering_meanwhile
+from prismoe.server.inspector import page as inspector_page
+from prismoe.server.inspector import routes as inspection_routes
+from prismoe.server.inspector.inspector import Inspector, what_is_inspectable
+from prismoe.server.limits.admission import Admission
+from prismoe.server.limits.body import BodyLimit
+from prismoe.server.logs.error_log import log_faults_alone
+from prismoe.server.logs.request_log import RequestLog, count_tokens
+from prismoe.server.media.connector import use_media
+from prismoe.server.metrics import routes
+from prismoe.server.metrics.load_reader import ExpertLoadReader, logger
+from prismoe.server.metrics.page import ExpertMetrics, metrics_route, vllm_tokens
+from prismoe.server.refusal import RefusalCounter
+from prismoe.server.requests.answer_text import mend_answers
+from prismoe.server.requests.guard import RequestGuard
+from prismoe.server.requests.routing_choice import RequestCounter
+from prismoe.server.requests.served import what_is_served
+from prismoe.server.settings import ServeSettings
+
+ENGINE_END_S = 10
+
+
+async def run_server(args: Namespace, settings: ServeSettings) -> None:
+    """Start everything, serve until a signal, and end everything. Raises EngineFailed where that ended it."""
+    decorate_logs("APIServer", skip_if_decorated=True)
+    use_media(settings)
+    keys = _keys(args, settings)
+    with listening(args) as listener:
+        prepare_fork(listener)
+        async with AsyncExitStack() as stack:
+            with _sentences(), answering_meanwhile(listener, args, settings):
+                engine = await stack.enter_async_context(
+                    build_async_engine_client_from_engine_args(EngineArgs.from_cli_args(args))
+                )
+                app = await build_routed_app(engine, args, settings)
+            running = _protect(app, keys, settings)
+            polling = asyncio.create_task(app.state.expert_load.poll(settings.expert_load_interval))
+            stack.callback(polling.cancel)
+
+            async def end(seconds: float) -> None:
+                await running.drain(seconds)
+                if handler := engine.output_handler:  # type: ignore[attr-defined]  # AsyncLLM's
+                    handler.cancel()  # It would log the engine's end as an error.
+                await asyncio.to_thread(partial(engine.shutdown, timeout=ENGINE_END_S))
+
+            failure = await serve_until(app, listener, args, settings, app.state.engine_watch.watch(), end)
+        if failure:
+            raise EngineFailed(failure)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Whatever stops the start, the user is told in a sentence."""
+    try:
+        yield
+    except StartRefused:
+        raise
+    except Exception as error:
+        raise StartRefused(f"The engine did not start. {explained(error)}") from error
+
+
+def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> RunningRequests:
+    """Put prismoe's middleware around the app, outermost last, and add the probes."""
+    # vLLM has built the stack already, so Starlette takes no more middleware.
+    checked = BodyLimit(app.middleware_stack or app.build_middleware_stack(), settings)
+    running = RunningRequests(Admission(checked, settings))
+    app.router.routes.extend(probe_routes(lambda: running.trouble or app.state.engine_watch.trouble))
+    match_whole_paths(app)
+    gated = running if keys is None else Gate(running, keys, settings.open_metrics)
+    model_name = str(app.state.vllm_config.model_config.served_model_name)
+    app.middleware_stack = RequestLog(
+        ErrorShape(gated), RefusalCounter(get_prometheus_registry(), model_name)
+    )
+    return running
+
+
+def _keys(args: Namespace, settings: ServeSettings) -> Keys | None:
+    """The keys of those who may use the server; vLLM is left without any."""
+    in_environment = os.environ.pop("VLLM_API_KEY", "")
+    secrets = [secret for secret in (args.api_key or [in_environment]) if secret]
+    args.api_key = None  # vLLM's own check would let its other routes through.
+    host = "localhost" if args.uds else args.host
+    try:
+        return configured_keys(settings, secrets, host)
+    except ValueError as error:
+        raise StartRefused(str(error)) from error
+
+
+async def build_routed_app(engine: EngineClient, args: Namespace, settings: ServeSettings) -> FastAPI:
+    """vLLM's app with prismoe's routes, metrics and checks."""
+    tasks = await engine.get_supported_tasks()
+    args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
+    args.log_error_stack = True  # vLLM logs every error, of which log_faults_alone leaves the server's.
+    with validation_errors_told():
+        app: FastAPI = build_app(args, tasks, engine.model_config)
+    keep_listed_routes(app)
+    app.include_router(routes.router)
+    app.include_router(model_routes.router)
+    app.include_router(inspection_routes.router)
+    inspector_page.add_to(app)
+    await init_app_state(engine, app.state, args, tasks)
+    model_routes.hide_folders(app.state.openai_serving_models)
+    registry = get_prometheus_registry()
+    engines = RoutedEngines(engine)
+    app.state.expert_load = ExpertLoadReader(engines, lambda: vllm_tokens(registry))
+    app.state.engine_watch = EngineWatch(engines, lambda: vllm_tokens(registry), settings)
+    count_tokens(engine)
+    mend_answers(engine)
+    send_images_always(engine)
+    check_sampling_early(engine, tasks)
+    log_faults_alone(engine.renderer)
+    try:
+        await engines.ask("prismoe_reset_expert_load")
+        await app.state.expert_load.read()
+        app.state.routing = await routes.routing_in_force(engines)
+        inspectable = await what_is_inspectable(engines, engine.vllm_config)
+    except Exception as error:
+        raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error
+    app.state.served = await what_is_served(engine, app.state.openai_serving_chat)
+    app.state.inspector = Inspector(engines, app.state.openai_serving_chat, inspectable)
+    model_name = str(engine.model_config.served_model_name)
+    app.state.requests = RequestCounter(registry, model_name)
+    metrics = ExpertMetrics(app.state.expert_load, app.state.routing, model_name, settings.expert_metrics)
+    app.router.routes.append(metrics_route(registry, metrics))
+    logger.info(
+        "/metrics exports %d series of prismoe's (--expert-metrics %s).",
+        metrics.series,
+        settings.expert_metrics,
+    )
+    return app

@@ -1,0 +1,72 @@
+"""vLLM's own options, with prismoe's defaults where the user gave none."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from vllm.config import StructuredOutputsConfig
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from prismoe.model_plugins.files.hub import checkpoint_folder
+from prismoe.model_plugins.models.moe_llava.config import check_config_file
+from prismoe.model_plugins.worker.engine_options import engine_options
+from prismoe.server.commands.arguments import USAGE
+from prismoe.server.commands.unserved_options import refuse_unserved
+from prismoe.server.media.origins import AllowedOrigins
+from prismoe.server.settings import ServeSettings
+
+MIB = 2**20
+MOST_PORT = 2**16 - 1
+NO_DEVICE = (
+    "vLLM finds no device here that its build can use. With a GPU: see whether nvidia-smi lists it. "
+    "Without one: install vLLM's CPU build, for example with pip install -e '.[cpu]'."
+)
+
+
+def parse_engine_options(settings: ServeSettings) -> Namespace:
+    """vLLM's arguments for these settings. Raises ValueError where they can't be served."""
+    if not current_platform.device_type:
+        raise ValueError(NO_DEVICE)
+    routed = engine_options(settings.routing)
+    parser = make_arg_parser(FlexibleArgumentParser(prog="prismoe serve", usage=USAGE))
+    parser.set_defaults(**_defaults(settings) | routed)
+    args: Namespace = parser.parse_args([settings.model, *settings.engine_options])
+    folder = checkpoint_folder(settings.model, args.revision, args.download_dir)
+    check_config_file(Path(args.hf_config_path or folder))
+    args.model = str(folder)
+    args.additional_config = {**(args.additional_config or {}), **routed["additional_config"]}
+    if args.worker_extension_cls != routed["worker_extension_cls"]:
+        raise ValueError("prismoe reads the routers through --worker-extension-cls: leave this option out.")
+    refuse_unserved(args, parser)
+    if not 0 <= args.port <= MOST_PORT:
+        raise ValueError(f"--port is {args.port}: give a number from 0 to {MOST_PORT}.")
+    if args.trust_remote_code:
+        raise ValueError("prismoe runs no code out of a checkpoint: leave out --trust-remote-code.")
+    AllowedOrigins(args.allowed_media_domains)  # says what is wrong with them, if anything
+    validate_parsed_serve_args(args)
+    return args
+
+
+def _defaults(settings: ServeSettings) -> dict[str, Any]:
+    # A request's mm_processor_kwargs may choose numbers of experts; the model's processor refuses all else.
+    defaults: dict[str, Any] = {"trust_request_mm_kwargs": True}
+    # Seconds that requests under way have to finish when the server is told to end.
+    defaults |= {"limit_mm_per_prompt": {"image": 8}, "shutdown_timeout": 30}
+    # With white space allowed, a small model writes nothing else; xgrammar also knows the tags of tools.
+    compact = StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True)
+    # How many of a prompt's tokens are its images', and how many came out of the cache.
+    defaults |= {"structured_outputs_config": compact, "enable_prompt_tokens_details": True}
+    if settings.bundled:
+        # vLLM would keep up to 4 GiB of pictures.
+        defaults |= {"mm_processor_cache_gb": 0.25}
+        defaults |= {"served_model_name": [Path(settings.model).name], "dtype": "float32"}
+    elif not Path(settings.model).is_dir():
+        defaults["served_model_name"] = [settings.model]
+    if current_platform.is_cpu():
+        # Compiling takes longer than a small model's whole start; --no-enforce-eager asks for it.
+        defaults["enforce_eager"] = True
+        # With a size given there is nothing to profile. vLLM would take most of the machine's memory.
+        defaults["kv_cache_memory_bytes"] = (256 if settings.bundled else 1024) * MIB
+    return defaults

@@ -1,0 +1,38 @@
+"""`prismoe serve`: vLLM's engine and its OpenAI endpoints, with prismoe's routes and metrics beside them."""
+
+import gc
+from argparse import Namespace
+from collections.abc import Sequence
+
+from prismoe.server.commands.arguments import serve_settings
+from prismoe.server.commands.interruption import StartSignals
+from prismoe.server.environment import prepare_environment
+from prismoe.server.errors import EngineFailed, StartRefused, explained, fail
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Serve until interrupted; the exit status."""
+    settings = serve_settings(arguments)
+    StartSignals().take()
+    prepare_environment(settings.model)
+
+    # vLLM reads the environment when it is imported.
+    try:
+        import uvloop
+        from vllm.logger import configure_logging_from_args
+
+        from prismoe.server.app.launch import run_server
+        from prismoe.server.commands.engine_options import parse_engine_options
+
+        args: Namespace = parse_engine_options(settings)
+    except Exception as error:
+        return fail(explained(error))
+    configure_logging_from_args(args)
+    try:
+        uvloop.run(run_server(args, settings))
+    except (StartRefused, EngineFailed) as error:
+        return fail(str(error))
+    finally:
+        # vLLM froze the heap against pauses; thawed, its libraries end without complaints of leaks.
+        gc.unfreeze()
+    return 0

@@ -1,0 +1,128 @@
+"""`prismoe check`, `convert` and `calibrate`: their arguments, and how they end."""
+
+import argparse
+import signal
+from collections.abc import Callable, Sequence
+
+from prismoe.model_plugins.tools.settings import CalibrateSettings, CheckSettings, ConvertSettings
+from prismoe.model_plugins.worker.processes import ask_to_end_with_parent
+from prismoe.server.errors import fail, sentence
+
+ROUTING_HELP = 'how to route, instead of what the checkpoint says, e.g. {"policy": "topk"}'
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Report what a checkpoint is; 1 where it can't be loaded or a tolerance is broken."""
+    parser = argparse.ArgumentParser(
+        prog="prismoe check",
+        description="Load a checkpoint and tell what it is, how it routes, whether all its tensors are used, "
+        "and how far it is from a reference. Exit status: 0; 1 where it can't be loaded or is too far.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="the checkpoint's folder, or its name on a hub")
+    parser.add_argument(
+        "--against",
+        metavar="FILE",
+        help="an .npz file of what the authors' code computed (input_ids, pixel_values, logits, …), to "
+        "compare with in float32",
+    )
+    parser.add_argument("--routing", metavar="JSON", help=ROUTING_HELP)
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="show vLLM's log on stderr")
+    settings = CheckSettings.model_validate(vars(parser.parse_args(arguments)))
+
+    def run() -> int:
+        from prismoe.model_plugins.tools.check.check import check
+
+        return check(**dict(settings))
+
+    return _end(run)
+
+
+def convert(arguments: Sequence[str]) -> int:
+    """Write a self-contained checkpoint; 1 where that can't be done."""
+    parser = argparse.ArgumentParser(
+        prog="prismoe convert",
+        description="Write the checkpoint SRC to the new folder DST, with its image tower, its tokenizer and "
+        "its routing, so that DST can be served anywhere.",
+    )
+    parser.add_argument("source", metavar="SRC", help="the checkpoint's folder, or its name on a hub")
+    parser.add_argument("destination", metavar="DST", help="a folder that is not there yet")
+    parser.add_argument("--routing", metavar="JSON", help=ROUTING_HELP)
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float16", "float32"], help="of the weights (default: as they are)"
+    )
+    parser.add_argument(
+        "--max-shard-size", metavar="SIZE", default="4GB", help="of a weight file (default: 4GB)"
+    )
+    settings = ConvertSettings.model_validate(vars(parser.parse_args(arguments)))
+
+    def run() -> int:
+        from prismoe.model_plugins.tools.convert.convert import convert
+
+        return convert(**dict(settings))
+
+    return _end(run)
+
+
+def calibrate(arguments: Sequence[str]) -> int:
+    """Write a checkpoint with a fitted router; 1 where that can't be done."""
+    parser = argparse.ArgumentParser(
+        prog="prismoe calibrate",
+        description="Fit a routing policy to the checkpoint MODEL by what its routers do with pictures and "
+        "questions, and write the checkpoint with it to the new folder DST.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="the checkpoint's folder, or its name on a hub")
+    parser.add_argument("destination", metavar="DST", help="a folder that is not there yet")
+    parser.add_argument(
+        "--policy", required=True, help="ltdr, dual_threshold, entropy, equiroute or gmm: what to fit"
+    )
+    parser.add_argument(
+        "--routing", metavar="JSON", help='further settings of the policy, e.g. {"head_experts": 1}'
+    )
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="pictures like those that will be served (default: drawings that the bundled model learnt from)",
+    )
+    parser.add_argument(
+        "--questions", metavar="FILE", help="what to ask about them, in turn, one a line (default: four)"
+    )
+    parser.add_argument("--max-images", metavar="N", default=256, help="use so many of them (default: 256)")
+    parser.add_argument(
+        "--skip", metavar="SHARE", help="dual_threshold: of vision expert uses (default: 0.5)"
+    )
+    parser.add_argument(
+        "--skip-text", metavar="SHARE", help="dual_threshold: of text expert uses (default: 0)"
+    )
+    parser.add_argument(
+        "--tail-share",
+        metavar="SHARE",
+        help="ltdr: of vision tokens above the threshold (default: as many as are above their image's mean)",
+    )
+    parser.add_argument(
+        "--mean-experts",
+        metavar="N",
+        help="entropy: experts a token, on average (default: the checkpoint's k)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="show vLLM's log on stderr")
+    settings = CalibrateSettings.model_validate(vars(parser.parse_args(arguments)))
+
+    def run() -> int:
+        from prismoe.model_plugins.tools.calibrate.calibrate import calibrate
+
+        return calibrate(settings)
+
+    return _end(run)
+
+
+def _end(run: Callable[[], int]) -> int:
+    """The exit status of a command that cleans up when it is interrupted, and whose errors are sentences."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ask_to_end_with_parent()
+    try:
+        return run()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        return fail(sentence(error))

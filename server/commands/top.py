@@ -1,0 +1,159 @@
+"""`prismoe top`: a running server's expert load by modality, tokens a second and queue, in the terminal."""
+
+import argparse
+import math
+import operator
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from prismoe.kernels.modalities import MODALITIES
+from prismoe.server.commands.client import Client
+from prismoe.server.errors import fail
+from prismoe.server.metrics.expert_load import ExpertLoad
+
+LEVELS = "▁▂▃▄▅▆▇█"
+BARS_WIDTH = 48
+SHARES = ("vllm:kv_cache_usage_perc",)
+COLORS = {"text": "cyan", "vision": "magenta"}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a server told, and when."""
+
+    at: float
+    load: ExpertLoad
+    engine: dict[str, float]
+    """vLLM's metrics by name: over its series the sum, or of SHARES the most."""
+
+
+def top(arguments: Sequence[str]) -> int:
+    """Show the load until interrupted; the exit status."""
+    own = _parser().parse_args(list(arguments))
+    client, console = Client(own.url.rstrip("/")), Console()
+    try:
+        before: Snapshot | None = read(client)
+        with Live(console=console, auto_refresh=False, screen=not own.once) as live:
+            while True:
+                time.sleep(own.interval)
+                try:
+                    now = read(client)
+                except NoSnapshot as error:
+                    if own.once:
+                        raise
+                    live.update(Text(f"{error} Trying again."), refresh=True)
+                    before = None
+                    continue
+                if before is not None and not restarted(before, now):
+                    live.update(view(before, now), refresh=True)
+                    if own.once:
+                        return 0
+                before = now
+    except NoSnapshot as error:
+        return fail(f"{error} Name yours with --url.")
+    except KeyboardInterrupt:
+        return 0
+
+
+class NoSnapshot(Exception):
+    """A server could not be read; the message is a sentence."""
+
+
+def read(client: Client) -> Snapshot:
+    """Ask a server. Raises NoSnapshot where it does not answer as a prismoe server does."""
+    try:
+        return _read(client)
+    except (OSError, HTTPException) as error:
+        raise NoSnapshot(f"No prismoe server answers at {client.url} ({error}).") from error
+    except (ValueError, KeyError) as error:
+        raise NoSnapshot(f"What answers at {client.url} is not a prismoe server.") from error
+
+
+def restarted(before: Snapshot, now: Snapshot) -> bool:
+    """Whether the server began to count anew between two readings, or serves another model."""
+    if before.load.layers != now.load.layers:
+        return True
+    pairs = zip(before.load.tokens, now.load.tokens, strict=True)
+    return any(later < earlier for pair in pairs for earlier, later in zip(*pair, strict=True))
+
+
+def _read(client: Client) -> Snapshot:
+    engine: dict[str, float] = {}
+    for family in text_string_to_metric_families(client.text("/metrics")):
+        for sample in family.samples:
+            if sample.name.startswith("vllm:"):
+                merge = max if sample.name in SHARES else operator.add
+                engine[sample.name] = merge(engine.get(sample.name, 0), sample.value)
+    load = ExpertLoad.model_validate(client.get("/v1/routing/load"))
+    return Snapshot(time.monotonic(), load, engine)
+
+
+def view(before: Snapshot, now: Snapshot) -> RenderableType:
+    """What happened between two readings, and the queue as it is."""
+    seconds = now.at - before.at
+
+    def rate(name: str) -> float:
+        return (now.engine.get(name, 0) - before.engine.get(name, 0)) / seconds
+
+    head = Text(
+        f"prompts {rate('vllm:prompt_tokens_total'):,.0f} tokens/s   "
+        f"answers {rate('vllm:generation_tokens_total'):,.0f} tokens/s   "
+        f"running {now.engine.get('vllm:num_requests_running', 0):.0f}   "
+        f"waiting {now.engine.get('vllm:num_requests_waiting', 0):.0f}   "
+        f"KV cache {now.engine.get('vllm:kv_cache_usage_perc', 0):.0%}"
+    )
+    table = Table("layer", "modality", "computed/s", "experts/token", "load of each expert")
+    for index, layer in enumerate(now.load.layers):
+        for modality, name in enumerate(MODALITIES):
+            tokens = now.load.tokens[index][modality] - before.load.tokens[index][modality]
+            used = [
+                after - earlier
+                for after, earlier in zip(
+                    now.load.expert_tokens[index][modality],
+                    before.load.expert_tokens[index][modality],
+                    strict=True,
+                )
+            ]
+            per_token = f"{sum(used) / tokens:.2f}" if tokens else ""
+            bars = Text(load_bars(used), COLORS[name])
+            table.add_row(str(layer), name, f"{tokens / seconds:,.0f}", per_token, bars)
+    return Group(head, table)
+
+
+def load_bars(used: Sequence[int]) -> str:
+    """A bar for each expert, as high as its load beside the largest; blank without load."""
+    width = max(1, BARS_WIDTH // max(1, len(used)) - 1)
+    gap = " " if width > 1 else ""
+    most = max(used, default=0)
+    return gap.join(
+        width * (LEVELS[min(len(LEVELS) * count // most, len(LEVELS) - 1)] if count else " ")
+        for count in used
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prismoe top",
+        description="Watch a server's expert load by modality, tokens a second and queue. Where the server "
+        "wants a key, put one with the role metrics in the environment variable PRISMOE_API_KEY.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    parser.add_argument("--interval", type=_seconds, default=2, help="seconds between readings (default: 2)")
+    parser.add_argument("--once", action="store_true", help="end after one interval")
+    return parser
+
+
+def _seconds(argument: str) -> float:
+    seconds = float(argument)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError("it must be more than 0")
+    return seconds

@@ -1,0 +1,106 @@
+"""The HTTP server from its start to its end: by a signal, or because the engine can't go on."""
+
+import asyncio
+import logging
+import signal
+import socket
+from argparse import Namespace
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+from vllm import envs
+from vllm.entrypoints.launchers.launcher import NoSignalServer
+from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
+
+from prismoe.server.limits.connection import BoundedConnection
+from prismoe.server.limits.settings import LimitSettings
+
+logger = logging.getLogger("vllm.prismoe")
+
+NOTICE_S = 2
+"""How long a dead engine takes to be noticed (`EngineWatch.watch` looks twice a second)."""
+CLOSE_LIMIT_S = 5
+"""Answers that are not sent so long after all else has ended are cut off."""
+
+
+async def serve_until(
+    app: FastAPI,
+    listener: socket.socket,
+    args: Namespace,
+    limits: LimitSettings,
+    failure: Awaitable[str],
+    end: Callable[[float], Awaitable[None]],
+) -> str | None:
+    """Serve until a signal or a failure. The failure, in a sentence; None on a signal.
+
+    A failure is also an HTTP server that ends by itself. Before it closes, `end` gives the requests under way
+    so many seconds, and the rest an answer.
+    """
+    log_config = get_uvicorn_log_config(args)
+    options: dict[str, Any] = {} if log_config is None else {"log_config": log_config}
+    options |= {"log_level": args.uvicorn_log_level, "timeout_graceful_shutdown": CLOSE_LIMIT_S}
+    config = uvicorn_config(app, args, limits, **options)
+    config.load()
+    server = NoSignalServer(config)
+    app.state.server = server  # vLLM's error handlers tell it to end where the engine is dead.
+    refresher = (
+        SSLCertRefresher(config.ssl, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs)
+        if args.enable_ssl_refresh and config.ssl is not None
+        else None
+    )
+    told_to_end = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signal_number, told_to_end.set)
+    serving = asyncio.create_task(_serve(server, listener))
+    signalled: asyncio.Future[Any] = asyncio.create_task(told_to_end.wait())
+    failing = asyncio.ensure_future(failure)
+    try:
+        await asyncio.wait((serving, signalled, failing), return_when=asyncio.FIRST_COMPLETED)
+        if serving.done() and not signalled.done():
+            # vLLM's error handlers end the server where they notice first that the engine is dead.
+            await asyncio.wait((failing,), timeout=NOTICE_S)
+        why = next(task for task in (signalled, failing, serving) if task.done())
+        await end(args.shutdown_timeout if why is signalled else 0)
+        server.should_exit = True
+        await serving
+        return None if why is signalled else why.result()
+    finally:
+        signalled.cancel()
+        failing.cancel()
+        if refresher is not None:
+            refresher.stop()
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket) -> str:
+    """Serve until told to end; a sentence for where nobody did."""
+    try:
+        await server.serve(sockets=[listener])
+    except (Exception, SystemExit):  # uvicorn exits where the app's start fails.
+        logger.exception("The HTTP server failed.")
+        return "The HTTP server failed. Its error is in the log above."
+    return "The HTTP server ended by itself."
+
+
+def uvicorn_config(app: ASGIApp, args: Namespace, limits: LimitSettings, **options: Any) -> uvicorn.Config:
+    """uvicorn's settings out of vLLM's options and the limits of a connection; `options` are more of them."""
+    return uvicorn.Config(
+        app,
+        http=partial(BoundedConnection, limits),  # type: ignore[arg-type]  # uvicorn calls it as a class
+        host=args.host,
+        port=args.port,
+        access_log=False,  # `RequestLog` writes a line that says more.
+        timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        ws="none",
+        ssl_keyfile=args.ssl_keyfile,
+        ssl_certfile=args.ssl_certfile,
+        ssl_ca_certs=args.ssl_ca_certs,
+        ssl_cert_reqs=args.ssl_cert_reqs,
+        ssl_ciphers=args.ssl_ciphers,
+        **options,
+    )

@@ -1,1 +1,0 @@
-"""How the server starts, whether it is alive and ready, and how it ends."""

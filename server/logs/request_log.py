@@ -1,0 +1,170 @@
+"""A line a request: who asked for what, how it ended, how long it took and how many tokens it had.
+
+No text of a request or an answer is in it. How many of its tokens were tail tokens is not known: the device
+counts them for all requests together.
+"""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette._utils import get_route_path
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.engine.protocol import EngineClient
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.metrics.stats import RequestStateStats
+
+from prismoe.server.access.routes import METRICS, is_open, route_label
+from prismoe.server.logs.error_log import begin_request
+from prismoe.server.refusal import RefusalCounter
+
+logger = logging.getLogger("vllm.prismoe.requests")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+GONE = 499
+"""The status of a request whose client left before an answer began, as nginx writes it."""
+FAULT = "The server has a fault."
+
+
+@dataclass
+class Tokens:
+    """A request's tokens. `stats` are vLLM's own of each of its answers, which vLLM keeps up to date."""
+
+    text: int = 0
+    vision: int = 0
+    stats: list[RequestStateStats] = field(default_factory=list)
+
+    def add(self, request: EngineCoreRequest, first: bool, stats: RequestStateStats | None) -> None:
+        """Count an answer that the engine was asked for; the prompt only for the `first` of several."""
+        if first:
+            vision = sum(feature.mm_position.length for feature in request.mm_features or ())
+            self.vision += vision
+            self.text += len(request.prompt_token_ids or ()) - vision
+        if stats is not None:
+            self.stats.append(stats)
+
+    def described(self) -> dict[str, Any]:
+        """As fields of the line."""
+        if not self.text + self.vision:
+            return {}
+        fields: dict[str, Any] = {"text_tokens": self.text, "vision_tokens": self.vision}
+        if self.stats:
+            fields["answer_tokens"] = sum(stats.num_generation_tokens for stats in self.stats)
+            first = self.stats[0]
+            if first.scheduled_ts:
+                fields["queued_s"] = round(first.scheduled_ts - first.queued_ts, 4)
+            if first.first_token_latency:
+                fields["first_token_s"] = round(first.first_token_latency, 4)
+        return fields
+
+
+_tokens: ContextVar[Tokens] = ContextVar("prismoe_tokens")
+
+
+def count_tokens(engine: EngineClient) -> None:
+    """Have vLLM tell of each answer that its engine is asked for, once, as it begins."""
+    processor: Any = engine.output_processor  # type: ignore[attr-defined]  # AsyncLLM's
+    add_request = processor.add_request
+
+    def add_and_count(
+        request: EngineCoreRequest, prompt: Any, parent: Any = None, index: int = 0, queue: Any = None
+    ) -> None:
+        add_request(request, prompt, parent, index, queue)
+        if tokens := _tokens.get(None):
+            tokens.add(request, index == 0, processor.request_states[request.request_id].stats)
+
+    processor.add_request = add_and_count
+
+
+class RequestLog:
+    """ASGI middleware that writes the line, and gives each request an id.
+
+    The id is the client's X-Request-Id where it is short and plain, else a new one; vLLM names the request in
+    its own log by it, and the answer has it. The answer's start is left in `scope["prismoe.answer"]`.
+    """
+
+    def __init__(self, app: ASGIApp, refusals: RefusalCounter) -> None:
+        self._app = app
+        self._refusals = refusals
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on and write its line when it is over."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = take_request_id(scope)
+        tokens = Tokens()
+        _tokens.set(tokens)
+        begin_request(request_id.decode())
+        start, status = time.monotonic(), GONE
+
+        async def receive_and_note() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and status == GONE:
+                scope["prismoe.gone"] = True  # vLLM answers none then, with 200
+            return message
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start" and "prismoe.gone" not in scope:
+                status = message["status"]
+                scope["prismoe.answer"] = message
+                message["headers"] = with_request_id(message.get("headers", ()), request_id)
+            await send(message)
+
+        try:
+            await self._app(scope, receive_and_note, send_and_note)
+        except Exception:
+            if status == GONE:  # uvicorn's own answer would have no id.
+                await _fault()(scope, receive, send_and_note)
+            status = 500
+            raise
+        finally:
+            if refusal := scope.get("prismoe.refusal"):
+                self._refusals.add(refusal)
+            path = get_route_path(scope)
+            if not is_open(path) and (path != METRICS or status >= 400):
+                _write(scope, path, status, request_id.decode(), time.monotonic() - start, tokens)
+
+
+def _fault() -> JSONResponse:
+    error = {"message": FAULT, "type": "Internal Server Error", "param": None, "code": 500}
+    return JSONResponse({"error": error}, 500)
+
+
+def take_request_id(scope: Scope) -> bytes:
+    """The id of a request, which becomes its only X-Request-Id."""
+    given = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    usable = len(given) == 1 and REQUEST_ID.fullmatch(given[0].decode("latin-1"))
+    request_id = given[0] if usable else uuid.uuid4().hex.encode()
+    scope["headers"] = with_request_id(scope["headers"], request_id)
+    return request_id
+
+
+def with_request_id(headers: Iterable[tuple[bytes, bytes]], request_id: bytes) -> list[tuple[bytes, bytes]]:
+    """The headers with this X-Request-Id and no other, such as that of vLLM's --enable-request-id-headers."""
+    others = [(name, value) for name, value in headers if name.lower() != b"x-request-id"]
+    return [*others, (b"x-request-id", request_id)]
+
+
+def _write(scope: Scope, path: str, status: int, request_id: str, seconds: float, tokens: Tokens) -> None:
+    key, refusal = scope.get("prismoe.key"), scope.get("prismoe.refusal")
+    fields: dict[str, Any] = {
+        "method": scope["method"] if scope["method"].isalpha() else "?",
+        "route": route_label(path),
+        "status": status,
+        "seconds": round(seconds, 4),
+        "request_id": request_id,
+        **({} if key is None else {"key": key.name}),
+        **({} if refusal is None else {"refused": refusal.reason}),
+        **tokens.described(),
+    }
+    line = " ".join(f"{name}={value}" for name, value in fields.items())
+    # vLLM's JSON format writes `extra` as fields.
+    logger.info("request %s", line, extra=fields)

@@ -1,0 +1,101 @@
+"""The metrics by MoE layer and expert: `--expert-metrics full`. docs/metrics.md explains them."""
+
+from functools import partial
+from itertools import chain
+
+from prismoe.kernels import balance
+from prismoe.kernels.modalities import MODALITIES
+from prismoe.server.metrics.expert_load import ExpertLoad
+from prismoe.server.metrics.metric import LOADS, WINDOW, Metric, confidence_metrics, metric, variations
+from prismoe.server.metrics.routes import ServedRouting
+
+
+def layer_metrics(load: ExpertLoad, routing: ServedRouting, model_name: str) -> list[Metric]:
+    """The metrics by MoE layer and expert, for a model whose load looks like `load`."""
+    entry = partial(metric, model_name)
+    layers = [str(layer) for layer in load.layers]
+    by_layer = [[layer] for layer in layers]
+    experts = [[str(expert) for expert in range(len(rows[0]))] for rows in load.expert_tokens]
+    return [
+        entry(
+            "prismoe_layer_routing",
+            "info",
+            "The routing policy in force in a layer.",
+            lambda reading: [1] * len(routing.layers),
+            labels=["layer", "policy"],
+            label_values=[[str(layer.layer), str(layer.policy["policy"])] for layer in routing.layers],
+        ),
+        entry(
+            "prismoe_expert_tokens",
+            "counter",
+            "Tokens that used an expert.",
+            lambda reading: [count for rows in reading.load.expert_tokens for row in rows for count in row],
+            unit="tokens",
+            labels=["layer", "modality", "expert"],
+            label_values=[
+                [layer, modality, expert]
+                for layer, of_layer in zip(layers, experts, strict=True)
+                for modality in MODALITIES
+                for expert in of_layer
+            ],
+        ),
+        entry(
+            "prismoe_layer_vision_tail_tokens",
+            "counter",
+            "Vision tokens that were tail tokens in a layer.",
+            lambda reading: reading.load.tail_tokens,
+            unit="tokens",
+            labels=["layer"],
+            label_values=by_layer,
+        ),
+        *confidence_metrics(
+            partial(
+                entry,
+                labels=["layer", "modality"],
+                label_values=[[layer, modality] for layer in layers for modality in MODALITIES],
+            ),
+            "prismoe_layer",
+            ", by layer.",
+            chain.from_iterable,
+        ),
+        entry(
+            "prismoe_expert_text_ratio",
+            "gauge",
+            f"Text share of the tokens that used an expert {WINDOW}.",
+            lambda reading: [
+                share for used_ME in reading.window.used for share in balance.text_share(used_ME)
+            ],
+            unit="ratio",
+            labels=["layer", "expert"],
+            label_values=[
+                [layer, expert]
+                for layer, of_layer in zip(layers, experts, strict=True)
+                for expert in of_layer
+            ],
+        ),
+        entry(
+            "prismoe_layer_expert_load_variation",
+            "gauge",
+            f"Coefficient of variation of a layer's experts' load {WINDOW}.",
+            lambda reading: [value for used_ME in reading.window.used for value in variations(used_ME)],
+            labels=["layer", "modality"],
+            label_values=[[layer, load] for layer in layers for load in LOADS],
+        ),
+        entry(
+            "prismoe_layer_modality_equity_index",
+            "gauge",
+            f"Share of a layer's experts that both modalities used {WINDOW}.",
+            lambda reading: map(balance.modality_equity, reading.window.used),
+            labels=["layer"],
+            label_values=by_layer,
+        ),
+        entry(
+            "prismoe_layer_most_loaded_text_ratio",
+            "gauge",
+            f"Text share of what the most loaded quarter of a layer's experts got {WINDOW}.",
+            lambda reading: map(balance.text_among_most_loaded, reading.window.used),
+            unit="ratio",
+            labels=["layer"],
+            label_values=by_layer,
+        ),
+    ]

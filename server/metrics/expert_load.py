@@ -1,0 +1,48 @@
+"""Expert load: what the engine counts, by layer, modality and expert."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ExpertLoad(BaseModel):
+    """Counts since the start, each list by MoE layer, and in it by modality."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: list[int]
+    """The MoE layers' indices in the decoder."""
+    expert_tokens: list[list[list[int]]]
+    """By expert: how many tokens used it."""
+    tokens: list[list[int]]
+    """How many tokens were routed."""
+    tail_tokens: list[int]
+    """How many vision tokens were tail tokens."""
+    tokens_by_experts: list[list[list[int]]]
+    """By number of experts, from 1: how many tokens used as many."""
+    scored_tokens: list[list[int]]
+    """Of how many tokens the router gave probabilities: what the next three are about."""
+    near_ties: list[list[int]]
+    """How many tokens' last used expert scored less than 0.01 above the best unused one."""
+    routing_entropy: list[list[float]]
+    """The sum of their routing entropies, in nats."""
+    routing_variance: list[list[float]]
+    """The sum of their RPV, the variance of the routing probabilities (LTDR, Eq. 9)."""
+
+    @classmethod
+    def total(cls, loads: Sequence[Self]) -> Self:
+        """What engines that share the requests counted together."""
+        counts = {
+            name: _sum([getattr(load, name) for load in loads])
+            for name in cls.model_fields
+            if name != "layers"
+        }
+        return cls(layers=loads[0].layers, **counts)
+
+
+def _sum(counts: Sequence[Any]) -> Any:
+    """The sum of nested lists of equal form, number by number."""
+    if isinstance(counts[0], list):
+        return [_sum(part) for part in zip(*counts, strict=True)]
+    return sum(counts)

@@ -1,0 +1,79 @@
+"""The /metrics page: prismoe's metrics beside vLLM's own."""
+
+from prometheus_client import CollectorRegistry, exposition
+from prometheus_client.openmetrics import exposition as openmetrics_exposition
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from prismoe.server.metrics.by_layer import layer_metrics
+from prismoe.server.metrics.load_reader import ExpertLoadReader
+from prismoe.server.metrics.metric import Reading
+from prismoe.server.metrics.routes import ServedRouting
+from prismoe.server.metrics.settings import MetricsLevel
+from prismoe.server.metrics.summary import summary_metrics
+
+VLLM_TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
+
+
+def vllm_tokens(registry: CollectorRegistry) -> float | None:
+    """How many tokens vLLM's own counters have seen so far; None where they are switched off."""
+    samples = [
+        sample.value
+        for metric in registry.restricted_registry(VLLM_TOKENS).collect()
+        for sample in metric.samples
+        if sample.name in VLLM_TOKENS
+    ]
+    return sum(samples) if samples else None
+
+
+class ExpertMetrics:
+    """What the reader read, as text for Prometheus.
+
+    At level `summary` the number of series does not depend on how many layers and experts the model has;
+    `full` adds series for each of them. The reader must have read the load once.
+    """
+
+    def __init__(
+        self, reader: ExpertLoadReader, routing: ServedRouting, model_name: str, level: MetricsLevel
+    ) -> None:
+        self._reader = reader
+        self._metrics = summary_metrics(routing, model_name)
+        if level == "full":
+            self._metrics += layer_metrics(self._reading().load, routing, model_name)
+
+    @property
+    def series(self) -> int:
+        """How many series it exports, once tokens of both modalities were seen."""
+        return sum(len(metric.family.series) for metric in self._metrics)
+
+    def text(self, openmetrics: bool) -> str:
+        """All metrics as of the last reading, in OpenMetrics (without its end mark) or the older format."""
+        reading = self._reading()
+        lines = [
+            line
+            for metric in self._metrics
+            for line in metric.family.lines(metric.values(reading), openmetrics)
+        ]
+        return "".join(f"{line}\n" for line in lines)
+
+    def _reading(self) -> Reading:
+        assert self._reader.latest is not None
+        return Reading(self._reader.latest, self._reader.window.counted(), self._reader.failures)
+
+
+def metrics_route(registry: CollectorRegistry, expert_metrics: ExpertMetrics) -> Route:
+    """/metrics: prismoe's metrics, then those of the registry, in the format that the scraper asks for."""
+
+    def metrics(request: Request) -> Response:
+        openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
+        if openmetrics:
+            # Else prometheus_client would turn "vllm:" into "vllm_" in this format.
+            rest = openmetrics_exposition.generate_latest(registry, openmetrics_exposition.ALLOWUTF8)
+            content_type = openmetrics_exposition.CONTENT_TYPE_LATEST
+        else:
+            rest, content_type = exposition.generate_latest(registry), exposition.CONTENT_TYPE_PLAIN_0_0_4
+        text = expert_metrics.text(openmetrics).encode() + rest
+        return Response(text, headers={"Content-Type": content_type})
+
+    return Route("/metrics", metrics)

@@ -1,0 +1,50 @@
+"""What prismoe adds to vLLM's HTTP API."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict
+
+from prismoe.server.metrics.expert_load import ExpertLoad
+from prismoe.server.metrics.load_reader import Engine
+
+router = APIRouter(prefix="/v1/routing", tags=["routing"])
+
+
+class ServedLayer(BaseModel):
+    """How one decoder layer routes; `sources` says where each setting of its policy was said."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: int
+    experts: int
+    policy: dict[str, Any]
+    sources: dict[str, str]
+
+
+class ServedRouting(BaseModel):
+    """How the model routes, and where that was said."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str
+    layers: list[ServedLayer]
+
+
+async def routing_in_force(engine: Engine) -> ServedRouting:
+    """Ask how the model routes: each engine answers alike, and as long as it runs."""
+    return ServedRouting.model_validate((await engine.ask("prismoe_routing"))[0])
+
+
+@router.get("")
+async def routing(request: Request) -> ServedRouting:
+    """The routing policy in force, per MoE layer."""
+    in_force: ServedRouting = request.app.state.routing
+    return in_force
+
+
+@router.get("/load")
+async def routing_load(request: Request) -> ExpertLoad:
+    """The expert load of the last half second. /metrics has the same counts as of the last interval."""
+    load: ExpertLoad = await request.app.state.expert_load.recent()
+    return load

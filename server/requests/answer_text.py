@@ -1,0 +1,77 @@
+"""The text of answers, where vLLM's detokenizer gives more than the model answered."""
+
+from contextvars import ContextVar
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+from vllm.engine.protocol import EngineClient
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer, IncrementalDetokenizer
+
+from prismoe.model_plugins.models.moe_llava.names import RENDERER
+
+COMPLETION = "cmpl-"
+"""How vLLM's ids of completions begin. All other requests are answers to a conversation."""
+
+CUT = "\N{REPLACEMENT CHARACTER}"
+"""What a text of bytes ends in that ends inside a character."""
+
+LONGEST_CHARACTER = 4
+"""In bytes, so in tokens too."""
+
+continues: ContextVar[bool] = ContextVar("prismoe_continues", default=False)
+"""Whether the request at hand has the model go on with a message (`continue_final_message`)."""
+
+
+def mend_answers(engine: EngineClient) -> None:
+    """Mend the detokenizer of each answer that the engine is asked for, as it begins.
+
+    MoE-LLaVA's prompts end in "ASSISTANT:", so an answer's first token begins with a space: it is left out.
+    A prompt that ends inside a character would come back whole in front of the answer's text.
+    """
+    processor: Any = engine.output_processor  # type: ignore[attr-defined]  # AsyncLLM's
+    add_request = processor.add_request
+    begins_with_a_space = engine.vllm_config.model_config.tokenizer_mode == RENDERER
+
+    def add_and_mend(request: EngineCoreRequest, *args: Any, **options: Any) -> None:
+        add_request(request, *args, **options)
+        detokenizer = processor.request_states[request.request_id].detokenizer
+        if isinstance(detokenizer, FastIncrementalDetokenizer):
+            _prime(detokenizer, request.prompt_token_ids or [])
+        if begins_with_a_space and not request.request_id.startswith(COMPLETION) and not continues.get():
+            _leave_out_space(detokenizer)
+
+    processor.add_request = add_and_mend
+
+
+def _prime(detokenizer: FastIncrementalDetokenizer, prompt: list[int]) -> None:
+    """Start a detokenizer at the last whole character of a prompt, or at nothing where there is none near."""
+    tokenizer, skip = detokenizer.tokenizer, detokenizer.skip_special_tokens
+
+    def ends_whole(ids: list[int]) -> bool:
+        return not tokenizer.decode(ids[-2 * LONGEST_CHARACTER :], skip_special_tokens=skip).endswith(CUT)
+
+    if ends_whole(prompt):
+        return
+    detokenizer.stream = DecodeStream(skip_special_tokens=skip)
+    for whole in range(len(prompt) - 1, max(-1, len(prompt) - LONGEST_CHARACTER), -1):
+        if ends_whole(prompt[:whole]):
+            detokenizer.stream = DecodeStream(ids=prompt[:whole], skip_special_tokens=skip)
+            for token in prompt[whole:]:
+                detokenizer.decode_next(token)
+            return
+
+
+def _leave_out_space(detokenizer: IncrementalDetokenizer) -> None:
+    next_text = detokenizer.get_next_output_text
+    began = False
+
+    def text_without_space(finished: bool, delta: bool) -> str:
+        nonlocal began
+        text = next_text(finished, delta)
+        if began and delta:
+            return text
+        began = began or text != ""
+        return text.removeprefix(" ")
+
+    detokenizer.get_next_output_text = text_without_space  # type: ignore[method-assign]

@@ -1,0 +1,3 @@
+"""The GPU benchmarks' kernels run in Triton's interpreter."""
+
+from tests.triton_interpreter import interpret_triton  # noqa: F401

@@ -1,0 +1,188 @@
+"""Policies that decide once a request: one choice for its image, prompt and answer, in any company."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from vllm import LLM, SamplingParams
+
+from prismoe.kernels.routing import TEXT
+from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
+from prismoe.model_plugins.moe_layer.step_watch import StepRequests
+from prismoe.model_plugins.routing.policies.task import Task
+from tests.model_plugins.engine import engine
+from tests.model_plugins.engines.step_recorder import Row, rows, start_recording_rows, take_steps
+from tests.model_plugins.routing.routing_steps import CASES
+from tests.model_plugins.tiny_checkpoints import MOE, make_checkpoint
+
+ROUTERS = ["task", "cluster", "instruction", "task by label"]
+"""By layer."""
+TOKENS_PER_IMAGE, STEP, BLOCK_SIZE, BLOCKS = 16, 24, 32, 8
+
+
+class Question(NamedTuple):
+    """A request."""
+
+    text: str
+    task: int | None
+    has_picture: bool = True
+
+    @property
+    def prompt(self) -> dict[str, Any]:
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (56, 56, 3), dtype=np.uint8))
+        return {"prompt": self.text, **({"multi_modal_data": {"image": picture}} if self.has_picture else {})}
+
+    @property
+    def params(self) -> SamplingParams:
+        label = None if self.task is None else {"task": self.task}
+        return SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, extra_args=label)
+
+
+LONG = "USER: <image>\nWhat is this, and what are all the other things beside it? ASSISTANT:"
+QUESTIONS = [
+    Question(LONG, 0),
+    Question(LONG, 1),
+    Question(LONG, 2),
+    Question(LONG, None),
+    Question("USER: What is a router, and what is it for, in so many words? ASSISTANT:", 2, False),
+    Question("<image>", 1),
+]
+
+
+class Answer(NamedTuple):
+    """What a request got: its tokens, and each of its computed rows."""
+
+    tokens: tuple[int, ...]
+    rows: list[Row]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    layers = len(ROUTERS)
+    routing = {"policy": "topk", "layers": {str(layer): CASES[case] for layer, case in enumerate(ROUTERS)}}
+    return make_checkpoint(
+        tmp_path_factory.mktemp("requests"),
+        "stablelm",
+        moe=MOE | {"moe_layers_idx": [*range(layers)], "num_experts": [5] * layers},
+        num_hidden_layers=layers,
+        prismoe_routing=routing,
+    )
+
+
+@pytest.fixture(scope="module")
+def llm(checkpoint: Path) -> Iterator[LLM]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the test looks at the scheduler
+        options = {
+            "block_size": BLOCK_SIZE,
+            "num_gpu_blocks_override": BLOCKS,  # two or three requests at once, and then preemption
+            "max_model_len": 192,
+            "max_num_seqs": 6,
+            "max_num_batched_tokens": 192,
+        }
+        with engine(checkpoint, **options) as llm:
+            llm.collective_rpc(start_recording_rows)
+            yield llm
+
+
+def answers(llm: LLM, questions: Sequence[Question], step_tokens: int) -> list[Answer]:
+    llm.llm_engine.engine_core.engine_core.scheduler.max_num_scheduled_tokens = step_tokens
+    llm.collective_rpc(take_steps)
+    outputs = llm.generate(
+        [question.prompt for question in questions],
+        [question.params for question in questions],
+        use_tqdm=False,
+    )
+    computed: dict[int, list[Row]] = defaultdict(list)
+    first = min(int(output.request_id) for output in outputs)
+    for row in rows(llm.collective_rpc(take_steps)[0]):
+        computed[int(row.request.split("-")[0]) - first].append(row)
+    return [
+        Answer(tuple(output.outputs[0].token_ids), computed[index]) for index, output in enumerate(outputs)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(llm: LLM) -> list[Answer]:
+    """Each in one step, but for its decoding."""
+    return [answers(llm, [question], step_tokens=192)[0] for question in QUESTIONS]
+
+
+def test_all_tokens_of_a_request_use_its_experts(alone: list[Answer]) -> None:
+    for question, answer in zip(QUESTIONS, alone, strict=True):
+        assert len({row.experts for row in answer.rows}) == 1
+        assert {row.segment != TEXT for row in answer.rows} >= {question.has_picture}
+        assert len(answer.rows) > 30  # prompt and answer
+
+
+def test_a_task_chooses_the_experts_and_nothing_else_does(alone: list[Answer]) -> None:
+    chosen = [answer.rows[0].experts for answer in alone]
+    by_label = [set(experts[3]) for experts in chosen]
+    assert by_label == [{2}, {0}, {3}, {0}, {3}, {0}]  # the label's expert; 1 is the default
+    for with_task, other_task in ((0, 1), (1, 2), (0, 2)):
+        assert chosen[with_task][1:3] == chosen[other_task][1:3]
+        assert alone[with_task].tokens != alone[other_task].tokens
+    assert alone[3].rows[0].experts[3] == alone[1].rows[0].experts[3]
+
+
+def test_the_instruction_chooses_the_experts(alone: list[Answer]) -> None:
+    """The cluster of an instruction may be another's; what the gate says of its mean is its own."""
+    logits = [answer.rows[0].logits[2] for answer in alone]
+    assert not np.array_equal(logits[0], logits[4])
+    assert not logits[5].any()  # an image alone has no instruction
+
+
+def test_a_batch_in_small_steps_under_preemption_changes_nothing(llm: LLM, alone: list[Answer]) -> None:
+    batch = answers(llm, QUESTIONS, step_tokens=STEP)
+    preempted = 0
+    for answer, expected in zip(batch, alone, strict=True):
+        assert {row.experts for row in answer.rows} == {row.experts for row in expected.rows}
+        assert answer.tokens == expected.tokens
+        preempted += len({row.position for row in answer.rows}) < len(answer.rows)
+    assert preempted  # else this test would not show what it says
+
+
+def test_prefixes_are_not_shared(llm: LLM, alone: list[Answer]) -> None:
+    """The same prompt again: all of it is computed, since another task may have left what a cache held."""
+    (again,) = answers(llm, QUESTIONS[:1], step_tokens=192)
+    assert len(again.rows) == len(alone[0].rows)
+
+
+def test_a_task_that_is_none_is_left_out(llm: LLM, alone: list[Answer]) -> None:
+    wrong = [Question(LONG, label) for label in (-3, 99, True, "1")]  # type: ignore[arg-type]
+    for answer in answers(llm, wrong, step_tokens=192):
+        assert answer.tokens == alone[3].tokens
+
+
+def test_what_is_known_of_a_request_goes_with_it() -> None:
+    logits = RequestLogits({0: 4}, max_tokens=8, max_requests=3)
+    policy = Task(top_k=1, norm_topk_prob=False, experts=(0, 1, 2, 3))
+    gate = logits.add_layer(0, policy, {})
+
+    def step(names: dict[str, int], new: dict[str, int], known: set[str]) -> list[int]:
+        requests = [
+            SimpleNamespace(
+                req_id=name,
+                prompt_token_ids=[1, 2],
+                mm_features=[],
+                sampling_params=SamplingParams(extra_args={"task": task}),
+            )
+            for name, task in new.items()
+        ]
+        counts = [*names.values()]
+        logits.begin_step(StepRequests([*names], counts, counts, requests, known), torch.nn.Embedding(3, 5))
+        return gate(torch.empty(sum(counts), 5)).argmax(dim=1).tolist()
+
+    assert step({"a": 2}, {"a": 3}, {"a"}) == [3, 3]
+    assert step({"b": 3, "a": 1}, {"b": 1}, {"a", "b"}) == [1, 1, 1, 3]
+    assert step({"b": 1}, {}, {"a", "b"}) == [1]  # a waits, as after a preemption
+    assert step({"a": 2, "b": 1}, {}, {"a", "b"}) == [3, 3, 1]
+    assert step({"a": 1}, {"a": 2}, {"a"}) == [2]  # another request of that name
+    with pytest.raises(KeyError):
+        step({"b": 1}, {}, {"a"})

@@ -1,0 +1,251 @@
+"""Slots left out by vLLM's Triton experts and by the grouped product, interpreted, against a float64 loop."""
+
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.layers.fused_moe import fused_moe, unquantized_fused_moe_method
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.config import (
+    FusedMoEConfig,
+    FusedMoEParallelConfig,
+    RoutingMethodType,
+)
+from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
+from vllm.model_executor.layers.fused_moe.experts import triton_moe
+from vllm.model_executor.layers.fused_moe.experts.fused_batched_moe import BatchedTritonExperts
+from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
+from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from prismoe.kernels.triton import experts_check as grouped_check
+from prismoe.model_plugins.moe_layer import experts as chosen_experts
+from prismoe.model_plugins.moe_layer import gpu_experts, kernel_check
+from prismoe.model_plugins.moe_layer.gpu_experts import GPUExperts
+from tests.kernels import reference
+from tests.kernels.ragged_routing import ragged_routing
+from tests.kernels.triton_on_cpu import triton_on_cpu  # noqa: F401
+from tests.model_plugins.routing.routing_steps import CASES, make
+
+HIDDEN, WIDTH, SLOTS = 40, 72, 4
+TRITON = UnquantizedMoeBackend.TRITON, TritonExperts
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * shape[-1] ** -0.5
+
+
+def layer(
+    monkeypatch: pytest.MonkeyPatch,
+    backend: tuple[UnquantizedMoeBackend, type] = TRITON,
+    experts: int = 4,
+    gated: bool = True,
+    dtype: torch.dtype = torch.float32,
+    slots: int = SLOTS,
+    activation: MoEActivation = MoEActivation.SILU,
+) -> GPUExperts:
+    """A layer as vLLM makes it on CUDA: gated as StableLM's and Qwen's experts, else biased as Phi's."""
+    monkeypatch.setattr(
+        unquantized_fused_moe_method, "select_unquantized_moe_backend", lambda moe_config: backend
+    )
+    parallel = FusedMoEParallelConfig.make_no_parallel()
+    with set_current_vllm_config(VllmConfig()):
+        config = FusedMoEConfig(
+            num_experts=experts,
+            experts_per_token=slots,
+            hidden_dim=HIDDEN,
+            intermediate_size=WIDTH,
+            num_local_experts=experts,
+            num_logical_experts=experts,
+            activation=activation,
+            device="cpu",
+            routing_method=RoutingMethodType.Custom,
+            moe_parallel_config=parallel,
+            in_dtype=dtype,
+            has_bias=not gated,
+        )
+        if not gated:  # which the configuration refuses on CPU
+            config.activation = MoEActivation.GELU_TANH_NO_MUL
+        maps = ExpertMapManager(64, SLOTS, experts, 0, None, parallel, "linear", enable_eplb=False)
+        names = {} if gated else {"ckpt_up_proj_name": None}
+        made = GPUExperts("experts", dtype, config, None, maps, **names)
+        for seed, parameter in enumerate(made.parameters()):
+            parameter.data.copy_(random(*parameter.shape, seed=seed))
+        if backend == TRITON:
+            made.quant_method.process_weights_after_loading(made)
+    return made
+
+
+def expected(layer: GPUExperts, hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> np.ndarray:
+    weights = {name: value.double().numpy() for name, value in layer.named_parameters()}
+
+    def expert(index: int, row: np.ndarray) -> np.ndarray:
+        up = weights["w13_weight"][index] @ row
+        if layer.moe_config.has_bias:
+            up = reference.gelu_tanh(up + weights["w13_bias"][index])
+        else:
+            gate, up = np.split(up, 2)
+            up = reference.silu(gate) * up
+        output: np.ndarray = weights["w2_weight"][index] @ up
+        return output + weights["w2_bias"][index] if layer.moe_config.has_bias else output
+
+    return reference.moe(hidden_TD.double().numpy(), weights_TA.double().numpy(), experts_TA.numpy(), expert)
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 0.002)], ids=str)
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "plain"])
+@pytest.mark.parametrize(("tokens", "experts"), [(1, 4), (1, 64), (3, 2), (7, 5), (65, 4)])
+def test_the_used_slots_are_summed(
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: int,
+    experts: int,
+    gated: bool,
+    dtype: torch.dtype,
+    tolerance: float,
+) -> None:
+    """Some tokens name an expert twice, and some experts no token; rows that nothing wrote hold NaN."""
+    made = layer(monkeypatch, experts=experts, gated=gated, dtype=dtype)
+    weights_TA, experts_TA = ragged_routing(tokens, experts, SLOTS)
+    hidden_TD = random(tokens, HIDDEN, seed=tokens).to(dtype)
+    actual_TD = made.forward_modular(hidden_TD, weights_TA, experts_TA)
+    np.testing.assert_allclose(
+        actual_TD.double(), expected(made, hidden_TD, weights_TA, experts_TA), atol=tolerance, rtol=tolerance
+    )
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "plain"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "tokens", "slots", "most_rows", "rows"),
+    [
+        (torch.float32, 1e-5, 1, 64, 65536, 64),
+        (torch.float32, 1e-5, 20, 9, 150, 144),
+        (torch.float16, 0.002, 20, 9, 150, 144),
+        (torch.float16, 0.002, 300, 9, 65536, 2700),
+    ],
+    ids=["one token", "chunks", "chunks of few rows", "many rows"],
+)
+def test_many_slots_are_a_grouped_product(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    tolerance: float,
+    tokens: int,
+    slots: int,
+    most_rows: int,
+    rows: int,
+    gated: bool,
+) -> None:
+    """In a workspace whose rows are bounded, and which holds NaN to begin with."""
+    monkeypatch.setattr(gpu_experts, "MOST_ROWS", most_rows)
+    monkeypatch.setattr(gpu_experts, "grouped_product_works", lambda *sizes: True)
+    grouped = Mock(wraps=gpu_experts.grouped_experts)
+    monkeypatch.setattr(gpu_experts, "grouped_experts", grouped)
+    made = layer(monkeypatch, experts=64, gated=gated, dtype=dtype, slots=slots)
+    weights_TA, experts_TA = ragged_routing(tokens, 64, slots)
+    hidden_TD = random(tokens, HIDDEN, seed=tokens).to(dtype)
+    actual_TD = made.forward_modular(hidden_TD, weights_TA, experts_TA)
+    np.testing.assert_allclose(
+        actual_TD.double(), expected(made, hidden_TD, weights_TA, experts_TA), atol=tolerance, rtol=tolerance
+    )
+    assert [len(call.args[8]) for call in grouped.call_args_list] == [rows]
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+@pytest.mark.parametrize(
+    ("slots", "activation", "works", "is_grouped"),
+    [
+        (9, MoEActivation.SILU, True, True),
+        (8, MoEActivation.SILU, True, False),
+        (9, MoEActivation.GELU, True, False),
+        (9, MoEActivation.SILU, False, False),
+    ],
+    ids=["many slots", "few slots", "another activation", "fails the check"],
+)
+def test_where_the_grouped_product_does_not_serve_vllms_kernels_do(
+    monkeypatch: pytest.MonkeyPatch, slots: int, activation: MoEActivation, works: bool, is_grouped: bool
+) -> None:
+    run = Mock(wraps=fused_moe.invoke_fused_moe_triton_kernel)
+    monkeypatch.setattr(triton_moe, "invoke_fused_moe_triton_kernel", run)
+    monkeypatch.setattr(gpu_experts, "grouped_product_works", lambda *sizes: works)
+    made = layer(monkeypatch, experts=16, slots=slots, activation=activation)
+    weights_TA, experts_TA = ragged_routing(3, 16, slots)
+    assert made.forward_modular(random(3, HIDDEN, seed=1), weights_TA, experts_TA).isfinite().all()
+    assert run.called is not is_grouped
+
+
+def test_a_batch_invariant_engine_takes_vllms_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grouped product's sums have another order in a step of another size."""
+    monkeypatch.setattr(gpu_experts, "grouped_product_works", lambda *sizes: True)
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    experts: Any = layer(monkeypatch, experts=16, slots=9).quant_method
+    assert not experts.moe_kernel.fused_experts._is_grouped
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_the_check_of_the_grouped_product_finds_it_wrong(
+    monkeypatch: pytest.MonkeyPatch, is_gated: bool
+) -> None:
+    inputs = "cpu", torch.float16, 9, is_gated
+    works = gpu_experts.grouped_product_works.__wrapped__  # without what it remembers
+    monkeypatch.setattr(kernel_check, "get_tp_group", lambda: Mock(world_size=1))
+    with torch.device("meta"), set_default_torch_dtype(torch.float16):  # as where a model is loaded
+        assert works(*inputs)
+    monkeypatch.setattr(grouped_check, "grouped_experts", lambda *inputs: inputs[-1].zero_())
+    assert not works(*inputs)
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+def test_no_product_is_run_for_an_unused_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many rows as used slots are written for the first product, and as many for the second."""
+    made = layer(monkeypatch)
+    weights_TA, experts_TA = ragged_routing(20, 4, SLOTS)
+    written = []
+    run = fused_moe.invoke_fused_moe_triton_kernel
+
+    def counted(hidden: Any, weights: Any, rows: Tensor, *arguments: Any, **named: Any) -> None:
+        rows.fill_(torch.nan)
+        run(hidden, weights, rows, *arguments, **named)
+        written.append(int(rows.isfinite().all(dim=-1).sum()))
+
+    monkeypatch.setattr(triton_moe, "invoke_fused_moe_triton_kernel", counted)
+    made.forward_modular(random(20, HIDDEN, seed=1), weights_TA, experts_TA)
+    used = int(weights_TA.count_nonzero())
+    assert written == [used, used] != [weights_TA.numel()] * 2
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+def test_without_an_expert_map_a_dropped_slot_would_spoil_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = layer(monkeypatch)
+    made._expert_map = None
+    weights_TA, experts_TA = ragged_routing(7, 4, SLOTS)
+    assert made.forward_modular(random(7, HIDDEN, seed=1), weights_TA, experts_TA).isnan().any()
+
+
+def test_other_kernels_get_the_slots_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = layer(monkeypatch, backend=(UnquantizedMoeBackend.BATCHED_TRITON, BatchedTritonExperts))
+    assert made.expert_map is None
+    apply = Mock()
+    monkeypatch.setattr(made.quant_method, "apply", apply)
+    weights_TA, experts_TA = ragged_routing(7, 4, SLOTS)
+    made.forward_modular(random(7, HIDDEN, seed=1), weights_TA, experts_TA)
+    assert torch.equal(apply.call_args.kwargs["topk_ids"], experts_TA)
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_on_cuda_policies_that_leave_slots_unused_get_them(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = Mock()
+    platform.is_cpu.return_value, platform.is_cuda.return_value = False, True
+    monkeypatch.setattr(chosen_experts, "current_platform", platform)
+    router = Mock(policy=make(settings))
+    options = chosen_experts.experts_options("silu", router, None)
+    experts_cls: type[RoutedExperts] | None = None if router.policy.uses_all_slots else GPUExperts
+    assert options.get("routed_experts_cls") is experts_cls

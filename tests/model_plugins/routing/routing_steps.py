@@ -1,0 +1,173 @@
+"""Policies and random steps to try them on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prismoe.model_plugins.moe_layer.token_segments import TokenSegments
+from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
+from prismoe.model_plugins.routing.registry import POLICIES
+from prismoe.model_plugins.routing.request_policy import RequestPolicy, Requests
+from tests.model_plugins.routing.policy_reference import Step
+
+HIDDEN_SIZE = 24
+TOP_2 = {"top_k": 2, "norm_topk_prob": True}
+
+CASES: dict[str, dict[str, Any]] = {
+    "topk": {"policy": "topk", **TOP_2},
+    "topk of probabilities": {"policy": "topk", "top_k": 2, "norm_topk_prob": False},
+    "topk of 1": {"policy": "topk", "top_k": 1, "norm_topk_prob": False},
+    "ltdr": {"policy": "ltdr", **TOP_2},
+    "ltdr of probabilities": {"policy": "ltdr", "top_k": 2, "norm_topk_prob": False},
+    "ltdr with one expert for heads": {"policy": "ltdr", **TOP_2, "tail_experts": 3, "head_experts": 1},
+    "ltdr with three for text": {"policy": "ltdr", **TOP_2, "text_experts": 3, "tail_experts": 2},
+    "ltdr of heads": {"policy": "ltdr", **TOP_2, "selection": "head", "head_experts": 1},
+    "ltdr by threshold": {"policy": "ltdr", **TOP_2, "threshold": 0.03},
+    "ltdr of heads by threshold": {
+        "policy": "ltdr",
+        **TOP_2,
+        "selection": "head",
+        "threshold": 0.03,
+        "tail_experts": 1,
+        "request_experts": 4,
+    },
+    "gmm": {"policy": "gmm", "top_k": 2, "latent": 5, "components": 3},
+    "gmm of 1": {"policy": "gmm", "top_k": 1, "latent": 32, "components": 16},
+    "gmm with a mixture per expert": {"policy": "gmm", "top_k": 4, "latent": 2, "components": 1},
+    "modality added": {"policy": "modality_conditioned", **TOP_2},
+    "modality behind": {"policy": "modality_conditioned", **TOP_2, "form": "concat", "embedding_size": 6},
+    "modality bias": {"policy": "modality_conditioned", "top_k": 2, "norm_topk_prob": False, "form": "bias"},
+    "groups": {"policy": "modality_groups"},
+    "uneven groups": {
+        "policy": "modality_groups",
+        "vision_group": 2,
+        "vision_experts": 2,
+        "shared_experts": 1,
+    },
+    "renormalised groups": {"policy": "modality_groups", "text_experts": 2, "norm_topk_prob": True},
+    "equiroute": {"policy": "equiroute", **TOP_2},
+    "equiroute of probabilities": {"policy": "equiroute", "top_k": 2, "norm_topk_prob": False},
+    "top_any": {"policy": "top_any"},
+    "cosine": {"policy": "cosine", **TOP_2, "latent": 6},
+    "cosine of 1": {"policy": "cosine", "top_k": 1, "norm_topk_prob": False},
+    "bias": {"policy": "bias_corrected", **TOP_2},
+    "bias of sigmoids": {"policy": "bias_corrected", "top_k": 2, "norm_topk_prob": False, "score": "sigmoid"},
+    "fine experts": {"policy": "fine_grained", "top_k": 2},
+    "fine experts renormalised": {
+        "policy": "fine_grained",
+        "top_k": 1,
+        "shared_experts": 2,
+        "norm_topk_prob": True,
+    },
+    "two thresholds": {"policy": "dual_threshold", **TOP_2, "text_threshold": 0.05, "vision_threshold": 0.3},
+    "two thresholds, all skipped": {
+        "policy": "dual_threshold",
+        "top_k": 2,
+        "norm_topk_prob": False,
+        "vision_importance": 0.1,
+        "vision_threshold": 0.9,
+    },
+    "entropy": {"policy": "entropy", "norm_topk_prob": True},
+    "entropy within bounds": {
+        "policy": "entropy",
+        "norm_topk_prob": False,
+        "min_experts": 2,
+        "max_experts": 3,
+        "low": 0.4,
+        "high": 0.8,
+    },
+    "task": {"policy": "task", **TOP_2},
+    "task of probabilities": {"policy": "task", "top_k": 2, "norm_topk_prob": False, "tasks": 2},
+    "task by label": {
+        "policy": "task",
+        "top_k": 1,
+        "norm_topk_prob": False,
+        "tasks": 3,
+        "experts": [2, 0, 3],
+        "default_task": 1,
+    },
+    "cluster": {"policy": "cluster", **TOP_2},
+    "cluster of few": {"policy": "cluster", "top_k": 1, "norm_topk_prob": False, "clusters": 5},
+    "instruction": {"policy": "instruction", **TOP_2},
+    "instruction of probabilities": {"policy": "instruction", "top_k": 2, "norm_topk_prob": False},
+}
+
+
+BY_MODALITY = {"modality_embedding", "modality_bias", "pressure", "reservation"}
+"""Parameters whose second row is vision's own."""
+
+
+def make(settings: Mapping[str, Any]) -> RoutingPolicy:
+    return POLICIES[settings["policy"]].model_validate(settings)
+
+
+def random_step(policy: RoutingPolicy, segments: list[int], num_experts: int, seed: int = 0) -> RouterInputs:
+    """A step whose requests ask nothing. To a policy that decides by request each token is one of its own."""
+    generator = torch.Generator().manual_seed(seed + 7 * num_experts + len(segments))
+    tokens = len(segments)
+    step = RouterInputs(
+        hidden_TD=torch.randn(tokens, HIDDEN_SIZE, generator=generator),
+        logits_TE=2 * torch.randn(tokens, policy.gate_rows(num_experts), generator=generator),
+        segment_T=torch.tensor(segments),
+        asked_T2=torch.zeros(tokens, 2, dtype=torch.int32),
+        parameters={
+            name: random_parameter(name, shape, generator)
+            for name, shape in policy.parameters(HIDDEN_SIZE, num_experts).items()
+        },
+        num_experts=num_experts,
+        is_text=max(segments) < 0,
+    )
+    return with_request_logits(policy, step)
+
+
+def token_segments(segments: list[int]) -> TokenSegments:
+    """A buffer that says `segments`."""
+    tokens = TokenSegments(len(segments))
+    tokens.segments.copy_(torch.tensor(segments))
+    return tokens
+
+
+def with_request_logits(policy: RoutingPolicy, step: RouterInputs) -> RouterInputs:
+    """The step with its requests' logits, where the hidden states stand for the instructions."""
+    if not isinstance(policy, RequestPolicy):
+        return step
+    requests = Requests(torch.tensor(labels(len(step.hidden_TD))), step.hidden_TD)
+    return step._replace(logits_TE=policy.request_logits(requests, step.parameters, step.num_experts))
+
+
+def labels(requests: int) -> list[int]:
+    """No label, then 0, 1 and so on."""
+    return [request % 7 - 1 for request in range(requests)]
+
+
+SIZES = {
+    "expert_bias": 0.2,
+    "thresholds": 0.2,
+    "log_mixing": 20.0,
+    "centroids": 0.02,  # short, else the shortest would be nearest to whatever is compared with them
+}
+
+
+def random_parameter(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Values of a size that matters; pressures and temperatures are positive."""
+    noise = torch.randn(shape, generator=generator)
+    if name in ("pressure", "temperature"):
+        return 0.3 + noise.abs()
+    if name in ("encoder", "projection", "weight"):
+        return noise * shape[-1] ** -0.5 * 2
+    return noise * SIZES.get(name, 1.0)
+
+
+def in_float64(step: RouterInputs) -> Step:
+    return Step(
+        hidden=step.hidden_TD.double().numpy(),
+        logits=step.logits_TE.double().numpy(),
+        segments=step.segment_T.tolist(),
+        tasks=labels(len(step.hidden_TD)),
+        instructions=step.hidden_TD.double().numpy(),
+        asked=step.asked_T2.numpy(),
+        parameters={name: value.double().numpy() for name, value in step.parameters.items()},
+        num_experts=step.num_experts,
+    )

@@ -1,0 +1,291 @@
+"""Every policy against its float64 reference, and what its settings change."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from prismoe.kernels.routing import router_probabilities
+from prismoe.model_plugins.routing.policies.ltdr import LTDR
+from prismoe.model_plugins.routing.policies.topk import TopK
+from prismoe.model_plugins.routing.policy import Routing
+from prismoe.model_plugins.routing.registry import POLICIES
+from tests.kernels import reference
+from tests.kernels.test_routing import SEGMENTS
+from tests.model_plugins.routing.policy_reference import RULES, Pairs, ltdr_tail
+from tests.model_plugins.routing.routing_steps import (
+    BY_MODALITY,
+    CASES,
+    HIDDEN_SIZE,
+    in_float64,
+    make,
+    random_step,
+    with_request_logits,
+)
+
+MIXED = SEGMENTS["two images in text"]
+
+
+def used(routing: Routing) -> list[Pairs]:
+    rows = zip(
+        routing.experts_TA.tolist(), routing.weights_TA.tolist(), routing.count_T.tolist(), strict=True
+    )
+    return [list(zip(experts, weights, strict=True))[:count] for experts, weights, count in rows]
+
+
+def assert_same(actual: list[Pairs], expected: list[Pairs]) -> None:
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert [expert for expert, _ in mine] == [expert for expert, _ in theirs]
+        np.testing.assert_allclose([w for _, w in mine], [w for _, w in theirs], rtol=2e-5, atol=1e-7)
+
+
+def assert_well_formed(routing: Routing, slots: int, num_experts: int) -> None:
+    """What `Routing` promises, and what vLLM's kernels need."""
+    assert routing.experts_TA.shape[1] <= slots  # on CPU slots that no token uses are left out
+    slots = routing.experts_TA.shape[1]
+    assert routing.experts_TA.shape == routing.weights_TA.shape == (len(routing.count_T), slots)
+    assert routing.experts_TA.dtype == routing.count_T.dtype == torch.int64
+    assert routing.weights_TA.dtype == torch.float32
+    assert routing.tail_T.dtype == torch.bool
+    assert 0 <= routing.experts_TA.min() <= routing.experts_TA.max() < num_experts
+    assert 1 <= routing.count_T.min() <= routing.count_T.max() <= slots
+    unused_TA = torch.arange(slots) >= routing.count_T[:, None]
+    assert not routing.weights_TA[unused_TA].any()
+    first_TA = routing.experts_TA[:, :1].expand(-1, slots)
+    assert torch.equal(routing.experts_TA[unused_TA], first_TA[unused_TA])
+
+
+@pytest.mark.parametrize("num_experts", [4, 7, 16])
+@pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_policy_matches_its_reference(
+    settings: dict[str, Any], segments: list[int], num_experts: int
+) -> None:
+    policy = make(settings)
+    step = random_step(policy, segments, num_experts)
+    routing = policy.route(step)
+    assert_well_formed(routing, policy.slots(num_experts), num_experts)
+    assert_same(used(routing), RULES[policy.policy](policy, in_float64(step)))
+
+
+@pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_policy_tells_what_its_experts_were_chosen_by(
+    settings: dict[str, Any], segments: list[int]
+) -> None:
+    """No unused expert scores more than a used one; shared experts, the last ones, have no score."""
+    policy = make(settings)
+    routing = policy.route(random_step(policy, segments, 7))
+    assert (routing.confidence is None) == (policy.policy in ("gmm", "top_any"))
+    if routing.confidence is None:
+        return
+    np.testing.assert_allclose(routing.confidence.probs_TE.sum(dim=1), 1, rtol=1e-5)
+    scores_TE = routing.confidence.scores_TE
+    if scores_TE is None:
+        scores_TE = routing.confidence.probs_TE
+    for scores_E, pairs in zip(scores_TE, used(routing), strict=True):
+        chosen = {expert for expert, _ in pairs} & set(range(len(scores_E)))
+        others = set(range(len(scores_E))) - chosen
+        assert len(pairs) - len(chosen) == 7 - len(scores_E)
+        assert not others or max(scores_E[list(others)]) <= min(scores_E[list(chosen)])
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_policy_knows_whether_it_leaves_slots_unused(settings: dict[str, Any]) -> None:
+    policy = make(settings)
+    steps = [random_step(policy, MIXED * 4, num_experts) for num_experts in (4, 7)]
+    assert policy.uses_all_slots == all(
+        (policy.route(step).count_T == policy.slots(step.num_experts)).all() for step in steps
+    )
+
+
+def test_every_policy_has_a_case() -> None:
+    assert {settings["policy"] for settings in CASES.values()} == set(POLICIES) == set(RULES)
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_equal_scores_take_the_lower_experts(settings: dict[str, Any]) -> None:
+    policy = make(settings)
+    step = random_step(policy, [-1, 0, 0], 4)
+    step = step._replace(
+        logits_TE=torch.zeros_like(step.logits_TE),
+        parameters={name: torch.ones_like(value) for name, value in step.parameters.items()},
+    )
+    step = with_request_logits(policy, step)
+    assert_same(used(policy.route(step)), RULES[policy.policy](policy, in_float64(step)))
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_token_is_routed_by_itself(settings: dict[str, Any]) -> None:
+    """Text next to an image, and images next to each other, change nothing for either."""
+    policy = make(settings)
+    segments = [-1, 0, 0, 0, 0, -1, 1, 1, 1]
+    together = random_step(policy, segments, 7)
+    all_pairs = used(policy.route(together))
+    for segment, rows in ((-1, [0]), (-1, [5]), (0, [1, 2, 3, 4]), (1, [6, 7, 8])):
+        alone = together._replace(
+            hidden_TD=together.hidden_TD[rows],
+            logits_TE=together.logits_TE[rows],
+            segment_T=torch.tensor([min(segment, 0)] * len(rows)),
+            asked_T2=together.asked_T2[rows],
+            is_text=segment < 0,
+        )
+        assert_same(used(policy.route(alone)), [all_pairs[row] for row in rows])
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_policy_waits_for_no_data(settings: dict[str, Any]) -> None:
+    """On tensors without data, reading a value or a shape that depends on one raises; CPU may look."""
+    policy = make(settings)
+    step = random_step(policy, [-1, 0, 0, 1, -2], 7)
+    empty = pytree.tree_map_only(torch.Tensor, lambda real: real.to("meta"), step)
+    assert policy.route(empty).experts_TA.shape == (5, policy.slots(7))
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_policy_survives_its_json(settings: dict[str, Any]) -> None:
+    policy = make(settings)
+    assert type(policy).model_validate_json(policy.model_dump_json()) == policy
+
+
+VISION_SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("ltdr", {"tail_experts": 3}),
+    ("ltdr", {"head_experts": 1}),
+    ("ltdr", {"selection": "head"}),
+    ("ltdr", {"threshold": 0.001}),
+    ("groups", {"vision_experts": 2}),
+    ("two thresholds", {"vision_threshold": 0.0}),
+    ("two thresholds", {"vision_importance": 0.5}),
+]
+"""Changes that concern vision alone."""
+
+SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("topk", {"top_k": 1}),
+    ("topk", {"norm_topk_prob": False}),
+    ("groups", {"vision_group": 4}),
+    ("groups", {"shared_experts": 1}),
+    ("bias", {"score": "sigmoid"}),
+    ("fine experts", {"shared_experts": 2}),
+    ("entropy", {"min_experts": 3}),
+    ("entropy", {"max_experts": 2}),
+    ("entropy", {"low": 0.7}),
+    ("entropy", {"high": 0.5}),
+    ("task", {"top_k": 1}),
+    ("task", {"default_task": 1}),
+    ("task", {"tasks": 1}),
+    ("task by label", {"experts": [0, 2, 3]}),
+    ("cluster", {"norm_topk_prob": False}),
+    ("instruction", {"top_k": 1}),
+]
+"""Changes that concern both modalities."""
+
+
+def with_settings(case: str, change: dict[str, Any]) -> tuple[list[Pairs], list[Pairs]]:
+    before, after = make(CASES[case]), make(CASES[case] | change)
+    step = random_step(before, MIXED, 7)
+    fewer_rows = step.logits_TE[:, : after.gate_rows(7)]
+    changed = with_request_logits(after, step._replace(logits_TE=fewer_rows))
+    return used(before.route(step)), used(after.route(changed))
+
+
+def vision(pairs: list[Pairs]) -> list[Pairs]:
+    return [token for token, segment in zip(pairs, MIXED, strict=True) if segment >= 0]
+
+
+def text(pairs: list[Pairs]) -> list[Pairs]:
+    return [token for token, segment in zip(pairs, MIXED, strict=True) if segment < 0]
+
+
+@pytest.mark.parametrize(("case", "change"), VISION_SETTINGS)
+def test_a_vision_setting_changes_vision_and_leaves_text_alone(case: str, change: dict[str, Any]) -> None:
+    before, after = with_settings(case, change)
+    assert vision(before) != vision(after)
+    assert text(before) == text(after)
+
+
+@pytest.mark.parametrize(("case", "change"), SETTINGS)
+def test_a_setting_changes_vision(case: str, change: dict[str, Any]) -> None:
+    before, after = with_settings(case, change)
+    assert vision(before) != vision(after)
+
+
+def test_a_text_setting_leaves_vision_alone() -> None:
+    for case, change in (("ltdr", {"text_experts": 1}), ("two thresholds", {"text_threshold": 0.9})):
+        before, after = with_settings(case, change)
+        assert vision(before) == vision(after)
+        assert text(before) != text(after)
+
+
+PARAMETERS = [
+    (case, name) for case, settings in CASES.items() for name in make(settings).parameters(HIDDEN_SIZE, 7)
+]
+
+
+@pytest.mark.parametrize(("case", "name"), PARAMETERS)
+def test_a_parameter_changes_vision_and_its_own_row_leaves_text_alone(case: str, name: str) -> None:
+    policy = make(CASES[case])
+    step = random_step(policy, MIXED, 7)
+    other = random_step(policy, MIXED, 7, seed=1).parameters[name].clone()
+    if name in BY_MODALITY:
+        other[0] = step.parameters[name][0]
+    before = used(policy.route(step))
+    changed = with_request_logits(policy, step._replace(parameters={**step.parameters, name: other}))
+    after = used(policy.route(changed))
+    assert vision(before) != vision(after)
+    if name in BY_MODALITY:
+        assert text(before) == text(after)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("ltdr")])
+@pytest.mark.parametrize("asked", [(3, 1), (0, 1), (4, 0), (100, 100)])
+def test_a_request_asks_for_numbers_of_experts(case: str, asked: tuple[int, int]) -> None:
+    policy = make(CASES[case])
+    assert isinstance(policy, LTDR)
+    step = random_step(policy, SEGMENTS["two images in text"], 4)
+    step.asked_T2[1:4] = torch.tensor(asked)  # the first image's request asks, the second's does not
+    routing = policy.route(step)
+    assert_well_formed(routing, policy.slots(4), 4)
+    assert_same(used(routing), RULES["ltdr"](policy, in_float64(step)))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("ltdr")])
+def test_ltdr_tells_which_tokens_are_tail_tokens(case: str) -> None:
+    policy = make(CASES[case])
+    step = random_step(policy, SEGMENTS["images side by side, then padding"], 7)
+    assert policy.route(step).tail_T.tolist() == ltdr_tail(policy, in_float64(step))
+
+
+def test_only_a_mean_over_an_image_needs_it_whole() -> None:
+    needy = {case for case, settings in CASES.items() if make(settings).needs_whole_images}
+    assert needy == {case for case in CASES if case.startswith("ltdr") and "threshold" not in case}
+
+
+def test_text_is_routed_alike_by_ltdr_and_topk() -> None:
+    topk, ltdr = TopK(top_k=2, norm_topk_prob=True), LTDR(top_k=2, norm_topk_prob=True)
+    step = random_step(topk, [reference.TEXT] * 11, 4)
+    topk_routing, ltdr_routing = topk.route(step), ltdr.route(step)
+    assert torch.equal(ltdr_routing.experts_TA[:, :2], topk_routing.experts_TA)
+    assert torch.equal(ltdr_routing.weights_TA[:, :2], topk_routing.weights_TA)
+    assert not ltdr_routing.weights_TA[:, 2:].any()
+
+
+def test_two_mixtures_may_pick_the_same_expert() -> None:
+    policy = make({"policy": "gmm", "top_k": 2, "latent": 4, "components": 2})
+    step = random_step(policy, [-1, 0], 4)
+    own = {
+        name: value if name.startswith("encoder") else value[:1].expand_as(value)
+        for name, value in step.parameters.items()
+    }
+    for pairs in used(policy.route(step._replace(parameters=own))):
+        assert pairs == [(pairs[0][0], 0.5)] * 2
+
+
+def test_an_expert_picked_by_its_bias_alone_has_a_weight() -> None:
+    """Its probability may round to 0, which must not be divided by."""
+    policy = make({"policy": "bias_corrected", "top_k": 1, "norm_topk_prob": True})
+    step = random_step(policy, [0], 4)._replace(logits_TE=torch.tensor([[0.0, 200.0, 0.0, 0.0]]))
+    step = step._replace(parameters={"expert_bias": torch.tensor([0.0, 0.0, 0.0, 9.0])})
+    assert router_probabilities(step.logits_TE)[0, 3] == 0
+    assert used(policy.route(step)) == [[(3, 1.0)]]

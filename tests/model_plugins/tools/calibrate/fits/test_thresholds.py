@@ -1,0 +1,113 @@
+"""Fitted thresholds do what they were fitted for, when the policy itself applies them."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prismoe.kernels.routing import router_probabilities, tail_tokens
+from prismoe.model_plugins.tools.calibrate.fits import dual_threshold, entropy, ltdr
+from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, fitter
+from prismoe.model_plugins.tools.calibrate.fits.quantile import between
+from tests.model_plugins.tools.calibrate.fits.recordings import (
+    EXPERTS,
+    IMAGE_TOKENS,
+    IMAGES,
+    calibration_data,
+    routed,
+)
+
+VISION_TOKENS = IMAGES * IMAGE_TOKENS
+DIVERGENCE = {0: {"text": 3.0, "vision": 0.2}, 2: {"text": 1.0, "vision": 0.8}}
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, unique=True), st.floats(0, 1))
+def test_between_parts_values_in_the_share(values: list[float], share: float) -> None:
+    distinct = torch.tensor(values, dtype=torch.float64)
+    threshold = between(distinct, share)
+    assert int((distinct < threshold).sum()) == round(share * len(values))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.9])
+def test_ltdr_thresholds_leave_the_share_of_tail_tokens(share: float) -> None:
+    data = calibration_data()
+    fitted = ltdr.fit(data, Goal({"head_experts": 1}, tail_share=share))
+    for routing in routed(data, fitted).values():
+        assert int(routing.tail_T.sum()) == round(share * VISION_TOKENS)
+    assert fitted.routing()["layers"].keys() == {"0", "2"}
+
+
+def test_ltdr_keeps_the_number_of_tail_tokens_by_default() -> None:
+    data = calibration_data()
+    for layer, routing in routed(data, ltdr.fit(data, Goal())).items():
+        router = data.layers[layer]
+        by_mean = tail_tokens(router_probabilities(router.logits_TE), router.segment_T)
+        assert int(routing.tail_T.sum()) == int(by_mean.sum())
+        assert not torch.equal(routing.tail_T, by_mean)
+
+
+@pytest.mark.parametrize(("top_k", "skip"), [(2, 0.5), (2, 0.2), (4, 0.5), (4, 0.75), (3, 0.1)])
+def test_dual_threshold_skips_just_the_share_of_vision_uses(top_k: int, skip: float) -> None:
+    data = calibration_data(DIVERGENCE)
+    routings = routed(data, dual_threshold.fit(data, Goal({"top_k": top_k}, skip=skip))).values()
+    is_vision_T = data.layers[0].segment_T >= 0
+    kept = sum(int(routing.count_T[is_vision_T].sum()) for routing in routings)
+    uses = 2 * VISION_TOKENS * top_k
+    assert kept == uses - round(skip * uses)
+    assert all(torch.all(routing.count_T[~is_vision_T] == top_k) for routing in routings)
+
+
+def test_dual_threshold_skips_text_by_its_own_share_and_most_where_it_matters_least() -> None:
+    data = calibration_data(DIVERGENCE)
+    first, second = routed(data, dual_threshold.fit(data, Goal(skip=0.25, skip_text=0.25))).values()
+    is_text_T = data.layers[0].segment_T < 0
+    text = int(is_text_T.sum())
+    assert int(first.count_T[is_text_T].sum() + second.count_T[is_text_T].sum()) == 4 * text - text
+    assert first.count_T[is_text_T].sum() > second.count_T[is_text_T].sum()
+    assert first.count_T[~is_text_T].sum() < second.count_T[~is_text_T].sum()
+
+
+def test_importances_are_shares_of_the_divergence() -> None:
+    layers = dual_threshold.fit(calibration_data(DIVERGENCE), Goal()).layers
+    assert layers[0] == pytest.approx({"text_importance": 0.75, "vision_importance": 0.2})
+    assert layers[2] == pytest.approx({"text_importance": 0.25, "vision_importance": 0.8})
+    nothing = {layer: dict.fromkeys(("text", "vision"), 0.0) for layer in DIVERGENCE}
+    even = dual_threshold.fit(calibration_data(nothing), Goal()).layers
+    assert even[0] == {"text_importance": 0.5, "vision_importance": 0.5}
+
+
+def test_more_than_all_but_the_best_can_not_be_skipped() -> None:
+    with pytest.raises(ValueError, match=r"at most 50% of 2 uses"):
+        dual_threshold.fit(calibration_data(DIVERGENCE), Goal(skip=0.6))
+
+
+@pytest.mark.parametrize("mean", [1.2, 2.0, 2.5, 3.9])
+def test_entropy_bounds_give_the_mean_number_of_experts(mean: float) -> None:
+    data = calibration_data()
+    for routing in routed(data, entropy.fit(data, Goal(mean_experts=mean))).values():
+        assert routing.count_T.double().mean().item() == pytest.approx(mean, abs=0.01)
+
+
+def test_entropy_bounds_within_other_numbers_of_experts() -> None:
+    data = calibration_data()
+    settings = {"min_experts": 2, "max_experts": 3}
+    for routing in routed(data, entropy.fit(data, Goal(settings, mean_experts=2.25))).values():
+        assert set(routing.count_T.tolist()) == {2, 3}
+        assert routing.count_T.double().mean().item() == pytest.approx(2.25, abs=0.01)
+    with pytest.raises(ValueError, match="give another --mean-experts"):
+        entropy.fit(data, Goal(settings))
+
+
+def test_entropy_bounds_of_gates_that_say_the_same_of_all_tokens() -> None:
+    data = calibration_data()
+    for router in data.layers.values():
+        router.logits_TE[:] = torch.arange(EXPERTS)
+    for routing in routed(data, entropy.fit(data, Goal())).values():
+        assert len(set(routing.count_T.tolist())) == 1
+
+
+def test_what_has_no_fit_and_what_the_fit_decides() -> None:
+    with pytest.raises(ValueError, match="nothing to calibrate for topk: give one of ltdr"):
+        fitter("topk", {})
+    with pytest.raises(ValueError, match="decides layers, threshold by layer"):
+        fitter("ltdr", {"threshold": 0.1, "layers": {}})

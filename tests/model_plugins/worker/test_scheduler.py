@@ -1,0 +1,253 @@
+"""Images are never cut where a policy needs them whole, and no request waits for ever."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from vllm.config import VllmConfig
+
+from prismoe.model_plugins.worker.scheduler import tokens_before_cut
+from tests.model_plugins.worker.schedules import TOKENS_PER_IMAGE, Prompt, Run, Settings, configure
+
+ENDLESS = 2000  # tokens of an answer: more steps than any schedule here has
+
+
+def many(schedules: int) -> Callable[..., Any]:
+    return settings(
+        max_examples=schedules,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+gaps_and_lengths = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 20)), max_size=5)
+
+
+def images_of(layout: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    images, position = [], 0
+    for gap, length in layout:
+        images.append((position + gap, length))
+        position += gap + length
+    return images
+
+
+def is_cut(images: list[tuple[int, int]], position: int) -> bool:
+    return any(offset < position < offset + length for offset, length in images)
+
+
+@given(gaps_and_lengths, st.integers(1, 60))
+def test_a_prefill_in_steps_never_cuts_an_image(layout: list[tuple[int, int]], budget: int) -> None:
+    images = images_of(layout)
+    total = sum(map(sum, layout)) + 5
+    budget = max([budget, *(length for _, length in images)])
+    start = 0
+    while start < total:
+        count = tokens_before_cut(images, start, min(budget, total - start))
+        assert 0 < count <= budget
+        start += count
+        assert not is_cut(images, start)
+
+
+def test_an_image_larger_than_the_budget_waits() -> None:
+    assert tokens_before_cut([(0, 16)], 0, 14) == 0
+    assert tokens_before_cut([(3, 16)], 0, 14) == 3
+
+
+# Few different parts, so that prompts share beginnings and the prefix cache hits.
+PARTS = [parts for length in range(1, 5) for parts in product([1, 4, 7, 20, "sun", "moon"], repeat=length)]
+prompts = st.lists(
+    st.builds(
+        Prompt,
+        st.sampled_from(PARTS),
+        max_tokens=st.integers(1, 28),
+        arrival=st.integers(0, 4),
+        priority=st.integers(0, 2),
+    ),
+    min_size=1,
+    max_size=5,
+)
+MAX_MODEL_LEN = 108  # of the longest of these prompts with its answer
+
+
+SWITCHED = {
+    "long_prefill_token_threshold_adaptive": [False, True],
+    "disable_chunked_mm_input": [False, False, True],
+    "watermark": [0.0, 0.2],
+    "policy": ["fcfs", "priority"],
+    "scheduler_reserve_full_isl": [False, True],
+    "async_scheduling": [False, True],
+}
+SWITCHES = [dict(zip(SWITCHED, choice, strict=True)) for choice in product(*SWITCHED.values())]
+
+
+@st.composite
+def engines(draw: Any) -> Settings:
+    """Settings of all kinds: some of them can't be served."""
+    chunked = draw(st.integers(0, 9)) > 0
+    few = st.integers(4, 60) | st.integers(14, 22)
+    tokens = draw(few) if chunked else MAX_MODEL_LEN + draw(st.integers(0, 60))
+    requests = draw(st.integers(1, 6))
+    scheduler = {
+        "max_num_batched_tokens": tokens,
+        "max_num_seqs": requests,
+        "max_num_active_seqs": draw(st.none() | st.integers(1, requests)),
+        "max_num_scheduled_tokens": draw(st.none() | st.none() | st.integers(4, tokens)),
+        "long_prefill_token_threshold": draw(st.just(0) | st.integers(1, 40)),
+        "enable_chunked_prefill": chunked,
+    }
+    size = draw(st.sampled_from([2, 4, 16, 32]))
+    layers = draw(st.sampled_from([{}, {}, {}, {"window": 24}, {"window": 24, "replays": True}]))
+    fewest = -(-MAX_MODEL_LEN // size) + 1  # vLLM keeps one for itself
+    if layers:
+        fewest = 2 * fewest + 1
+    return Settings(
+        draw(st.booleans()),
+        scheduler | draw(st.sampled_from(SWITCHES)),
+        MAX_MODEL_LEN,
+        size,
+        blocks=fewest + draw(st.sampled_from([0, 0, 2, 1000 // size])),
+        caching=draw(st.integers(0, 3)) > 0,
+        encoder_tokens=draw(st.sampled_from([None, 0, 2 * TOKENS_PER_IMAGE])),
+        **layers,
+    )
+
+
+SEEN: Counter[str] = Counter()
+
+
+def served(engine: Settings) -> VllmConfig | None:
+    """The engine's settings, with what refusals advise; None where vLLM refuses them in its own words."""
+    for _ in range(5):
+        try:
+            return configure(engine)
+        except ValueError as refusal:
+            SEEN["refused"] += 1
+            assert engine.whole_images or "kept in one step" not in str(refusal)
+            advice = re.search(r"use --(?P<option>[a-z-]+) (?P<size>\d+) or more", str(refusal))
+            if advice is None:
+                assert "max_num_batched_tokens" in str(refusal)
+                return None
+            chosen = engine.scheduler | {advice["option"].replace("-", "_"): int(advice["size"])}
+            engine = replace(engine, scheduler=chosen)
+    raise AssertionError(f"What the refusals advise is refused: {engine}")
+
+
+def run_all(engine: Settings, asked: Sequence[Prompt], most_steps: int) -> None:
+    """Start an engine, and let it answer all that ends."""
+    SEEN["schedules"] += 1
+    config = served(engine)
+    if config is None:
+        return
+    run = Run(engine, config)
+    answered = {str(index) for index, prompt in enumerate(asked) if prompt.max_tokens != ENDLESS}
+    for step in range(most_steps):
+        for index, prompt in enumerate(asked):
+            if prompt.arrival == step:
+                run.add(str(index), prompt)
+        if run.finished >= answered:
+            break
+        run.step()
+    assert run.finished == answered
+    SEEN.update(run.seen)
+
+
+@many(1500)
+@given(engines(), prompts)
+def test_every_request_is_refused_at_once_or_finished(engine: Settings, asked: list[Prompt]) -> None:
+    # The first of those that are not finished gets a token in each step; a preempted one reads all again.
+    run_all(engine, asked, 2 * sum(prompt.work for prompt in asked) + 40)
+
+
+@many(500)
+@given(engines(), prompts)
+def test_no_request_waits_for_others_to_stop_decoding(engine: Settings, asked: list[Prompt]) -> None:
+    chosen = engine.scheduler
+    slots = chosen["max_num_active_seqs"] or chosen["max_num_seqs"]
+    # With fewer tokens than requests in a step, vLLM lets some wait, and without chunks whole prompts.
+    slots = min(slots, chosen["max_num_scheduled_tokens"] or slots)
+    assume(slots > 1 and chosen["enable_chunked_prefill"])
+    endless = [Prompt((3,), ENDLESS, priority=index % 3) for index in range(slots - 1)]
+    with_room = replace(engine, max_model_len=2 * ENDLESS, block_size=32, blocks=300)
+    run_all(with_room, [*endless, *asked], sum(prompt.work for prompt in asked) + 40)
+
+
+def test_the_schedules_met_what_they_are_for() -> None:
+    print("\nmet:", dict(SEEN))
+    assert SEEN["schedules"] >= 2000
+    assert SEEN["refused"] > 200
+    assert SEEN["hits that end inside an image"] > 300
+    assert SEEN["preemptions"] > 200
+    assert SEEN["whole images"] > 1000
+    assert SEEN["cut images"] > 1000
+    assert SEEN["requests let in before an earlier one"] > 10
+
+
+WHOLE = {"max_num_batched_tokens": 20, "max_num_seqs": 5}
+"""An image of 16 tokens beside four requests that decode."""
+
+
+def start(settings: Settings) -> Run:
+    return Run(settings, configure(settings))
+
+
+def test_an_image_that_has_no_room_in_a_step_stops_nobody_behind_it() -> None:
+    run = start(Settings(True, WHOLE))
+    run.add("long", Prompt((30,), 5))
+    run.step()  # 20 of its 30 tokens
+    run.add("image", Prompt(("sun", 3), 5))
+    run.add("text", Prompt((4,), 5))
+    assert run.step() == {"long": 10, "text": 4}
+    assert run.step() == {"long": 1, "text": 1, "image": 18}
+
+
+def test_a_stream_of_other_requests_does_not_keep_an_image_out() -> None:
+    run = start(Settings(True, WHOLE, caching=False))
+    run.add("0", Prompt((30,), 1))
+    run.add("image", Prompt(("sun",), 1))
+    for step in range(1, 100):  # each takes ten tokens of two steps, and ten are too few for the image
+        run.add(str(step), Prompt((20,), 1))
+        if "image" in run.step():
+            break
+    assert step == 11
+
+
+def test_one_token_less_and_decoding_requests_keep_an_image_out() -> None:
+    """So the smallest step that `check_engine` names is the smallest there is."""
+    run = start(Settings(True, WHOLE))
+    run.scheduler.max_num_scheduled_tokens = 19
+    for name in "abcd":
+        run.add(name, Prompt((1,), 500))
+    run.step()
+    run.add("image", Prompt(("sun",), 1))
+    assert not any("image" in run.step() for _ in range(200))
+    run.scheduler.max_num_scheduled_tokens = 20
+    assert "image" in run.step()
+
+
+def test_an_image_inside_which_a_hit_ends_gets_blocks_of_its_own() -> None:
+    run = start(Settings(True, WHOLE | {"max_num_batched_tokens": 100}, block_size=8))
+    run.add("reader", Prompt((3, "sun", 9), 50))
+    run.step()
+    run.add("other", Prompt((3, "sun", 5), 50))  # 16 of its 24 tokens are hit: the image but for three
+    assert run.step() == {"reader": 1, "other": 24}
+    (read,), (own,) = (run.scheduler.kv_cache_manager.get_block_ids(name) for name in ("reader", "other"))
+    assert not {*read} & {*own}
+
+
+def test_sliding_windows_keep_vllms_own_replay() -> None:
+    steps = {"max_num_batched_tokens": 100, "max_num_seqs": 5}
+    run = start(Settings(True, steps, block_size=8, window=8, replays=True))
+    run.add("first", Prompt((3, "sun", 30), 50))
+    run.step()
+    run.add("long", Prompt((3, "sun", 22), 50))  # 40 of its 41 tokens are hit, and 8 of them replayed
+    assert run.step() == {"first": 1, "long": 9}
+    assert run.requests["long"].replay_start == 32
+    run.add("short", Prompt((3, "sun", 6), 50))  # 24 of 25, and a replay would start inside the image
+    assert run.step() == {"first": 1, "long": 1, "short": 25}

@@ -1,0 +1,6 @@
+"""Folders that tests read."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+DATA = REPOSITORY / "tests" / "data"

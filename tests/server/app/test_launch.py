@@ -1,0 +1,39 @@
+"""A start that fails once the engine is there, without an engine."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from prismoe.server.access.routes import keep_listed_routes
+from prismoe.server.app import launch
+from prismoe.server.commands.engine_options import parse_engine_options
+from prismoe.server.errors import StartRefused
+from prismoe.server.settings import ServeSettings
+
+
+@asynccontextmanager
+async def no_engine(_: Any) -> AsyncIterator[None]:
+    yield
+
+
+async def app_without_routes(*_: Any) -> FastAPI:
+    app = FastAPI()
+    keep_listed_routes(app)
+    return app
+
+
+def test_a_vllm_that_lacks_routes_stops_the_start_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with a traceback: the sentence is all that `prismoe serve` prints of it."""
+    settings = ServeSettings(engine_options=("--port", "0", "--host", "127.0.0.1"))
+    for name in ("decorate_logs", "prepare_fork", "use_media"):  # They change this process.
+        monkeypatch.setattr(launch, name, lambda *_, **__: None)
+    monkeypatch.setattr(launch, "build_async_engine_client_from_engine_args", no_engine)
+    monkeypatch.setattr(launch, "build_routed_app", app_without_routes)
+    sentence = "The engine did not start. vLLM lacks routes that prismoe expects: /detokenize, "
+    with pytest.raises(StartRefused, match=f"^{re.escape(sentence)}.*Install the version of vLLM"):
+        asyncio.run(launch.run_server(parse_engine_options(settings), settings))

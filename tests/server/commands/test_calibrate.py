@@ -1,0 +1,93 @@
+"""`prismoe calibrate` on a tiny checkpoint: what it writes serves, and routes as it was fitted to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from vllm import SamplingParams
+
+from prismoe.server.commands.cli import main
+from tests.model_plugins.engine import PHI, engine
+from tests.model_plugins.tools.check.test_check import assert_one_sentence, prismoe
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(5):
+        picture = Image.new("RGB", (60, 40 + 5 * number), (40 * number, 255 - 40 * number, 128))
+        ImageDraw.Draw(picture).ellipse((5 * number, 5, 30 + 5 * number, 30), fill="orange")
+        picture.save(folder / f"{number}.png")
+    return folder
+
+
+def routing_of(folder: Path) -> dict[str, Any]:
+    routing: dict[str, Any] = json.loads((folder / "config.json").read_text())["prismoe_routing"]
+    return routing
+
+
+def test_a_fitted_gmm_serves(images: Path, tmp_path: Path) -> None:
+    fitted = tmp_path / "fitted"
+    settings = json.dumps({"latent": 8, "components": 2})
+    done = prismoe("calibrate", PHI, fitted, "--policy", "gmm", "--images", images, "--routing", settings)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:4]] == ["0", "2"]
+    assert routing_of(fitted) == {"policy": "gmm", "top_k": 2, "latent": 8, "components": 2}
+    before, after = load_file(PHI / "model.safetensors"), load_file(fitted / "model.safetensors")
+    assert before.keys() < after.keys()
+    assert {name.rpartition(".")[0] for name in after.keys() - before.keys()} == {
+        f"model.layers.{layer}.mlp.deepspeed_moe.router" for layer in (0, 2)
+    }
+    with engine(fitted) as llm:
+        prompt: Any = {
+            "prompt": "USER: <image>\nWhat? ASSISTANT:",
+            "multi_modal_data": {"image": Image.open(images / "2.png")},
+        }
+        llm.generate([prompt], SamplingParams(temperature=0, max_tokens=4))
+        routing = llm.collective_rpc("prismoe_routing")[0]
+        load = llm.collective_rpc("prismoe_expert_load")[0]
+    assert {layer["policy"]["policy"] for layer in routing["layers"]} == {"gmm"}
+    assert routing["source"] == "checkpoint"
+    assert [sum(vision) for _, vision in load["expert_tokens"]] == [2 * 16, 2 * 16]
+
+
+def test_dual_threshold_measures_importances_and_skips(images: Path, tmp_path: Path) -> None:
+    fitted = tmp_path / "fitted"
+    options = ("--skip", "0.25", "--max-images", "3")
+    done = prismoe("calibrate", PHI, fitted, "--policy", "dual_threshold", "--images", images, *options)
+    assert done.returncode == 0, done.stderr
+    routing = routing_of(fitted)
+    layers = [routing | routing.get("layers", {}).get(layer, {}) for layer in ("0", "2")]
+    for modality in ("text", "vision"):
+        importances = [layer[f"{modality}_importance"] for layer in layers]
+        assert sum(importances) == pytest.approx(1)
+        assert min(importances) > 0
+        assert importances != [0.5, 0.5]  # as they would be if no layer made a difference
+    assert routing["text_threshold"] == 0 < routing["vision_threshold"]
+    rows = [line.replace(" → ", "→").split() for line in done.stdout.splitlines()[2:4]]
+    assert [row[1] for row in rows] == ["2.00→2.00", "2.00→2.00"]
+    kept = [float(row[2].removeprefix("2.00→")) for row in rows]
+    assert sum(kept) / 2 == pytest.approx(1.5, abs=0.011)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--policy", "topk"), "There is nothing to calibrate for topk"),
+        (("--policy", "gmm", "--skip", "0.5"), "--skip can't be used with --policy gmm."),
+        (("--policy", "ltdr", "--routing", '{"policy": "gmm"}'), "name one policy"),
+        (("--policy", "ltdr", "--routing", '{"threshold": 1}'), "Calibration decides threshold"),
+        (("--policy", "ltdr", "--routing", '{"tail_experts": 9}'), "tail_experts is 9"),
+        (("--policy", "ltdr", "--images", "/none"), "There is no folder /none"),
+        (("--policy", "dual_threshold", "--skip", "1.5"), "--skip: Input should be less than 1"),
+    ],
+)
+def test_what_can_not_be_done_is_said_before_anything_starts(
+    options: tuple[str, ...], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", str(PHI), str(tmp_path / "fitted"), *options]) == 1
+    assert_one_sentence(capfd, message)
+    assert list(tmp_path.iterdir()) == []

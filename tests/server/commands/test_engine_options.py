@@ -1,0 +1,169 @@
+"""What vLLM's options become, without an engine."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prismoe.server.commands import engine_options as options
+from prismoe.server.commands import serve
+from prismoe.server.commands.cli import main
+from prismoe.server.commands.engine_options import parse_engine_options
+from prismoe.server.commands.interruption import StartSignals
+from prismoe.server.settings import ServeSettings
+from tests.model_plugins.engine import PHI
+
+LIMIT_S = 240
+NAME, COMMIT = "LanguageBind/MoE-LLaVA-Tiny", "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_hub_name_is_served_under_that_name_from_the_local_cache(tmp_path: Path) -> None:
+    repository = tmp_path / "models--LanguageBind--MoE-LLaVA-Tiny"
+    folder = shutil.copytree(PHI, repository / "snapshots" / COMMIT)
+    options = ("--download-dir", str(tmp_path), "--revision", COMMIT)
+    args = parse_engine_options(ServeSettings(model=NAME, engine_options=options))
+    assert args.model == str(folder)
+    assert args.served_model_name == [NAME]
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (("--trust-remote-code",), "runs no code out of a checkpoint"),
+        (("--headless",), "one HTTP process: leave out --headless."),
+        (("--grpc",), "one HTTP process: leave out --grpc."),
+        (("--grpc-port", "9000"), "one HTTP process: leave out --grpc-port."),
+        (("--api-server-count", "2"), "one HTTP process: leave out --api-server-count."),
+        (("--api-server-count", "0"), "one HTTP process: leave out --api-server-count."),
+        (("--data-parallel-multi-port-external-lb",), "one HTTP process"),
+        (("--data-parallel-supervisor-port", "9000"), "one HTTP process"),
+        (("--dp-supervisor-probe-interval-s", "1"), "one HTTP process"),
+        (("--dp-supervisor-probe-timeout-s", "1"), "one HTTP process"),
+        (("--dp-supervisor-probe-failure-threshold", "1"), "one HTTP process"),
+        (("--enable-server-load-tracking",), "no route /load: leave out --enable-server-load-tracking."),
+        (("--enable-tokenizer-info-endpoint",), "no route /tokenizer_info"),
+        (("--enable-offline-docs",), "no route /docs"),
+        (("--enable-scale-out",), "no route /inference/v1/generate"),
+        (("--tokens-only",), "no route /inference/v1/generate"),
+        (("--return-sampling-mask",), "no route /inference/v1/generate"),
+        (("--enable-trace-replay",), "no route /inference/v1/generate"),
+        (("--no-cohere-is-reasoning-model",), "/cohere/v2/chat: leave out --no-cohere-is-reasoning-model."),
+        (("--runner", "pooling"), "no route /pooling: leave out --runner."),
+        (("--convert", "embed"), "no route /pooling"),
+        (("--pooler-config", '{"pooling_type": "MEAN"}'), "no route /pooling"),
+        (("--io-processor-plugin", "mine"), "no route /pooling"),
+        (("--no-enable-flash-late-interaction",), "no route /score"),
+        (("--enable-sleep-mode",), "no route /sleep"),
+        (("--sleep-mode-offload-cudagraph",), "no route /sleep"),
+        (("--sleep-preserve-parameter-names", "a.*"), "no route /sleep"),
+        (("--enable-nccl-comm-suspend",), "no route /sleep"),
+        (
+            ("--profiler-config.profiler", "torch", "--profiler-config.torch_profiler_dir", "/tmp"),
+            "/start_profile",
+        ),
+        (("--weight-transfer-config", '{"backend": "nccl"}'), "no route /update_weights"),
+        (("--enable-elastic-ep",), "no route /scale_elastic_ep"),
+        (("--elastic-ep-max-dp-size", "4"), "no route /scale_elastic_ep"),
+        (("--enable-fault-tolerance",), "no route /fault_tolerance/apply"),
+        (
+            ("--fault-tolerance-config", '{"engine_recovery_timeout_sec": 1}'),
+            "no route /fault_tolerance/apply",
+        ),
+        (("--lora-modules", "mine=/mine"), "no LoRA adapters"),
+        (("--default-mm-loras", '{"image": "/mine"}'), "no LoRA adapters"),
+        (("--tool-server", "demo"), "calls no tools: leave out --tool-server."),
+        (("--h11-max-header-count", "9"), "another parser"),
+        (("--h11-max-incomplete-event-size", "9"), "another parser"),
+        (("--port", "65536"), "--port is 65536: give a number from 0 to 65535."),
+        (("--port", "-1"), "--port is -1: "),
+    ],
+)
+def test_what_prismoe_does_not_do_is_refused_with_a_sentence(option: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        parse_engine_options(ServeSettings(model=str(PHI), engine_options=option))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--api-server-count", "1"),
+        ("--runner", "generate"),
+        ("--convert", "none"),
+        ("--no-enable-scale-out",),
+        ("--no-enable-sleep-mode",),
+        ("--cohere-is-reasoning-model",),
+        ("--enable-request-id-headers",),
+        ("--enable-prompt-tokens-details",),
+        ("--disable-fastapi-docs",),
+        ("--disable-uvicorn-access-log",),
+        ("--root-path", "/prismoe"),
+        ("--kv-events-config", '{"enable_kv_cache_events": true}'),
+        ("--enable-return-routed-experts",),
+        ("--port", "0"),
+    ],
+)
+def test_what_has_its_effect_or_asks_for_nothing_is_taken(option: tuple[str, ...]) -> None:
+    parse_engine_options(ServeSettings(model=str(PHI), engine_options=option))
+
+
+def test_a_host_without_a_device_is_told_so() -> None:
+    """As a build for CUDA finds it where there is no usable GPU."""
+    program = (
+        "import vllm.platforms\n"
+        "from vllm.platforms.interface import UnspecifiedPlatform\n"
+        "vllm.platforms._current_platform = UnspecifiedPlatform()\n"
+        "from prismoe.server.commands.cli import main\n"
+        "raise SystemExit(main(['serve']))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S)
+    assert said.returncode == 1 and "Traceback" not in said.stderr
+    assert said.stderr.splitlines()[-1].startswith(
+        "prismoe: vLLM finds no device here that its build can use."
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            RuntimeError("Only one platform plugin can be activated."),
+            "Only one platform plugin can be activated.",
+        ),
+        (
+            ImportError("libcuda.so.1: cannot open shared object file"),
+            "libcuda.so.1: cannot open shared object file",
+        ),
+        (KeyError("cuda"), "KeyError in "),
+        (AssertionError(), "AssertionError in "),
+    ],
+)
+def test_any_error_of_vllms_options_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, sentence: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(options, "make_arg_parser", fail)
+    monkeypatch.setattr(StartSignals, "take", lambda self: None)
+    monkeypatch.setattr(serve, "prepare_environment", lambda model: None)
+    assert main(["serve"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("prismoe: ") and sentence in said[-1] and "Traceback" not in "".join(said)
+
+
+def test_another_name_may_be_asked_for() -> None:
+    settings = ServeSettings(model=str(PHI), engine_options=("--served-model-name", "mine"))
+    args = parse_engine_options(settings)
+    assert args.model == str(PHI)
+    assert args.served_model_name == ["mine"]
+
+
+def test_structured_output_is_compact_json_unless_the_operator_says_else() -> None:
+    config = parse_engine_options(ServeSettings(model=str(PHI))).structured_outputs_config
+    assert (config.backend, config.disable_any_whitespace) == ("xgrammar", True)
+    own = ("--structured-outputs-config", '{"backend": "guidance"}')
+    config = parse_engine_options(ServeSettings(model=str(PHI), engine_options=own)).structured_outputs_config
+    assert (config.backend, config.disable_any_whitespace) == ("guidance", False)

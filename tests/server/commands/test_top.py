@@ -1,0 +1,128 @@
+"""`prismoe top`, on made-up readings and on a real server."""
+
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from prismoe.server.commands.cli import main
+from prismoe.server.commands.top import NoSnapshot, Snapshot, load_bars, read, restarted, view
+from prismoe.server.metrics.expert_load import ExpertLoad
+from tests.server.fake_engine import LOAD, NOTHING
+from tests.server.media.web import Counted, answer, running
+from tests.server.running import Server
+
+
+def test_the_view_tells_what_happened_between_two_readings() -> None:
+    nothing = ExpertLoad.model_validate(NOTHING)
+    names = ("prompt_tokens_total", "generation_tokens_total", "num_requests_waiting", "kv_cache_usage_perc")
+    before = Snapshot(10.0, nothing, {f"vllm:{name}": 1 for name in names})
+    engine = dict(zip([f"vllm:{name}" for name in names], [4001, 41, 7, 0.25], strict=True))
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(view(before, Snapshot(12.0, ExpertLoad.model_validate(LOAD), engine)))
+    head, *lines = capture.get().splitlines()
+    assert "prompts 2,000 tokens/s" in head and "answers 20 tokens/s" in head
+    assert "waiting 7" in head and "KV cache 25%" in head
+    (row,) = [line for line in lines if "vision" in line and line.split()[1] == "0"]
+    cells = [cell.strip() for cell in row.split("│")]
+    assert cells[2:5] == ["vision", "32", "2.50"]
+
+
+class TwoEngines:
+    """What a client of a server with two engines reads."""
+
+    def text(self, _: str) -> str:
+        return "".join(
+            f'# TYPE vllm:{name} gauge\nvllm:{name}{{engine="{engine}"}} {value}\n'
+            for name, values in {"kv_cache_usage_perc": (0.7, 0.8), "num_requests_waiting": (2, 3)}.items()
+            for engine, value in enumerate(values)
+        )
+
+    def get(self, _: str) -> object:
+        return NOTHING
+
+
+def test_engines_queues_add_up_and_the_fullest_cache_counts() -> None:
+    assert read(TwoEngines()).engine == {  # type: ignore[arg-type]
+        "vllm:kv_cache_usage_perc": 0.8,
+        "vllm:num_requests_waiting": 5,
+    }
+
+
+def test_bars_are_as_high_as_the_load() -> None:
+    assert load_bars([0, 1, 50, 100]).split() == ["▁" * 11, "▅" * 11, "█" * 11]
+    assert len(load_bars([1] * 128)) == 128
+    assert load_bars([0, 0]).strip() == ""
+
+
+def test_a_real_server_is_shown(server: Server) -> None:
+    options = ["--once", "--interval", "0.5", "--url", server.url]
+    run = subprocess.run(
+        [sys.executable, "-P", "-m", "prismoe.server.commands.cli", "top", *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0 and "running 0" in run.stdout and "vision" in run.stdout, run
+
+
+def reading(at: float, load: dict[str, object]) -> Snapshot:
+    return Snapshot(at, ExpertLoad.model_validate(load), {})
+
+
+def test_it_lives_through_a_restart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = iter(
+        [
+            reading(1, LOAD),
+            NoSnapshot("No prismoe server answers at X (refused)."),
+            NoSnapshot("What answers at X is not a prismoe server."),
+            reading(4, NOTHING),
+            reading(5, LOAD),
+            reading(6, NOTHING),  # a restart that no reading met
+            KeyboardInterrupt(),
+        ]
+    )
+
+    def next_told(_: object) -> Snapshot:
+        each = next(told)
+        if isinstance(each, BaseException):
+            raise each
+        return each
+
+    monkeypatch.setattr("prismoe.server.commands.top.read", next_told)
+    monkeypatch.setattr(
+        "prismoe.server.commands.top.Console", lambda: Console(force_terminal=True, width=120)
+    )
+    assert main(["top", "--interval", "0.001"]) == 0
+    shown = capsys.readouterr().out
+    assert "No prismoe server answers at X (refused). Trying again." in shown
+    assert shown.count("tokens/s") == 2  # one view, of the two readings in the fifth second
+    assert list(told) == []
+
+
+def test_a_restart_is_told_by_counts_that_fall_or_other_layers() -> None:
+    assert not restarted(reading(1, NOTHING), reading(2, NOTHING))
+    assert not restarted(reading(1, NOTHING), reading(2, LOAD))
+    assert restarted(reading(1, LOAD), reading(2, NOTHING))
+    assert restarted(reading(1, NOTHING), reading(2, {**LOAD, "layers": [1, 3]}))
+
+
+@pytest.mark.parametrize("page", [b"<html>", b"{}", b"\xff", b"# TYPE"])
+def test_a_page_that_is_not_prismoes_is_a_sentence(page: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Counted("127.0.0.1", behaviours={"/metrics": answer(page), "/v1/routing/load": answer(page)})
+    with running(other):
+        url = f"http://127.0.0.1:{other.server_port}"
+        assert main(["top", "--once", "--url", url]) == 1
+    assert capsys.readouterr().err == (
+        f"prismoe: What answers at {url} is not a prismoe server. Name yours with --url.\n"
+    )
+
+
+def test_no_server_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "--url", "http://127.0.0.1:9"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("prismoe: No prismoe server answers at http://127.0.0.1:9 (")

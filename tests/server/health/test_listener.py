@@ -1,0 +1,172 @@
+"""Where a server listens, and what a second one is told."""
+
+import os
+import socket
+from pathlib import Path
+from threading import Barrier, Thread
+
+import pytest
+
+from prismoe.server.errors import StartRefused
+from prismoe.server.health.listener import listening
+from tests.server.health.options import options
+
+LIMIT_S = 10
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        return int(probe.getsockname()[1])
+
+
+def hears(path: Path) -> bool:
+    """Whether somebody listens at a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(LIMIT_S)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("--host", "127.0.0.1"), ("--host", "127.0.0.1")),
+        ((), ("--host", "127.0.0.1")),
+        (("--host", "127.0.0.1"), ()),
+        (("--host", "0.0.0.0"), ("--host", "localhost")),
+        (("--host", "::1"), ("--host", "::1")),
+        (("--host", "::"), ("--host", "127.0.0.1")),
+    ],
+)
+def test_a_second_server_on_a_port_is_refused_at_once(
+    first: tuple[str, ...], second: tuple[str, ...]
+) -> None:
+    port = str(free_port())
+    with listening(options(*first, "--port", port)) as listener:
+        with (
+            pytest.raises(StartRefused, match=rf"^Can't listen on port {port}: .*in use.*--port\.$"),
+            listening(options(*second, "--port", port)),
+        ):
+            pass
+        family = socket.AF_INET6 if "::1" in first else socket.AF_INET
+        host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+        with socket.socket(family) as client:
+            client.settimeout(LIMIT_S)
+            client.connect((host, int(port)))
+            listener.settimeout(LIMIT_S)
+            listener.accept()[0].close()
+
+
+def test_a_port_is_free_again_at_once() -> None:
+    arguments = ("--host", "127.0.0.1", "--port", str(free_port()))
+    for _ in range(2):
+        with listening(options(*arguments)) as listener:
+            client = socket.create_connection(listener.getsockname(), LIMIT_S)
+            # The server's side closes first, so that its address stays in TIME_WAIT.
+            listener.accept()[0].close()
+            client.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--host", "203.0.113.7"), r"^Can't listen on 203\.0\.113\.7, port 8000: .*--host\.$"),
+        (("--host", "a..b"), r"^Can't listen on a\.\.b, port 8000: .*--host\.$"),
+        (("--uds", "/no/such/folder/s"), r"^Can't listen on /no/such/folder/s: No such file.*--uds\.$"),
+        (("--uds", "/tmp/" + "x" * 200), r"^Can't listen on /tmp/x+: .*too long.*--uds\.$"),
+    ],
+)
+def test_where_nobody_can_listen_is_refused_with_a_sentence(
+    arguments: tuple[str, ...], sentence: str
+) -> None:
+    with pytest.raises(StartRefused, match=sentence), listening(options(*arguments)):
+        pass
+
+
+def test_a_tool_parser_that_vllm_lacks_is_refused_with_a_sentence() -> None:
+    arguments = ("--port", str(free_port()), "--enable-auto-tool-choice", "--tool-call-parser", "mine")
+    with (
+        pytest.raises(StartRefused, match=r"^invalid tool call parser: mine"),
+        listening(options(*arguments)),
+    ):
+        pass
+
+
+def test_a_unix_socket_that_somebody_hears_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with listening(options("--uds", str(path))) as listener:
+        with (
+            pytest.raises(StartRefused, match=r"^Can't listen on .*/s: .*in use.*--uds\.$"),
+            listening(options("--uds", str(path))),
+        ):
+            pass
+        assert hears(path)
+        listener.accept()[0].close()
+    assert not path.exists()
+
+
+def test_one_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+        killed.listen()
+    assert path.exists() and not hears(path)
+    with listening(options("--uds", str(path))):
+        assert hears(path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "queue"])
+def test_what_is_no_stream_socket_stays(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "s"
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(StartRefused, match="in use"), listening(options("--uds", str(path))):
+        pass
+    assert os.path.lexists(path)
+    assert kind != "file" or path.read_text() == "precious"
+
+
+def test_another_servers_socket_under_the_name_stays(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as other:
+        with listening(options("--uds", str(path))):
+            path.unlink()
+            other.bind(str(path))
+            other.listen()
+        assert hears(path)
+
+
+def test_of_many_that_start_at_once_one_gets_the_socket(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(path))
+        together, over = Barrier(4), Barrier(5)
+        won: list[bool] = []
+
+        def start(together: Barrier = together, over: Barrier = over, won: list[bool] = won) -> None:
+            together.wait(LIMIT_S)
+            try:
+                with listening(options("--uds", str(path))):
+                    won.append(hears(path))
+                    over.wait(LIMIT_S)
+            except StartRefused:
+                over.wait(LIMIT_S)
+
+        threads = [Thread(target=start) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        over.wait(LIMIT_S)
+        for thread in threads:
+            thread.join(LIMIT_S)
+        assert won == [True]

@@ -1,0 +1,190 @@
+"""The line of a request, without an engine."""
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.entrypoints.serve.middleware.x_request_id import XRequestIdMiddleware
+
+from prismoe.server.access.keys import Key, Role
+from prismoe.server.health.running_requests import DRAINING
+from prismoe.server.logs.request_log import RequestLog, Tokens, _tokens
+from prismoe.server.refusal import RefusalCounter, refuse
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    scope["prismoe.key"] = Key("alice", Role.CLIENT, "")
+    if scope["path"] == "/v1/models":
+        raise RuntimeError("a fault")
+    if scope["path"] == "/gone":
+        return
+    if scope["path"] == "/v1/completions":
+        await refuse(DRAINING, scope, send)
+        return
+    tokens = _tokens.get()
+    tokens.text, tokens.vision = 9, 64
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": dict(scope["headers"])[b"x-request-id"]})
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[logging.LogRecord]:
+    written: list[logging.LogRecord] = []
+    monkeypatch.setattr(logging.getLogger("vllm.prismoe.requests"), "handle", written.append)
+    logging.getLogger("vllm.prismoe.requests").setLevel(logging.INFO)
+    return written
+
+
+def ask(path: str, *ids: str, registry: CollectorRegistry | None = None) -> tuple[dict[bytes, bytes], bytes]:
+    """The answer's headers and body."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"x-request-id", value.encode()) for value in ids]
+    scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+    log = RequestLog(app, RefusalCounter(registry or CollectorRegistry(), "prismoji"))
+    asyncio.run(log(scope, None, send))  # type: ignore[arg-type]
+    return (dict(sent[0]["headers"]), sent[1]["body"]) if sent else ({}, b"")
+
+
+def answered_ids(app: ASGIApp) -> list[bytes]:
+    """Each X-Request-Id of the answer to a request with the id "mine"."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"x-request-id", b"mine")]
+    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+    with contextlib.suppress(RuntimeError):
+        asyncio.run(RequestLog(app, RefusalCounter(CollectorRegistry(), "m"))(scope, None, send))  # type: ignore[arg-type]
+    return [value for name, value in sent[0]["headers"] if name.lower() == b"x-request-id"]
+
+
+def fields(record: logging.LogRecord, *names: str) -> list[Any]:
+    return [getattr(record, name) for name in names]
+
+
+def test_a_line_says_who_asked_and_what_it_took(lines: list[logging.LogRecord]) -> None:
+    ask("/v1/chat/completions", "req-1")
+    names = ("key", "method", "route", "status", "request_id", "text_tokens", "vision_tokens")
+    assert fields(lines[0], *names) == ["alice", "POST", "/v1/chat/completions", 200, "req-1", 9, 64]
+    assert "key=alice" in lines[0].getMessage() and lines[0].seconds >= 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", ["/livez", "/inspector/main.js", "/metrics"])
+def test_probes_pages_and_scrapes_have_no_line(lines: list[logging.LogRecord], path: str) -> None:
+    ask(path)
+    assert lines == []
+
+
+def test_a_path_cannot_forge_a_line(lines: list[logging.LogRecord]) -> None:
+    ask("/v1/models\nrequest key=bob status=200")
+    assert fields(lines[0], "route") == ["other"] and "\n" not in lines[0].getMessage()
+
+
+def test_a_refusal_is_named_and_counted(lines: list[logging.LogRecord]) -> None:
+    registry = CollectorRegistry()
+    ask("/v1/completions", registry=registry)
+    assert fields(lines[0], "status", "refused") == [503, "draining"]
+    name = "prismoe_refused_requests_total"
+    for reason, times in (("draining", 1), ("key", 0)):
+        labels = {"model_name": "prismoji", "reason": reason}
+        assert registry.get_sample_value(name, labels) == times
+
+
+def test_faults_and_clients_that_left_have_a_status(lines: list[logging.LogRecord]) -> None:
+    with pytest.raises(RuntimeError):
+        ask("/v1/models")
+    ask("/gone")
+    assert [record.status for record in lines] == [500, 499]  # type: ignore[attr-defined]
+
+
+def test_an_answer_to_nobody_is_none(lines: list[logging.LogRecord]) -> None:
+    """As vLLM gives where a client left: 200, without a body."""
+    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+
+    async def answers_nobody(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    log = RequestLog(answers_nobody, RefusalCounter(CollectorRegistry(), "prismoji"))
+    asyncio.run(log(scope, receive, send))
+    assert fields(lines[0], "status") == [499] and scope["prismoe.gone"]
+
+
+@pytest.mark.parametrize("given", [(), ("",), ("a b",), ("x" * 65,), ("a\nb",), ("a", "b"), ("é",)])
+def test_an_id_that_cannot_be_used_is_replaced(
+    lines: list[logging.LogRecord], given: tuple[str, ...]
+) -> None:
+    headers, seen = ask("/v1/chat/completions", *given)
+    assert len(headers[b"x-request-id"]) == 32 and headers[b"x-request-id"] == seen
+
+
+def test_a_usable_id_is_kept(lines: list[logging.LogRecord]) -> None:
+    headers, seen = ask("/v1/chat/completions", "0af7:req.1_2-3")
+    assert headers[b"x-request-id"] == seen == b"0af7:req.1_2-3"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(b"x-request-id", b"mine")],
+        [(b"X-Request-Id", b"other")],
+        [(b"x-request-id", b"a"), (b"content-type", b"text/plain"), (b"x-request-id", b"b")],
+    ],
+)
+def test_an_answer_has_one_id_whatever_the_app_adds(headers: list[tuple[bytes, bytes]]) -> None:
+    async def with_headers(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    assert answered_ids(with_headers) == [b"mine"]
+
+
+def test_the_answer_of_vllms_own_middleware_has_one_id() -> None:
+    assert answered_ids(XRequestIdMiddleware(app)) == [b"mine"]
+
+
+def test_a_refusal_and_a_fault_have_one_id() -> None:
+    async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
+        await refuse(DRAINING, scope, send)
+
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("a fault")
+
+    assert answered_ids(refuses) == answered_ids(fails) == [b"mine"]
+
+
+def test_the_prompt_of_several_answers_counts_once() -> None:
+    from types import SimpleNamespace
+
+    from vllm.v1.metrics.stats import RequestStateStats
+
+    image = SimpleNamespace(mm_position=SimpleNamespace(length=64))
+    request: Any = SimpleNamespace(mm_features=[image, image], prompt_token_ids=list(range(140)))
+    tokens = Tokens()
+    for index in range(3):
+        stats = RequestStateStats(
+            num_generation_tokens=5, queued_ts=1.0, scheduled_ts=1.5, first_token_latency=0.75
+        )
+        tokens.add(request, index == 0, stats)
+    assert tokens.described() == {
+        "text_tokens": 12,
+        "vision_tokens": 128,
+        "answer_tokens": 15,
+        "queued_s": 0.5,
+        "first_token_s": 0.75,
+    }

@@ -1,0 +1,131 @@
+"""Reading and drawing the expert load, without an engine."""
+
+import asyncio
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+from pydantic import ValidationError
+
+from prismoe.server.commands.load_table import load_table, tail_sentence
+from prismoe.server.metrics.expert_load import ExpertLoad
+from prismoe.server.metrics.load_reader import ExpertLoadReader
+from prismoe.server.metrics.page import vllm_tokens
+from tests.server.fake_engine import LOAD, NOTHING, FakeEngine
+
+
+def test_a_load_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        asyncio.run(ExpertLoadReader(FakeEngine({**LOAD, "more": 1}, LOAD)).read())
+
+
+def test_polling_outlives_a_failure_and_ends_with_the_engine() -> None:
+    more = {**LOAD, "tail_tokens": [17, 1]}
+    engine = FakeEngine(LOAD, RuntimeError("no answer"), more)
+    reader = ExpertLoadReader(engine)
+    asyncio.run(asyncio.wait_for(reader.poll(0.001), timeout=10))
+    assert engine.asked == 3
+    assert reader.failures == 1
+    assert reader.latest == ExpertLoad.model_validate(more)
+
+
+def test_an_idle_engine_is_not_asked() -> None:
+    work = iter([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0, 3.0])
+    engine = FakeEngine(LOAD, LOAD, LOAD)
+    reader = ExpertLoadReader(engine, lambda: next(work))
+
+    async def read_and_poll() -> None:
+        await reader.read()  # at 1
+        await asyncio.wait_for(reader.poll(0.001), timeout=10)
+
+    asyncio.run(read_and_poll())
+    assert engine.asked == 3
+    assert list(work) == []
+
+
+def test_readers_at_once_ask_the_engine_once() -> None:
+    async def crowd() -> list[ExpertLoad]:
+        return await asyncio.gather(*[reader.read() for _ in range(20)])
+
+    engine = FakeEngine(LOAD, LOAD)
+    reader = ExpertLoadReader(engine)
+    assert asyncio.run(crowd()) == [ExpertLoad.model_validate(LOAD)] * 20
+    assert engine.asked == 1
+
+
+def test_clients_get_a_reading_of_the_last_half_second() -> None:
+    now = 0.0
+    more = {**LOAD, "tail_tokens": [17, 1]}
+    engine = FakeEngine(LOAD, more, NOTHING)
+    reader = ExpertLoadReader(engine, clock=lambda: now)
+
+    async def tail_tokens_at(second: float) -> list[int]:
+        nonlocal now
+        now = second
+        return (await reader.recent()).tail_tokens
+
+    async def ask() -> list[list[int]]:
+        return [await tail_tokens_at(second) for second in (0.0, 0.1, 0.49, 0.5, 0.9, 1.1)]
+
+    assert asyncio.run(ask()) == [[16, 0]] * 3 + [[17, 1]] * 2 + [[0, 0]]
+    assert engine.asked == 3
+
+
+def test_vllms_counters_tell_whether_work_was_done() -> None:
+    registry = CollectorRegistry()
+    assert vllm_tokens(registry) is None
+    prompt = Counter("vllm:prompt_tokens", "", ["engine"], registry=registry)
+    generated = Counter("vllm:generation_tokens", "", ["engine"], registry=registry)
+    Counter("vllm:other", "", registry=registry).inc()
+    prompt.labels("0").inc(40)
+    prompt.labels("1").inc(2)
+    generated.labels("0").inc(8)
+    assert vllm_tokens(registry) == 50
+
+
+def test_the_table_has_a_line_per_layer_and_modality() -> None:
+    lines = load_table(ExpertLoad.model_validate(LOAD)).splitlines()
+    assert len(lines) == 5
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2].split()[:5] == ["0", "vision", "64", "32", "("]
+    assert lines[2].endswith("80 ( 50%)           2.50")
+
+
+def test_the_table_of_layers_with_different_experts() -> None:
+    load = {**LOAD, "expert_tokens": [[[6, 4], [32, 40]], [[5, 5, 5, 5], [64, 32, 16, 16]]]}
+    assert len(load_table(ExpertLoad.model_validate(load)).splitlines()) == 5
+
+
+def test_the_sentence_on_tail_tokens() -> None:
+    layers = [
+        {"layer": layer, "experts": 4, "policy": {"policy": "ltdr", "tail_experts": 4}} for layer in (0, 2)
+    ]
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), layers) == (
+        "16 of 128 vision tokens (12.5%, over 2 MoE layers) were tail tokens and used all 4 experts."
+    )
+    layers[0]["policy"] = layers[1]["policy"] = {"policy": "ltdr", "tail_experts": 3}
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), layers).endswith("tail tokens and used 3 experts.")
+    layers[0]["policy"] = layers[1]["policy"] = {"policy": "topk"}
+    assert "knows no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), layers)
+
+
+def test_the_engines_of_data_parallelism_are_summed() -> None:
+    idle = {
+        **NOTHING,
+        "expert_tokens": [[[0, 0, 0, 1], [0] * 4], [[1, 0, 0, 0], [0] * 4]],
+        "tokens": [[1, 0], [1, 0]],
+        "tail_tokens": [0, 2],
+        "tokens_by_experts": [[[1, 0, 0, 0], [0] * 4], [[1, 0, 0, 0], [0] * 4]],
+        "scored_tokens": [[1, 0], [1, 0]],
+        "near_ties": [[1, 0], [0, 0]],
+        "routing_entropy": [[0.5, 0.0], [0.25, 0.0]],
+        "routing_variance": [[0.25, 0.0], [0.5, 0.0]],
+    }
+    total = asyncio.run(ExpertLoadReader(FakeEngine([LOAD, idle], LOAD)).read())
+    assert total.expert_tokens == [[[6, 4, 0, 11], [32, 40, 8, 80]], [[6, 5, 5, 5], [64, 32, 16, 16]]]
+    assert total.tokens == [[11, 64], [11, 64]]
+    assert total.tail_tokens == [16, 2]
+    assert total.tokens_by_experts[0] == [[1, 10, 0, 0], [0, 48, 0, 16]]
+    assert total.scored_tokens == [[11, 64], [11, 64]]
+    assert total.near_ties == [[2, 8], [0, 6]]
+    assert total.routing_entropy == [[5.5, 48.0], [7.75, 32.0]]
+    assert total.routing_variance == [[0.75, 1.0], [0.75, 3.0]]

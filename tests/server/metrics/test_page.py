@@ -1,0 +1,201 @@
+"""The text of the metrics, without an engine."""
+
+import asyncio
+import re
+import time
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from prismoe.server.metrics.load_reader import ExpertLoadReader
+from prismoe.server.metrics.page import ExpertMetrics, metrics_route
+from prismoe.server.metrics.routes import ServedLayer, ServedRouting
+from prismoe.server.metrics.settings import MetricsLevel
+from tests.paths import REPOSITORY
+from tests.server import fake_engine
+from tests.server.fake_engine import NOTHING, FakeEngine
+
+LOAD = {
+    **fake_engine.LOAD,
+    "expert_tokens": [[[10, 9, 0, 1], [32, 40, 8, 80]], [[5, 5, 5, 5], [64, 32, 16, 16]]],
+}
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def routing(*layers: int, experts: int = 4) -> ServedRouting:
+    policy = {"policy": "ltdr", "top_k": 2}
+    in_force = [ServedLayer(layer=layer, experts=experts, policy=policy, sources={}) for layer in layers]
+    return ServedRouting(source="checkpoint", layers=in_force)
+
+
+def expert_metrics(
+    *loads: dict[str, Any], level: MetricsLevel = "full", model_name: str = "model"
+) -> ExpertMetrics:
+    reader = ExpertLoadReader(FakeEngine(*loads))
+    for _ in loads:
+        asyncio.run(reader.read())
+    return ExpertMetrics(reader, routing(0, 2), model_name, level)
+
+
+def samples(text: str) -> Samples:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in parse_openmetrics(text + "# EOF\n")
+        for sample in family.samples
+    }
+
+
+def value(of: Samples, name: str, **labels: str) -> float:
+    return of[name, frozenset({**labels, "model_name": "model"}.items())]
+
+
+def test_counters_tell_what_was_counted_since_the_start() -> None:
+    told = samples(expert_metrics(NOTHING, LOAD).text(True))
+    assert value(told, "prismoe_tokens_total", modality="vision") == 64
+    assert value(told, "prismoe_routed_tokens_total", modality="vision") == 128
+    assert value(told, "prismoe_used_experts_total", modality="text") == 40
+    assert value(told, "prismoe_used_experts_total", modality="vision") == 288
+    assert value(told, "prismoe_vision_tail_tokens_total") == 16
+    assert value(told, "prismoe_expert_tokens_total", layer="2", modality="vision", expert="1") == 32
+    assert value(told, "prismoe_layer_vision_tail_tokens_total", layer="0") == 16
+    assert value(told, "prismoe_expert_load_reading_failures_total") == 0
+
+
+def test_the_experts_of_a_token_are_a_histogram() -> None:
+    told = samples(expert_metrics(NOTHING, LOAD).text(True))
+    for bound, tokens in {"1.0": 0, "2.0": 112, "3.0": 112, "4.0": 128, "64.0": 128, "+Inf": 128}.items():
+        assert value(told, "prismoe_token_experts_bucket", modality="vision", le=bound) == tokens
+    assert value(told, "prismoe_token_experts_count", modality="vision") == 128
+    assert value(told, "prismoe_token_experts_sum", modality="vision") == 288
+    assert value(told, "prismoe_token_experts_sum", modality="text") == 40
+
+
+def test_what_the_router_made_of_tokens_is_summed() -> None:
+    told = samples(expert_metrics(NOTHING, LOAD).text(True))
+    assert value(told, "prismoe_near_tie_tokens_total", modality="vision") == 14
+    assert value(told, "prismoe_routing_entropy_nats_count", modality="vision") == 128
+    assert value(told, "prismoe_routing_entropy_nats_sum", modality="vision") == 80
+    assert value(told, "prismoe_routing_probability_variance_sum", modality="text") == 0.75
+    assert value(told, "prismoe_layer_near_tie_tokens_total", layer="2", modality="vision") == 6
+    assert value(told, "prismoe_layer_routing_entropy_nats_sum", layer="2", modality="text") == 7.5
+    assert value(told, "prismoe_layer_routing_entropy_nats_count", layer="2", modality="text") == 10
+    assert value(told, "prismoe_layer_routing_probability_variance_sum", layer="0", modality="vision") == 1
+
+
+def test_gauges_tell_of_the_window() -> None:
+    told = samples(expert_metrics(NOTHING, LOAD).text(True))
+    assert value(told, "prismoe_window_tokens", modality="text") == 10
+    assert value(told, "prismoe_idle_experts", modality="text") == 1
+    assert value(told, "prismoe_idle_experts", modality="vision") == 0
+    assert value(told, "prismoe_layer_expert_load_variation", layer="2", modality="text") == 0
+    assert value(told, "prismoe_expert_load_variation", modality="vision") == pytest.approx(
+        (672**0.5 / 40 + 384**0.5 / 32) / 2
+    )
+    assert value(told, "prismoe_layer_most_loaded_text_ratio", layer="0") == 1 / 81
+    assert value(told, "prismoe_expert_text_ratio", layer="2", expert="3") == 5 / 21
+    assert value(told, "prismoe_layer_modality_equity_index", layer="0") == 2 / 4
+    assert value(told, "prismoe_layer_modality_equity_index", layer="2") == 1
+    assert value(told, "prismoe_modality_equity_index") == 0.75
+
+
+def test_info_tells_the_policy_in_force() -> None:
+    told = samples(expert_metrics(NOTHING, LOAD).text(True))
+    assert value(told, "prismoe_routing_info", policy="ltdr", source="checkpoint") == 1
+    assert value(told, "prismoe_layer_routing_info", layer="2", policy="ltdr") == 1
+
+
+def test_without_tokens_there_are_counters_and_no_statistics() -> None:
+    told = {name for name, _ in samples(expert_metrics(NOTHING, NOTHING).text(True))}
+    assert {"prismoe_expert_tokens_total", "prismoe_window_tokens"} <= told
+    assert not {"prismoe_modality_equity_index", "prismoe_idle_experts", "prismoe_expert_text_ratio"} & told
+
+
+@pytest.mark.parametrize("level", ["summary", "full"])
+def test_as_many_series_as_promised(level: MetricsLevel) -> None:
+    metrics = expert_metrics(NOTHING, LOAD, level=level)
+    assert len(samples(metrics.text(True))) == metrics.series
+
+
+def test_the_summary_does_not_grow_with_the_model() -> None:
+    small = expert_metrics(LOAD, level="summary")
+    reader = ExpertLoadReader(FakeEngine(large_load()))
+    asyncio.run(reader.read())
+    large = ExpertMetrics(reader, routing(*range(64), experts=128), "model", "summary")
+    assert small.series == large.series < 60
+
+
+def test_both_formats_say_the_same_with_types_units_and_help() -> None:
+    metrics = expert_metrics(NOTHING, LOAD)
+    new = {family.name: family for family in parse_openmetrics(metrics.text(True) + "# EOF\n")}
+    old = {family.name: family for family in parse_text(metrics.text(False))}
+    assert len(new) == len(old) == 25
+    for name, family in new.items():
+        older = old[f"{name}_info" if family.type == "info" else name]
+        assert [sample[:3] for sample in older.samples] == [sample[:3] for sample in family.samples]
+        assert older.type == ("gauge" if family.type == "info" else family.type)
+        assert older.documentation == family.documentation
+        assert family.documentation.endswith(".")
+        assert name.endswith(family.unit)
+    assert new["prismoe_expert_tokens"].unit == "tokens"
+
+
+def test_label_values_are_escaped() -> None:
+    name = 'a "model"\n\\in two lines'
+    for openmetrics, parse, end in ((True, parse_openmetrics, "# EOF\n"), (False, parse_text, "")):
+        text = expert_metrics(LOAD, model_name=name, level="summary").text(openmetrics) + end
+        assert {sample.labels["model_name"] for family in parse(text) for sample in family.samples} == {name}
+
+
+def test_the_page_has_both_sources_in_the_format_that_is_asked_for() -> None:
+    registry = CollectorRegistry()
+    Counter("vllm:prompt_tokens", "Tokens.", registry=registry).inc(3)
+    page = TestClient(Starlette(routes=[metrics_route(registry, expert_metrics(NOTHING, LOAD))]))
+    new = page.get("/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0"})
+    assert new.headers["content-type"].startswith("application/openmetrics-text")
+    old = page.get("/metrics")
+    assert old.headers["content-type"].startswith("text/plain")
+    for families in (parse_openmetrics(new.text), parse_text(old.text)):
+        told = {sample.name: sample.value for family in families for sample in family.samples}
+        assert told["vllm:prompt_tokens_total"] == 3
+        assert told["prismoe_routing_info"] == 1
+
+
+def large_load(scale: int = 1, layers: int = 64, experts: int = 128) -> dict[str, Any]:
+    return {
+        "layers": list(range(layers)),
+        "expert_tokens": [[[scale * (7 * expert + 1) for expert in range(experts)]] * 2] * layers,
+        "tokens": [[scale * 1000, scale * 9000]] * layers,
+        "tail_tokens": [scale * 900] * layers,
+        "tokens_by_experts": [[[scale] * 64] * 2] * layers,
+        "scored_tokens": [[scale * 1000, scale * 9000]] * layers,
+        "near_ties": [[scale * 10, scale * 70]] * layers,
+        "routing_entropy": [[scale * 1234.5, scale * 23456.7]] * layers,
+        "routing_variance": [[scale * 0.123, scale * 0.234]] * layers,
+    }
+
+
+def test_a_large_model_is_told_quickly() -> None:
+    reader = ExpertLoadReader(FakeEngine(large_load(0), large_load()))
+    asyncio.run(reader.read())
+    metrics = ExpertMetrics(reader, routing(*range(64), experts=128), "model", "full")
+    asyncio.run(reader.read())
+    assert len(samples(metrics.text(True))) == metrics.series > 25_000
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        metrics.text(True)
+        times.append(time.process_time() - start)
+    assert min(times) < 0.5
+
+
+def test_every_metric_is_in_the_documentation() -> None:
+    page = (REPOSITORY / "docs" / "metrics.md").read_text()
+    names = {family.name for family in parse_openmetrics(expert_metrics(LOAD).text(True) + "# EOF\n")}
+    assert names
+    for name in names:
+        assert re.search(f"`{name}(_total|_info)?`", page), name

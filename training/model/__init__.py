@@ -1,0 +1,1 @@
+"""The model that is trained, in plain PyTorch, and its checkpoint."""

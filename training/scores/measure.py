@@ -1,0 +1,123 @@
+"""Serve checkpoints and score them: `python -m prismoe.training.scores.measure NAME=FOLDER …`.
+
+Each is served with `prismoe serve` and asked every test question over HTTP, about drawings that calibration
+saw none of. One row of Markdown each: the right answers, their share of the first checkpoint's, and how many
+experts a token used, counted by the server. `NAME=FOLDER:JSON` serves with that `--routing`.
+"""
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prismoe.training.data.cases import Exam, build_exam
+from prismoe.training.data.pictures import Pictures
+from prismoe.training.scores.score import Server, ask_all
+
+START_LIMIT = STOP_LIMIT = 120  # seconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint's score and work."""
+
+    name: str
+    right: int
+    questions: int
+    experts: Mapping[str, float]
+    """The mean uses a token in a layer, by modality."""
+
+    def markdown(self, first: "Row") -> str:
+        """Its row of the table."""
+        share, kept = self.right / self.questions, self.right / first.right
+        return (
+            f"| {self.name} | {share:.1%} | {kept:.1%} | {self.experts['vision']:.2f} "
+            f"| {self.experts['text']:.2f} |"
+        )
+
+
+@contextmanager
+def serving(folder: str, routing: str | None) -> Iterator[str]:
+    """The URL of a server of the checkpoint, which ends with the block."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "prismoe.server.commands.cli", "serve", folder, "--host", "127.0.0.1"]
+    command += ["--port", port, *([] if routing is None else ["--routing", routing])]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_ready(f"http://127.0.0.1:{port}", process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(STOP_LIMIT)
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + START_LIMIT
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health"):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+    raise RuntimeError("The server did not start: try `prismoe serve` with the same checkpoint.")
+
+
+def measure(name: str, folder: str, routing: str | None, exam: Exam) -> Row:
+    """Score one checkpoint."""
+    with serving(folder, routing) as url:
+        replies = ask_all(Server(url), exam)
+        time.sleep(0.5)  # The server tells a reading of the last half second.
+        with urllib.request.urlopen(f"{url}/v1/routing/load") as response:
+            load: Mapping[str, Any] = json.load(response)
+    right = sum(case.answer == reply.strip() for case, reply in zip(exam.cases, replies, strict=True))
+    return Row(name, right, len(replies), experts_per_token(load))
+
+
+def experts_per_token(load: Mapping[str, Any]) -> dict[str, float]:
+    """The mean uses a token in a layer by modality, of what `/v1/routing/load` says."""
+    experts = {}
+    for index, modality in enumerate(("text", "vision")):
+        uses = sum(sum(rows[index]) for rows in load["expert_tokens"])
+        experts[modality] = uses / sum(rows[index] for rows in load["tokens"])
+    return experts
+
+
+def main() -> None:
+    """Parse the command line and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoints", nargs="+", metavar="NAME=FOLDER[:JSON]")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="where the pictures are, or will be fetched"
+    )
+    arguments = parser.parse_args()
+    pictures = Pictures(arguments.cache / "emoji")
+    pictures.fetch()
+    exam = build_exam(pictures)
+    print("| router | right | of the first | experts a vision token | experts a text token |")
+    print("| --- | --- | --- | --- | --- |")
+    first: Row | None = None
+    for checkpoint in arguments.checkpoints:
+        name, _, place = checkpoint.partition("=")
+        folder, _, routing = place.partition(":")
+        row = measure(name, folder, routing or None, exam)
+        first = first or row
+        print(row.markdown(first), flush=True)
+
+
+if __name__ == "__main__":
+    main()
