@@ -1,1 +1,4 @@
-"""Who may use which route."""
+"""Who may use which route: keys, and the list of routes.
+
+Imports no other room of the server.
+"""

@@ -1,1 +1,4 @@
-"""How much a client may take."""
+"""How much a client may take.
+
+May import access.
+"""

@@ -1,1 +1,4 @@
-"""A request's images: where they may come from, what is fetched of them, and what is decoded."""
+"""A request's images: where they may come from, what is fetched of them, and what is decoded.
+
+Imports no other room of the server.
+"""
