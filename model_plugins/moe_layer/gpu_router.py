@@ -18,6 +18,9 @@ from prismoe.model_plugins.moe_layer.router import PolicyRouter
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
 
+CHECKED_IMAGES = ((40, 36), (576, 700))
+"""The tokens of the two images of each step that the check at the start routes."""
+
 
 class FusedRouter(PolicyRouter):
     """Decides and counts as `PolicyRouter` does, with launches instead of dozens of small operations."""
@@ -63,8 +66,8 @@ def check_fused_routing(policy: RoutingPolicy, num_experts: int, device: str) ->
     Rounding may decide otherwise for one token in a hundred.
     """
     with torch.device(device):  # a model is loaded under a default device and type of its own
-        for images in ((40, 36), (576, 700)):
-            _check_step(policy, num_experts, [TEXT] * 20 + [0] * images[0] + [1] * images[1] + [PADDING] * 4)
+        for first, second in CHECKED_IMAGES:
+            _check_step(policy, num_experts, [TEXT] * 20 + [0] * first + [1] * second + [PADDING] * 4)
 
 
 def _check_step(policy: RoutingPolicy, num_experts: int, segments: Sequence[int]) -> None:

@@ -8,17 +8,11 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from prismoe.model_plugins.files.weight_files import weight_files
-from prismoe.model_plugins.models.moe_llava.config import (
-    check_servable,
-    experts_by_layer,
-    family,
-    moe_settings,
-)
+from prismoe.model_plugins.models.moe_llava.config import check_servable, experts_by_layer, moe_settings
+from prismoe.model_plugins.models.moe_llava.families import family_of
 from prismoe.model_plugins.models.moe_llava.tower import find_tower, tokens_per_image, tower_config
 from prismoe.model_plugins.plugin import register
 from prismoe.model_plugins.tools.lazy_tensors import DTYPE_NAMES, lazy_tensors
-
-FAMILY_NAMES = {"phi": "Phi-2", "stablelm": "StableLM", "qwen": "Qwen-1"}
 
 
 @dataclass(frozen=True)
@@ -97,17 +91,17 @@ def checkpoint_facts(folder: Path) -> CheckpointFacts:
     config = AutoConfig.from_pretrained(folder)
     check_servable(config)
     tower = tower_config(config.mm_image_tower, str(folder))
-    moe = moe_settings(config)
+    family, moe = family_of(config), moe_settings(config)
     return CheckpointFacts(
         model=str(folder),
-        family=FAMILY_NAMES[family(config)],
+        family=family.title,
         architecture=", ".join(config.architectures),
         decoder=Decoder(
             layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             attention_heads=config.num_attention_heads,
             vocabulary=config.vocab_size,
-            positions=config.seq_length if hasattr(config, "seq_length") else config.max_position_embeddings,
+            positions=family.decoder(config).positions,
         ),
         tower=Tower(
             name=config.mm_image_tower,

@@ -1,4 +1,4 @@
-"""What the three decoders are made of, on vLLM's layers: attention, dense feed-forward, blocks, the stack."""
+"""What the decoders are made of, on vLLM's layers: attention, dense feed-forward, blocks, the stack."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +20,8 @@ from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.platforms import current_platform
 
+from prismoe.model_plugins.models.moe_llava.families.family import DecoderFacts
+
 SMALLEST_HEAD = 32
 """vLLM's attention kernels start at this head size; smaller heads are padded with zeros, which is exact."""
 
@@ -27,16 +29,7 @@ SMALLEST_HEAD = 32
 class DecoderAttention(nn.Module):
     """Causal attention with rotary embedding on a part of each head."""
 
-    def __init__(
-        self,
-        vllm_config: VllmConfig,
-        num_kv_heads: int,
-        max_positions: int,
-        rope: dict[str, Any],
-        qkv_bias: bool,
-        output_bias: bool,
-        prefix: str,
-    ) -> None:
+    def __init__(self, vllm_config: VllmConfig, facts: DecoderFacts, prefix: str) -> None:
         super().__init__()
         config = vllm_config.model_config.hf_config
         hidden, num_heads = config.hidden_size, config.num_attention_heads
@@ -46,21 +39,21 @@ class DecoderAttention(nn.Module):
             hidden,
             head_size,
             num_heads,
-            num_kv_heads,
-            bias=qkv_bias,
+            facts.kv_heads,
+            bias=facts.qkv_bias,
             quant_config=quant_config,
             prefix=f"{prefix}.qkv_proj",
         )
         self.o_proj = RowParallelLinear(
-            hidden, hidden, bias=output_bias, quant_config=quant_config, prefix=f"{prefix}.o_proj"
+            hidden, hidden, bias=facts.output_bias, quant_config=quant_config, prefix=f"{prefix}.o_proj"
         )
-        rotary = get_rope(head_size, max_position=max_positions, rope_parameters=rope)
+        rotary = get_rope(head_size, max_position=facts.positions, rope_parameters=facts.rope)
         # vLLM's CPU kernel writes aligned vectors of 8: beyond the half of what is rotated where that is no
         # multiple of them, and nowhere at all where a head is none.
         overruns = current_platform.is_cpu() and (rotary.rotary_dim % 16 or head_size % 8)
         self.rotate: Callable[..., Any] = rotary.forward_native if overruns else rotary
         ranks = get_tensor_model_parallel_world_size()
-        rank_heads, rank_kv_heads = num_heads // ranks, max(1, num_kv_heads // ranks)
+        rank_heads, rank_kv_heads = num_heads // ranks, max(1, facts.kv_heads // ranks)
         self.head_size = head_size
         self.head_splits = [heads * head_size for heads in (rank_heads, rank_kv_heads, rank_kv_heads)]
         self.head_padding = max(0, SMALLEST_HEAD - head_size)

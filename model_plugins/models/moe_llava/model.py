@@ -1,18 +1,19 @@
-"""MoE-LLaVA from its authors' checkpoint format: what its three families share."""
+"""MoE-LLaVA from its authors' checkpoint format, on a decoder of any of its families."""
 
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings, SupportsMultiModal
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.sequence import IntermediateTensors
 
 from prismoe.model_plugins.models.moe_llava.config import (
@@ -21,9 +22,23 @@ from prismoe.model_plugins.models.moe_llava.config import (
     moe_settings,
     routing_in_force,
 )
-from prismoe.model_plugins.models.moe_llava.decoder import Decoder
-from prismoe.model_plugins.models.moe_llava.moe import ExpertKind, MoE
-from prismoe.model_plugins.models.moe_llava.processing import IMAGE_MARK
+from prismoe.model_plugins.models.moe_llava.decoder import (
+    BiasedMLP,
+    Decoder,
+    DecoderAttention,
+    GatedMLP,
+    ParallelBlock,
+    SequentialBlock,
+)
+from prismoe.model_plugins.models.moe_llava.families import family_of
+from prismoe.model_plugins.models.moe_llava.families.family import Family
+from prismoe.model_plugins.models.moe_llava.moe import MoE
+from prismoe.model_plugins.models.moe_llava.processing import (
+    IMAGE_MARK,
+    MoELLaVADummyInputs,
+    MoELLaVAProcessingInfo,
+    MoELLaVAProcessor,
+)
 from prismoe.model_plugins.models.moe_llava.tensors import TensorList
 from prismoe.model_plugins.models.moe_llava.tower import (
     drops_first_token,
@@ -37,23 +52,39 @@ from prismoe.model_plugins.moe_layer.request_routing import with_numbers, withou
 from prismoe.model_plugins.moe_layer.routed_model import ModalityRouting, operator_routing
 
 
-def checkpoint_names(trunk: str) -> WeightsMapper:
-    """From the names in a checkpoint whose decoder is called `trunk` to those here, for every family."""
+def checkpoint_names(family: Family) -> WeightsMapper:
+    """From the names in a family's checkpoints to those here."""
+    layout, mlp = family.layout, family.feed_forward
+    trunk, attention = layout.trunk, f".{layout.attention}"
+    norms = zip(layout.block_norms, ("input_layernorm", "post_attention_layernorm"), strict=False)
+    renamed = {f".{theirs}.": f".{ours}." for theirs, ours in norms}
+    renamed[f"{attention}.{layout.attention_output}."] = ".self_attn.o_proj."
+    if layout.fused_qkv:
+        renamed[f"{attention}.{layout.fused_qkv}."] = ".self_attn.qkv_proj."
+    gated: dict[str, tuple[str, int]] = {}
+    if mlp.gate is not None:
+        renamed[f".mlp.{mlp.down}."] = ".mlp.down_proj."
+        gated = {f".mlp.{name}": (".mlp.gate_up_proj", shard) for shard, name in enumerate(mlp.inner)}
     return WeightsMapper(
         orig_to_new_prefix={
             f"{trunk}.image_tower.image_tower.": "image_tower.",
             f"{trunk}.mm_projector.image_spatial_proj.0.": "mm_projector.linear_1.",
             f"{trunk}.mm_projector.image_spatial_proj.2.": "mm_projector.linear_2.",
+            f"{trunk}.{layout.embedding}.": "model.embed_tokens.",
+            f"{trunk}.{layout.layers}.": "model.layers.",
+            f"{trunk}.{layout.final_norm}.": "model.norm.",
         },
         orig_to_new_substr={
             ".deepspeed_moe.gate.wg.": ".gate.",
             ".deepspeed_moe.router.": ".router.",
             ".deepspeed_moe.experts.deepspeed_experts.": ".experts.",
-        },
+        }
+        | renamed,
         orig_to_new_stacked={
             ".self_attn.q_proj": (".self_attn.qkv_proj", "q"),
             ".self_attn.k_proj": (".self_attn.qkv_proj", "k"),
             ".self_attn.v_proj": (".self_attn.qkv_proj", "v"),
+            **gated,
         },
     )
 
@@ -73,11 +104,11 @@ class Projector(nn.Module):
         return output
 
 
-class MoELLaVA(nn.Module, SupportsMultiModal):
+@MULTIMODAL_REGISTRY.register_processor(
+    MoELLaVAProcessor, info=MoELLaVAProcessingInfo, dummy_inputs=MoELLaVADummyInputs
+)
+class MoELLaVAForCausalLM(nn.Module, SupportsMultiModal):
     """Image tower, projector and a decoder whose MoE layers route by modality."""
-
-    hf_to_vllm_mapper: ClassVar[WeightsMapper]
-    expert_kind: ClassVar[ExpertKind]
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
@@ -89,6 +120,9 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
         super().__init__()
         config = vllm_config.model_config.hf_config
         self.config, self.vllm_config = config, vllm_config
+        self.family = family_of(config)
+        self.facts = self.family.decoder(config)
+        self.hf_to_vllm_mapper = checkpoint_names(self.family)
         self.experts_by_layer = experts_by_layer(config)
         self.routing = ModalityRouting(vllm_config, routing_in_force(config, operator_routing(vllm_config)))
         self.patch_grid = patch_grid(config, vllm_config.model_config.model)
@@ -100,38 +134,39 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
             self.mm_projector = Projector(vision.hidden_size, config.hidden_size)
         with self._mark_language_model(vllm_config):
             self.model = Decoder(
-                vllm_config=vllm_config, make_block=self._make_block, norm=self.make_norm, prefix="model"
+                vllm_config=vllm_config, make_block=self._make_block, norm=self._norm, prefix="model"
             )
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix="lm_head")
         self.logits_processor = LogitsProcessor(config.vocab_size)
 
-    @abstractmethod
-    def make_norm(self) -> nn.Module:
-        """A norm over the hidden size."""
+    def _norm(self) -> nn.Module:
+        make = RMSNorm if self.family.has_rms_norm else nn.LayerNorm
+        return make(self.config.hidden_size, eps=self.facts.norm_eps)
 
-    @abstractmethod
-    def make_dense(self, prefix: str) -> nn.Module:
+    def _dense(self, prefix: str) -> nn.Module:
         """The feed-forward layer of a block without experts."""
-
-    @abstractmethod
-    def make_block(self, mlp: nn.Module, prefix: str) -> nn.Module:
-        """A decoder block around its feed-forward layer."""
+        if self.family.feed_forward.gate is None:
+            return BiasedMLP(self.vllm_config, self.facts.dense_width, self.config.hidden_act, prefix)
+        return GatedMLP(self.vllm_config, self.facts.dense_width, prefix)
 
     def _make_block(self, index: int, prefix: str) -> nn.Module:
-        num_experts = self.experts_by_layer.get(index)
-        if num_experts is None:
-            return self.make_block(self.make_dense(f"{prefix}.mlp"), prefix)
-        moe = MoE(
-            self.expert_kind,
+        num_experts, mlp_prefix = self.experts_by_layer.get(index), f"{prefix}.mlp"
+        mlp = self._dense(mlp_prefix) if num_experts is None else self._moe(index, num_experts, mlp_prefix)
+        attention = DecoderAttention(self.vllm_config, self.facts, f"{prefix}.self_attn")
+        block = ParallelBlock if len(self.family.layout.block_norms) == 1 else SequentialBlock
+        return block(self._norm, attention, mlp)
+
+    def _moe(self, index: int, num_experts: int, prefix: str) -> nn.Module:
+        return MoE(
+            self.family.feed_forward,
             self.config.hidden_size,
             expert_width(self.config),
             num_experts,
             self.routing.router(index, num_experts, self.config.hidden_size),
-            self.make_dense(f"{prefix}.mlp.mlp") if moe_settings(self.config).use_residual else None,
+            self._dense(f"{prefix}.mlp") if moe_settings(self.config).use_residual else None,
             self.vllm_config.quant_config,
-            f"{prefix}.mlp",
+            prefix,
         )
-        return self.make_block(moe, prefix)
 
     def embed_text(self, token_ids: Tensor) -> Tensor:
         """Token ids' embeddings, `[T, D]`."""
@@ -207,7 +242,7 @@ class MoELLaVA(nn.Module, SupportsMultiModal):
 
     def _expert_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint's weights, with what vLLM's experts need beyond them."""
-        down = self.expert_kind.names[1]
+        down = self.family.feed_forward.down
         for name, weight in weights:
             is_down_bias = ".deepspeed_experts." in name and name.endswith(f".{down}.bias")
             yield name, self._on_one_rank(weight) if is_down_bias else weight

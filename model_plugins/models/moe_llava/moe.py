@@ -1,26 +1,14 @@
 """The MoE feed-forward layer: gate, routing policy, experts."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.quantization import QuantizationConfig
 
+from prismoe.model_plugins.models.moe_llava.families.family import FeedForward
 from prismoe.model_plugins.moe_layer.experts import experts_options
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
-
-
-@dataclass(frozen=True)
-class ExpertKind:
-    """What an expert of a family is, and what its projections are called in a checkpoint."""
-
-    activation: str
-    """vLLM's name for the experts' form: gated it is down(activation(gate(x)) · up(x))."""
-    names: tuple[str, str, str | None]
-    """The checkpoint's names of gate, down and up. Without a gate, up stands in its place."""
-    has_bias: bool = False
 
 
 class MoE(nn.Module):
@@ -32,7 +20,7 @@ class MoE(nn.Module):
 
     def __init__(
         self,
-        kind: ExpertKind,
+        kind: FeedForward,
         hidden_size: int,
         expert_width: int,
         num_experts: int,
@@ -61,7 +49,7 @@ class MoE(nn.Module):
             quant_config=quant_config,
             router=router,
             has_bias=kind.has_bias,
-            ckpt_names=kind.names,
+            ckpt_names=_expert_names(kind),
             router_logits_dtype=torch.float32,
             prefix=f"{prefix}.experts",
             **experts_options(kind.activation, router, quant_config),
@@ -86,3 +74,8 @@ class MoE(nn.Module):
             return hidden_TD.new_empty(len(hidden_TD), 0)
         logits_TE: Tensor = self.gate(hidden_TD.float())[0]
         return logits_TE
+
+
+def _expert_names(kind: FeedForward) -> tuple[str, str, str | None]:
+    """The checkpoint's names of gate, down and up. Without a gate, vLLM has up stand in its place."""
+    return (kind.up, kind.down, None) if kind.gate is None else (kind.gate, kind.down, kind.up)

@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-FAMILIES = {"phi": "Phi", "stablelm": "Stablelm", "qwen": "QWen"}
-"""The modules of the families and how the authors' class names spell them."""
-
 RENDERER = "prismoe"
 """The name, in vLLM's registry, of the renderer that these models need (`rendering.PlainTextRenderer`)."""
 

@@ -6,17 +6,19 @@ import torch
 from vllm.config import ModelConfig
 from vllm.platforms import current_platform
 
+from prismoe.model_plugins.models.moe_llava.families.family import Family
+
 CPU_EXPERTS = ("int8_per_channel_static", "fp8_per_block_static")
 """How vLLM's CPU kernels can hold experts. Its kernels of quantised linear layers fail at a bias."""
 
 
-def check_quantization(model: ModelConfig, family: str) -> None:
+def check_quantization(model: ModelConfig, family: Family) -> None:
     """Raise ValueError with a sentence for what does not run on CPU; elsewhere vLLM judges."""
     if model.quantization is None or not current_platform.is_cpu():
         return
-    if family == "phi":
+    if family.feed_forward.gate is None:
         raise ValueError(
-            "vLLM's CPU kernels quantise gated SiLU experts, and Phi's are of another form: "
+            f"vLLM's CPU kernels quantise gated SiLU experts, and {family.spelling}'s are of another form: "
             "leave --quantization out."
         )
     if not torch.cpu._is_amx_tile_supported():

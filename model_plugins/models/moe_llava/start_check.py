@@ -12,9 +12,9 @@ from prismoe.model_plugins.files.weight_files import stored_shapes
 from prismoe.model_plugins.models.moe_llava.config import (
     MOST_REQUEST_EXPERTS,
     check_servable,
-    family,
     routing_in_force,
 )
+from prismoe.model_plugins.models.moe_llava.families import family_of
 from prismoe.model_plugins.models.moe_llava.names import RENDERER
 from prismoe.model_plugins.models.moe_llava.quantization import check_quantization
 from prismoe.model_plugins.models.moe_llava.tensors import TensorList
@@ -27,13 +27,6 @@ from prismoe.model_plugins.models.moe_llava.tower import (
 from prismoe.model_plugins.moe_layer.routed_model import operator_routing
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.worker.engine_checks import check_engine, check_request_engine
-
-TOKENIZERS = {
-    "phi": [("tokenizer.json",), ("vocab.json", "merges.txt")],
-    "stablelm": [("tokenizer.json",), ("arcade100k.tiktoken",), ("vocab.json", "merges.txt")],
-    "qwen": [("tokenizer.json",), ("qwen.tiktoken",), ("vocab.json", "merges.txt")],
-}
-"""The files that make a family's tokenizer, in any of these forms."""
 
 LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "pt")
 """vLLM's --load-format values that read a checkpoint's own files."""
@@ -58,7 +51,7 @@ class MoELLaVAStartCheck(VerifyAndUpdateConfig):
         check_engine(vllm_config, in_force.needs_whole_images, tokens_per_image(config, model.model))
         if in_force.experts_by_request_layer:
             check_request_engine(vllm_config)
-        check_quantization(model, family(config))
+        check_quantization(model, family_of(config))
         model.tokenizer_mode = RENDERER
         if not model.skip_tokenizer_init:
             check_tokenizer(config, Path(model.tokenizer))
@@ -74,7 +67,7 @@ class MoELLaVAStartCheck(VerifyAndUpdateConfig):
 
 def check_tokenizer(config: PretrainedConfig, folder: Path) -> None:
     """Raise ValueError with a sentence where a local folder lacks its tokenizer's files."""
-    forms = TOKENIZERS[family(config)]
+    forms = family_of(config).tokenizer_files
     if folder.is_dir() and not any(all((folder / name).is_file() for name in form) for form in forms):
         named = ", or ".join(" and ".join(form) for form in forms)
         raise ValueError(f"{folder} holds no tokenizer ({named}): copy it there.")

@@ -5,68 +5,20 @@ The list comes from the configs alone, so files' headers are enough to check a c
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from transformers import CLIPVisionConfig, PretrainedConfig
 from vllm.model_executor.models.utils import get_layer_index
 
 from prismoe.model_plugins.files.weight_files import Shape
-from prismoe.model_plugins.models.moe_llava.config import (
-    dense_width,
-    expert_width,
-    experts_by_layer,
-    family,
-    moe_settings,
-)
+from prismoe.model_plugins.models.moe_llava.config import expert_width, experts_by_layer, moe_settings
+from prismoe.model_plugins.models.moe_llava.families import family_of
+from prismoe.model_plugins.models.moe_llava.families.family import DecoderFacts, Layout
 from prismoe.model_plugins.models.moe_llava.tower import TowerConfig
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce
 
 NamedShapes: TypeAlias = Iterator[tuple[str, Shape]]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a family calls the parts of its decoder."""
-
-    trunk: str
-    embedding: str
-    layers: str
-    final_norm: str
-    block_norms: tuple[str, ...]
-    inner: tuple[str, ...]
-    """The projections of a feed-forward layer to its width."""
-    outer: str
-    """The projection back."""
-    norm_bias: bool = True
-    mlp_bias: bool = False
-
-
-LAYOUTS = {
-    "phi": Layout(
-        "model",
-        "embed_tokens",
-        "layers",
-        "final_layernorm",
-        ("input_layernorm",),
-        ("fc1",),
-        "fc2",
-        mlp_bias=True,
-    ),
-    "stablelm": Layout(
-        "model",
-        "embed_tokens",
-        "layers",
-        "norm",
-        ("input_layernorm", "post_attention_layernorm"),
-        ("gate_proj", "up_proj"),
-        "down_proj",
-    ),
-    "qwen": Layout(
-        "transformer", "wte", "h", "ln_f", ("ln_1", "ln_2"), ("w1", "w2"), "c_proj", norm_bias=False
-    ),
-}
 
 LEFTOVERS = (
     # Buffers that older releases of transformers saved; they are computed here.
@@ -86,7 +38,7 @@ class TensorList:
     """What a checkpoint with this config must hold for the routing in force."""
 
     def __init__(self, config: PretrainedConfig, vision: TowerConfig, in_force: RoutingInForce) -> None:
-        layout = self._layout = LAYOUTS[family(config)]
+        layout = self._layout = family_of(config).layout
         self.tower_prefix = f"{layout.trunk}.image_tower.image_tower."
         self.policies: dict[str, str] = {}
         """The policy that needs a tensor, of those that routers need."""
@@ -157,43 +109,42 @@ def _norm(name: str, width: int, bias: bool = True) -> NamedShapes:
 
 
 def _decoder(config: PretrainedConfig, tower_width: int) -> NamedShapes:
-    layout, hidden = LAYOUTS[family(config)], config.hidden_size
+    family, hidden = family_of(config), config.hidden_size
+    layout, facts, norm_bias = family.layout, family.decoder(config), not family.has_rms_norm
     trunk = layout.trunk
     yield "lm_head.weight", (config.vocab_size, hidden)
     yield f"{trunk}.{layout.embedding}.weight", (config.vocab_size, hidden)
-    yield from _norm(f"{trunk}.{layout.final_norm}", hidden, layout.norm_bias)
+    yield from _norm(f"{trunk}.{layout.final_norm}", hidden, norm_bias)
     yield from _linear(f"{trunk}.mm_projector.image_spatial_proj.0", hidden, tower_width, bias=True)
     yield from _linear(f"{trunk}.mm_projector.image_spatial_proj.2", hidden, hidden, bias=True)
     experts = experts_by_layer(config)
     for layer in range(config.num_hidden_layers):
         prefix = f"{trunk}.{layout.layers}.{layer}"
         for norm in layout.block_norms:
-            yield from _norm(f"{prefix}.{norm}", hidden, layout.norm_bias)
-        yield from _attention(prefix, config)
+            yield from _norm(f"{prefix}.{norm}", hidden, norm_bias)
+        yield from _attention(f"{prefix}.{layout.attention}", layout, facts, config)
         if layer in experts:
             yield from _moe(f"{prefix}.mlp", config, experts[layer])
         else:
-            yield from _mlp(f"{prefix}.mlp", config, dense_width(config))
+            yield from _mlp(f"{prefix}.mlp", config, facts.dense_width)
 
 
-def _attention(prefix: str, config: PretrainedConfig) -> NamedShapes:
+def _attention(prefix: str, layout: Layout, facts: DecoderFacts, config: PretrainedConfig) -> NamedShapes:
     hidden = config.hidden_size
-    if family(config) == "qwen":
-        yield from _linear(f"{prefix}.attn.c_attn", 3 * hidden, hidden, bias=True)
-        yield from _linear(f"{prefix}.attn.c_proj", hidden, hidden, not config.no_bias)
-        return
-    is_phi = family(config) == "phi"
-    kv_width = config.num_key_value_heads * (hidden // config.num_attention_heads)
-    for name, width in (("q_proj", hidden), ("k_proj", kv_width), ("v_proj", kv_width)):
-        yield from _linear(f"{prefix}.self_attn.{name}", width, hidden, is_phi or config.use_qkv_bias)
-    yield from _linear(f"{prefix}.self_attn.{'dense' if is_phi else 'o_proj'}", hidden, hidden, is_phi)
+    kv_width = facts.kv_heads * (hidden // config.num_attention_heads)
+    widths = {"q_proj": hidden, "k_proj": kv_width, "v_proj": kv_width}
+    if layout.fused_qkv:
+        widths = {layout.fused_qkv: sum(widths.values())}
+    for name, width in widths.items():
+        yield from _linear(f"{prefix}.{name}", width, hidden, facts.qkv_bias)
+    yield from _linear(f"{prefix}.{layout.attention_output}", hidden, hidden, facts.output_bias)
 
 
 def _mlp(prefix: str, config: PretrainedConfig, width: int) -> NamedShapes:
-    layout, hidden = LAYOUTS[family(config)], config.hidden_size
-    for inner in layout.inner:
-        yield from _linear(f"{prefix}.{inner}", width, hidden, layout.mlp_bias)
-    yield from _linear(f"{prefix}.{layout.outer}", hidden, width, layout.mlp_bias)
+    kind, hidden = family_of(config).feed_forward, config.hidden_size
+    for inner in kind.inner:
+        yield from _linear(f"{prefix}.{inner}", width, hidden, kind.has_bias)
+    yield from _linear(f"{prefix}.{kind.down}", hidden, width, kind.has_bias)
 
 
 def _moe(prefix: str, config: PretrainedConfig, num_experts: int) -> NamedShapes:
@@ -202,7 +153,7 @@ def _moe(prefix: str, config: PretrainedConfig, num_experts: int) -> NamedShapes
             f"{prefix}.deepspeed_moe.experts.deepspeed_experts.{expert}", config, expert_width(config)
         )
     if moe_settings(config).use_residual:
-        yield from _mlp(f"{prefix}.mlp", config, dense_width(config))
+        yield from _mlp(f"{prefix}.mlp", config, family_of(config).decoder(config).dense_width)
         yield from _linear(f"{prefix}.coefficient", 2, config.hidden_size, bias=True)
 
 

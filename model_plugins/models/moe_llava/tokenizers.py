@@ -1,6 +1,6 @@
-"""The tokenizers of Qwen and StableLM, read from their ranks files without code from the checkpoint.
+"""Tokenizers that are read from a ranks file without code from the checkpoint.
 
-Both are byte-level BPE with tiktoken's ranks; their special tokens follow the ranks in a fixed order.
+They are byte-level BPE with tiktoken's ranks; their special tokens follow the ranks in a fixed order.
 """
 
 from typing import Any, ClassVar
@@ -35,42 +35,3 @@ class RanksTokenizer(PreTrainedTokenizerFast):
             settings["tokenizer_object"] = tokenizer_from_ranks(vocab_file, self.special_tokens_in_order)
         ends = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
         super().__init__(**ends | {name: value for name, value in settings.items() if value is not None})
-
-
-class QWenTokenizer(RanksTokenizer):
-    """Qwen of the first generation (`qwen.tiktoken`, 151,643 ranks)."""
-
-    vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "qwen.tiktoken"}
-    special_tokens_in_order = (
-        END_OF_TEXT,
-        "<|im_start|>",
-        "<|im_end|>",
-        *(f"<|extra_{index}|>" for index in range(205)),
-    )
-
-
-class Arcade100kTokenizer(RanksTokenizer):
-    """StableLM 2 (`arcade100k.tiktoken`, 100,257 ranks)."""
-
-    vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "arcade100k.tiktoken"}
-    special_tokens_in_order = (
-        END_OF_TEXT,
-        *(f"<|fim_{part}|>" for part in ("prefix", "middle", "suffix", "pad")),
-        "<gh_stars>",
-        "<filename>",
-        *(f"<issue_{part}>" for part in ("start", "comment", "closed")),
-        *(f"<jupyter_{part}>" for part in ("start", "text", "code", "output")),
-        "<empty_output>",
-        *(f"<commit_{part}>" for part in ("before", "msg", "after")),
-        "<reponame>",
-        "<|endofprompt|>",
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|pause|>",
-        *(f"<|reg{index}|>" for index in range(8)),
-        "<|extra0|>",
-    )
-
-
-RANKS_TOKENIZERS: dict[str, type[RanksTokenizer]] = {"QWen": QWenTokenizer, "Stablelm": Arcade100kTokenizer}
-"""By the decoder's name; Phi's tokenizer is transformers' own."""

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
-from prismoe.model_plugins.models.moe_llava.names import CHAT_TEMPLATE
+from prismoe.model_plugins.models.moe_llava.families import family_of
 from prismoe.model_plugins.models.moe_llava.processing import IMAGE_MARK, pixel_values
 from prismoe.model_plugins.tools.check.reference import IMAGE
 
@@ -70,7 +70,8 @@ def calibration_prompts(
     """Each image with the next of the questions, in the checkpoint's chat template."""
     config = AutoConfig.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    token_ids = [_token_ids(tokenizer, question) for question in questions]
+    template = tokenizer.chat_template or family_of(config).chat_template.read_text()
+    token_ids = [_token_ids(tokenizer, template, question) for question in questions]
     return [
         CalibrationPrompt(
             f"picture {number}",
@@ -81,9 +82,8 @@ def calibration_prompts(
     ]
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
+def _token_ids(tokenizer: PreTrainedTokenizerBase, template: str, question: str) -> list[int]:
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-    template = tokenizer.chat_template or CHAT_TEMPLATE.read_text()
     text = tokenizer.apply_chat_template(
         [message], chat_template=template, tokenize=False, add_generation_prompt=True
     )

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from prismoe.model_plugins.files.weight_files import read_json
 from prismoe.model_plugins.models.moe_llava.config import check_config_file, check_servable, routing_in_force
-from prismoe.model_plugins.models.moe_llava.names import CHAT_TEMPLATE
+from prismoe.model_plugins.models.moe_llava.families import family_of
 from prismoe.model_plugins.models.moe_llava.start_check import check_weights
 from prismoe.model_plugins.models.moe_llava.tensors import TensorList
 from prismoe.model_plugins.models.moe_llava.tokenizers import RanksTokenizer
@@ -66,7 +66,7 @@ def write_self_contained(
     _copy_tower(find_tower(config.mm_image_tower, str(source)), folder / TOWER_FOLDER)
     for file in (file for pattern in COPIED for file in source.glob(pattern)):
         shutil.copyfile(file, folder / file.name)
-    write_tokenizer(source, folder)
+    write_tokenizer(source, folder, family_of(config).chat_template)
     names = TensorList(config, tower_config(config.mm_image_tower, str(source)), in_force)
     tensors = lazy_tensors(source)
     if not any(name.startswith(names.tower_prefix) for name in tensors):
@@ -100,8 +100,11 @@ def _copy_tower(tower: Path, folder: Path) -> None:
         shutil.copyfile(tower / name, folder / name)
 
 
-def write_tokenizer(source: Path, folder: Path) -> None:
-    """tokenizer.json and its settings, in a form that transformers reads by itself."""
+def write_tokenizer(source: Path, folder: Path, chat_template: Path) -> None:
+    """tokenizer.json and its settings, in a form that transformers reads by itself.
+
+    `chat_template` is for a tokenizer that has none.
+    """
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if isinstance(tokenizer, RanksTokenizer):
         tokenizer = PreTrainedTokenizerFast(
@@ -113,5 +116,5 @@ def write_tokenizer(source: Path, folder: Path) -> None:
             padding_side=tokenizer.padding_side,
             chat_template=tokenizer.chat_template,
         )
-    tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE.read_text()
+    tokenizer.chat_template = tokenizer.chat_template or chat_template.read_text()
     tokenizer.save_pretrained(folder)

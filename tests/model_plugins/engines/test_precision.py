@@ -9,6 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from prismoe.model_plugins.models.moe_llava.families.family import Family
+from prismoe.model_plugins.models.moe_llava.families.phi import PHI
+from prismoe.model_plugins.models.moe_llava.families.qwen import QWEN
+from prismoe.model_plugins.models.moe_llava.families.stablelm import STABLELM
 from prismoe.model_plugins.models.moe_llava.quantization import check_quantization
 from tests.model_plugins.engine import engine, greedy
 from tests.model_plugins.engines.test_families import pixel_values, prompt_logits, tokens
@@ -70,20 +74,20 @@ def quantized(method: str | None, linear: str | None = None, moe: str | None = N
 @pytest.mark.parametrize(
     ("model", "family", "has_amx", "sentence"),
     [
-        (quantized("experts_int8"), "phi", True, "Phi's are of another form"),
-        (quantized("experts_int8"), "qwen", False, "need AMX"),
-        (quantized("fp8"), "qwen", True, "--quantization fp8 does not run on CPU: use int8_per_channel"),
+        (quantized("experts_int8"), PHI, True, "Phi's are of another form"),
+        (quantized("experts_int8"), QWEN, False, "need AMX"),
+        (quantized("fp8"), QWEN, True, "--quantization fp8 does not run on CPU: use int8_per_channel"),
         (
             quantized("fp8_per_block", "fp8_per_block_static", "fp8_per_block_static"),
-            "stablelm",
+            STABLELM,
             True,
             "--quantization fp8_per_block does not run on CPU",
         ),
-        (quantized("mxfp4", "mxfp4", "mxfp4"), "stablelm", True, "--quantization mxfp4 does not run on CPU"),
+        (quantized("mxfp4", "mxfp4", "mxfp4"), STABLELM, True, "--quantization mxfp4 does not run on CPU"),
     ],
 )
 def test_quantization_that_does_not_run_is_refused(
-    monkeypatch: pytest.MonkeyPatch, model: Any, family: str, has_amx: bool, sentence: str
+    monkeypatch: pytest.MonkeyPatch, model: Any, family: Family, has_amx: bool, sentence: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
     with pytest.raises(ValueError, match=sentence):
@@ -101,4 +105,4 @@ def test_quantization_that_does_not_run_is_refused(
 )
 def test_quantization_that_runs_passes(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    check_quantization(model, "stablelm")
+    check_quantization(model, STABLELM)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prismoe.model_plugins.models.moe_llava.config import MoELLaVAPhiConfig
+from prismoe.model_plugins.models.moe_llava.families.phi import MoELLaVAPhiConfig
 from prismoe.model_plugins.models.moe_llava.tower import patch_grid
 from prismoe.model_plugins.models.patch_grid import PatchGrid
 from tests.model_plugins.tiny_checkpoints import make_checkpoint

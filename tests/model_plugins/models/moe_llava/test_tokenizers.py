@@ -11,10 +11,11 @@ import pytest
 import tiktoken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from prismoe.model_plugins.models.moe_llava.families.qwen import QWenTokenizer
+from prismoe.model_plugins.models.moe_llava.families.stablelm import Arcade100kTokenizer
+from prismoe.model_plugins.models.moe_llava.names import CHAT_TEMPLATE
 from prismoe.model_plugins.models.moe_llava.tokenizers import (
     SPLIT_PATTERN,
-    Arcade100kTokenizer,
-    QWenTokenizer,
     RanksTokenizer,
 )
 from prismoe.model_plugins.plugin import register
@@ -97,7 +98,7 @@ def test_a_converted_tokenizer_is_the_same_without_the_plugin(
     register()
     original = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     folder = tmp_path_factory.mktemp("converted")
-    write_tokenizer(checkpoint, folder)
+    write_tokenizer(checkpoint, folder, CHAT_TEMPLATE)
     converted = PreTrainedTokenizerFast.from_pretrained(folder)
     shutil.copy(checkpoint / "config.json", folder)
     assert type(AutoTokenizer.from_pretrained(folder)) is type(converted)
