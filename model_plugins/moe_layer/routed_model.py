@@ -15,12 +15,12 @@ from vllm.platforms import current_platform
 from prismoe.kernels.expert_load import LayerLoad, empty_load
 from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
-from prismoe.model_plugins.moe_layer.step_watch import watch_steps
 from prismoe.model_plugins.moe_layer.token_segments import TokenSegments
 from prismoe.model_plugins.routing import ROUTING_KEY
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
+from prismoe.model_plugins.vllm_seams.step_watch import watch_steps
 
 
 def operator_routing(vllm_config: VllmConfig) -> Mapping[str, Any] | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prismoe.model_plugins.moe_layer.routed_model import ModalityRouting
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
-from prismoe.model_plugins.moe_layer.step_watch import StepRequests, watch_steps
+from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_steps
 
 
 class LayerRows(NamedTuple):

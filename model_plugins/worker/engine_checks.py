@@ -4,8 +4,8 @@ from vllm.config import SchedulerConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
+from prismoe.model_plugins.vllm_seams.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
 from prismoe.model_plugins.worker.engine_options import ROUTED_WORKER
-from prismoe.model_plugins.worker.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
 
 logger = init_logger("vllm.prismoe.engine")
 

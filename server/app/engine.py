@@ -4,19 +4,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.platforms import current_platform
-from vllm.sampling_params import SamplingParams
-from vllm.tasks import SupportedTask
 
+from prismoe.model_plugins.vllm_seams.engines import ask_engines
 from prismoe.model_plugins.worker.processes import end_forks_with_parent
 from prismoe.server.errors import StartRefused, sentence
 
@@ -46,7 +41,6 @@ class RoutedEngines:
 
     def __init__(self, client: EngineClient) -> None:
         self._client = client
-        self._core: Any = client.engine_core  # type: ignore[attr-defined]  # AsyncLLM's
 
     @property
     def errored(self) -> bool:
@@ -54,41 +48,8 @@ class RoutedEngines:
         return self._client.errored
 
     async def ask(self, method: str, *args: Any) -> list[Any]:
-        """Each engine's answer to one of `RoutingWorkerExtension`'s methods."""
-        answers = await self._core.call_utility_all_async("collective_rpc", method, None, args, None)
-        # The ranks of an engine route every token of its requests, so they answer alike.
-        return [ranks[0] for ranks in answers]
-
-
-def send_images_always(engine: EngineClient) -> None:
-    """Send the engine each image's tensors, whether or not an earlier request had the same image.
-
-    vLLM's front takes an image for sent once it is processed. Where that request is then refused, or only its
-    tokens are counted, the engine never gets the image, and fails the next request that has it.
-    """
-    renderer: Any = engine.renderer
-    renderer._mm_processor_cache = renderer._mm_processor_only_cache  # keeps what it processed, and sends it
-
-
-def check_sampling_early(engine: EngineClient, tasks: tuple[SupportedTask, ...]) -> None:
-    """Check how a request is to be sampled as soon as that is read, before its answer begins.
-
-    vLLM does when the engine gets the request: a stream has its status by then, and that of /v1/responses is
-    cut off.
-    """
-    check = engine.input_processor._validate_params
-
-    def checked(read: Callable[..., SamplingParams]) -> Callable[..., SamplingParams]:
-        def read_and_check(*args: Any, **kwargs: Any) -> SamplingParams:
-            params = read(*args, **kwargs)
-            check(params, tasks)
-            return params
-
-        return read_and_check
-
-    kinds: tuple[Any, ...] = (ChatCompletionRequest, CompletionRequest, ResponsesRequest)
-    for kind in kinds:
-        kind.to_sampling_params = checked(kind.to_sampling_params)
+        """Each engine's answer to one of `RoutingWorkerExtension`'s methods; its ranks answer alike."""
+        return await ask_engines(self._client, method, *args)
 
 
 def prepare_fork(listener: socket.socket) -> None:

@@ -1,8 +1,6 @@
 """Every error has one shape: OpenAI's, or Anthropic's on its routes."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +11,6 @@ from starlette._utils import get_route_path
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from vllm.entrypoints.launchers import app as launchers_app
 
 from prismoe.server.requests.errors import sentence
 
@@ -66,26 +63,6 @@ class ErrorShape:
                     await send({"type": "http.response.body", "body": shaped})
 
         await self._app(scope, receive, send_in_shape)
-
-
-@contextmanager
-def validation_errors_told() -> Iterator[None]:
-    """Has `tell_validation_errors` on an app that vLLM builds in the block.
-
-    vLLM also builds the app's stack, which takes no handlers later; a second stack would count no requests.
-    """
-    vllm: Any = launchers_app
-    add_handlers = vllm.init_exception_handler
-
-    def add_all_handlers(app: FastAPI) -> None:
-        add_handlers(app)
-        tell_validation_errors(app)
-
-    vllm.init_exception_handler = add_all_handlers
-    try:
-        yield
-    finally:
-        vllm.init_exception_handler = add_handlers
 
 
 def tell_validation_errors(app: FastAPI) -> None:

@@ -15,6 +15,11 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.utils.system_utils import decorate_logs
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
+from prismoe.model_plugins.vllm_seams.check import all_needs, check
+from prismoe.model_plugins.vllm_seams.engines import stop_hearing
+from prismoe.model_plugins.vllm_seams.exception_handlers import with_handlers
+from prismoe.model_plugins.vllm_seams.images import send_images_always
+from prismoe.model_plugins.vllm_seams.sampling import check_sampling_early
 from prismoe.server.access.configured import configured_keys
 from prismoe.server.access.gate import Gate
 from prismoe.server.access.keys import Keys
@@ -23,11 +28,9 @@ from prismoe.server.app import model_routes
 from prismoe.server.app.engine import (
     EngineArgs,
     RoutedEngines,
-    check_sampling_early,
     prepare_fork,
-    send_images_always,
 )
-from prismoe.server.app.error_shape import ErrorShape, validation_errors_told
+from prismoe.server.app.error_shape import ErrorShape, tell_validation_errors
 from prismoe.server.errors import EngineFailed, StartRefused, explained
 from prismoe.server.health.engine_watch import EngineWatch
 from prismoe.server.health.http_server import serve_until
@@ -65,6 +68,7 @@ async def run_server(args: Namespace, settings: ServeSettings) -> None:
         prepare_fork(listener)
         async with AsyncExitStack() as stack:
             with _sentences(), answering_meanwhile(listener, args, settings):
+                check(all_needs())
                 engine = await stack.enter_async_context(
                     build_async_engine_client_from_engine_args(EngineArgs.from_cli_args(args))
                 )
@@ -75,8 +79,7 @@ async def run_server(args: Namespace, settings: ServeSettings) -> None:
 
             async def end(seconds: float) -> None:
                 await running.drain(seconds)
-                if handler := engine.output_handler:  # type: ignore[attr-defined]  # AsyncLLM's
-                    handler.cancel()  # It would log the engine's end as an error.
+                stop_hearing(engine)
                 await asyncio.to_thread(partial(engine.shutdown, timeout=ENGINE_END_S))
 
             failure = await serve_until(app, listener, args, settings, app.state.engine_watch.watch(), end)
@@ -127,7 +130,7 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     tasks = await engine.get_supported_tasks()
     args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
     args.log_error_stack = True  # vLLM logs every error, of which log_faults_alone leaves the server's.
-    with validation_errors_told():
+    with with_handlers(tell_validation_errors):
         app: FastAPI = build_app(args, tasks, engine.model_config)
     keep_listed_routes(app)
     app.include_router(routes.router)

@@ -9,16 +9,16 @@ import logging
 import sys
 import traceback
 import warnings
-from concurrent.futures import Executor
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.renderers import BaseRenderer
+
+from prismoe.model_plugins.vllm_seams.threads import keep_context
 
 OWN = "vllm.prismoe"
 """Where the loggers of prismoe begin, which quote no client."""
@@ -47,22 +47,12 @@ def log_faults_alone(renderer: BaseRenderer) -> None:
             filtered.addFilter(may_be_written)
     show_warning = warnings.showwarning
     warnings.showwarning = lambda *warning: None if _request.get(None) else show_warning(*warning)
-    for executor in (renderer._executor, renderer._mm_executor):
-        _keep_context(executor)
+    keep_context(renderer)
 
 
 def begin_request(request_id: str) -> None:
     """From here on this task, and what it starts, work for a request."""
     _request.set(_Request(request_id))
-
-
-def _keep_context(executor: Executor) -> None:
-    submit = executor.submit
-
-    def submit_in_context(work: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return submit(copy_context().run, work, *args, **kwargs)
-
-    executor.submit = submit_in_context  # type: ignore[method-assign]
 
 
 def may_be_written(record: logging.LogRecord) -> bool:

@@ -20,6 +20,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.metrics.stats import RequestStateStats
 
+from prismoe.model_plugins.vllm_seams.answers import tell_answers
 from prismoe.server.access.routes import METRICS, is_open, route_label
 from prismoe.server.logs.error_log import begin_request
 from prismoe.server.refusal import RefusalCounter
@@ -69,17 +70,12 @@ _tokens: ContextVar[Tokens] = ContextVar("prismoe_tokens")
 
 def count_tokens(engine: EngineClient) -> None:
     """Have vLLM tell of each answer that its engine is asked for, once, as it begins."""
-    processor: Any = engine.output_processor  # type: ignore[attr-defined]  # AsyncLLM's
-    add_request = processor.add_request
 
-    def add_and_count(
-        request: EngineCoreRequest, prompt: Any, parent: Any = None, index: int = 0, queue: Any = None
-    ) -> None:
-        add_request(request, prompt, parent, index, queue)
+    def count(request: EngineCoreRequest, index: int, state: Any) -> None:
         if tokens := _tokens.get(None):
-            tokens.add(request, index == 0, processor.request_states[request.request_id].stats)
+            tokens.add(request, index == 0, state.stats)
 
-    processor.add_request = add_and_count
+    tell_answers(engine, count)
 
 
 class RequestLog:

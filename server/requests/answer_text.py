@@ -9,6 +9,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer, IncrementalDetokenizer
 
 from prismoe.model_plugins.models.moe_llava.names import RENDERER
+from prismoe.model_plugins.vllm_seams.answers import tell_answers
 
 COMPLETION = "cmpl-"
 """How vLLM's ids of completions begin. All other requests are answers to a conversation."""
@@ -29,19 +30,15 @@ def mend_answers(engine: EngineClient) -> None:
     MoE-LLaVA's prompts end in "ASSISTANT:", so an answer's first token begins with a space: it is left out.
     A prompt that ends inside a character would come back whole in front of the answer's text.
     """
-    processor: Any = engine.output_processor  # type: ignore[attr-defined]  # AsyncLLM's
-    add_request = processor.add_request
     begins_with_a_space = engine.vllm_config.model_config.tokenizer_mode == RENDERER
 
-    def add_and_mend(request: EngineCoreRequest, *args: Any, **options: Any) -> None:
-        add_request(request, *args, **options)
-        detokenizer = processor.request_states[request.request_id].detokenizer
-        if isinstance(detokenizer, FastIncrementalDetokenizer):
-            _prime(detokenizer, request.prompt_token_ids or [])
+    def mend(request: EngineCoreRequest, index: int, state: Any) -> None:
+        if isinstance(state.detokenizer, FastIncrementalDetokenizer):
+            _prime(state.detokenizer, request.prompt_token_ids or [])
         if begins_with_a_space and not request.request_id.startswith(COMPLETION) and not continues.get():
-            _leave_out_space(detokenizer)
+            _leave_out_space(state.detokenizer)
 
-    processor.add_request = add_and_mend
+    tell_answers(engine, mend)
 
 
 def _prime(detokenizer: FastIncrementalDetokenizer, prompt: list[int]) -> None:

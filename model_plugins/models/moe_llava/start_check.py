@@ -26,6 +26,8 @@ from prismoe.model_plugins.models.moe_llava.tower import (
 )
 from prismoe.model_plugins.moe_layer.routed_model import operator_routing
 from prismoe.model_plugins.routing.registry import RoutingInForce
+from prismoe.model_plugins.vllm_seams import overridden, scheduler, step_watch
+from prismoe.model_plugins.vllm_seams.check import check
 from prismoe.model_plugins.worker.engine_checks import check_engine, check_request_engine
 
 LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "pt")
@@ -40,6 +42,7 @@ class MoELLaVAStartCheck(VerifyAndUpdateConfig):
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         """Raise ValueError with a sentence, in the process that the user started."""
+        check([*overridden.NEEDS, *scheduler.NEEDS, *step_watch.NEEDS])
         model, load = vllm_config.model_config, vllm_config.load_config
         config = model.hf_config
         if load.load_format in LOAD_FORMATS:

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prismoe.kernels.expert_load import LayerLoad, empty_load
-from prismoe.kernels.modalities import MODALITIES
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
-from prismoe.server.metrics.expert_load import MODALITIES as SERVER_MODALITIES
 from tests.model_plugins.routing.routing_steps import CASES, make, random_step, token_segments
 
 EVERY_POLICY = pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
@@ -73,7 +71,3 @@ def test_a_step_of_padding_counts_nothing(settings: dict[str, Any]) -> None:
     assert router.load() == LayerLoad.read(empty_load(5), router.top_k)
     assert experts_TA.min() >= 0  # an id of -1 would corrupt memory in vLLM's CPU kernel
     assert weights_TA.isfinite().all()
-
-
-def test_server_and_counters_mean_the_same_modalities() -> None:
-    assert SERVER_MODALITIES == MODALITIES

@@ -12,10 +12,10 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
+from prismoe.model_plugins.vllm_seams.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
 from prismoe.model_plugins.worker import engine_checks
 from prismoe.model_plugins.worker.engine_checks import check_engine, check_request_engine
 from prismoe.model_plugins.worker.engine_options import ROUTED_WORKER, engine_options
-from prismoe.model_plugins.worker.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
 from tests.model_plugins.engine import PHI
 
 

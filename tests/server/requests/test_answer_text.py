@@ -20,7 +20,7 @@ class Processor:
     def __init__(self) -> None:
         self.request_states: dict[str, Any] = {}
 
-    def add_request(self, request: Any) -> None:
+    def add_request(self, request: Any, *_: Any) -> None:
         tokenizer: Any = SimpleNamespace(_tokenizer=TOKENIZER)
         detokenizer = FastIncrementalDetokenizer(tokenizer, request)
         self.request_states[request.request_id] = SimpleNamespace(detokenizer=detokenizer)
@@ -33,7 +33,7 @@ def detokenizer(prompt: list[int], request_id: str, mode: str = "prismoe") -> Fa
     mend_answers(SimpleNamespace(output_processor=processor, vllm_config=config))  # type: ignore[arg-type]
     params = SamplingParams(stop=["never"])
     request = SimpleNamespace(request_id=request_id, prompt_token_ids=prompt, sampling_params=params)
-    processor.add_request(request)
+    processor.add_request(request, None)
     mended: FastIncrementalDetokenizer = processor.request_states[request_id].detokenizer
     return mended
 

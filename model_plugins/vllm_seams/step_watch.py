@@ -3,6 +3,13 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
+from prismoe.model_plugins.vllm_seams.check import Needed
+
+NEEDS = [
+    Needed("vllm.v1.worker.gpu_model_runner:GPUModelRunner._prepare_inputs", ("scheduler_output",)),
+    Needed("vllm.v1.worker.gpu.model_runner:GPUModelRunner.prepare_inputs", ("scheduler_output",)),
+]
+
 
 class StepRequests(NamedTuple):
     """The requests of a step, in the order of their rows."""

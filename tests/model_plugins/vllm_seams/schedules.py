@@ -27,9 +27,9 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from prismoe.model_plugins.vllm_seams.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
 from prismoe.model_plugins.worker.engine_checks import check_engine
 from prismoe.model_plugins.worker.engine_options import engine_options
-from prismoe.model_plugins.worker.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
 from tests.model_plugins.engine import PHI
 
 TOKENS_PER_IMAGE = 16

@@ -10,6 +10,23 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from prismoe.model_plugins.vllm_seams.check import Needed
+
+SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+NEEDS = [
+    Needed(f"{SCHEDULER}.__init__", attributes=("prefix_replay_tokens", "max_num_scheduled_tokens")),
+    Needed(f"{SCHEDULER}.schedule", ("throttle_prefills",)),
+    Needed(f"{SCHEDULER}._reserve_prefill_lookahead", ("request", "num_computed_tokens", "num_new_tokens")),
+    Needed(f"{SCHEDULER}._try_schedule_encoder_inputs", ("request", "num_computed_tokens", "num_new_tokens")),
+    Needed(f"{SCHEDULER}._get_local_prefix_cache_hit", ("request",)),
+    Needed(f"{SCHEDULER}._ec_transfer_pending", ("request", "num_computed_tokens")),
+    Needed("vllm.v1.core.kv_cache_manager:KVCacheManager.create_kv_cache_blocks", ("blocks",)),
+    Needed(
+        "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.find_longest_cache_hit",
+        ("block_hashes", "max_cache_hit_length"),
+    ),
+]
+
 Image = tuple[int, int]
 """Where an image is in a prompt: its offset and its length in tokens."""
 

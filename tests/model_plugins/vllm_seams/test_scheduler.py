@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from vllm.config import VllmConfig
 
-from prismoe.model_plugins.worker.scheduler import tokens_before_cut
-from tests.model_plugins.worker.schedules import TOKENS_PER_IMAGE, Prompt, Run, Settings, configure
+from prismoe.model_plugins.vllm_seams.scheduler import tokens_before_cut
+from tests.model_plugins.vllm_seams.schedules import TOKENS_PER_IMAGE, Prompt, Run, Settings, configure
 
 ENDLESS = 2000  # tokens of an answer: more steps than any schedule here has
 

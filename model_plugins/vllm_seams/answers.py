@@ -1,0 +1,31 @@
+"""Where vLLM's front is told of each answer that the engine is asked for."""
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm.engine.protocol import EngineClient
+from vllm.v1.engine import EngineCoreRequest
+
+from prismoe.model_plugins.vllm_seams.check import Needed
+
+NEEDS = [
+    Needed(
+        "vllm.v1.engine.output_processor:OutputProcessor.add_request",
+        ("request", "prompt", "parent_req", "request_index", "queue"),
+        attributes=("request_states",),
+    )
+]
+
+
+def tell_answers(engine: EngineClient, begin: Callable[[EngineCoreRequest, int, Any], None]) -> None:
+    """Call `begin` with a request, the index of its answer, and vLLM's state of it, once, as it begins."""
+    processor: Any = engine.output_processor  # type: ignore[attr-defined]  # AsyncLLM's
+    add_request = processor.add_request
+
+    def add_and_tell(
+        request: EngineCoreRequest, prompt: Any, parent: Any = None, index: int = 0, queue: Any = None
+    ) -> None:
+        add_request(request, prompt, parent, index, queue)
+        begin(request, index, processor.request_states[request.request_id])
+
+    processor.add_request = add_and_tell

@@ -1,0 +1,39 @@
+"""What prismoe needs of vLLM is there, and what has changed is named in a sentence."""
+
+import pytest
+
+from prismoe.model_plugins.vllm_seams.check import Needed, VLLMChanged, all_needs, check
+
+PROCESSOR = "vllm.v1.engine.output_processor:OutputProcessor"
+
+
+def test_the_vllm_that_is_installed_has_all() -> None:
+    needs = all_needs()
+    assert len(needs) > 20
+    check(needs)
+
+
+@pytest.mark.parametrize(
+    "needed",
+    [
+        Needed("vllm.v1.engine.no_such_module:OutputProcessor"),
+        Needed("vllm.v1.engine.output_processor:NoSuchClass.add_request"),
+        Needed(f"{PROCESSOR}.no_such_method"),
+        Needed(f"{PROCESSOR}.add_request", ("prompt", "request")),
+        Needed(
+            f"{PROCESSOR}.add_request", ("request", "prompt", "parent_req", "request_index", "queue", "more")
+        ),
+        Needed(f"{PROCESSOR}.add_request", attributes=("request_states", "no_such_attribute")),
+    ],
+)
+def test_a_change_is_named(needed: Needed) -> None:
+    name = needed.name.replace(":", ".")
+    with pytest.raises(VLLMChanged) as refused:
+        check([Needed(f"{PROCESSOR}.add_request", ("request",)), needed])
+    assert str(refused.value) == (
+        f"vLLM's {name} has changed: prismoe is tested with vLLM 0.32. Install that release."
+    )
+
+
+def test_a_static_method_and_a_function_are_found() -> None:
+    check([Needed("vllm.utils.system_utils:decorate_logs", ("process_name",))])
