@@ -17,13 +17,18 @@ CLIENTS := .cache/clients
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test lint browser pictures monitored dashboards bench load locks audit two-hosts train install clients
+.PHONY: demo test test-fast lint browser pictures monitored dashboards bench load locks audit two-hosts train install clients
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
 
 test: lint browser $(BIN)/promtool
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+# What needs no engine, server, browser, Prometheus, Docker or root: about three minutes on two cores.
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile \
+		-m "not (engine or server or browser or network_namespaces or docker or prometheus or slow)" $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -1,6 +1,10 @@
-"""Settings that every vLLM process of the tests needs."""
+"""Settings that every vLLM process of the tests needs, and the markers that say what a test needs."""
 
 import os
+
+import pytest
+
+from tests.paths import REPOSITORY
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -11,3 +15,23 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     VLLM_CPU_OMP_THREADS_BIND="nobind",
 )
+
+MARKER_OF_FIXTURE = {"server": "server", "watched": "server", "browser": "browser"}
+ENGINES = REPOSITORY / "tests" / "model_plugins" / "engines"
+NEEDS = {"engine", "server", "browser", "network_namespaces", "docker", "prometheus", "slow"}
+LIMIT_WITHOUT_NEEDS_S = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the fixtures that they use and their folder; a test that needs nothing gets less time.
+
+    A module that starts engines or servers by itself says so in its `pytestmark`.
+    """
+    for item in items:
+        for fixture in MARKER_OF_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(MARKER_OF_FIXTURE[fixture])
+        if ENGINES in item.path.parents:
+            item.add_marker("engine")
+        marked = {marker.name for marker in item.iter_markers()}
+        if not marked & {*NEEDS, "timeout"}:
+            item.add_marker(pytest.mark.timeout(LIMIT_WITHOUT_NEEDS_S))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prismoe.benchmarks.kernels import bench_gpu
-from prismoe.benchmarks.kernels.bench import EXPERTS, loop_over_experts, routing
+from prismoe.benchmarks.kernels.bench import EXPERTS, Row, loop_over_experts, routing
 from prismoe.benchmarks.kernels.bench_gpu import (
     experts_on_gpu,
     mixture_on_gpu,
@@ -44,6 +44,7 @@ def seconds_of_one_run(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("triton_on_cpu", "without_gpu")
 @pytest.mark.parametrize(("dtype", "experts"), [(torch.float32, 4), (torch.float16, 9)])
 def test_it_checks_and_times_experts(dtype: torch.dtype, experts: int) -> None:
@@ -52,10 +53,11 @@ def test_it_checks_and_times_experts(dtype: torch.dtype, experts: int) -> None:
     assert all(row[f"{name}, ms"] > 0 for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize("on_gpu", [router_on_gpu, mixture_on_gpu])
 @pytest.mark.parametrize("tokens", [1, 64, 1300])
-def test_it_checks_and_times_routers(on_gpu: Callable[[int], bench_gpu.Row], tokens: int) -> None:
+def test_it_checks_and_times_routers(on_gpu: Callable[[int], Row], tokens: int) -> None:
     row = on_gpu(tokens)
     assert row["fused, µs"] > 0
     assert row["plain, µs"] > 0

@@ -52,7 +52,7 @@ def run_an_engine() -> Seen:
         with way.in_force(), decide as decided:
             answers = [output.outputs[0] for output in llm.generate(prompts, params, use_tqdm=False)]
         seen.answers[name] = [answer.token_ids for answer in answers]
-        seen.log_probs[name] = [answer.cumulative_logprob for answer in answers]
+        seen.log_probs[name] = [float(answer.cumulative_logprob or 0) for answer in answers]
         seen.decisions[name] = decided.call_count
         if llm.apply_model(attributes) != before:
             seen.left_changed.append(name)
@@ -75,6 +75,7 @@ def seen() -> Seen:
         return process.submit(run_an_engine).result()
 
 
+@pytest.mark.engine
 def test_vllms_own_answers_as_topk_does_and_without_prismoes_routers(seen: Seen) -> None:
     assert seen.answers[VLLMS_OWN] == seen.answers[TOP_K] == seen.answers[UNCOUNTED]
     assert seen.log_probs[VLLMS_OWN] == pytest.approx(seen.log_probs[TOP_K], rel=1e-4)
@@ -83,6 +84,7 @@ def test_vllms_own_answers_as_topk_does_and_without_prismoes_routers(seen: Seen)
     assert not seen.left_changed
 
 
+@pytest.mark.engine
 def test_a_measurement_counts_what_each_routing_used(seen: Seen) -> None:
     for workload, measured in seen.results.items():
         assert all(len(way["seconds"]) == 2 and min(way["seconds"]) > 0 for way in measured.values())
@@ -91,6 +93,7 @@ def test_a_measurement_counts_what_each_routing_used(seen: Seen) -> None:
         assert 0 < measured[TOP_K]["experts_seconds"] < sum(measured[TOP_K]["seconds"])
         assert (measured[LTDR_4]["pairs"] > measured[TOP_K]["pairs"]) == (workload == "pictures")
     _, tokens, answer = WORKLOADS["decode, 1 request"]
+    assert tokens is not None and answer is not None
     rounds = layers = experts = 2
     pairs = rounds * layers * experts * (tokens + answer - 1)
     assert seen.results["decode, 1 request"][TOP_K]["pairs"] == pairs

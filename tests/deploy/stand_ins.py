@@ -65,7 +65,7 @@ def torch_index(folder: Path, torch: str) -> Iterator[None]:
     """An index with torch's CPU build, which pip finds on this machine as `make install` does."""
     wheels = folder / "torch"
     if not list(wheels.glob("*.whl")):
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels, torch]
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), torch]
         official = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
         if subprocess.run(pip, stderr=subprocess.DEVNULL, timeout=600).returncode != 0:
             subprocess.run([*pip, *official], check=True, timeout=600)

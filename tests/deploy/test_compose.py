@@ -12,7 +12,7 @@ LASTING = {"server", "prometheus", "grafana"}
 OF_COMPOSE = {"COMPOSE_FILE"}
 
 
-def read(compose: Compose, cpu: bool = False, **settings: str) -> dict[str, Any]:
+def read(compose: Compose, cpu: bool = False, /, **settings: str) -> dict[str, Any]:
     done = compose(cpu, **settings)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, "Compose warns where a variable has no value."
@@ -36,6 +36,11 @@ def test_nothing_has_to_be_set(compose: Compose, cpu: bool) -> None:
     assert services["server"].get("gpus") == (None if cpu else [{"driver": "nvidia", "count": 1}])
     ranks = [] if cpu else ["--tensor-parallel-size", "1"]
     assert services["server"]["command"] == ["serve", "--api-keys-file", "/run/prismoe/api_keys", *ranks]
+
+
+def test_a_server_may_take_longer_to_end_than_its_requests_get(compose: Compose) -> None:
+    """Which is 30 s, `--shutdown-timeout`."""
+    assert read(compose)["services"]["server"]["stop_grace_period"] == "1m0s"
 
 
 def test_the_example_says_what_holds_without_it(compose: Compose) -> None:

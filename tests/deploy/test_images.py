@@ -94,9 +94,10 @@ def test_the_context_holds_what_is_copied() -> None:
 
 
 def test_all_parts_are_packed(dockerfile: Path) -> None:
-    """Each folder that pyproject.toml makes a package of is copied before the wheel is built."""
-    tool = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert {f"COPY {part} {part}" for part in tool["package-dir"].values()} <= set(instructions(dockerfile))
+    """Each folder that the package links to is copied before the wheel is built, and so are the links."""
+    parts = {part.name for part in (REPOSITORY / "prismoe").iterdir() if part.is_symlink()}
+    assert len(parts) == 6
+    assert {f"COPY {part} {part}" for part in {"prismoe", *parts}} <= set(instructions(dockerfile))
 
 
 def test_versions_are_those_of_the_project() -> None:

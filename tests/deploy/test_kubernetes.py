@@ -43,7 +43,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+@pytest.fixture(params=list(CASES.values()), ids=list(CASES))
 def values(request: pytest.FixtureRequest) -> dict[str, Any]:
     chosen: dict[str, Any] = request.param
     return chosen
@@ -250,6 +250,12 @@ def test_selectors_find_the_pods(values: dict[str, Any]) -> None:
     assert dict(word.split("=") for word in selector).items() <= found["server"].items()
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_server_may_take_longer_to_end_than_its_requests_get(nodes: int) -> None:
+    """Which is 30 s, `--shutdown-timeout`."""
+    assert server(render(nodes=nodes))["spec"]["terminationGracePeriodSeconds"] == 60
+
+
 def test_only_the_router_and_prometheus_reach_a_server() -> None:
     policy = render()["NetworkPolicy", "demo-server"]["spec"]
     [rule] = policy["ingress"]
@@ -263,7 +269,10 @@ def test_only_the_router_and_prometheus_reach_a_server() -> None:
 def test_a_server_that_may_fetch_images_reaches_no_private_address() -> None:
     *_, outside = render(fetchImages=True)["NetworkPolicy", "demo-server"]["spec"]["egress"]
     [block] = [peer["ipBlock"] for peer in outside["to"]]
-    assert {"10.0.0.0/8", "169.254.0.0/16", "127.0.0.0/8"} <= set(block["except"])
+    assert set(block["except"]) == {
+        *("10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16"),
+        *("172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16"),
+    }
 
 
 @pytest.mark.parametrize("name", ["image", "model", "apiKeySecret"])

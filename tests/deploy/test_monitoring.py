@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.deploy.conftest import DEPLOY, Compose, render
@@ -39,6 +40,7 @@ def test_prometheus_reads_every_file_of_rules() -> None:
     assert read == {file for file in files if "groups" in load(file)}
 
 
+@pytest.mark.prometheus
 def test_promtool_takes_the_settings(tmp_path: Path) -> None:
     promtool = shutil.which("promtool", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert promtool, "promtool is needed: it comes with Prometheus (Debian's package prometheus)."

@@ -18,6 +18,7 @@ ALERTS = [
 ]
 
 
+@pytest.mark.prometheus
 def test_rules_do_what_their_tests_say() -> None:
     for arguments in (["check", "rules", str(RULES)], ["test", "rules", str(TESTS)]):
         run = subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, timeout=60)

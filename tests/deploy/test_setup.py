@@ -41,7 +41,7 @@ class Root:
 
     def setup(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         environment = SETTINGS | settings | {"ROOT": str(self.folder), "PATH": "/usr/bin:/bin"}
-        command = ["sh", DEPLOY / "setup.sh", *arguments]
+        command = ["sh", str(DEPLOY / "setup.sh"), *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
 
     def read(self, name: str) -> str:

@@ -31,6 +31,8 @@ from tests.deploy.prometheus import RULES
 from tests.deploy.stand_ins import in_their_place, torch_index
 from tests.paths import REPOSITORY
 
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(3000)]
+
 PROJECT = "prismoe-test"
 IMAGE = "prismoe-test:cpu"
 WORK = REPOSITORY / ".cache" / "stack"
@@ -57,7 +59,7 @@ class Stack:
     def compose(self, *arguments: str, limit_s: float = 300, check: bool = True) -> str:
         """What Compose prints for these arguments."""
         files = [word for file in (*self.form, str(self.changes)) for word in ("--file", file)]
-        command = [COMPOSE, "--env-file", "/dev/null", "--project-name", PROJECT, *files, *arguments]
+        command = [str(COMPOSE), "--env-file", "/dev/null", "--project-name", PROJECT, *files, *arguments]
         done = subprocess.run(
             command,
             cwd=DEPLOY,

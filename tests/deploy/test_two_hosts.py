@@ -4,8 +4,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.deploy.two_hosts import REQUESTS
 from tests.paths import REPOSITORY
+
+pytestmark = [pytest.mark.server, pytest.mark.network_namespaces]
 
 
 def test_no_request_is_lost() -> None:

@@ -45,7 +45,7 @@ def least_work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return request.param
 
 
-@pytest.fixture(params=FORMS.values(), ids=FORMS.keys())
+@pytest.fixture(params=list(FORMS.values()), ids=list(FORMS))
 def form(request: pytest.FixtureRequest) -> Form:
     return request.param
 
@@ -96,7 +96,12 @@ def test_a_small_step_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     weights_TA, experts_TA = ragged_routing(16, EXPERTS, 4)
     hidden_TD = torch.randn(16, HIDDEN)
     given: list[tuple[Tensor, ...]] = []
-    flat_experts(hidden_TD, weights_TA, experts_TA, lambda *step: given.append(step) or step[0])
+
+    def same(*step: Tensor) -> Tensor:
+        given.append(step)
+        return step[0]
+
+    flat_experts(hidden_TD, weights_TA, experts_TA, same)
     assert all(part is step for part, step in zip(given[0], (hidden_TD, weights_TA, experts_TA), strict=True))
 
 

@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import Tensor, nn
-from vllm import LLM, SamplingParams
+from torch import Tensor
+from vllm import LLM, RequestOutput, SamplingParams
 
 from prismoe.model_plugins.worker.engine_options import engine_options
 from tests.paths import DATA
 
 PHI = DATA / "moe-llava-phi-tiny"
+Recording = dict[int, dict[str, list[np.ndarray]]]
 
 
 @contextmanager
 def engine(checkpoint: Path, routing: Mapping[str, Any] | None = None, **options: Any) -> Iterator[LLM]:
     """An eager float32 engine that gives raw logits and ends with the block."""
-    settings = {
+    settings: dict[str, Any] = {
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": 512,
@@ -27,7 +28,7 @@ def engine(checkpoint: Path, routing: Mapping[str, Any] | None = None, **options
         "logprobs_mode": "raw_logits",
         "disable_log_stats": True,
     }
-    llm = LLM(str(checkpoint), **settings | engine_options(routing) | options)
+    llm = LLM(str(checkpoint), **settings | dict(engine_options(routing)) | options)
     try:
         yield llm
     finally:
@@ -54,12 +55,19 @@ def greedy(max_tokens: int, with_prompt: bool = True) -> SamplingParams:
     )
 
 
-def logits(positions: list[Any]) -> np.ndarray:
+def logits(positions: Any) -> np.ndarray:
     """`[positions, vocabulary]` from vLLM's logprobs in the mode raw_logits."""
     return np.array([[entry[token].logprob for token in range(len(entry))] for entry in positions])
 
 
-def start_recording(model: nn.Module) -> None:
+def prompt_logits(output: RequestOutput) -> np.ndarray:
+    """The logits at each position of the prompt."""
+    first, answer = output.prompt_logprobs, output.outputs[0].logprobs
+    assert first is not None and answer is not None
+    return logits([*first[1:], answer[0]])
+
+
+def start_recording(model: Any) -> None:
     """Keep the gate's logits and the router's experts and weights of each MoE layer from now on."""
     recording: dict[int, dict[str, list[Tensor]]] = {}
     for layer, decoder_layer in enumerate(model.model.layers):
@@ -82,7 +90,7 @@ def _record_layer(mlp: Any, record: dict[str, list[Tensor]]) -> None:
     router.decide = recorded
 
 
-def take_recording(model: nn.Module) -> dict[int, dict[str, list[np.ndarray]]]:
+def take_recording(model: Any) -> Recording:
     """By layer, the tensors of each step since the last call."""
     taken = {
         layer: {name: [step.numpy() for step in steps] for name, steps in record.items()}
@@ -94,7 +102,7 @@ def take_recording(model: nn.Module) -> dict[int, dict[str, list[np.ndarray]]]:
     return taken
 
 
-def same_on_all_ranks(recordings: list[dict]) -> dict:
+def same_on_all_ranks(recordings: list[Recording]) -> Recording:
     """Rank 0's recording; the others hold the same experts and weights bit for bit."""
     for other in recordings[1:]:
         for layer, record in recordings[0].items():

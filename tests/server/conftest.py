@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -42,8 +43,8 @@ def other_picture() -> bytes:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
-    options = ("--expert-load-interval", "0.2", "--expert-metrics", "full")
-    options += ("--block-size", "32")  # vLLM chooses by CPU; with 128 a repeated picture is not cached
+    options = ["--expert-load-interval", "0.2", "--expert-metrics", "full"]
+    options += ["--block-size", "32"]  # vLLM chooses by CPU; with 128 a repeated picture is not cached
     running = Server(log, *options, "--allowed-local-media-path", str(picture_folder))
     try:
         running.wait_until_ready()
@@ -76,7 +77,7 @@ def text_part(text: str) -> dict[str, object]:
     return {"type": "text", "text": text}
 
 
-def user(*content: dict[str, object] | str) -> list[dict[str, object]]:
+def user(*content: dict[str, object] | str) -> list[Any]:
     """A conversation of one message."""
     parts = [text_part(part) if isinstance(part, str) else part for part in content]
     return [{"role": "user", "content": parts}]

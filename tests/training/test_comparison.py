@@ -97,7 +97,7 @@ class Slow(BaseHTTPRequestHandler):
     prompts: dict[int, list[bytes]]
 
     def do_GET(self) -> None:
-        port = self.server.server_address[1]
+        port = self._port
         count, metric = len(self.prompts[port]), prefill.METRIC
         counted = (
             f'{metric}_sum{{engine="0"}} {count * self.seconds[port]}\n{metric}_count{{engine="0"}} {count}'
@@ -106,8 +106,13 @@ class Slow(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.prompts[self.server.server_address[1]].append(body)
+        self.prompts[self._port].append(body)
         self._send('{"choices": [{"message": {"content": ""}}]}')
+
+    @property
+    def _port(self) -> int:
+        assert isinstance(self.server, ThreadingHTTPServer)
+        return self.server.server_port
 
     def _send(self, body: str) -> None:
         self.send_response(200)
@@ -137,7 +142,7 @@ def urls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_prefill_time_is_what_the_servers_counted(urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefill, "ROUNDS", 4)
     for _ in range(2):  # of two contenders, beside one server
-        assert prefill_ratio(*urls, pngs=[b"png"] * 9) == pytest.approx((3, 3, 3))
+        assert prefill_ratio(urls[0], urls[1], pngs=[b"png"] * 9) == pytest.approx((3, 3, 3))
     own, baseline = Slow.prompts.values()
     assert own == baseline
     for prompts in (own, baseline):

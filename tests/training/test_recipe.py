@@ -93,6 +93,7 @@ def test_unknown_settings_are_refused() -> None:
         TowerSettings.model_validate({"round": 3})
 
 
+@pytest.mark.slow
 def test_the_whole_recipe(tmp_path: Path) -> None:
     emoji = [concept.emoji[0] for concept in CONCEPTS if concept.name in held_out_families()][:2]
     pictures = MadeUpPictures(tmp_path, [*emoji, "dog", "another"])

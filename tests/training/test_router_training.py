@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prismoe.kernels.routing import PADDING, TEXT
 from prismoe.model_plugins.routing.policy import RouterInputs
@@ -114,13 +114,15 @@ def test_mixtures_stay_distributions() -> None:
     assert moe.router["log_mixing"].exp().sum(dim=(1, 2)).tolist() == pytest.approx([1.0, 1.0])
 
 
+def neurons(expert: nn.Module) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in expert.get_parameter("fc1.weight").tolist()}
+
+
 def test_every_expert_keeps_other_neurons() -> None:
     torch.manual_seed(0)
     dense = MoELLaVA(SMALL, SMALL_TOWER)
     (moe,) = start(dense, (1,), TRAINED["topk"]).moe_layers
-    rows = {tuple(row) for row in dense.model.layers[1].mlp.fc1.weight.tolist()}
-    kept = [
-        {tuple(row) for row in expert.fc1.weight.tolist()} & rows for expert in moe.experts.deepspeed_experts
-    ]
+    rows = neurons(dense.get_submodule("model.layers.1.mlp"))
+    kept = [neurons(expert) & rows for expert in moe.get_submodule("experts.deepspeed_experts").children()]
     assert [len(own) for own in kept] == [SMALL.intermediate_size // 2] * 4
     assert kept[0] != kept[1]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import pytest
+
 from prismoe.kernels.triton import expert_load as triton_expert_load
 from prismoe.kernels.triton import experts as triton_experts
 from prismoe.kernels.triton import mixture as triton_mixture
@@ -18,6 +20,7 @@ def writes(function: Callable[..., None]) -> bool:
     return "tl.store(" in source or "tl.atomic_add(" in source
 
 
+@pytest.mark.slow
 def test_every_kernel_builds_for_three_generations() -> None:
     built = subprocess.run(
         [sys.executable, "-m", "prismoe.kernels.triton.compile_ahead"],

@@ -12,7 +12,7 @@ from tests.kernels.test_routing import SEGMENTS, random_logits
 @pytest.mark.parametrize(
     "said", ["nothing", "counts", "tails", "logits", "scores", "shared experts", "no segments"]
 )
-@pytest.mark.parametrize("experts", [2, 3, 7, 64])
+@pytest.mark.parametrize("experts", [2, *(pytest.param(many, marks=pytest.mark.slow) for many in (3, 7, 64))])
 @pytest.mark.parametrize("segments", [*SEGMENTS.values(), [0] * 50 + [-1] * 20 + [1] * 80 + [-2] * 9])
 def test_it_counts_as_the_plain_form(segments: list[int], experts: int, said: str) -> None:
     tokens, generator = len(segments), torch.Generator().manual_seed(experts)

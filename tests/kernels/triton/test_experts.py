@@ -1,5 +1,7 @@
 """The grouped product against the float64 reference, by Triton's interpreter."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -27,8 +29,9 @@ def grouped(
 ) -> Tensor:
     w13, w2 = random(experts, (1 + gated) * WIDTH, HIDDEN), random(experts, HIDDEN, WIDTH)
     b13, b2 = (None, None) if gated else (random(experts, WIDTH, seed=2), random(experts, HIDDEN, seed=3))
-    activation = "silu" if gated else "gelu_tanh"
-    rows = workspace_rows(*weights_TA.shape, most_rows)
+    activation: Literal["silu", "gelu_tanh"] = "silu" if gated else "gelu_tanh"
+    tokens, slots = weights_TA.shape
+    rows = workspace_rows(tokens, slots, most_rows)
     workspace = torch.full((rows, HIDDEN + WIDTH), torch.nan)
     output_TD = torch.full_like(hidden_TD, torch.nan)
     grouped_experts(hidden_TD, weights_TA, experts_TA, w13, w2, b13, b2, activation, workspace, output_TD)
@@ -55,7 +58,8 @@ def expected(
 
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "plain"])
 @pytest.mark.parametrize(
-    ("tokens", "experts", "slots"), [(1, 4, 4), (3, 2, 1), (7, 5, 9), (65, 4, 4), (33, 64, 8)]
+    ("tokens", "experts", "slots"),
+    [(1, 4, 4), (3, 2, 1), (7, 5, 9), (65, 4, 4), pytest.param(33, 64, 8, marks=pytest.mark.slow)],
 )
 def test_it_matches_the_reference(tokens: int, experts: int, slots: int, gated: bool) -> None:
     weights_TA, experts_TA = ragged_routing(tokens, experts, slots)
@@ -72,6 +76,7 @@ def test_a_dropped_slot_is_not_run() -> None:
     assert torch.equal(grouped(hidden_TD, weights_TA, dropped_TA, 4, gated=True), repeated_TD)
 
 
+@pytest.mark.slow
 def test_chunks_of_tokens_give_what_all_at_once_do() -> None:
     """The interpreter's products are BLAS's, where a row's last bit may depend on its place in a block."""
     weights_TA, experts_TA = ragged_routing(40, 12, 9)

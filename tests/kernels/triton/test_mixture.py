@@ -91,7 +91,6 @@ def test_of_equal_components_the_lower_experts_wins(higher: int) -> None:
     assert (check_against_plain(inputs) == 5).all()
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.usefixtures("both_sizes")
 @pytest.mark.parametrize("experts", [1, 3, 4])
 def test_padding_of_any_content_gets_an_expert(experts: int) -> None:

@@ -26,7 +26,7 @@ THRESHOLD = 0.04  # about the mean RPV of the checkpoint's vision tokens
 LOGIT_NOISE, RPV_NOISE = 1e-5, 1e-6  # how far float32 may be off
 
 
-class RecordingHits:
+class RecordingHits(Scheduler):
     """Counts, in a scheduler, where the prefix-cache hits end that vLLM finds."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -76,7 +76,7 @@ class Question(NamedTuple):
     tail_experts: int | None = None  # that the request asks for
 
     @property
-    def prompt(self) -> dict[str, Any]:
+    def prompt(self) -> Any:
         images = [PICTURES[index] for index in self.pictures]
         asks = (
             {"routing": {"tail_experts": self.tail_experts, "head_experts": 1}} if self.tail_experts else {}
@@ -124,7 +124,7 @@ class Answer(NamedTuple):
     rows: list[Row]
 
 
-@pytest.fixture(scope="module", params=ENGINES.values(), ids=ENGINES.keys())
+@pytest.fixture(scope="module", params=list(ENGINES.values()), ids=list(ENGINES))
 def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # this test takes the steps itself
@@ -144,7 +144,8 @@ def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
 
 
 def scheduler(llm: LLM) -> Any:
-    return llm.llm_engine.engine_core.engine_core.scheduler
+    core: Any = llm.llm_engine.engine_core
+    return core.engine_core.scheduler
 
 
 def forget_everything(llm: LLM) -> None:
@@ -155,7 +156,8 @@ def forget_everything(llm: LLM) -> None:
 
 def answers(llm: LLM, arrivals: Sequence[Arrival]) -> list[Answer]:
     """Take steps until all requests are answered. Several requests arrive between two steps."""
-    vllm, tokens = llm.llm_engine, {}
+    vllm: Any = llm.llm_engine
+    tokens = {}
     waiting, pause = list(enumerate(arrivals)), 0
     llm.collective_rpc(take_steps)
     while waiting or vllm.has_unfinished_requests():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from vllm import LLM, RequestOutput
+from vllm import LLM
 
 from prismoe.model_plugins.models.moe_llava.processing import pad_to_square
 from prismoe.model_plugins.models.moe_llava.tower import tower_image_processor
@@ -16,7 +16,7 @@ from prismoe.model_plugins.moe_layer.cpu_experts import WIDE
 from tests.model_plugins.engine import (
     engine,
     greedy,
-    logits,
+    prompt_logits,
     rank_cores,
     same_on_all_ranks,
     start_recording,
@@ -41,7 +41,7 @@ REQUESTS: list[tuple[str, list[Image.Image]]] = [
 ]
 
 
-def as_prompt(request: tuple[str, list[Image.Image]]) -> dict[str, Any]:
+def as_prompt(request: tuple[str, list[Image.Image]]) -> Any:
     text, images = request
     return {"prompt": text, **({"multi_modal_data": {"image": images}} if images else {})}
 
@@ -65,7 +65,7 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+@pytest.fixture(scope="module", params=list(CHECKPOINTS.values()), ids=list(CHECKPOINTS))
 def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
     return dict(request.param)
 
@@ -103,10 +103,6 @@ def tokens(llm: LLM, text: str) -> list[int]:
         llm.get_tokenizer().encode(chunk, add_special_tokens=False) for chunk in text.split("<image>")
     )
     return [*first, *(token for chunk in rest for token in [IMAGE, *chunk])]
-
-
-def prompt_logits(output: RequestOutput) -> np.ndarray:
-    return logits([*output.prompt_logprobs[1:], output.outputs[0].logprobs[0]])
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=["one image", "two images", "text"])

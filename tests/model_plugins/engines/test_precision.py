@@ -14,8 +14,8 @@ from prismoe.model_plugins.models.moe_llava.families.phi import PHI
 from prismoe.model_plugins.models.moe_llava.families.qwen import QWEN
 from prismoe.model_plugins.models.moe_llava.families.stablelm import STABLELM
 from prismoe.model_plugins.models.moe_llava.quantization import check_quantization
-from tests.model_plugins.engine import engine, greedy
-from tests.model_plugins.engines.test_families import pixel_values, prompt_logits, tokens
+from tests.model_plugins.engine import engine, greedy, prompt_logits
+from tests.model_plugins.engines.test_families import pixel_values, tokens
 from tests.model_plugins.plain_moe_llava import PlainMoELLaVA
 from tests.model_plugins.tiny_checkpoints import make_checkpoint
 from tests.paths import DATA
@@ -58,7 +58,7 @@ def test_logits_stay_near_float32(
     plain = PlainMoELLaVA(checkpoint)
     image = Image.open(DATA / "image.png").convert("RGB")
     with engine(checkpoint, **options) as llm:
-        prompt = {"prompt": TEXT, "multi_modal_data": {"image": image}}
+        prompt: Any = {"prompt": TEXT, "multi_modal_data": {"image": image}}
         (output,) = llm.generate(prompt, greedy(1), use_tqdm=False)
         trace = plain(tokens(llm, TEXT), pixel_values(plain, checkpoint, [image]))
         dtype = llm.model_config.dtype

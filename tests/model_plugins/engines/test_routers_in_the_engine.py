@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from vllm import LLM
 
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
-from tests.model_plugins.engine import engine, greedy, start_recording, take_recording
-from tests.model_plugins.engines.test_families import REQUESTS, as_prompt, pixel_values, prompt_logits, tokens
+from tests.model_plugins.engine import engine, greedy, prompt_logits, start_recording, take_recording
+from tests.model_plugins.engines.test_families import REQUESTS, as_prompt, pixel_values, tokens
 from tests.model_plugins.plain_moe_llava import PlainMoELLaVA, Trace
 from tests.model_plugins.routing.routing_steps import BY_MODALITY, CASES, make
 from tests.model_plugins.tiny_checkpoints import HIDDEN, MOE, make_checkpoint
@@ -163,7 +162,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 """Changes that concern both."""
 
 
-def route_by(model: nn.Module, layer: int, settings: dict[str, Any]) -> None:
+def route_by(model: Any, layer: int, settings: dict[str, Any]) -> None:
     """Have a layer route by other settings, under which its tensors keep their shapes."""
     policy, by_request = make(settings), model.routing.requests
     router = model.model.layers[layer].mlp.experts.router
@@ -190,7 +189,7 @@ def test_a_setting_changes_what_an_image_gives_and_visions_own_leaves_text_alone
         llm.apply_model(partial(route_by, layer=layer, settings=CASES[case]))
 
 
-def flip(model: nn.Module, layer: int, name: str) -> None:
+def flip(model: Any, layer: int, name: str) -> None:
     """Change the sign of a router's parameter; only of vision's row where it has one for each modality."""
     parameter: torch.Tensor = model.model.layers[layer].mlp.router[name]
     (parameter[1] if name in BY_MODALITY else parameter).data.neg_()

@@ -43,9 +43,9 @@ def image_tokens_by_step(worker: Any) -> list[int]:
 def test_top_k_answers_though_no_step_holds_an_image() -> None:
     with engine(PHI, max_num_batched_tokens=12, max_num_seqs=4) as llm:
         llm.collective_rpc(start_counting)
-        request = {"prompt": PROMPT, "multi_modal_data": PICTURE}
+        prompts: Any = [{"prompt": "Hi"}, {"prompt": PROMPT, "multi_modal_data": PICTURE}]
         # One that decodes for long keeps no other out.
-        outputs = llm.generate([{"prompt": "Hi"}, request], [greedy(30), greedy(12)], use_tqdm=False)
+        outputs = llm.generate(prompts, [greedy(30), greedy(12)], use_tqdm=False)
         assert [len(output.outputs[0].token_ids) for output in outputs] == [30, 12]
         assert list(outputs[1].outputs[0].token_ids) == REFERENCE["greedy_ids"].tolist()
         counts = llm.collective_rpc(image_tokens_by_step)[0]
@@ -65,7 +65,8 @@ def llm() -> Iterator[LLM]:
 
 
 def scheduler(llm: LLM) -> Any:
-    return llm.llm_engine.engine_core.engine_core.scheduler
+    core: Any = llm.llm_engine.engine_core
+    return core.engine_core.scheduler
 
 
 def blocks_of(llm: LLM, request: str) -> list[int]:
@@ -103,7 +104,8 @@ def marks_left(worker: Any, blocks: list[int]) -> float:
 def test_a_running_requests_blocks_keep_their_bytes_where_a_hit_ends_inside_an_image(llm: LLM) -> None:
     beginning = "so " * 18 + "<image>"
     add(llm, "reader", beginning + "\nWhat is this? ASSISTANT:", 100)
-    while not (out := llm.llm_engine.step()) or not out[0].outputs[0].token_ids:
+    engine: Any = llm.llm_engine
+    while not (out := engine.step()) or not out[0].outputs[0].token_ids:
         pass
     first, second, *_ = read = blocks_of(llm, "reader")
     add(llm, "other", beginning + " and what is that? ASSISTANT:", 100)

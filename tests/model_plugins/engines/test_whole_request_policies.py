@@ -34,7 +34,7 @@ class Question(NamedTuple):
     has_picture: bool = True
 
     @property
-    def prompt(self) -> dict[str, Any]:
+    def prompt(self) -> Any:
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (56, 56, 3), dtype=np.uint8))
         return {"prompt": self.text, **({"multi_modal_data": {"image": picture}} if self.has_picture else {})}
 
@@ -79,7 +79,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llm(checkpoint: Path) -> Iterator[LLM]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the test looks at the scheduler
-        options = {
+        options: dict[str, Any] = {
             "block_size": BLOCK_SIZE,
             "num_gpu_blocks_override": BLOCKS,  # two or three requests at once, and then preemption
             "max_model_len": 192,
@@ -92,7 +92,8 @@ def llm(checkpoint: Path) -> Iterator[LLM]:
 
 
 def answers(llm: LLM, questions: Sequence[Question], step_tokens: int) -> list[Answer]:
-    llm.llm_engine.engine_core.engine_core.scheduler.max_num_scheduled_tokens = step_tokens
+    core: Any = llm.llm_engine.engine_core
+    core.engine_core.scheduler.max_num_scheduled_tokens = step_tokens
     llm.collective_rpc(take_steps)
     outputs = llm.generate(
         [question.prompt for question in questions],

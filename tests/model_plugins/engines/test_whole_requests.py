@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from torch import nn
 from vllm import LLM, RequestOutput
 
 from prismoe.kernels.routing import PADDING
@@ -22,7 +21,10 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def requests() -> list[dict[str, Any]]:
+Alone = tuple[RequestOutput, dict[str, np.ndarray]]
+
+
+def requests() -> list[Any]:
     photo = Image.open(DATA / "image.png")
     return [
         {"prompt": "USER: <image>\nWhat is this? ASSISTANT:", "multi_modal_data": {"image": photo}},
@@ -38,12 +40,12 @@ def requests() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    options = {"max_num_batched_tokens": STEP, "max_num_seqs": 8, "limit_mm_per_prompt": {"image": 2}}
-    with engine(PHI, {"policy": "ltdr"}, **options) as llm:
+    steps: dict[str, Any] = {"max_num_batched_tokens": STEP, "max_num_seqs": 8}
+    with engine(PHI, {"policy": "ltdr"}, limit_mm_per_prompt={"image": 2}, **steps) as llm:
         yield llm
 
 
-def load_of(llm: LLM, prompts: list[dict[str, Any]]) -> tuple[list[RequestOutput], dict[str, np.ndarray]]:
+def load_of(llm: LLM, prompts: list[Any]) -> tuple[list[RequestOutput], dict[str, np.ndarray]]:
     """The answers, and the expert load that they added."""
     before = llm.collective_rpc("prismoe_expert_load")[0]
     outputs = llm.generate(prompts, greedy(NEW_TOKENS, with_prompt=False), use_tqdm=False)
@@ -58,12 +60,12 @@ def test_before_any_request_nothing_is_counted(llm: LLM) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(llm: LLM) -> list[tuple[RequestOutput, dict[str, np.ndarray]]]:
+def alone(llm: LLM) -> list[Alone]:
     answers = [load_of(llm, [request]) for request in requests()]
     return [(output, load) for (output,), load in answers]
 
 
-def test_a_batch_in_small_steps_changes_nothing(llm: LLM, alone: list) -> None:
+def test_a_batch_in_small_steps_changes_nothing(llm: LLM, alone: list[Alone]) -> None:
     outputs, load = load_of(llm, requests())
     for output, (expected, _) in zip(outputs, alone, strict=True):
         assert output.outputs[0].token_ids == expected.outputs[0].token_ids
@@ -74,10 +76,11 @@ def test_a_batch_in_small_steps_changes_nothing(llm: LLM, alone: list) -> None:
         np.testing.assert_array_equal(counted, sum(counts[name] for _, counts in alone))
 
 
-def test_each_computed_token_is_counted_once(alone: list) -> None:
+def test_each_computed_token_is_counted_once(alone: list[Alone]) -> None:
     for request, (output, load) in zip(requests(), alone, strict=True):
         images = request["prompt"].count("<image>")
         vision = images * TOKENS_PER_IMAGE
+        assert output.prompt_token_ids is not None
         text = len(output.prompt_token_ids) - vision + NEW_TOKENS - 1  # the last token is not fed back
         for layer in range(2):
             tail = load["tail_tokens"][layer]
@@ -88,7 +91,7 @@ def test_each_computed_token_is_counted_once(alone: list) -> None:
             assert (0 < tail < vision) if images else tail == 0
 
 
-def test_a_vision_setting_changes_images_and_leaves_text_bit_for_bit(alone: list) -> None:
+def test_a_vision_setting_changes_images_and_leaves_text_bit_for_bit(alone: list[Alone]) -> None:
     with engine(PHI, {"policy": "topk"}, limit_mm_per_prompt={"image": 2}) as other:
         for request, (expected, _) in zip(requests(), alone, strict=True):
             (output,) = other.generate(request, greedy(NEW_TOKENS, with_prompt=False), use_tqdm=False)
@@ -114,15 +117,15 @@ def test_the_same_request_gets_the_same_answer_20_times(llm: LLM) -> None:
     assert len(answers) == 1
 
 
-def forgot_the_step(model: nn.Module) -> bool:
+def forgot_the_step(model: Any) -> bool:
     return bool((model.routing.segments.segments == PADDING).all())
 
 
-def test_after_a_step_a_dummy_step_would_count_nothing(llm: LLM, alone: list) -> None:
+def test_after_a_step_a_dummy_step_would_count_nothing(llm: LLM, alone: list[Alone]) -> None:
     assert llm.apply_model(forgot_the_step) == [True]
 
 
-def test_counting_can_start_from_zero(llm: LLM, alone: list) -> None:
+def test_counting_can_start_from_zero(llm: LLM, alone: list[Alone]) -> None:
     assert np.any(llm.collective_rpc("prismoe_expert_load")[0]["expert_tokens"])
     llm.collective_rpc("prismoe_reset_expert_load")
     test_before_any_request_nothing_is_counted(llm)

@@ -1,6 +1,7 @@
 """Where an image's tokens lie on the picture, for each kind of tower."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from prismoe.model_plugins.models.patch_grid import PatchGrid
 from tests.model_plugins.tiny_checkpoints import make_checkpoint
 
 
-def grid_of(folder: Path, tower: str, **settings: object) -> PatchGrid:
+def grid_of(folder: Path, tower: str, **settings: Any) -> PatchGrid:
     checkpoint = make_checkpoint(folder, "phi", tower, **settings)
     return patch_grid(MoELLaVAPhiConfig.from_pretrained(checkpoint), str(checkpoint))
 

@@ -14,6 +14,9 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from prismoe.kernels.expert_load import empty_load
 from prismoe.kernels.triton import expert_load as triton_expert_load
 from prismoe.kernels.triton import router as triton_router
+from prismoe.kernels.triton.expert_load import count_expert_load_fused
+from prismoe.kernels.triton.mixture import mixture_router
+from prismoe.kernels.triton.router import fused_router
 from prismoe.model_plugins.moe_layer import gpu_router, kernel_check, routed_model
 from prismoe.model_plugins.moe_layer.gpu_router import FusedRouter
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
@@ -94,6 +97,7 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -
 LTDR, GMM, TOP_ANY = (make(CASES[case]) for case in ("ltdr", "gmm", "top_any"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_cuda")
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
 def test_every_policy_passes_its_check_at_start(settings: dict[str, Any]) -> None:
@@ -112,10 +116,6 @@ def test_an_operator_can_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
     assert routed_model.router_class(LTDR, 5) is PolicyRouter
 
 
-fused_router, mixture_router = gpu_router.fused_router, gpu_router.mixture_router
-count = gpu_router.count_expert_load_fused
-
-
 def other_experts(*arguments: Any) -> Any:
     routing = fused_router(*arguments)
     return routing._replace(experts_TA=(routing.experts_TA + 1) % 5)
@@ -123,6 +123,7 @@ def other_experts(*arguments: Any) -> Any:
 
 def no_tail(*arguments: Any) -> Any:
     routing = fused_router(*arguments)
+    assert routing.tail_T is not None
     return routing._replace(tail_T=torch.zeros_like(routing.tail_T))
 
 
@@ -137,7 +138,7 @@ def other_experts_of_mixtures(*rule: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 
 def one_token_too_many(load_MC: torch.Tensor, *arguments: Any) -> None:
-    count(load_MC, *arguments)
+    count_expert_load_fused(load_MC, *arguments)
     load_MC[1, 0] += 1
 
 
@@ -178,6 +179,7 @@ def test_a_policy_that_contradicts_its_fused_rule_routes_in_plain_pytorch(
     assert routed_model.router_class(LTDR, 5) is PolicyRouter
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_cuda")
 def test_all_ranks_route_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another rank's check failed."""

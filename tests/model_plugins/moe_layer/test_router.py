@@ -26,6 +26,7 @@ def router_and_step(settings: dict[str, Any], segments: list[int]) -> tuple[Poli
     return router, step.hidden_TD, step.logits_TE
 
 
+@pytest.mark.slow
 @EVERY_POLICY
 @pytest.mark.parametrize("segments", [MIXED, [-1] * 5], ids=["mixed", "text"])
 def test_compiled_it_decides_and_counts_the_same(settings: dict[str, Any], segments: list[int]) -> None:

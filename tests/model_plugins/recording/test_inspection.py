@@ -63,9 +63,8 @@ class Rig:
             for layer in LAYERS
         }
         self.logits: dict[tuple[str, int, int], list[float]] = {}
-        self.inspection = InspectionRecorder(
-            runner, SimpleNamespace(routers=self.routers), "chatcmpl-mine", most_tokens
-        )
+        routing: Any = SimpleNamespace(routers=self.routers)
+        self.inspection = InspectionRecorder(runner, routing, "chatcmpl-mine", most_tokens)
 
     def step(self, computed: dict[str, int], counts: dict[str, int], segments: list[int]) -> None:
         self.runner.step(computed, counts)

@@ -6,13 +6,14 @@ A rule takes a policy's settings and a step, and gives the (expert, weight) pair
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from prismoe.model_plugins.routing.policy import RoutingPolicy
 from tests.kernels import reference
 
 Pairs = list[tuple[int, float]]
+Policy = Any  # each rule reads its own policy's settings
 
 
 @dataclass
@@ -50,14 +51,14 @@ def cosine_similarity(left: np.ndarray, right: np.ndarray) -> float:
     return float(left @ right / np.linalg.norm(left) / np.linalg.norm(right))
 
 
-def topk(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def topk(policy: Policy, step: Step) -> list[Pairs]:
     """LTDR, Eqs. 6 and 7."""
     return [
         weighed(best(softmax(row), policy.top_k), softmax(row), policy.norm_topk_prob) for row in step.logits
     ]
 
 
-def ltdr_tail(policy: RoutingPolicy, step: Step) -> list[bool]:
+def ltdr_tail(policy: Policy, step: Step) -> list[bool]:
     """LTDR, Eqs. 9 and 11, or a fixed threshold."""
     probs = reference.probabilities(step.logits)
     if policy.threshold is None:
@@ -68,7 +69,7 @@ def ltdr_tail(policy: RoutingPolicy, step: Step) -> list[bool]:
     ]
 
 
-def ltdr(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def ltdr(policy: Policy, step: Step) -> list[Pairs]:
     """LTDR, Eq. 12, with numbers for each kind of token, the request's before the policy's."""
     head, text = policy.head_experts or policy.top_k, policy.text_experts or policy.top_k
     tail = policy.tail_experts or step.num_experts
@@ -85,7 +86,7 @@ def ltdr(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-def gmm(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def gmm(policy: Policy, step: Step) -> list[Pairs]:
     """IDA-MoE, Eqs. 12 and 16 to 19."""
     own = step.parameters
     tokens = []
@@ -105,7 +106,7 @@ def gmm(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-def modality_conditioned(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def modality_conditioned(policy: Policy, step: Step) -> list[Pairs]:
     """W(x + e_m), W[x; e_m] or Wx + b_m."""
     own = step.parameters
     tokens = []
@@ -122,7 +123,7 @@ def modality_conditioned(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-def modality_groups(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def modality_groups(policy: Policy, step: Step) -> list[Pairs]:
     """LTDR, App. B.1: a softmax within the modality's group, and shared experts."""
     routed = step.num_experts - policy.shared_experts
     vision = policy.vision_group or routed // 2
@@ -137,7 +138,7 @@ def modality_groups(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-def equiroute(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def equiroute(policy: Policy, step: Step) -> list[Pairs]:
     """Pressed logits plus reservations pick, the router's probabilities weigh."""
     tokens = []
     for row, segment in zip(step.logits, step.segments, strict=True):
@@ -148,7 +149,7 @@ def equiroute(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-def top_any(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def top_any(policy: Policy, step: Step) -> list[Pairs]:
     """DynMoE, Eqs. 2 to 6, with the comparison of sigmoids as the paper writes it."""
     tokens = []
     for hidden in step.hidden:
@@ -159,7 +160,7 @@ def top_any(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-def cosine(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def cosine(policy: Policy, step: Step) -> list[Pairs]:
     """X-MoE: similarity on a low-dimensional sphere, and a temperature."""
     own = step.parameters
     tokens = []
@@ -172,7 +173,7 @@ def cosine(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-def bias_corrected(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def bias_corrected(policy: Policy, step: Step) -> list[Pairs]:
     """AuxFree-MoE: the biased score picks, the score weighs."""
     tokens = []
     for row in step.logits:
@@ -182,13 +183,13 @@ def bias_corrected(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-def fine_grained(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def fine_grained(policy: Policy, step: Step) -> list[Pairs]:
     """DeepSeekMoE, Eqs. 9 to 11."""
     shared = [(expert, 1.0) for expert in range(step.num_experts - policy.shared_experts, step.num_experts)]
     return [shared + pairs for pairs in topk(policy, step)]
 
 
-def dual_threshold(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def dual_threshold(policy: Policy, step: Step) -> list[Pairs]:
     """MoDES: an expert is skipped when α w is below the modality's threshold; the others keep theirs."""
     tokens = []
     for row, segment in zip(step.logits, step.segments, strict=True):
@@ -201,7 +202,7 @@ def dual_threshold(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-def entropy(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def entropy(policy: Policy, step: Step) -> list[Pairs]:
     """GeMoE as it is read here: equal parts of the entropy between two bounds."""
     most = policy.max_experts or step.num_experts
     tokens = []
@@ -214,7 +215,7 @@ def entropy(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-def task(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def task(policy: Policy, step: Step) -> list[Pairs]:
     """LTDR, App. A.3, TASK: by the request's label, or the default where it is none of the tasks'."""
     tokens = []
     for given in step.tasks:
@@ -227,7 +228,7 @@ def task(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-def cluster(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def cluster(policy: Policy, step: Step) -> list[Pairs]:
     """LTDR, App. A.3, CLUSTER: the gate sees the embedding of the nearest centroid."""
     own = step.parameters
     tokens = []
@@ -238,7 +239,7 @@ def cluster(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-def instruction(policy: RoutingPolicy, step: Step) -> list[Pairs]:
+def instruction(policy: Policy, step: Step) -> list[Pairs]:
     """LTDR, App. A.3, INSTRUCT: the gate sees the mean of the instruction's tokens."""
     tokens = []
     for mean in step.instructions:
@@ -247,7 +248,7 @@ def instruction(policy: RoutingPolicy, step: Step) -> list[Pairs]:
     return tokens
 
 
-RULES: dict[str, Callable[[RoutingPolicy, Step], list[Pairs]]] = {
+RULES: dict[str, Callable[[Policy, Step], list[Pairs]]] = {
     rule.__name__: rule
     for rule in (
         topk,

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,8 @@ from tests.model_plugins.tiny_checkpoints import make_checkpoint
 def test_positions_by_the_name_that_the_family_has(
     tmp_path: Path, family: str, positions: int, other_name: str
 ) -> None:
-    checkpoint = make_checkpoint(tmp_path, family, **({"seq_length": 4000} if family == "qwen" else {}))
+    settings: dict[str, Any] = {"seq_length": 4000} if family == "qwen" else {}
+    checkpoint = make_checkpoint(tmp_path, family, **settings)
     file = checkpoint / "config.json"
     config = json.loads(file.read_text())
     config.pop(other_name, None)

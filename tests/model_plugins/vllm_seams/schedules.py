@@ -101,8 +101,8 @@ class Prompt:
 
 @cache
 def engine_config(policy: str) -> VllmConfig:
-    options = {"max_model_len": 256, "limit_mm_per_prompt": {"image": 8}}
-    return EngineArgs(str(PHI), **options | engine_options({"policy": policy})).create_engine_config()
+    options: dict[str, Any] = {"max_model_len": 256, "limit_mm_per_prompt": {"image": 8}}
+    return EngineArgs(str(PHI), **options | dict(engine_options({"policy": policy}))).create_engine_config()
 
 
 @cache

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from vllm.config import VllmConfig
@@ -76,7 +77,7 @@ prompts = st.lists(
 MAX_MODEL_LEN = 108  # of the longest of these prompts with its answer
 
 
-SWITCHED = {
+SWITCHED: dict[str, list[Any]] = {
     "long_prefill_token_threshold_adaptive": [False, True],
     "disable_chunked_mm_input": [False, False, True],
     "watermark": [0.0, 0.2],
@@ -158,6 +159,7 @@ def run_all(engine: Settings, asked: Sequence[Prompt], most_steps: int) -> None:
     SEEN.update(run.seen)
 
 
+@pytest.mark.slow
 @many(1500)
 @given(engines(), prompts)
 def test_every_request_is_refused_at_once_or_finished(engine: Settings, asked: list[Prompt]) -> None:
@@ -165,6 +167,7 @@ def test_every_request_is_refused_at_once_or_finished(engine: Settings, asked: l
     run_all(engine, asked, 2 * sum(prompt.work for prompt in asked) + 40)
 
 
+@pytest.mark.slow
 @many(500)
 @given(engines(), prompts)
 def test_no_request_waits_for_others_to_stop_decoding(engine: Settings, asked: list[Prompt]) -> None:
@@ -178,6 +181,7 @@ def test_no_request_waits_for_others_to_stop_decoding(engine: Settings, asked: l
     run_all(with_room, [*endless, *asked], sum(prompt.work for prompt in asked) + 40)
 
 
+@pytest.mark.slow
 def test_the_schedules_met_what_they_are_for() -> None:
     print("\nmet:", dict(SEEN))
     assert SEEN["schedules"] >= 2000

@@ -14,12 +14,12 @@ MODEL = "prismoji"
 QUESTION = "What is this?"
 
 
-def answer(client: OpenAI, *content: object) -> str:
+def answer(client: OpenAI, *content: dict[str, object] | str) -> str:
     completion = client.chat.completions.create(
         model=MODEL,
         messages=user(*content),
         temperature=0,
-        max_tokens=8,  # type: ignore[arg-type]
+        max_tokens=8,
     )
     return completion.choices[0].message.content or ""
 
@@ -27,7 +27,7 @@ def answer(client: OpenAI, *content: object) -> str:
 def test_unstreamed_image_chat_has_logprobs_and_usage(client: OpenAI, picture: bytes) -> None:
     completion = client.chat.completions.create(
         model=MODEL,
-        messages=user(image_part(picture), QUESTION),  # type: ignore[arg-type]
+        messages=user(image_part(picture), QUESTION),
         temperature=0,
         max_tokens=8,
         logprobs=True,
@@ -43,7 +43,7 @@ def test_unstreamed_image_chat_has_logprobs_and_usage(client: OpenAI, picture: b
 def test_streamed_image_chat_says_the_same(client: OpenAI, picture: bytes) -> None:
     stream = client.chat.completions.create(
         model=MODEL,
-        messages=user(image_part(picture), QUESTION),  # type: ignore[arg-type]
+        messages=user(image_part(picture), QUESTION),
         temperature=0,
         max_tokens=8,
         stream=True,

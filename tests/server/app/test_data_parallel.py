@@ -7,11 +7,14 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.conftest import image_part, user
 from tests.server.running import Server
+
+pytestmark = pytest.mark.server
 
 REQUESTS, INSPECTIONS = 6, 4
 TOKENS_PER_IMAGE = 64
@@ -37,6 +40,7 @@ def test_expert_load_and_inspections_of_two_engines(tmp_path: Path, picture: byt
             answer = client.chat.completions.create(
                 model="prismoji", messages=messages, max_tokens=4, extra_body={"ignore_eos": True}
             )
+            assert answer.usage is not None
             return answer.usage.prompt_tokens + answer.usage.completion_tokens - 1
 
         with ThreadPoolExecutor(REQUESTS) as pool:

@@ -20,8 +20,10 @@ import pytest
 from prismoe.server.access.keys import Role, add_key, read_keys
 from tests.server.running import Server
 
+pytestmark = pytest.mark.server
+
 QUESTION = "What is this, a red herring?"
-LONG = {"max_tokens": 1900, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_tokens": 1900, "ignore_eos": True}
 """An answer that takes seconds."""
 
 

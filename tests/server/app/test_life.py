@@ -18,6 +18,8 @@ import pytest
 from tests.server.conftest import user
 from tests.server.running import START_LIMIT_S, STOP_LIMIT_S, Command, Server
 
+pytestmark = pytest.mark.server
+
 NOISE = ("Traceback", "KeyboardInterrupt", "Exception ignored", "never retrieved", "leaked")
 
 

@@ -17,6 +17,8 @@ from tests.server.media.test_data_url import FORMS
 from tests.server.media.test_orientation import exif_of, quarters
 from tests.server.running import Server
 
+pytestmark = pytest.mark.server
+
 PICTURES = DATA / "pictures"
 QUESTION = "What is this?"
 URL = "data:image/png;base64,"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import httpx
 import pytest
@@ -13,6 +14,8 @@ from prismoe.server.access.keys import Role, add_key
 from tests.paths import REPOSITORY
 from tests.server.route_lister import HEADER, RouteLister
 from tests.server.running import START_LIMIT_S, Server
+
+pytestmark = pytest.mark.server
 
 LIMIT_S = 60
 OPTIONS_KEY = "a-key-of-vllms-option"
@@ -110,8 +113,8 @@ def answers(url: str) -> Iterator[tuple[str, int]]:
 
 def ask(start: Start, method: str, path: str, secret: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-    body = {"json": {}} if method == "POST" else {}
-    return httpx.request(method, start.server.url + path, headers=headers, timeout=LIMIT_S, **body)  # type: ignore[arg-type]
+    body: dict[str, Any] = {"json": {}} if method == "POST" else {}
+    return httpx.request(method, start.server.url + path, headers=headers, timeout=LIMIT_S, **body)
 
 
 def test_of_two_servers_that_start_at_once_one_ends_with_a_sentence(start: Start) -> None:

@@ -13,6 +13,8 @@ from tests.model_plugins.engine import PHI
 from tests.paths import DATA
 from tests.server.running import Command
 
+pytestmark = pytest.mark.server
+
 
 def cut_weights(folder: Path) -> None:
     file = folder / "model.safetensors"

@@ -29,6 +29,7 @@ def routing_of(folder: Path) -> dict[str, Any]:
     return routing
 
 
+@pytest.mark.engine
 def test_a_fitted_gmm_serves(images: Path, tmp_path: Path) -> None:
     fitted = tmp_path / "fitted"
     settings = json.dumps({"latent": 8, "components": 2})
@@ -54,6 +55,7 @@ def test_a_fitted_gmm_serves(images: Path, tmp_path: Path) -> None:
     assert [sum(vision) for _, vision in load["expert_tokens"]] == [2 * 16, 2 * 16]
 
 
+@pytest.mark.engine
 def test_dual_threshold_measures_importances_and_skips(images: Path, tmp_path: Path) -> None:
     fitted = tmp_path / "fitted"
     options = ("--skip", "0.25", "--max-images", "3")

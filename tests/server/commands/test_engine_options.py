@@ -109,6 +109,7 @@ def test_what_has_its_effect_or_asks_for_nothing_is_taken(option: tuple[str, ...
     parse_engine_options(ServeSettings(model=str(PHI), engine_options=option))
 
 
+@pytest.mark.slow
 def test_a_host_without_a_device_is_told_so() -> None:
     """As a build for CUDA finds it where there is no usable GPU."""
     program = (

@@ -10,6 +10,8 @@ import pytest
 from tests.paths import DATA
 from tests.server.running import Server
 
+pytestmark = pytest.mark.server
+
 TEMPLATE = DATA / "tools-template.jinja"
 
 SCHEMA = {

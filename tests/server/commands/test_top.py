@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
@@ -75,7 +76,7 @@ def reading(at: float, load: dict[str, object]) -> Snapshot:
 def test_it_lives_through_a_restart(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = iter(
+    told: Iterator[Snapshot | BaseException] = iter(
         [
             reading(1, LOAD),
             NoSnapshot("No prismoe server answers at X (refused)."),

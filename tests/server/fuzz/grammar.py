@@ -179,7 +179,7 @@ def _conversation(
 
 
 @st.composite
-def _body(draw: st.DrawFn, options: Options, **required: st.SearchStrategy[Any]) -> Any:
+def _body(draw: st.DrawFn, /, options: Options, **required: st.SearchStrategy[Any]) -> Any:
     body = {"model": MODEL} | {name: draw(values) for name, values in required.items()}
     chosen = draw(st.lists(st.sampled_from(sorted(options)), max_size=3, unique=True)) if options else ()
     return body | {name: draw(st.sampled_from(options[name])) for name in chosen}

@@ -41,7 +41,7 @@ def _number(data: bytearray, chance: random.Random) -> None:
     size, order = chance.choice((1, 2, 4)), chance.choice(("big", "little"))
     number = chance.choice(ODD_NUMBERS) % 256**size
     at = _place(data, chance)
-    data[at : at + size] = number.to_bytes(size, order)  # type: ignore[arg-type]
+    data[at : at + size] = number.to_bytes(size, order)
 
 
 def _delete(data: bytearray, chance: random.Random) -> None:

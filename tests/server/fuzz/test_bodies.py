@@ -16,6 +16,8 @@ from tests.server.fuzz.faults import Findings, Watched
 from tests.server.fuzz.grammar import Request, requests
 from tests.server.fuzz.processes import resident_bytes
 
+pytestmark = pytest.mark.timeout(600 + CASES)
+
 ROUTES = 9
 MOST, REPEATS = 300, 4
 """How many are asked again, and how often, for what they leave behind in the server's memory."""

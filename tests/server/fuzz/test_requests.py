@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.core.result import Ok
 
 from tests.server.conftest import image_part, user
 from tests.server.fuzz.conftest import CASES
 from tests.server.fuzz.processes import resident_bytes
 from tests.server.running import Server
+
+pytestmark = pytest.mark.timeout(600 + CASES)
 
 EXAMPLES = CASES // 30
 """How many requests schemathesis makes up for each operation."""
@@ -38,7 +42,7 @@ def test_what_the_servers_own_description_allows(server: Server, steady: Callabl
     """Schemathesis makes requests up by the OpenAPI document, right ones and wrong ones."""
     crashes = []
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    operations = [each.ok() for each in schema.get_all_operations()]
+    operations = [each.ok() for each in schema.get_all_operations() if isinstance(each, Ok)]
     assert len(operations) > 5
     for operation in operations:
 
@@ -51,7 +55,7 @@ def test_what_the_servers_own_description_allows(server: Server, steady: Callabl
             suppress_health_check=list(HealthCheck),
         )
         @given(case=operation.as_strategy())
-        def ask(case: schemathesis.Case) -> None:
+        def ask(case: schemathesis.Case[Any]) -> None:
             answered = case.call(base_url=server.url, timeout=60)
             if answered.status_code >= 500 and answered.status_code != HTTPStatus.NOT_IMPLEMENTED:
                 crashes.append((case.as_curl_command(), answered.text[:300]))

@@ -4,6 +4,7 @@ python -m tests.server.fuzz.write_seeds
 """
 
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -22,7 +23,7 @@ def seeds() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     frames = [picture(colour=colour) for colour in ("red", "green", "blue")]
-    moving = {"save_all": True, "append_images": frames[1:], "duration": 40}
+    moving: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": 40}
     grey_rows = rows([[256 * x + y for x in range(16)] for y in range(12)], 2)
     texts = chunk(b"zTXt", b"k\0\0x\x9c\x03\0\0\0\0\x01"), chunk(b"iTXt", b"k\0\0\0\0\0t")
     images = {f"png-{mode.lower()}": encoded(picture(mode)) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")}

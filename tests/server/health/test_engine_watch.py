@@ -9,6 +9,8 @@ from prismoe.server.health import engine_watch as engine_watch
 from prismoe.server.health.engine_watch import EngineWatch
 from prismoe.server.health.settings import LifeSettings
 
+pytestmark = pytest.mark.timeout(10)  # An engine that is not given up is watched for ever.
+
 SETTINGS = LifeSettings(heartbeat_seconds=10, ready_seconds=30, stuck_seconds=100)
 
 

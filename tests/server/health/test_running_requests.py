@@ -49,7 +49,7 @@ def test_requests_under_way_end_and_new_ones_are_refused() -> None:
         status, body = await ask(app, "/")
         assert status == 503 and json.loads(body)["error"]["message"].startswith("The server is about to end")
         probe = asyncio.create_task(ask(app, "/livez"))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
         assert not draining.done()
         slow.go.set()
         await draining

@@ -21,6 +21,8 @@ PATCHES, LAYERS = 64, (0, 2)
 WIDTHS = {1280: 900, 390: 844}
 Patch = tuple[int, int]
 
+expect.set_options(timeout=30_000)  # milliseconds; a busy machine answers late
+
 
 @pytest.fixture(scope="module")  # beside Playwright's loop, asyncio.run of other tests would fail
 def browser(server: Server) -> Iterator[Browser]:
@@ -39,7 +41,7 @@ def opened(browser: Browser, server: Server, **looks: Any) -> Iterator[Page]:
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda sent: is_own(sent.url, server) or complaints.append(sent.url))
+    page.on("request", lambda sent: complaints.extend({sent.url} if not is_own(sent.url, server) else ()))
     page.goto(f"{server.url}/inspector")
     expect(page.locator("#model")).to_have_text("prismoji")
     yield page

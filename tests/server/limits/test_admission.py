@@ -11,6 +11,8 @@ from prismoe.server.access.keys import Key, Role
 from prismoe.server.limits.admission import Admission
 from prismoe.server.limits.settings import LimitSettings
 
+pytestmark = pytest.mark.timeout(10)  # A request that is let in by mistake is never answered.
+
 SETTINGS = LimitSettings(max_requests=3, max_requests_per_key=2)
 
 
@@ -88,6 +90,22 @@ def test_one_key_cannot_take_all() -> None:
         await asyncio.sleep(0)
         held.go.set()
         assert [answer["status"] for answer in await asyncio.gather(*under_way)] == [200] * 3
+
+    asyncio.run(run())
+
+
+def test_nothing_is_kept_of_a_key_without_requests() -> None:
+    async def run() -> None:
+        held = Held()
+        held.go.set()
+        app = Admission(held, SETTINGS)
+        assert [
+            (await ask(app, key, path))["status"] for key, path in [("alice", "/"), ("bob", "/fails")]
+        ] == [
+            200,
+            500,
+        ]
+        assert not app._of_key
 
     asyncio.run(run())
 

@@ -212,8 +212,13 @@ def written(work: Callable[[], None]) -> str:
     for handler in handlers:
         handler.addFilter(may_be_written)
         logger.addHandler(handler)
+
+    def request() -> None:
+        begin_request("req-1")
+        work()
+
     try:
-        copy_context().run(lambda: (begin_request("req-1"), work()))
+        copy_context().run(request)
     finally:
         for handler in handlers:
             logger.removeHandler(handler)

@@ -5,6 +5,7 @@ import io
 import re
 import time
 import zlib
+from typing import Any
 
 import psutil
 import pytest
@@ -110,7 +111,7 @@ def test_the_colour_that_is_clear_in_a_png(
     picture = decode(
         png(2, 1, chunk(b"tRNS", clear), depth=depth, colour=colour, data=data), MAX_PIXELS, background=GREEN
     )
-    colours = {"black": (0, 0, 0), "white": (255, 255, 255), "clear": GREEN}
+    colours: dict[Any, Any] = {"black": (0, 0, 0), "white": (255, 255, 255), "clear": GREEN}
     assert [picture.getpixel((x, 0)) for x in (0, 1)] == [colours.get(each, each) for each in expected]
 
 

@@ -59,7 +59,7 @@ def letters(picture: Image.Image) -> str:
     """The quarters of a picture, row by row."""
 
     def nearest(x: float, y: float) -> str:
-        colour = picture.getpixel((int(picture.width * x), int(picture.height * y)))
+        colour: Any = picture.getpixel((int(picture.width * x), int(picture.height * y)))
         return min(
             LETTERS, key=lambda each: sum(abs(a - b) for a, b in zip(LETTERS[each], colour, strict=True))
         )

@@ -26,6 +26,7 @@ from tests.server.media.web import Counted, Names, answer, drip, endless, runnin
 PICTURE = encoded(two_colours(size=(64, 64)))
 HOST = "images.example"
 GOOD, FORBIDDEN = "127.0.0.2", "127.0.0.1"
+REDIRECTS = (300, 301, 302, 303, 307, 308)
 SETTINGS = MediaSettings(
     fetch_networks=(IPv4Network(f"{GOOD}/32"),), fetch_seconds=1, max_image_mib=100_000 / 2**20
 )
@@ -68,8 +69,8 @@ def good(shared_targets: Targets) -> Iterator[Counted]:
         shared_targets.port,
         {
             "/a.png": answer(PICTURE, Content_Type="text/html"),
-            "/away": answer(b"", 302, Location=elsewhere),
-            "/here": answer(b"", 301, Location="/a.png"),
+            **{f"/{status}/away": answer(b"", status, Location=elsewhere) for status in REDIRECTS},
+            **{f"/{status}/here": answer(b"", status, Location="/a.png") for status in REDIRECTS},
             "/refresh": answer(PICTURE, Refresh=f"0; url={elsewhere}", Link=f"<{elsewhere}>; rel=preload"),
             "/missing": answer(b"a secret", 404),
             "/gzip": answer(b"\x1f\x8b" + bytes(1000), Content_Encoding="gzip"),
@@ -246,10 +247,12 @@ def test_tricks_of_url_parsers(targets: Targets, good: Counted, trick: str) -> N
     assert good.hits == hits
 
 
-@pytest.mark.parametrize("path", ["/away", "/here"])
-def test_a_redirect_is_not_followed(targets: Targets, good: Counted, path: str) -> None:
+@pytest.mark.parametrize("status", REDIRECTS)
+@pytest.mark.parametrize("to", ["away", "here"])
+def test_a_redirect_is_not_followed(targets: Targets, good: Counted, status: int, to: str) -> None:
     hits = good.hits
-    assert "redirects" in refusal(f"http://{HOST}:{targets.port}{path}", f"http://*:{targets.port}")
+    said = refusal(f"http://{HOST}:{targets.port}/{status}/{to}", f"http://*:{targets.port}")
+    assert "its URL redirects: give the address that it leads to" in said
     assert good.hits == hits + 1
 
 

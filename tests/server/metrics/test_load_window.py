@@ -3,7 +3,9 @@
 import pytest
 
 from prismoe.server.metrics.expert_load import ExpertLoad
-from prismoe.server.metrics.load_window import STEPS, WINDOW_S, LoadWindow
+from prismoe.server.metrics.load_window import LoadWindow
+
+WINDOW_S, STEPS = 300, 60
 
 
 class Clock:

@@ -21,6 +21,8 @@ from tests.server.monitored import (
 )
 from tests.server.running import Server
 
+pytestmark = [pytest.mark.server, pytest.mark.prometheus]
+
 VARIABLES = [
     pytest.param(variable["query"], id=f"{name}: {variable['name']}")
     for name, dashboard in DASHBOARDS.items()

@@ -126,6 +126,7 @@ def panel_query() -> str:
     return with_variables(target["expr"], "5m")
 
 
+@pytest.mark.prometheus
 def test_ten_refusals_of_each_kind_are_in_the_panels_query(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

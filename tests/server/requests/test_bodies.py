@@ -107,8 +107,14 @@ def test_what_is_listed_is_passed_on(path: str, body: dict[str, Any]) -> None:
 
 def echoed(role: str = "assistant") -> dict[str, Any]:
     """A message as OpenAI's library sends an answer back."""
-    nothing = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
-    return {"role": role, "content": "a", **nothing, "parsed": {"image_pil": "/etc/hostname"}}
+    nothing = dict.fromkeys(("refusal", "audio", "function_call", "tool_calls"))
+    return {
+        "role": role,
+        "content": "a",
+        **nothing,
+        "annotations": [],
+        "parsed": {"image_pil": "/etc/hostname"},
+    }
 
 
 CHANGED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -296,7 +302,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     # Numbers of answers, and what is the operator's.
     *(
         (CHAT, {**user(TEXT), "n": n}, "n has to be a whole number.")
-        for n in ("1000", 1000.5, [1000], {}, True)
+        for n in ("1000", 1000.5, [1000], {"a": 1}, True)
     ),
     (CHAT, {**user(TEXT), "n": 10**4000}, "n has to be at most 128."),
     (
@@ -327,7 +333,7 @@ REFUSED: list[tuple[str, Any, str]] = [
             {"prompt": prompt},
             "prompt has to be a text, a list of token ids, or a list of texts or of such lists.",
         )
-        for prompt in (None, 3, {}, [1, "a"], [[1], "a"], [[1, "a"]], [True], [None])
+        for prompt in (None, 3, {"a": 1}, [1, "a"], [[1], "a"], [[1, "a"]], [True], [None])
     ),
     (COMPLETIONS, {"prompt": "Hi", "n": 129}, "n has to be at most 128."),
     (COMPLETIONS, {"prompt": ["Hi"] * 65, "n": 2}, "The request asks for 130 answers: the most is 128."),

@@ -126,6 +126,7 @@ def test_answered_requests_are_counted_by_who_chose_the_routing(registry: Collec
 
     chat = "/v1/chat/completions"
     assert (counted("default"), counted("request")) == (0, 0)
+    plain: dict[str, Any]
     for plain in (
         {},
         {"mm_processor_kwargs": {}},

@@ -26,7 +26,7 @@ def has_tools(writes: tuple[bool, bool, bool]) -> bool:
     return asyncio.run(_template_has_tools(engine, chat))
 
 
-@pytest.mark.parametrize("writes", product([False, True], repeat=3))
+@pytest.mark.parametrize("writes", list(product([False, True], repeat=3)))
 def test_a_template_has_to_write_all_three(writes: tuple[bool, bool, bool]) -> None:
     assert has_tools(writes) is all(writes)
 

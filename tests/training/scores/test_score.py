@@ -79,6 +79,7 @@ def test_only_what_works_on_every_split_is_advertised() -> None:
     assert "name" in good.advertised() and "name" not in weak.advertised()
 
 
+@pytest.mark.slow
 def test_agreement_is_a_share_for_every_candidate(tmp_path: Path) -> None:
     emoji = [candidate.emoji[0] for candidate in CANDIDATES[:4]]
     shares = agreement(MadeUpPictures(tmp_path, emoji))

@@ -34,7 +34,7 @@ def test_one_image(content: object) -> None:
 
 
 def test_several_turns_and_images() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": [IMAGE, IMAGE, text("Are these alike?")]},
         {"role": "assistant", "content": "No."},
         {"role": "user", "content": "Why?"},

@@ -30,6 +30,8 @@ register()
 class Rendering(PlainTextRenderer):
     """The renderer with a tokenizer and nothing else of vLLM."""
 
+    tokenizer: Any
+
     def __init__(self, checkpoint: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoConfig
 from vllm.engine.arg_utils import EngineArgs
 
 from prismoe.model_plugins.models.moe_llava.config import routing_in_force
+from prismoe.model_plugins.models.moe_llava.model import MoELLaVAForCausalLM
 from prismoe.model_plugins.models.moe_llava.start_check import check_tokenizer, check_weights
 from prismoe.model_plugins.models.moe_llava.tensors import TensorList
 from prismoe.model_plugins.models.moe_llava.tower import tower_config
@@ -145,3 +147,12 @@ def test_a_routing_policys_own_parameters(phi: Path) -> None:
         ValueError, match=r"lacks the tensor .*router\..* which the routing policy gmm asks for"
     ):
         check_weights(config, phi, in_force)
+
+
+@pytest.mark.parametrize(("rank", "added"), [(0, [1.0, 2.0]), (1, [0.0, 0.0])])
+def test_one_rank_alone_adds_the_last_bias_of_experts(rank: int, added: list[float]) -> None:
+    """Ranks sum what their experts give."""
+    experts = SimpleNamespace(moe_config=SimpleNamespace(tp_rank=rank))
+    layers = {2: SimpleNamespace(mlp=SimpleNamespace(experts=experts))}
+    model: Any = SimpleNamespace(model=SimpleNamespace(layers=layers), experts_by_layer={2: 4})
+    assert MoELLaVAForCausalLM._on_one_rank(model, torch.tensor([1.0, 2.0])).tolist() == added

@@ -21,7 +21,7 @@ def test_a_folder_is_read_by_name_and_thinned_evenly(tmp_path: Path) -> None:
     for number in range(6):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
     (tmp_path / "notes.txt").write_text("no picture")
-    shades = [image.getpixel((0, 0))[0] for image in pictures(tmp_path, 3)]
+    shades = [image.tobytes()[0] for image in pictures(tmp_path, 3)]
     assert shades == [0, 2, 4]
     assert len(pictures(tmp_path, 100)) == 6
 

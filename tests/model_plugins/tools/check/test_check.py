@@ -20,6 +20,7 @@ def prismoe(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
+@pytest.mark.engine
 def test_the_authors_reference_as_json() -> None:
     done = prismoe("check", PHI, "--against", REFERENCE, "--json")
     assert done.returncode == 0, done.stderr
@@ -44,6 +45,7 @@ def test_the_authors_reference_as_json() -> None:
     assert comparisons["text_logits"]["within"]
 
 
+@pytest.mark.engine
 def test_an_altered_reference_exits_1_and_is_named(tmp_path: Path) -> None:
     arrays = dict(np.load(REFERENCE))
     arrays["layer0_router_logits"][20, 1] += 0.01

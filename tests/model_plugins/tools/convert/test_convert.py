@@ -46,6 +46,7 @@ def convert(source: Path, destination: Path, *options: str) -> int:
     return main(["convert", str(source), str(destination), *options])
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_converted_checkpoint_computes_the_same_from_its_folder_alone(
     family: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
@@ -92,8 +93,8 @@ def test_the_operators_routing_is_written(tmp_path: Path) -> None:
     written = config(tmp_path / "converted")["prismoe_routing"]
     assert written["tail_experts"] == 3
     before, after = (
-        [layer.policy for layer in choose_routing(*settings, 2, {0: 4, 2: 4}).layers.values()]
-        for settings in ((routing, None), (None, written))
+        [layer.policy for layer in choose_routing(operator, checkpoint, 2, {0: 4, 2: 4}).layers.values()]
+        for operator, checkpoint in ((routing, None), (None, written))
     )
     assert before == after
 
