@@ -1,27 +1,24 @@
 """Counting expert load by modality, and how sure the router was, on the device and without a sync.
 
-A layer's counts are one int64 tensor `load_MC`, a row for each modality. Its columns: for each expert the
-tokens that used it, then SUMS, then for each number of experts from 1 to E the tokens that used as many.
+The counts of a model are one int64 tensor `load_LMC`: for each MoE layer a row for each of the model's
+modalities. Its columns: for each expert the tokens that used it, then SUMS, then for each number of experts
+from 1 to E the tokens that used as many. E is the largest number of experts of a layer.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from prismoe.kernels.modalities import MODALITIES
-from prismoe.kernels.routing import (
-    PADDING,
-    TEXT,
-    router_probabilities,
-    routing_entropy,
-    routing_probability_variance,
-)
+from prismoe.kernels.modalities import VISION
+from prismoe.kernels.routing import router_probabilities, routing_entropy
 
 SUMS = ("tokens", "tail_tokens", "scored_tokens", "near_ties", "entropy", "variance")
 """Scored tokens are those whose router gives probabilities: what the three sums behind are about."""
 
+NOT_COUNTED = -1
+"""The modality of padding."""
 NEAR_TIE = 0.01
 """A token is a near tie when its last used expert scores less than this above the best unused one."""
 UNIT = 2**20
@@ -44,14 +41,49 @@ class Confidence(NamedTuple):
         return router_probabilities(self.logits_TE)
 
 
-def empty_load(num_experts: int) -> Tensor:
-    """The counts of a layer of E experts that has seen nothing, `[modalities, 2 E + len(SUMS)]`."""
-    return torch.zeros(len(MODALITIES), 2 * num_experts + len(SUMS), dtype=torch.int64)
+class LayerShape(NamedTuple):
+    """What counting has to know of a MoE layer."""
+
+    experts: int
+    slots: int
+    """The most experts that a token uses."""
+    scored: int
+    """The experts that the router has probabilities of: the first ones; 0 where it has none."""
+    has_scores: bool = False
+    """Whether scores rank the experts, not the probabilities."""
+    has_tails: bool = False
+    """Whether some tokens may be tail tokens."""
+    tells_ties: bool = True
+    """Whether the ranking decides alone, so that a near tie means something."""
 
 
-def experts_of(load_MC: Tensor) -> int:
-    """The layer's number of experts, E."""
-    return (load_MC.shape[1] - len(SUMS)) // 2
+class RoutedTokens(NamedTuple):
+    """Where T tokens went in L layers. Slot a of token t is used in layer l when `a < count_LT[l, t]`."""
+
+    modality_T: Tensor  # int64: the row of `load_LMC`, or NOT_COUNTED
+    experts_LTA: Tensor  # int32
+    count_LT: Tensor  # int32
+    tail_LT: Tensor  # bool
+
+
+class ScoredTokens(NamedTuple):
+    """Tokens whose routers are asked how sure they were. Columns that a layer doesn't have hold anything."""
+
+    modality_T: Tensor
+    experts_LTA: Tensor
+    count_LT: Tensor
+    logits_LTE: Tensor  # float32
+    scores_LTE: Tensor  # float32, read in layers that have scores
+
+
+def empty_load(layers: int, modalities: int, experts: int) -> Tensor:
+    """The counts of L layers of at most E experts that have seen nothing, `[L, M, 2 E + len(SUMS)]`."""
+    return torch.zeros(layers, modalities, 2 * experts + len(SUMS), dtype=torch.int64)
+
+
+def experts_of(load_LMC: Tensor) -> int:
+    """The largest number of experts of a layer, E."""
+    return (load_LMC.shape[-1] - len(SUMS)) // 2
 
 
 class LayerLoad(NamedTuple):
@@ -62,104 +94,91 @@ class LayerLoad(NamedTuple):
     tail_tokens: int
     tokens_by_experts: list[list[int]]
     scored_tokens: list[int]
-    near_ties: list[int]
+    near_ties: list[int | None]
     routing_entropy: list[float]
     routing_variance: list[float]
 
     @classmethod
-    def read(cls, load_MC: Tensor, slots: int) -> Self:
-        """The counts of a layer whose tokens use at most `slots` experts."""
-        num_experts = experts_of(load_MC)
+    def read(cls, load_MC: Tensor, shape: LayerShape, modalities: Sequence[str]) -> Self:
+        """The counts of one layer."""
+        most = experts_of(load_MC)
         rows = load_MC.tolist()
-        sums = {name: [row[num_experts + column] for row in rows] for column, name in enumerate(SUMS)}
-        first = num_experts + len(SUMS)
+        sums = {name: [row[most + column] for row in rows] for column, name in enumerate(SUMS)}
+        first = most + len(SUMS)
+        tail = zip(modalities, sums["tail_tokens"], strict=True)
         return cls(
-            expert_tokens=[row[:num_experts] for row in rows],
+            expert_tokens=[row[: shape.experts] for row in rows],
             tokens=sums["tokens"],
-            tail_tokens=sums["tail_tokens"][MODALITIES.index("vision")],
-            tokens_by_experts=[row[first : first + slots] for row in rows],
+            tail_tokens=sum(tokens for modality, tokens in tail if modality in VISION),
+            tokens_by_experts=[row[first : first + shape.slots] for row in rows],
             scored_tokens=sums["scored_tokens"],
-            near_ties=sums["near_ties"],
+            near_ties=sums["near_ties"] if shape.tells_ties else [None] * len(rows),
             routing_entropy=[value / UNIT for value in sums["entropy"]],
-            routing_variance=[value / UNIT / num_experts for value in sums["variance"]],
+            routing_variance=[value / UNIT / most for value in sums["variance"]],
         )
 
 
-def count_expert_load(
-    load_MC: Tensor,
-    experts_TA: Tensor,
-    count_T: Tensor | None,
-    tail_T: Tensor | None,
-    segment_T: Tensor | None,
-    confidence: Confidence | None,
-) -> None:
-    """Add one layer's step to `load_MC` in place. Padding counts nothing.
-
-    Without `count_T` each token uses all slots, without `tail_T` none is a tail token, without `segment_T`
-    all are text.
-    """
-    num_experts, slots = experts_of(load_MC), experts_TA.shape[1]
-    first_number = num_experts + len(SUMS)
-    table_RC = load_MC.new_zeros(1 + len(MODALITIES), load_MC.shape[1])
-    row, is_row_MT = _rows(segment_T, experts_TA)
-    known_MC = table_RC[1 : 1 + len(is_row_MT)]
-    tokens_M = is_row_MT.sum(dim=1)
-    experts_AT = experts_TA.T.contiguous().long()  # torch is slow on CPU where rows are as short as a token's
-    count: Tensor | int
-    if count_T is None:
-        count = slots
-        _count_cells(table_RC, row, experts_AT)
-        known_MC[:, first_number + slots - 1] = tokens_M
-    else:
-        count = count_T
-        is_used_AT = torch.arange(slots, device=count.device)[:, None] < count
-        _count_cells(table_RC, row * is_used_AT, experts_AT)
-        _count_cells(table_RC, row, count + (first_number - 1))
-
-    sums_M = {"tokens": tokens_M}
-    values_T = {} if tail_T is None else {"tail_tokens": tail_T}
-    if confidence is not None:
-        sums_M["scored_tokens"] = tokens_M
-        values_T |= _confidence_values(confidence, experts_AT, count, num_experts)
-    if values_T:
-        values_XT = torch.stack([*values_T.values()]).double()
-        values_XT.nan_to_num_().round_()  # padding can hold anything, and 0 · NaN is not 0
-        sums_XM = values_XT @ is_row_MT.T  # of whole numbers, which add up exactly
-        sums_M |= zip(values_T, sums_XM, strict=True)
-    for name, sum_M in sums_M.items():
-        known_MC[:, num_experts + SUMS.index(name)] = sum_M
-    load_MC += table_RC[1:]
+def count_routed(load_LMC: Tensor, routed: RoutedTokens) -> None:
+    """Add tokens to `load_LMC` in place: what they used, and which were tail tokens."""
+    layers, modalities, columns = load_LMC.shape
+    slots, most = routed.experts_LTA.shape[2], experts_of(load_LMC)
+    table_LRC = load_LMC.new_zeros(layers, 1 + modalities, columns)  # row 0 takes what doesn't count
+    layer_L1 = torch.arange(layers, device=load_LMC.device)[:, None] * (1 + modalities)
+    row_LT = layer_L1 + routed.modality_T + 1
+    slot_A = torch.arange(slots, device=load_LMC.device)
+    row_LTA = torch.where(slot_A < routed.count_LT[..., None], row_LT[..., None], layer_L1[..., None])
+    _add(table_LRC, row_LTA, routed.experts_LTA.clamp(min=0))  # vLLM gives padding expert -1 on some devices
+    _add(table_LRC, row_LT, routed.count_LT + (most + len(SUMS) - 1))
+    tail_row_LT = torch.where(routed.tail_LT, row_LT, layer_L1)
+    _add(table_LRC, tail_row_LT, torch.full_like(routed.count_LT, most + SUMS.index("tail_tokens")))
+    counted_LMC = table_LRC[:, 1:]
+    counted_LMC[..., most + SUMS.index("tokens")] = counted_LMC[..., most + len(SUMS) :].sum(dim=-1)
+    load_LMC += counted_LMC
 
 
-def _rows(segment_T: Tensor | None, experts_TA: Tensor) -> tuple[Tensor | int, Tensor]:
-    """Each token's row in a table: 0 if it counts nothing, then the modalities; and, of those, which it is.
-
-    Where all tokens are text it is one number, and `is_row_MT` has no row for vision.
-    """
-    if segment_T is None:
-        return TEXT - PADDING, torch.ones(1, len(experts_TA), dtype=torch.float64, device=experts_TA.device)
-    row_T = segment_T.clamp(max=0) - PADDING
-    modality_row_M = torch.arange(1, 1 + len(MODALITIES), device=row_T.device)
-    return row_T, (modality_row_M[:, None] == row_T).double()
+def _add(table_LRC: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """Count one in each cell. `rows` run over the rows of all layers."""
+    cells = (rows * table_LRC.shape[-1] + columns).flatten()
+    table_LRC.view(-1).index_add_(0, cells, table_LRC.new_ones(()).expand(len(cells)))
 
 
-def _count_cells(table_RC: Tensor, rows: Tensor | int, columns: Tensor) -> None:
-    cells = (rows * table_RC.shape[1] + columns).flatten()
-    table_RC.view(-1).index_add_(0, cells, table_RC.new_ones(()).expand(len(cells)))
+def count_confidence(load_LMC: Tensor, scored: ScoredTokens, shapes: Sequence[LayerShape]) -> None:
+    """Add to `load_LMC` in place how sure the routers were of some tokens."""
+    most = experts_of(load_LMC)
+    ties_LT, entropy_LT, variance_LT = _confidence(scored, shapes, most)
+    is_scored_L = torch.tensor([shape.scored > 0 for shape in shapes], device=load_LMC.device)
+    modality_M = torch.arange(load_LMC.shape[1], device=load_LMC.device)
+    is_of_MT = (scored.modality_T == modality_M[:, None]).double()
+    parts_LT = torch.ones_like(ties_LT), ties_LT, entropy_LT * UNIT, variance_LT * most * UNIT
+    values_XLT = torch.stack(parts_LT)
+    # Logits of padding can be anything, and 0 · NaN is not 0. Whole numbers add up exactly.
+    values_XLT = values_XLT.nan_to_num_().round_() * is_scored_L[:, None]
+    sums_LMX = torch.einsum("xlt,mt->lmx", values_XLT, is_of_MT).long()
+    load_LMC[..., most + SUMS.index("scored_tokens") : most + len(SUMS)] += sums_LMX
 
 
-def _confidence_values(
-    confidence: Confidence, experts_AT: Tensor, count: Tensor | int, num_experts: int
-) -> dict[str, Tensor]:
-    """Of each token: whether it is a near tie, its entropy, and its RPV · E, both in parts of UNIT."""
-    probs_ET = router_probabilities(confidence.logits_TE.T.contiguous(), dim=0)
-    scores_ET = probs_ET if confidence.scores_TE is None else confidence.scores_TE.T.contiguous()
-    if shared := num_experts - len(scores_ET):  # the last ones: used, and without a score
-        scores_ET = pad(scores_ET, (0, 0, 0, shared), value=torch.inf)
-    last_used_T = scores_ET.gather(0, experts_AT).amin(dim=0)
-    near_T = (last_used_T - scores_ET).lt_(NEAR_TIE).sum(dim=0)  # in place: bools are slower
-    return {
-        "near_ties": near_T > count,
-        "entropy": routing_entropy(probs_ET.T, torch.float64) * UNIT,  # the same wherever the token is
-        "variance": routing_probability_variance(probs_ET.T, torch.float64) * (num_experts * UNIT),
-    }
+def _confidence(
+    scored: ScoredTokens, shapes: Sequence[LayerShape], most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each layer and token: whether it is a near tie, its entropy and its RPV, in float64."""
+    device = scored.logits_LTE.device
+    expert_E = torch.arange(most, device=device)
+
+    def of_layers(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=device)[:, None, None]
+
+    scored_L11 = of_layers([shape.scored for shape in shapes])
+    is_scored_L1E = expert_E < scored_L11
+    is_there_L1E = expert_E < of_layers([shape.experts for shape in shapes])
+    probs_LTE = router_probabilities(scored.logits_LTE.masked_fill(~is_scored_L1E, -torch.inf))
+    has_scores_L11 = of_layers([shape.has_scores for shape in shapes])
+    ranking_LTE = torch.where(has_scores_L11, scored.scores_LTE, probs_LTE)
+    ranking_LTE = ranking_LTE.masked_fill(~is_scored_L1E, torch.inf)  # shared experts: used, without a score
+    ranking_LTE = ranking_LTE.masked_fill(~is_there_L1E, -torch.inf)
+    is_used_LTA = torch.arange(scored.experts_LTA.shape[2], device=device) < scored.count_LT[..., None]
+    used_LTA = ranking_LTE.gather(2, scored.experts_LTA.clamp(min=0).long())
+    last_used_LT1 = used_LTA.masked_fill(~is_used_LTA, torch.inf).amin(dim=2, keepdim=True)
+    near_LT = (last_used_LT1 - ranking_LTE < NEAR_TIE).sum(dim=2)
+    off_mean_LTE = (probs_LTE.double() - 1 / scored_L11.clamp(min=1)) * is_scored_L1E
+    variance_LT = off_mean_LTE.square().sum(dim=2) / scored_L11[..., 0].clamp(min=1)
+    return (near_LT > scored.count_LT).double(), routing_entropy(probs_LTE, torch.float64), variance_LT

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from prismoe.kernels.expert_load import Confidence, empty_load
+from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.routing import top_experts_by_count
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 from prismoe.model_plugins.routing.registry import POLICIES, choose_routing
-from tests.model_plugins.routing.routing_steps import CASES, make, token_segments
+from tests.model_plugins.routing.routing_steps import CASES, make, routing_step
 from tests.paths import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "routers.md").read_text()
@@ -44,7 +44,8 @@ def test_the_example_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     ((name, policy_class),) = eval(f"{{{registry_line}}}", names).items()
     monkeypatch.setitem(POLICIES, name, policy_class)
     policy = choose_routing({"policy": name}, None, 2, {0: 4}).layers[0].policy
-    router = PolicyRouter(policy, 4, token_segments([-1, 0, 0]), empty_load(4), nn.ParameterDict())
+    step = routing_step(policy, 4, [-1, 0, 0])
+    router = PolicyRouter(policy, 4, step, 0, nn.ParameterDict())
     weights_TA, *_ = router.decide(torch.empty(3, 8), torch.randn(3, 4))
     assert (weights_TA > 0).sum(dim=1).tolist() == [2, 1, 1]
-    assert router.load().tokens == [1, 2]
+    assert step.counts.tolist() == [[2, 1, 1]]

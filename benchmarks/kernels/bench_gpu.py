@@ -17,7 +17,6 @@ from prismoe.benchmarks.kernels.bench import (
     routing,
     sort_and_grouped_product,
 )
-from prismoe.kernels.expert_load import empty_load
 from prismoe.kernels.triton.experts import MOST_ROWS, grouped_experts, workspace_rows
 from prismoe.kernels.triton.mixture import mixture_router
 from prismoe.kernels.triton.router_check import (
@@ -153,10 +152,10 @@ def milliseconds(variants: Variants) -> dict[str, float]:
 
 
 def router_on_gpu(tokens: int) -> Row:
-    """Checks `ltdr`'s fused router and its counts against the plain ones, and times both."""
+    """Checks `ltdr`'s fused router against the plain one, and times both."""
     segment_T = torch.arange(tokens, device=DEVICE) // IMAGE_TOKENS
     check_routing(segment_T, EXPERTS)
-    step = random_logits(segment_T, EXPERTS), segment_T, empty_load(EXPERTS).to(DEVICE)
+    step = random_logits(segment_T, EXPERTS), segment_T
     return _fused_beside_plain(tokens, partial(route_fused, *step), partial(route_plain, *step))
 
 

@@ -97,7 +97,7 @@ def measure(llm: LLM, workload: str, rounds: int) -> Measurement:
                 llm.generate(prompts, params, use_tqdm=False)
                 seconds[name][turn // TURNS] += time.process_time() - start
     return {
-        name: {"seconds": seconds[name], "experts_seconds": way.experts_seconds, "pairs": way.pairs()}
+        name: {"seconds": seconds[name], "experts_seconds": way.experts_seconds, "pairs": way.pairs}
         for name, way in ways.items()
     }
 

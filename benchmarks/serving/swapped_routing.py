@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from prismoe.kernels.expert_load import empty_load
-from prismoe.kernels.pending_steps import PendingSteps
+from prismoe.model_plugins.moe_layer.load_counter import LoadCounter
+from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
+from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing.policies.ltdr import LTDR
 from prismoe.model_plugins.routing.policies.topk import TopK
 from prismoe.model_plugins.routing.policy import RoutingPolicy
@@ -26,10 +27,11 @@ VLLMS_OWN, TOP_K, UNCOUNTED = "vLLM's own router and experts", "topk", "topk, no
 
 @dataclass
 class TimedRouting:
-    """A way to route: the attributes to swap for it, and the routers and experts of prismoe that then run."""
+    """A way to route: the attributes to swap for it, and what was counted while it was in force."""
 
+    model: ModelRouting
     swaps: list[AbstractContextManager[Any]] = field(default_factory=list)
-    routers: list[PolicyRouter] = field(default_factory=list)
+    pairs: int = 0  # of a token and an expert that it used
     experts_seconds: float = 0.0  # CPU seconds
 
     @contextmanager
@@ -38,7 +40,10 @@ class TimedRouting:
         with ExitStack() as stack:
             for swap in self.swaps:
                 stack.enter_context(swap)
+            self.model.reset_load()
             yield
+            used = self.model.load()["expert_tokens"]
+            self.pairs += sum(tokens for layer in used for modality in layer for tokens in modality)
 
     def timed(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """`run`, whose time is the experts'."""
@@ -50,11 +55,6 @@ class TimedRouting:
             return output
 
         return timed_run
-
-    def pairs(self) -> int:
-        """The (token, expert) pairs that prismoe's routers used."""
-        loads = [router.load().expert_tokens for router in self.routers]
-        return sum(tokens for layer in loads for modality in layer for tokens in modality)
 
 
 def routings(model: Any) -> dict[str, TimedRouting]:
@@ -75,10 +75,11 @@ def routings(model: Any) -> dict[str, TimedRouting]:
     experts: Any = layers[0].routed_experts
     k = experts.router.policy.model_dump(include={"top_k", "norm_topk_prob"})
     uncounted = _prismoes(model, layers, TopK(**k))
-    uncounted.swaps.append(patch.object(PendingSteps, "keep", lambda *step: None))
+    uncounted.swaps.append(patch.object(RoutingStep, "write", lambda *routed: None))
+    uncounted.swaps.append(patch.object(LoadCounter, "add", lambda *step: None))
     return {
-        VLLMS_OWN: _vllms_own(layers, **k),
-        "vLLM's own, once more": _vllms_own(layers, **k),
+        VLLMS_OWN: _vllms_own(model, layers, **k),
+        "vLLM's own, once more": _vllms_own(model, layers, **k),
         TOP_K: _prismoes(model, layers, TopK(**k)),
         UNCOUNTED: uncounted,
         "ltdr, 4 experts for tail tokens": _prismoes(model, layers, LTDR(**k, tail_experts=4)),
@@ -88,9 +89,10 @@ def routings(model: Any) -> dict[str, TimedRouting]:
     }
 
 
-def _vllms_own(layers: list[MoERunner], top_k: int, norm_topk_prob: bool) -> TimedRouting:
+def _vllms_own(model: Any, layers: list[MoERunner], top_k: int, norm_topk_prob: bool) -> TimedRouting:
     """vLLM's router and kernel as vLLM calls them. A made-up gate stays: the kernel needs one."""
-    routing = TimedRouting()
+    routing = TimedRouting(model.routing)
+    routing.swaps.append(patch.object(LoadCounter, "add", lambda *step: None))
     for layer in layers:
         router = CPURouter(top_k, layer.routed_experts.global_num_experts, renormalize=norm_topk_prob)
         routing.swaps.append(patch.object(layer, "router", router))
@@ -99,14 +101,11 @@ def _vllms_own(layers: list[MoERunner], top_k: int, norm_topk_prob: bool) -> Tim
 
 
 def _prismoes(model: Any, layers: list[MoERunner], policy: RoutingPolicy) -> TimedRouting:
-    routing = TimedRouting()
-    for layer in layers:
+    routing = TimedRouting(model.routing)
+    for place, layer in enumerate(layers):
         experts: Any = layer.routed_experts
-        load_MC = empty_load(experts.global_num_experts)
-        router = PolicyRouter(
-            policy, experts.global_num_experts, model.routing.segments, load_MC, nn.ParameterDict()
-        )
-        routing.routers.append(router)
+        num_experts = experts.global_num_experts
+        router = PolicyRouter(policy, num_experts, model.routing.step, place, nn.ParameterDict())
         routing.swaps.append(patch.object(experts, "router", router))
         routing.swaps.append(patch.object(experts, "observe_and_run", routing.timed(experts.observe_and_run)))
     return routing

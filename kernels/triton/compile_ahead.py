@@ -17,7 +17,6 @@ from triton.compiler import ASTSource
 
 from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.fused_rule import ByEntropy, ByImportance, ByModality, ByTail, FusedRule
-from prismoe.kernels.triton import expert_load as triton_expert_load
 from prismoe.kernels.triton import experts as triton_experts
 from prismoe.kernels.triton import mixture as triton_mixture
 from prismoe.kernels.triton import router as triton_router
@@ -39,9 +38,6 @@ def sources() -> Iterator[Source]:
         by_mean = ByTail(2, 1, experts, threshold=None, selects_head=False)
         confidence = Confidence(torch.empty(1, experts))
         yield _router_source(FusedRule(confidence, by_mean, experts, renormalize=False))
-        for logits in ("logits fp32, ", "", "logits fp32, scores fp32, "):
-            pointers = logits + "load i64, experts i32, count i32, tail i1, segment i64"
-            yield _source(triton_expert_load._count, pointers, triton_expert_load.constants(experts))
     for tokens in (1, 4096):
         yield _source(
             triton_mixture._best_experts,

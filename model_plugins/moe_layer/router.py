@@ -1,10 +1,10 @@
-"""The vLLM router that applies a routing policy and counts its load.
+"""The vLLM router that applies a routing policy and tells the step's state what it decided.
 
 On CPU the compiler looks into it, and routing becomes a part of the model's graph. On a GPU it runs inside
 vLLM's MoE op, by fused kernels where they work (`prismoe.model_plugins.moe_layer.gpu_router`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,29 +14,33 @@ from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.platforms import current_platform
 
-from prismoe.kernels.expert_load import LayerLoad, count_expert_load
-from prismoe.kernels.pending_steps import PendingSteps
-from prismoe.model_plugins.moe_layer.token_segments import TokenSegments
-from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
+from prismoe.kernels.expert_load import LayerShape
+from prismoe.kernels.routing import TEXT
+from prismoe.model_plugins.moe_layer.step import RoutingStep
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
+from prismoe.model_plugins.routing.request_policy import RequestPolicy
+
+Observer = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""Called with the hidden states, logits, experts and weights of a layer's step."""
 
 
 class PolicyRouter(BaseRouter):
-    """Routes one MoE layer by `policy` and adds its load to `load_MC` (see `count_expert_load`).
+    """Routes one MoE layer by `policy`.
 
-    `segments` describe the running step; `parameters` are the policy's, by name.
-    `request_gate` gives the logits of a policy that decides once a request.
+    `step` is the running step's state, in which this layer has the place `place`; `parameters` are the
+    policy's, by name. `request_gate` gives the logits of a policy that decides once a request.
     """
 
-    observer: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None
-    """Called with the hidden states, logits, experts and weights of each step; what it makes of the weights
-    is what counts. Of quantised experts on CPU it sees the steps of an eager engine only."""
+    observer: Observer | None = None
+    """What it makes of the weights is what counts. Of quantised experts on CPU it sees the steps of an eager
+    engine only."""
 
     def __init__(
         self,
         policy: RoutingPolicy,
         num_experts: int,
-        segments: TokenSegments,
-        load_MC: Tensor,
+        step: RoutingStep,
+        place: int,
         parameters: nn.ParameterDict,
         request_gate: nn.Module | None = None,
     ) -> None:
@@ -45,9 +49,7 @@ class PolicyRouter(BaseRouter):
         self.gate_rows = policy.gate_rows(num_experts)
         self.request_gate = request_gate
         self.parameters: Any = parameters
-        self._load_MC = load_MC
-        self._kept = PendingSteps(load_MC)
-        self._segments = segments
+        self._step, self._place = step, place
 
     @property
     def routing_method_type(self) -> RoutingMethodType:
@@ -57,7 +59,7 @@ class PolicyRouter(BaseRouter):
 
     def inputs(self, hidden_TD: Tensor, logits_TE: Tensor) -> RouterInputs:
         """What the policy sees of the running step."""
-        tokens = self._segments.step(hidden_TD.shape[0])
+        tokens = self._step.tokens(hidden_TD.shape[0])
         return RouterInputs(
             hidden_TD,
             logits_TE,
@@ -68,31 +70,19 @@ class PolicyRouter(BaseRouter):
             tokens.is_text,
         )
 
+    def route(self, inputs: RouterInputs) -> Routing:
+        """The policy's decision."""
+        return self.policy.route(inputs)
+
     def decide(self, hidden_TD: Tensor, logits_TE: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """Route and count the running step.
+        """Route the running step, and write down where it goes.
 
         Returns `weights_TA` (float32), `experts_TA` (int32), and whether all slots are known to be used.
         """
-        step = self.inputs(hidden_TD, logits_TE)
-        experts_TA, weights_TA, count_T, tail_T, confidence = self.policy.route(step)
+        experts_TA, weights_TA, count_T, tail_T, confidence = self.route(self.inputs(hidden_TD, logits_TE))
         experts_TA = experts_TA.int().contiguous()
-        load = experts_TA, count_T, tail_T, None if step.is_text else step.segment_T, confidence
-        if torch.compiler.is_compiling() or not current_platform.is_cpu():
-            count_expert_load(self._load_MC, *load)
-        else:
-            self._kept.keep(*load)
-        all_used = count_T is None or self.policy.uses_all_slots
-        return weights_TA.contiguous(), experts_TA, all_used
-
-    def load(self) -> LayerLoad:
-        """What was counted so far."""
-        self._kept.count()
-        return LayerLoad.read(self._load_MC, self.top_k)
-
-    def reset_load(self) -> None:
-        """Count from zero."""
-        self._kept.forget()
-        self._load_MC.zero_()
+        self._step.write(self._place, experts_TA, weights_TA, count_T, tail_T, confidence)
+        return weights_TA.contiguous(), experts_TA, count_T is None or self.policy.uses_all_slots
 
     def observed(
         self, hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor
@@ -117,3 +107,42 @@ class PolicyRouter(BaseRouter):
     ) -> tuple[Tensor, Tensor]:
         weights_TA, experts_TA, _ = self.decide(hidden_states, router_logits)
         return self.observed(hidden_states, router_logits, weights_TA, experts_TA), experts_TA
+
+
+def layer_shape(policy: RoutingPolicy, num_experts: int) -> LayerShape:
+    """What counting has to know of a layer that routes by `policy`, from a trial of a few tokens."""
+    with torch.device("cpu"):
+        routing = policy.route(trial_inputs(policy, num_experts, [0, 0, TEXT]))
+    confidence = routing.confidence
+    return LayerShape(
+        num_experts,
+        policy.slots(num_experts),
+        scored=0 if confidence is None else confidence.logits_TE.shape[1],
+        has_scores=confidence is not None and confidence.scores_TE is not None,
+        has_tails=routing.given_tail_T is not None,
+    )
+
+
+def trial_inputs(
+    policy: RoutingPolicy, num_experts: int, segments: Sequence[int], hidden_size: int = 64
+) -> RouterInputs:
+    """Random inputs to try a policy with: the same on every device, on the default one."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+
+    def values(*shape: int) -> Tensor:
+        drawn = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+        return drawn.to(torch.get_default_device())
+
+    segment_T = torch.tensor(segments)
+    by_request = isinstance(policy, RequestPolicy)
+    return RouterInputs(
+        hidden_TD=values(len(segments), hidden_size),
+        logits_TE=values(len(segments), num_experts if by_request else policy.gate_rows(num_experts)),
+        segment_T=segment_T,
+        asked_T2=values(len(segments), 2).abs().int() * (segment_T >= 0)[:, None],
+        parameters={
+            name: values(*shape).abs().add(0.5)  # a temperature must be positive
+            for name, shape in policy.parameters(hidden_size, num_experts).items()
+        },
+        num_experts=num_experts,
+    )

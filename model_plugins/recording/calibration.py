@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prismoe.kernels.modalities import MODALITIES
 from prismoe.kernels.routing import PADDING
-from prismoe.model_plugins.moe_layer.routed_model import ModalityRouting
+from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
+from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
 
 
 class CalibrationRecorder:
@@ -22,9 +22,9 @@ class CalibrationRecorder:
 
     deprived: tuple[int, str] | None = None
 
-    def __init__(self, model: nn.Module, routing: ModalityRouting) -> None:
+    def __init__(self, model: nn.Module, routing: ModelRouting) -> None:
         self._model: Any = model
-        self._segments = routing.segments
+        self._step = routing.step
         self._routers: dict[int, tuple[Tensor, Tensor]] = {}
         self._segment_T = self._is_token_T = self._final_TD = torch.empty(0)
         self._draw = torch.Generator().manual_seed(0)
@@ -51,12 +51,12 @@ class CalibrationRecorder:
     def _observe(
         self, layer: int, hidden_TD: Tensor, logits_TE: Tensor, _experts_TA: Tensor, weights_TA: Tensor
     ) -> None:
-        segment_T = self._segments.segments[: len(hidden_TD)]
+        segment_T = self._step.segments[: len(hidden_TD)]
         self._is_token_T = segment_T != PADDING
         self._segment_T = segment_T[self._is_token_T]
         self._routers[layer] = hidden_TD[self._is_token_T], logits_TE[self._is_token_T]
         if self.deprived and self.deprived[0] == layer:
-            is_deprived_T = (segment_T >= 0) == (self.deprived[1] == MODALITIES[1])
+            is_deprived_T = (segment_T >= 0) == (self.deprived[1] == POLICY_MODALITIES[1])
             weights_TA.masked_fill_(is_deprived_T[:, None], 0)
 
     def _end_step(self, _: nn.Module, __: tuple[Any, ...], hidden_TD: Tensor) -> None:

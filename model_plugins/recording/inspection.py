@@ -1,5 +1,6 @@
-"""What the tokens of one request were routed to, recorded in the worker while it runs. Eager engines only."""
+"""What the tokens of one request were routed to, copied in the worker step by step."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -7,109 +8,152 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prismoe.model_plugins.moe_layer.routed_model import ModalityRouting
-from prismoe.model_plugins.moe_layer.router import PolicyRouter
+from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
+from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_steps
 
 
-class LayerRows(NamedTuple):
-    """What one MoE layer did with the request's n tokens of a step."""
+class RequestRows(NamedTuple):
+    """The request's tokens of one step: which of the step's rows, and from which position of the request."""
 
-    experts_TA: Tensor
-    weights_TA: Tensor
-    count_T: Tensor
-    tail_T: Tensor
-    logits_TE: Tensor
+    rows: slice
+    position: int
+
+    @property
+    def positions(self) -> range:
+        """Of each of the rows."""
+        return range(self.position, self.position + self.rows.stop - self.rows.start)
 
 
-class Step:
-    """A step that holds tokens of the request: which rows of the step, from which position of the prompt."""
+class Recorded(NamedTuple):
+    """What the MoE layers did with the request's n tokens of a step."""
 
-    def __init__(self, rows: slice, position: int) -> None:
-        self.rows = rows
-        self.positions = range(position, position + rows.stop - rows.start)
-        self.is_vision_T: Tensor
-        self.layers: dict[int, LayerRows] = {}
+    modality_T: Tensor
+    experts_LTA: Tensor
+    weights_LTA: Tensor
+    count_LT: Tensor
+    tail_LT: Tensor
 
 
 class InspectionRecorder:
     """Records the request `request`, from its construction until `end`.
 
-    vLLM adds a suffix of its own to a request's id. Not more than `most_tokens` tokens are kept.
+    vLLM adds a suffix of its own to a request's id. Not more than `most_tokens` tokens are kept. The gates'
+    logits are kept where `with_logits` asks for them: of an eager engine only.
     """
 
-    def __init__(self, runner: Any, routing: ModalityRouting, request: str, most_tokens: int) -> None:
+    def __init__(
+        self, runner: Any, routing: ModelRouting, request: str, most_tokens: int, with_logits: bool
+    ) -> None:
         self.request = request
         self._most_tokens = most_tokens
         self._routing = routing
-        self._steps: list[Step] = []
-        self._running: Step | None = None
+        self._steps: list[RequestRows] = []
+        self._recorded: list[Recorded] = []
+        self._media: list[dict[str, Any]] = []
+        self._logits: dict[int, list[Tensor]] = {}
+        self._running: RequestRows | None = None
         self._unwatch = watch_steps(runner, self._begin_step)
-        for layer, router in routing.routers.items():
-            router.observer = partial(self._keep, layer, router)
+        routing.step_watchers.append(self._end_step)
+        if with_logits:
+            for layer, router in routing.routers.items():
+                self._logits[layer] = []
+                router.observer = partial(self._keep_logits, layer)
 
     def end(self) -> None:
         """Leave runner and routers as they were."""
         self._unwatch()
-        for router in self._routing.routers.values():
-            router.observer = None
+        self._routing.step_watchers.remove(self._end_step)
+        for layer in self._logits:
+            self._routing.routers[layer].observer = None
 
-    def rows(self, with_logits: bool) -> dict[str, Any]:
+    def rows(self) -> dict[str, Any]:
         """What was recorded, as plain lists in the order of the request's positions.
 
-        `layers` hold for each token its experts, best first, and as many weights; whether it was a tail
-        token; and `with_logits` the gate's logits.
+        `media` are the request's images, videos and sounds. `layers` hold for each token its experts, best
+        first, and as many weights; whether it was a tail token; and the gate's logits where they were kept.
         """
         positions = [position for step in self._steps for position in step.positions]
         # A preempted request computes positions again: its latest rows are those that its answer rests on.
         order = [row for _, row in sorted({position: row for row, position in enumerate(positions)}.items())]
+        names = self._routing.step.names
+        modalities = _picked([step.modality_T for step in self._recorded], order)
         return {
             "positions": [positions[row] for row in order],
-            "is_vision": _picked([step.is_vision_T for step in self._steps], order),
-            "layers": [self._layer(layer, order, with_logits) for layer in self._routing.routers],
+            "modalities": [names[modality] for modality in modalities],
+            "media": self._media,
+            "layers": [self._layer(place, layer, order) for place, layer in enumerate(self._routing.layers)],
         }
 
-    def _layer(self, layer: int, order: Sequence[int], with_logits: bool) -> Mapping[str, Any]:
-        fields = zip(*(step.layers[layer] for step in self._steps), strict=True)
-        experts, weights, counts, tail, logits = (
-            _picked(parts, order) for parts in (fields if self._steps else [[]] * 5)
+    def _layer(self, place: int, layer: int, order: Sequence[int]) -> Mapping[str, Any]:
+        experts, weights, counts, tail = (
+            _picked([step[part][place] for step in self._recorded], order)
+            for part in range(1, len(Recorded._fields))
         )
+        ranked = [
+            sorted(zip(of_token[:count], shares, strict=False), key=lambda pair: -pair[1])
+            for of_token, shares, count in zip(experts, weights, counts, strict=True)
+        ]
         return {
             "layer": layer,
-            "experts": [row[:count] for row, count in zip(experts, counts, strict=True)],
-            "weights": [row[:count] for row, count in zip(weights, counts, strict=True)],
+            "experts": [[expert for expert, _ in pairs] for pairs in ranked],
+            "weights": [[weight for _, weight in pairs] for pairs in ranked],
             "tail": tail,
-            "router_logits": logits if with_logits else None,
+            "router_logits": _picked(self._logits[layer], order) if layer in self._logits else None,
         }
 
     def _begin_step(self, step: StepRequests) -> None:
         self._running = None
-        kept = sum(len(step.positions) for step in self._steps)
+        for new in step.new:
+            if new.req_id.startswith(self.request) and not self._media:
+                self._media = [_medium(feature) for feature in new.mm_features]
+        kept = sum(len(rows.positions) for rows in self._steps)
         start = 0
         for request, count, position in zip(step.names, step.counts, step.computed, strict=True):
             if request.startswith(self.request) and kept < self._most_tokens:
                 stop = start + min(count, self._most_tokens - kept)
-                self._running = Step(slice(start, stop), position)
-                self._steps.append(self._running)
+                self._running = RequestRows(slice(start, stop), position)
             start += count
 
-    def _keep(
-        self,
-        layer: int,
-        router: PolicyRouter,
-        hidden_TD: Tensor,
-        logits_TE: Tensor,
-        experts_TA: Tensor,
-        weights_TA: Tensor,
-    ) -> None:
-        step = self._running
-        if step is None or layer in step.layers:
+    def _end_step(self, step: RoutingStep) -> None:
+        if self._running is None:
             return
-        inputs = router.inputs(hidden_TD, logits_TE)
-        decision = router.policy.route(inputs)
-        parts = (experts_TA, weights_TA, decision.count_T, decision.tail_T, logits_TE)
-        step.is_vision_T = inputs.is_vision_T[step.rows].clone()
-        step.layers[layer] = LayerRows(*(part[step.rows].clone() for part in parts))
+        rows = self._running.rows
+        of_step = Recorded(step.modalities, step.experts, step.weights, step.counts, step.tails)
+        modality_T, *by_layer = of_step
+        self._recorded.append(
+            Recorded(modality_T[rows].clone(), *(part[:, rows].clone() for part in by_layer))
+        )
+        self._steps.append(self._running)
+
+    def _keep_logits(
+        self, layer: int, _hidden_TD: Tensor, logits_TE: Tensor, _experts_TA: Tensor, _weights_TA: Tensor
+    ) -> None:
+        if self._running is not None:
+            self._logits[layer].append(logits_TE[self._running.rows].clone())
+
+
+def _medium(feature: Any) -> dict[str, Any]:
+    """One of a request's images, videos or sounds, from vLLM's `MultiModalFeatureSpec`."""
+    position = feature.mm_position
+    tokens = position.length if position.is_embed is None else int(position.is_embed.sum())
+    return {
+        "modality": feature.modality,
+        "offset": position.offset,
+        "length": position.length,
+        "grid": _grid(feature, tokens),
+    }
+
+
+def _grid(feature: Any, tokens: int) -> list[int] | None:
+    """Frames, rows and columns of its tokens, where the processor tells them. Several patches are one token."""
+    found = feature.data.get(f"{feature.modality}_grid_thw") if feature.data is not None else None
+    if found is None:
+        return None
+    frames, rows, columns = (int(number) for number in found.data.flatten())
+    merged = math.isqrt(frames * rows * columns // tokens)
+    fits = frames * (rows // merged) * (columns // merged) == tokens
+    return [frames, rows // merged, columns // merged] if fits else None
 
 
 def _picked(parts: Sequence[Tensor], order: Sequence[int]) -> list[Any]:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from prismoe.kernels.routing import PADDING
-from prismoe.model_plugins.moe_layer.routed_model import ModalityRouting
+from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 
 
 class ReferenceRecorder:
     """One row for each token of the steps since `take` was last called, in the order they were computed."""
 
-    def __init__(self, model: nn.Module, routing: ModalityRouting) -> None:
+    def __init__(self, model: nn.Module, routing: ModelRouting) -> None:
         self._model: Any = model
-        self._segments = routing.segments
+        self._step = routing.step
         self._steps: dict[str, list[Tensor]] = defaultdict(list)
         for layer, router in routing.routers.items():
             router.observer = partial(self._keep_routing, layer)
@@ -34,7 +34,7 @@ class ReferenceRecorder:
 
     def _begin_step(self, _: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         embeds_TD: Tensor = inputs["inputs_embeds"]
-        self._is_token_T = self._segments.segments[: len(embeds_TD)] != PADDING
+        self._is_token_T = self._step.segments[: len(embeds_TD)] != PADDING
         self._keep("inputs_embeds", embeds_TD)
 
     def _keep_routing(

@@ -12,6 +12,9 @@ from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.fused_rule import ByModality, FusedRule, MixtureRule
 from prismoe.kernels.routing import top_experts
 
+POLICY_MODALITIES = ("text", "vision")
+"""What policies tell apart. Vision is images and videos; what is neither is text to them."""
+
 
 class RouterInputs(NamedTuple):
     """What a policy sees of a step's T tokens in one MoE layer."""

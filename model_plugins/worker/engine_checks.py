@@ -4,10 +4,30 @@ from vllm.config import SchedulerConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
+from prismoe.model_plugins.moe_layer.model_routing import operator_routing
+from prismoe.model_plugins.moe_layer.native import NATIVE, ONLY_NATIVE
 from prismoe.model_plugins.vllm_seams.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
 from prismoe.model_plugins.worker.engine_options import ROUTED_WORKER
 
 logger = init_logger("vllm.prismoe.engine")
+
+
+def check_native_engine(vllm_config: VllmConfig) -> None:
+    """Raise ValueError with a sentence where prismoe can't serve a model of vLLM's own right."""
+    routing = operator_routing(vllm_config)
+    if routing not in (None, NATIVE):
+        raise ValueError(f"{ONLY_NATIVE} Leave --routing out.")
+    parallel = vllm_config.parallel_config
+    if parallel.enable_expert_parallel and current_platform.is_cpu():
+        raise ValueError(
+            "vLLM's experts on CPU can't be spread over ranks: leave --enable-expert-parallel out."
+        )
+    if parallel.pipeline_parallel_size > 1:
+        raise ValueError("prismoe needs the whole model on each rank: use --pipeline-parallel-size 1.")
+    if parallel.prefill_context_parallel_size > 1:
+        raise ValueError("prismoe needs each prompt on one rank: use --prefill-context-parallel-size 1.")
+    if parallel.use_ubatching:
+        raise ValueError("prismoe needs a step's tokens together: leave --enable-dbo and --ubatch-size out.")
 
 
 def check_engine(vllm_config: VllmConfig, needs_whole_images: bool, tokens_per_image: int) -> None:

@@ -6,27 +6,30 @@ from typing import Any
 import numpy as np
 import torch
 
+from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 from prismoe.model_plugins.recording.inspection import InspectionRecorder
 
 
 class RoutingWorkerExtension:
     """Mixed into vLLM's worker (`worker_extension_cls`). Ranks hold the same counts: read rank 0's."""
 
+    routing: ModelRouting
+    """`RoutedWorker` has it."""
     _prismoe_inspection: InspectionRecorder | None = None
 
     def prismoe_routing(self) -> Mapping[str, Any]:
-        """What is in force, per layer (`ModalityRouting.describe`)."""
-        description: Mapping[str, Any] = self._prismoe_model().routing.describe()
-        return description
+        """What is in force, per layer (`ModelRouting.describe`)."""
+        return self.routing.describe()
 
+    @torch.inference_mode()
     def prismoe_expert_load(self) -> Mapping[str, Any]:
-        """The load counted so far (`ModalityRouting.load`)."""
-        load: Mapping[str, Any] = self._prismoe_model().routing.load()
-        return load
+        """The load counted so far (`ModelRouting.load`)."""
+        return self.routing.load()
 
+    @torch.inference_mode()
     def prismoe_reset_expert_load(self) -> None:
-        """Count from zero (`ModalityRouting.reset_load`)."""
-        self._prismoe_model().routing.reset_load()
+        """Count from zero (`ModelRouting.reset_load`)."""
+        self.routing.reset_load()
 
     @torch.inference_mode()
     def prismoe_step(self) -> None:
@@ -45,8 +48,7 @@ class RoutingWorkerExtension:
         """Keep what is computed for each token from now on (`ReferenceRecorder`)."""
         from prismoe.model_plugins.recording.reference import ReferenceRecorder
 
-        model = self._prismoe_model()
-        self._prismoe_recorder = ReferenceRecorder(model, model.routing)
+        self._prismoe_recorder = ReferenceRecorder(self._prismoe_model(), self.routing)
 
     @torch.inference_mode()
     def prismoe_save_recording(self, file: str) -> None:
@@ -57,8 +59,7 @@ class RoutingWorkerExtension:
         """Keep what the routers see from now on (`CalibrationRecorder`)."""
         from prismoe.model_plugins.recording.calibration import CalibrationRecorder
 
-        model = self._prismoe_model()
-        self._prismoe_calibration = CalibrationRecorder(model, model.routing)
+        self._prismoe_calibration = CalibrationRecorder(self._prismoe_model(), self.routing)
 
     def prismoe_deprive(self, layer: int, modality: str) -> None:
         """Give a modality's tokens nothing of a layer's experts, until the next call; -1: all get theirs."""
@@ -81,19 +82,19 @@ class RoutingWorkerExtension:
 
     def prismoe_inspectable(self) -> Mapping[str, Any]:
         """How an image's tokens lie on it, and how many experts a request may ask for."""
-        model = self._prismoe_model()
+        grid = getattr(self._prismoe_model(), "patch_grid", None)
         return {
-            "grid": model.patch_grid.model_dump(),
-            "request_experts": model.routing.in_force.most_request_experts,
-            "moe_layers": len(model.routing.routers),
+            "grid": grid and grid.model_dump(),
+            "request_experts": self.routing.most_request_experts,
+            "moe_layers": len(self.routing.layers),
         }
 
-    def prismoe_start_inspection(self, request: str, most_tokens: int) -> None:
+    def prismoe_start_inspection(self, request: str, most_tokens: int, with_logits: bool) -> None:
         """Record what the tokens of a request are routed to (`InspectionRecorder`); an earlier one ends."""
         if self._prismoe_inspection is not None:
             self._prismoe_inspection.end()
-        runner, routing = self.model_runner, self._prismoe_model().routing  # type: ignore[attr-defined]
-        self._prismoe_inspection = InspectionRecorder(runner, routing, request, most_tokens)
+        runner = self.model_runner  # type: ignore[attr-defined]
+        self._prismoe_inspection = InspectionRecorder(runner, self.routing, request, most_tokens, with_logits)
 
     def prismoe_end_inspection(self, request: str) -> None:
         """Record this request no longer, and forget what was recorded."""
@@ -101,11 +102,11 @@ class RoutingWorkerExtension:
             self._prismoe_inspection.end()
             self._prismoe_inspection = None
 
-    def prismoe_inspected_rows(self, with_logits: bool) -> Mapping[str, Any] | None:
+    def prismoe_inspected_rows(self) -> Mapping[str, Any] | None:
         """What was recorded so far (`InspectionRecorder.rows`), from rank 0."""
         if self._prismoe_inspection is None or self.rank != 0:  # type: ignore[attr-defined]
             return None
-        return self._prismoe_inspection.rows(with_logits)
+        return self._prismoe_inspection.rows()
 
     def _prismoe_model(self) -> Any:
         return self.model_runner.get_model()  # type: ignore[attr-defined]

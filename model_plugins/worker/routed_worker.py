@@ -1,8 +1,14 @@
-"""vLLM's worker, which also tells the routing layer of the requests in each step."""
+"""vLLM's worker, which also has each step's routing written down and counted."""
 
 from typing import Any
 
+from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.platforms import current_platform
+
+from prismoe.kernels.modalities import MODALITIES
+from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, PolicyRouting, kernel_name, runners_of
+from prismoe.model_plugins.moe_layer.native import NativeRouting
+from prismoe.model_plugins.worker.engine_checks import check_native_engine
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -13,8 +19,38 @@ else:
 class RoutedWorker(PlatformWorker):
     """To be given as `worker_cls`."""
 
+    routing: ModelRouting
+
     def load_model(self, **options: Any) -> None:
-        """Load the model, and have its routing watch the runner."""
+        """Load the model, and stand beside its routers."""
         super().load_model(**options)
-        model: Any = self.model_runner.get_model()
-        model.routing.watch(self.model_runner, model.embed_text)
+        runner = self.model_runner
+        model: Any = runner.get_model()
+        routing = getattr(model, "routing", None)
+        if isinstance(routing, PolicyRouting):
+            routing.watch(runner, model.embed_text)
+        else:
+            check_native_engine(self.vllm_config)
+            routing = NativeRouting(self.vllm_config, model, self._modalities())
+        routing.kernels = {layer.layer_id: kernel_name(layer) for layer in runners_of(model)}
+        self.routing = routing
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """Take a step, and count it. Dummy and warm-up steps of vLLM's go past this."""
+        num_tokens = scheduler_output.total_num_scheduled_tokens
+        counts = num_tokens > 0 and len(self.routing.layers) > 0
+        if counts and not self.model_runner.supports_mm_inputs:
+            self.routing.step.mark(None, [], num_tokens)  # the model embeds text by itself
+        output = super().execute_model(scheduler_output)
+        if counts:
+            self.routing.end_step()
+        return output
+
+    def _modalities(self) -> list[str]:
+        model = self.vllm_config.model_config
+        if not model.is_multimodal_model:
+            return ["text"]
+        info = MULTIMODAL_REGISTRY.get_processing_info(model)
+        allowed = [name for name, most in info.allowed_mm_limits.items() if most]
+        order = [*MODALITIES, *sorted({*allowed} - {*MODALITIES})]
+        return [name for name in order if name == "text" or name in allowed]

@@ -9,79 +9,129 @@ from hypothesis import strategies as st
 from prismoe.kernels.expert_load import (
     Confidence,
     LayerLoad,
-    count_expert_load,
+    LayerShape,
+    RoutedTokens,
+    ScoredTokens,
+    count_confidence,
+    count_routed,
     empty_load,
 )
-from prismoe.kernels.routing import TEXT
+from prismoe.kernels.modalities import MODALITIES
 from tests.kernels.test_routing import SEGMENTS, random_logits
 
 ROUNDING = 4e-6  # of one token
+TEXT_AND_IMAGE = ("text", "image")
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.integers(-2, 3), min_size=1, max_size=40), st.integers(1, 6), st.data(), st.integers(0, 2**31)
+    st.lists(st.integers(-1, 3), min_size=1, max_size=40),
+    st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    st.data(),
+    st.integers(0, 2**31),
 )
 def test_counts_each_real_pair_once(
-    segments: list[int], experts: int, data: st.DataObject, seed: int
+    modalities: list[int], experts_L: list[int], data: st.DataObject, seed: int
 ) -> None:
-    slots = data.draw(st.integers(1, experts))
+    slots_L = [data.draw(st.integers(1, experts)) for experts in experts_L]
     generator = torch.Generator().manual_seed(seed)
-    tokens = len(segments)
-    experts_TA = torch.randint(experts, (tokens, slots), generator=generator)
-    count_T = torch.randint(1, slots + 1, (tokens,), generator=generator)
-    tail_T = (torch.rand(tokens, generator=generator) < 0.5) & (torch.tensor(segments) >= 0)
-    uses, by_count = np.zeros((2, experts), dtype=int), np.zeros((2, slots), dtype=int)
-    for token, segment in enumerate(segments):
-        if segment != -2:
-            modality, used = int(segment >= 0), int(count_T[token])
-            by_count[modality, used - 1] += 1
-            for expert in experts_TA[token, :used].tolist():
-                uses[modality, expert] += 1
-    load_MC = empty_load(experts)
+    tokens, layers = len(modalities), len(experts_L)
+    experts_LTA = torch.full(
+        (layers, tokens, max(slots_L)), -1, dtype=torch.int32
+    )  # as vLLM's padding has it
+    count_LT = torch.empty(layers, tokens, dtype=torch.int32)
+    for layer, (experts, slots) in enumerate(zip(experts_L, slots_L, strict=True)):
+        experts_LTA[layer, :, :slots] = torch.randint(experts, (tokens, slots), generator=generator)
+        count_LT[layer] = torch.randint(1, slots + 1, (tokens,), generator=generator)
+    tail_LT = torch.rand(layers, tokens, generator=generator) < 0.5
+    tail_LT &= (torch.tensor(modalities) == 1) | (torch.tensor(modalities) == 2)
+    load_LMC = empty_load(layers, 4, max(experts_L))
     for times in (1, 2):
-        count_expert_load(load_MC, experts_TA, count_T, tail_T, torch.tensor(segments), None)
-        load = LayerLoad.read(load_MC, slots)
-        assert load.expert_tokens == (times * uses).tolist()
-        assert load.tokens_by_experts == (times * by_count).tolist()
-        assert load.tokens == (times * by_count.sum(axis=1)).tolist()
-        assert load.tail_tokens == times * int(tail_T.sum())
-        assert load.scored_tokens == load.near_ties == [0, 0]
-        assert load.routing_entropy == load.routing_variance == [0, 0]
-
-
-def test_no_counts_and_no_tail_mean_all_slots_and_no_tail_tokens() -> None:
-    said, unsaid = empty_load(5), empty_load(5)
-    experts_TA, segment_T = torch.arange(21).view(7, 3) % 5, torch.arange(7) % 4 - 2
-    count_expert_load(said, experts_TA, torch.full((7,), 3), segment_T > 9, segment_T, None)
-    count_expert_load(unsaid, experts_TA, None, None, segment_T, None)
-    assert unsaid.tolist() == said.tolist()
-
-
-@pytest.mark.parametrize("equal", [True, False])
-def test_no_segments_mean_text(equal: bool) -> None:
-    said, unsaid = empty_load(5), empty_load(5)
-    logits_TE = random_logits(9, 5)
-    experts_TA = logits_TE.argsort(descending=True)[:, :3]
-    step = experts_TA, None if equal else torch.arange(9) % 3 + 1, None
-    count_expert_load(said, *step, torch.full((9,), TEXT), Confidence(logits_TE))
-    count_expert_load(unsaid, *step, None, Confidence(logits_TE))
-    assert unsaid.tolist() == said.tolist()
-    assert said[0].any()
-    assert not said[1].any()
+        count_routed(load_LMC, RoutedTokens(torch.tensor(modalities), experts_LTA, count_LT, tail_LT))
+        for layer, shape in enumerate(zip(experts_L, slots_L, strict=True)):
+            uses, by_count = np.zeros((4, shape[0]), dtype=int), np.zeros((4, shape[1]), dtype=int)
+            for token, modality in enumerate(modalities):
+                if modality >= 0:
+                    used = int(count_LT[layer, token])
+                    by_count[modality, used - 1] += 1
+                    for expert in experts_LTA[layer, token, :used].tolist():
+                        uses[modality, expert] += 1
+            load = LayerLoad.read(load_LMC[layer], LayerShape(*shape, scored=0), MODALITIES)
+            assert load.expert_tokens == (times * uses).tolist()
+            assert load.tokens_by_experts == (times * by_count).tolist()
+            assert load.tokens == (times * by_count.sum(axis=1)).tolist()
+            assert load.tail_tokens == times * int(tail_LT[layer].sum())
+            assert load.scored_tokens == load.near_ties == [0] * 4
+            assert load.routing_entropy == load.routing_variance == [0] * 4
 
 
 @pytest.mark.parametrize(("token", "others"), [(5, [2, 2]), (0, [1, 2])], ids=["padding", "text"])
 def test_logits_that_are_no_numbers_add_nothing_to_others(token: int, others: list[int]) -> None:
     """What a padded token holds is left over from some other step, or never written."""
-    logits_TE, segments = torch.zeros(6, 4), torch.tensor([-1, -1, 0, 0, -2, -2])
+    logits_TE, modality_T = torch.zeros(6, 4), torch.tensor([0, 0, 1, 1, -1, -1])
     logits_TE[token] = torch.nan
-    load_MC = empty_load(4)
-    count_expert_load(load_MC, torch.zeros(6, 1).long(), None, None, segments, Confidence(logits_TE))
-    load = LayerLoad.read(load_MC, 1)
-    assert load.tokens == load.scored_tokens == [2, 2]
+    load = count(
+        Confidence(logits_TE), torch.zeros(6, 1), torch.ones(6), modality_T, LayerShape(4, 1, scored=4)
+    )
+    assert load.scored_tokens == [2, 2]
     assert load.routing_entropy == pytest.approx([np.log(4) * number for number in others], abs=ROUNDING)
     assert load.routing_variance == [0, 0]
+
+
+def test_a_layer_without_confidence_adds_none_and_its_neighbour_does() -> None:
+    """Whatever its rows of logits hold."""
+    logits_LTE = torch.randn(2, 5, 4)
+    scored = ScoredTokens(
+        torch.zeros(5).long(),
+        torch.zeros(2, 5, 1, dtype=torch.int32),
+        torch.ones(2, 5, dtype=torch.int32),
+        logits_LTE,
+        torch.zeros(2, 5, 4),
+    )
+    shapes = [LayerShape(4, 1, scored=0), LayerShape(3, 1, scored=3)]
+    load_LMC = empty_load(2, 2, 4)
+    count_confidence(load_LMC, scored, shapes)
+    without, neighbour = (
+        LayerLoad.read(load_MC, shape, TEXT_AND_IMAGE)
+        for load_MC, shape in zip(load_LMC, shapes, strict=True)
+    )
+    assert without.scored_tokens == without.near_ties == without.routing_entropy == [0, 0]
+    alone = count(
+        Confidence(logits_LTE[1, :, :3]), torch.zeros(5, 1), torch.ones(5), torch.zeros(5), shapes[1]
+    )
+    assert neighbour.scored_tokens == [5, 0]
+    assert neighbour.near_ties == alone.near_ties
+    assert neighbour.routing_entropy == alone.routing_entropy
+    assert neighbour.routing_variance == pytest.approx(alone.routing_variance, abs=5 * ROUNDING)
+
+
+def test_a_gate_whose_ranking_does_not_decide_alone_tells_no_near_ties() -> None:
+    shape = LayerShape(4, 1, scored=4, tells_ties=False)
+    load = count(Confidence(torch.zeros(2, 4)), torch.zeros(2, 1), torch.ones(2), torch.zeros(2), shape)
+    assert load.near_ties == [None, None]
+    assert load.scored_tokens == [2, 0]
+
+
+def count(
+    confidence: Confidence,
+    experts_TA: torch.Tensor,
+    count_T: torch.Tensor,
+    modality_T: torch.Tensor,
+    shape: LayerShape,
+) -> LayerLoad:
+    """Count the confidence of one layer's step of text and images."""
+    logits_TE, scores_TE = confidence
+    room_TE = torch.full((len(logits_TE), shape.experts - logits_TE.shape[1]), torch.nan)
+    logits_LTE = torch.cat([logits_TE, room_TE], dim=1)[None]
+    if scores_TE is not None:
+        shape = shape._replace(has_scores=True)
+    scores_LTE = torch.cat([logits_TE if scores_TE is None else scores_TE, room_TE], dim=1)[None]
+    load_LMC = empty_load(1, 2, shape.experts)
+    scored = ScoredTokens(
+        modality_T.long(), experts_TA[None].int(), count_T[None].int(), logits_LTE, scores_LTE
+    )
+    count_confidence(load_LMC, scored, [shape])
+    return LayerLoad.read(load_LMC[0], shape, TEXT_AND_IMAGE)
 
 
 def by_hand(
@@ -115,10 +165,9 @@ def check(confidence: Confidence, counts: list[int], segments: list[int], num_ex
     experts_TA = torch.cat([shared_TA, ranked_TE], dim=1)[:, : max(counts)]
     unused_TA = torch.arange(max(counts)) >= count_T[:, None]
     experts_TA = torch.where(unused_TA, experts_TA[:, :1], experts_TA)
-    no_tail_T = torch.zeros(len(counts), dtype=torch.bool)
-    load_MC = empty_load(num_experts)
-    count_expert_load(load_MC, experts_TA, count_T, no_tail_T, torch.tensor(segments), confidence)
-    load = LayerLoad.read(load_MC, num_experts)
+    modality_T = torch.tensor(segments).clamp(max=0) + 1
+    shape = LayerShape(num_experts, max(counts), scored=probs_TE.shape[1])
+    load = count(confidence, experts_TA, count_T, modality_T, shape)
     for name, expected in by_hand(
         probs_TE.double().numpy(), scores_TE.double().numpy(), counts, segments, num_experts
     ).items():
@@ -151,12 +200,15 @@ def test_ties_of_the_last_used_and_the_first_unused_expert_are_counted(segment: 
         ]
     )
     segments = [segment] * 5
-    assert sum(check(Confidence(probs_TE.log()), [2] * 5, segments, 4).near_ties) == 3
-    assert sum(check(Confidence(probs_TE.log()), [4] * 5, segments, 4).near_ties) == 0
+    modality = segment + 1
+    assert check(Confidence(probs_TE.log()), [2] * 5, segments, 4).near_ties[modality] == 3
+    assert check(Confidence(probs_TE.log()), [4] * 5, segments, 4).near_ties[modality] == 0
 
 
 @pytest.mark.parametrize("segment", [-1, 0])
 def test_experts_out_of_the_question_tie_with_none(segment: int) -> None:
     probs_TE = torch.tensor([[0.999, 0.001, 0.0, 0.0]])
     scores_TE = torch.tensor([[0.999, 0.001, -torch.inf, -torch.inf]])
-    assert sum(check(Confidence(probs_TE.log(), scores_TE), [2], [segment], 4).near_ties) == 0
+    load = check(Confidence(probs_TE.log(), scores_TE), [2], [segment], 4)
+    assert load.near_ties == [0, 0]
+    assert sum(load.scored_tokens) == 1

@@ -48,8 +48,11 @@ from prismoe.model_plugins.models.moe_llava.tower import (
     tower_config,
     tower_weights,
 )
+from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting, operator_routing
 from prismoe.model_plugins.moe_layer.request_routing import with_numbers, without_numbers
-from prismoe.model_plugins.moe_layer.routed_model import ModalityRouting, operator_routing
+from prismoe.model_plugins.moe_layer.step import Media
+
+MODALITIES = ("text", "image")
 
 
 def checkpoint_names(family: Family) -> WeightsMapper:
@@ -124,7 +127,10 @@ class MoELLaVAForCausalLM(nn.Module, SupportsMultiModal):
         self.facts = self.family.decoder(config)
         self.hf_to_vllm_mapper = checkpoint_names(self.family)
         self.experts_by_layer = experts_by_layer(config)
-        self.routing = ModalityRouting(vllm_config, routing_in_force(config, operator_routing(vllm_config)))
+        in_force = routing_in_force(config, operator_routing(vllm_config))
+        self.routing = PolicyRouting(
+            vllm_config, in_force, type(self).__name__, MODALITIES, moe_settings(config).top_k_experts
+        )
         self.patch_grid = patch_grid(config, vllm_config.model_config.model)
         vision = tower_config(config.mm_image_tower, vllm_config.model_config.model)
         self.tensors = TensorList(config, vision, self.routing.in_force)
@@ -162,7 +168,7 @@ class MoELLaVAForCausalLM(nn.Module, SupportsMultiModal):
             self.config.hidden_size,
             expert_width(self.config),
             num_experts,
-            self.routing.router(index, num_experts, self.config.hidden_size),
+            self.routing.router(index, self.config.hidden_size),
             self._dense(f"{prefix}.mlp") if moe_settings(self.config).use_residual else None,
             self.vllm_config.quant_config,
             prefix,
@@ -190,7 +196,8 @@ class MoELLaVAForCausalLM(nn.Module, SupportsMultiModal):
         is_multimodal: Tensor | None = None,
     ) -> Tensor:
         images, asked = without_numbers([*(multimodal_embeddings or [])])
-        self.routing.segments.mark(is_multimodal, asked, len(input_ids))
+        media = [Media("image", len(asked_T2), asked_T2) for asked_T2 in asked]
+        self.routing.step.mark(is_multimodal, media, len(input_ids))
         return super().embed_input_ids(input_ids, images, is_multimodal=is_multimodal)  # type: ignore[arg-type]
 
     def forward(
@@ -202,7 +209,6 @@ class MoELLaVAForCausalLM(nn.Module, SupportsMultiModal):
         **kwargs: object,
     ) -> Tensor:
         hidden_TD: Tensor = self.model(positions, inputs_embeds)
-        self.routing.segments.clear()
         return hidden_TD
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:

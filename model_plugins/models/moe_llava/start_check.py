@@ -24,7 +24,7 @@ from prismoe.model_plugins.models.moe_llava.tower import (
     tower_config,
     tower_shapes,
 )
-from prismoe.model_plugins.moe_layer.routed_model import operator_routing
+from prismoe.model_plugins.moe_layer.model_routing import operator_routing
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.vllm_seams import overridden, scheduler, step_watch
 from prismoe.model_plugins.vllm_seams.check import check

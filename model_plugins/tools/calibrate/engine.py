@@ -12,7 +12,7 @@ from tqdm import tqdm
 from vllm import SamplingParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from prismoe.kernels.modalities import MODALITIES
+from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
 from prismoe.model_plugins.tools.calibrate.prompts import CalibrationPrompt
 from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
 from prismoe.model_plugins.tools.checkpoint_facts import CheckpointFacts
@@ -49,7 +49,7 @@ class _Recording:
         experts = self._facts.experts
         self._rpc("prismoe_start_calibration")
         parts: dict[str, list[np.ndarray]] = defaultdict(list)
-        divergence = {layer: dict.fromkeys(MODALITIES, 0.0) for layer in experts.by_layer}
+        divergence = {layer: dict.fromkeys(POLICY_MODALITIES, 0.0) for layer in experts.by_layer}
         tokens_before = 0
         for number, prompt in enumerate(tqdm(self._prompts, desc="Pictures", file=terminal)):
             answer = self._run(prompt, [], ANSWER_LIMIT)[:-1]  # Nothing reads the last token.
@@ -96,7 +96,7 @@ class _Recording:
         self._rpc("prismoe_deprive", -1, "")
 
     def _cases(self) -> Iterator[tuple[int, str]]:
-        return ((layer, modality) for layer in self._facts.experts.by_layer for modality in MODALITIES)
+        return ((layer, modality) for layer in self._facts.experts.by_layer for modality in POLICY_MODALITIES)
 
     def _run(self, prompt: CalibrationPrompt, answer: list[int], tokens: int) -> list[int]:
         """Let the engine go on from prompt and answer; its greedy tokens, at most so many."""

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prismoe.model_plugins.moe_layer.token_segments import TokenSegments
+from prismoe.model_plugins.moe_layer.router import layer_shape
+from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
 from prismoe.model_plugins.routing.registry import POLICIES
 from prismoe.model_plugins.routing.request_policy import RequestPolicy, Requests
@@ -122,11 +123,14 @@ def random_step(policy: RoutingPolicy, segments: list[int], num_experts: int, se
     return with_request_logits(policy, step)
 
 
-def token_segments(segments: list[int]) -> TokenSegments:
-    """A buffer that says `segments`."""
-    tokens = TokenSegments(len(segments))
-    tokens.segments.copy_(torch.tensor(segments))
-    return tokens
+def routing_step(policy: RoutingPolicy, num_experts: int, segments: list[int]) -> RoutingStep:
+    """A step of one layer, which holds `segments` of text and images."""
+    step = RoutingStep(("text", "image"), [layer_shape(policy, num_experts)], len(segments))
+    segment_T = torch.tensor(segments)
+    step.segments.copy_(segment_T)
+    step.modalities.copy_(segment_T.clamp(max=0) + 1)
+    step.num_tokens = len(segments)
+    return step
 
 
 def with_request_logits(policy: RoutingPolicy, step: RouterInputs) -> RouterInputs:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from prismoe.kernels.modalities import MODALITIES
 from prismoe.kernels.routing import top_experts
+from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
 from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, RouterFit
 from prismoe.model_plugins.tools.calibrate.fits.quantile import between
 from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
@@ -20,9 +20,9 @@ def fit(data: CalibrationData, goal: Goal) -> RouterFit:
     """
     top_k = goal.settings.get("top_k", data.top_k)
     normalize = goal.settings.get("norm_topk_prob", top_k != 1)
-    importance = {modality: _importance(data, modality) for modality in MODALITIES}
+    importance = {modality: _importance(data, modality) for modality in POLICY_MODALITIES}
     thresholds = {}
-    for modality, skip in zip(MODALITIES, (goal.skip_text, goal.skip), strict=True):
+    for modality, skip in zip(POLICY_MODALITIES, (goal.skip_text, goal.skip), strict=True):
         scores = [
             importance[modality][layer] * _weights_of(router, modality, top_k, normalize)
             for layer, router in data.layers.items()
@@ -31,7 +31,7 @@ def fit(data: CalibrationData, goal: Goal) -> RouterFit:
     return RouterFit(
         {"policy": "dual_threshold", **goal.settings, **thresholds},
         {
-            layer: {f"{modality}_importance": importance[modality][layer] for modality in MODALITIES}
+            layer: {f"{modality}_importance": importance[modality][layer] for modality in POLICY_MODALITIES}
             for layer in data.layers
         },
     )
@@ -46,7 +46,7 @@ def _importance(data: CalibrationData, modality: str) -> dict[int, float]:
 
 
 def _weights_of(router: RouterRecording, modality: str, top_k: int, normalize: bool) -> Tensor:
-    is_chosen_T = (router.segment_T >= 0) == (modality == MODALITIES[1])
+    is_chosen_T = (router.segment_T >= 0) == (modality == POLICY_MODALITIES[1])
     _, weights_TA = top_experts(router.logits_TE[is_chosen_T], top_k, normalize)
     return weights_TA
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prismoe.kernels.modalities import MODALITIES
+from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
 from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData
 
 
@@ -55,7 +55,7 @@ def fitter(policy: str, settings: Mapping[str, Any]) -> Fitter:
     """
     from prismoe.model_plugins.tools.calibrate.fits import dual_threshold, entropy, equiroute, gmm, ltdr
 
-    importances = {f"{modality}_{of}" for modality in MODALITIES for of in ("importance", "threshold")}
+    importances = {f"{modality}_{of}" for modality in POLICY_MODALITIES for of in ("importance", "threshold")}
     fitters = {
         "ltdr": Fitter(ltdr.fit, frozenset({"threshold"})),
         "dual_threshold": Fitter(dual_threshold.fit, frozenset(importances), needs_divergence=True),

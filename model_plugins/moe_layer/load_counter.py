@@ -1,0 +1,99 @@
+"""Counts the steps of all MoE layers at once, many steps at a time.
+
+A step is copied into a page, and a full page is counted: a small step would take ten times as long by itself.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from prismoe.kernels.expert_load import (
+    LayerLoad,
+    RoutedTokens,
+    ScoredTokens,
+    count_confidence,
+    count_routed,
+    empty_load,
+)
+from prismoe.model_plugins.moe_layer.step import RoutingStep
+
+PAGE_TOKENS = 1024
+PAGE_STEPS = 4
+"""How many steps' scored tokens a page takes, where a step has as many as it can."""
+
+Rows = TypeVar("Rows", RoutedTokens, ScoredTokens)
+
+
+class Page(Generic[Rows]):
+    """Room for the tokens of many steps, side by side. `like` has the form of what is kept."""
+
+    def __init__(self, like: Rows, most_tokens: int) -> None:
+        self._most_tokens = most_tokens
+        self._tokens = 0
+        self._rows: Rows = type(like)(*(_room(part, most_tokens) for part in like))
+
+    def has_room(self, tokens: int) -> bool:
+        """Whether so many more go into it."""
+        return self._tokens + tokens <= self._most_tokens
+
+    def append(self, rows: Rows, tokens: int) -> None:
+        """Copy a step behind the others."""
+        for room, part in zip(self._rows, rows, strict=True):
+            room.narrow(_token_dim(part), self._tokens, tokens).copy_(part)
+        self._tokens += tokens
+
+    def take(self) -> Rows:
+        """What was copied; it is good until the next step is appended."""
+        tokens, self._tokens = self._tokens, 0
+        return type(self._rows)(*(room.narrow(_token_dim(room), 0, tokens) for room in self._rows))
+
+
+def _room(part: Tensor, tokens: int) -> Tensor:
+    dim = _token_dim(part)
+    return part.new_empty((*part.shape[:dim], tokens, *part.shape[dim + 1 :]))
+
+
+def _token_dim(part: Tensor) -> int:
+    """Of `[T]` the first, of `[L, T, ...]` the second."""
+    return min(1, part.ndim - 1)
+
+
+class LoadCounter(nn.Module):
+    """What a model's tokens used since the start, or since `reset`."""
+
+    load_LMC: Tensor
+
+    def __init__(self, step: RoutingStep) -> None:
+        super().__init__()
+        self._layers, self._modalities = step.layers, step.names
+        experts = max((layer.experts for layer in step.layers), default=0)
+        load_LMC = empty_load(len(step.layers), len(step.names), experts)
+        self.register_buffer("load_LMC", load_LMC.to(step.segments.device), persistent=False)
+        self._routed = Page(step.routed(), max(PAGE_TOKENS, len(step.segments)))
+        self._scored = Page(step.scored(), PAGE_STEPS * len(step.sampled))
+
+    def add(self, step: RoutingStep) -> None:
+        """Add a step that has run."""
+        if not self._routed.has_room(step.num_tokens):
+            count_routed(self.load_LMC, self._routed.take())
+        self._routed.append(step.routed(), step.num_tokens)
+        if not self._scored.has_room(step.num_sampled):
+            count_confidence(self.load_LMC, self._scored.take(), self._layers)
+        self._scored.append(step.scored(), step.num_sampled)
+
+    def load(self) -> Mapping[str, Any]:
+        """What was counted: for each field of `LayerLoad` a list by layer."""
+        count_routed(self.load_LMC, self._routed.take())
+        count_confidence(self.load_LMC, self._scored.take(), self._layers)
+        loads = [
+            LayerLoad.read(load_MC, layer, self._modalities)
+            for load_MC, layer in zip(self.load_LMC.cpu(), self._layers, strict=True)
+        ]
+        return {name: [getattr(load, name) for load in loads] for name in LayerLoad._fields}
+
+    def reset(self) -> None:
+        """Count from zero."""
+        self._routed.take()
+        self._scored.take()
+        self.load_LMC.zero_()

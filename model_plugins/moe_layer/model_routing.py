@@ -1,0 +1,216 @@
+"""A model's MoE layers as a whole: the running step, the load counted so far, and what is in force.
+
+`PolicyRouting` is of a model that is built with prismoe's routers; `native.NativeRouting` stands beside the
+routers of a model that vLLM has built.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+from vllm.platforms import current_platform
+
+from prismoe.kernels.expert_load import LayerShape
+from prismoe.model_plugins.moe_layer.load_counter import LoadCounter
+from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
+from prismoe.model_plugins.moe_layer.router import Observer, PolicyRouter, layer_shape
+from prismoe.model_plugins.moe_layer.step import RoutingStep
+from prismoe.model_plugins.routing import ROUTING_KEY
+from prismoe.model_plugins.routing.policy import RoutingPolicy
+from prismoe.model_plugins.routing.registry import RoutingInForce
+from prismoe.model_plugins.routing.request_policy import RequestPolicy
+from prismoe.model_plugins.vllm_seams.step_watch import watch_steps
+
+
+class Observed(Protocol):
+    """What routes a MoE layer."""
+
+    observer: Observer | None
+
+
+class ModelRouting(nn.Module, ABC):
+    """`layers` are the MoE layers by their index in the decoder, in the decoder's order."""
+
+    not_supported: Sequence[str] = ()
+    """What can't be had of this model, a sentence each."""
+
+    def __init__(
+        self,
+        architecture: str,
+        modalities: Sequence[str],
+        layers: Mapping[int, LayerShape],
+        max_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.layers = dict(layers)
+        self.step = RoutingStep(modalities, [*layers.values()], max_tokens)
+        self.counter = LoadCounter(self.step)
+        self.routers: dict[int, Observed] = {}
+        self.step_watchers: list[Callable[[RoutingStep], None]] = []
+        self.kernels: dict[int, str] = {}
+
+    def end_step(self) -> None:
+        """Count the step that has run, and forget it."""
+        for watch in self.step_watchers:
+            watch(self.step)
+        self.counter.add(self.step)
+        self.step.clear()
+
+    def load(self) -> Mapping[str, Any]:
+        """The load counted so far, as the server's `ExpertLoad`."""
+        return {"modalities": [*self.step.names], "layers": [*self.layers], **self.counter.load()}
+
+    def reset_load(self) -> None:
+        """Count from zero: on CUDA vLLM warms up with made-up requests, which look like real ones here."""
+        self.counter.reset()
+
+    @property
+    def most_request_experts(self) -> int:
+        """The most experts that a request may ask for its vision tokens; 0: none."""
+        return 0
+
+    @abstractmethod
+    def source(self) -> str:
+        """Where it was said how the model routes."""
+
+    @abstractmethod
+    def describe_layer(self, layer: int) -> Mapping[str, Any]:
+        """`top_k`, `gate`, `policy` and `sources` of a layer, as in the server's `ServedLayer`."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """What is in force, as the server's `ServedRouting`."""
+        layers = [
+            {
+                "layer": layer,
+                "experts": shape.experts,
+                "kernel": self.kernels.get(layer, ""),
+                **self.describe_layer(layer),
+            }
+            for layer, shape in self.layers.items()
+        ]
+        return {
+            "source": self.source(),
+            "architecture": self.architecture,
+            "modalities": [*self.step.names],
+            "layers": layers,
+            "not_supported": [*self.not_supported],
+        }
+
+
+class PolicyRouting(ModelRouting):
+    """The routers of a model that asks for one for each of its MoE layers as it is built."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        in_force: RoutingInForce,
+        architecture: str,
+        modalities: Sequence[str],
+        top_k: int,
+    ) -> None:
+        scheduler = vllm_config.scheduler_config
+        shapes = {
+            layer: layer_shape(routing.policy, routing.num_experts)
+            for layer, routing in in_force.layers.items()
+        }
+        super().__init__(architecture, modalities, shapes, scheduler.max_num_batched_tokens)
+        self.in_force = in_force
+        self._top_k = top_k
+        by_request = in_force.experts_by_request_layer
+        self.requests = (
+            RequestLogits(by_request, scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
+            if by_request
+            else None
+        )
+
+    def router(self, layer: int, hidden_size: int) -> PolicyRouter:
+        """The router of decoder layer `layer`. The model registers its `parameters`, and loads them."""
+        routing = self.in_force.layers[layer]
+        policy, num_experts = routing.policy, routing.num_experts
+        parameters = router_parameters(policy, hidden_size, num_experts)
+        request_gate = None
+        if self.requests is not None and isinstance(policy, RequestPolicy):
+            request_gate = self.requests.add_layer(layer, policy, dict(parameters.items()))
+        place = [*self.layers].index(layer)
+        router = router_class(policy, num_experts)(
+            policy, num_experts, self.step, place, parameters, request_gate
+        )
+        self.routers[layer] = router
+        return router
+
+    def watch(self, runner: Any, embed: Callable[[Tensor], Tensor]) -> None:
+        """Learn of `runner`'s requests, if a policy in force decides by them.
+
+        `embed` gives token ids' embeddings.
+        """
+        if self.requests is not None:
+            watch_steps(runner, partial(self.requests.begin_step, embed=embed))
+
+    @property
+    def most_request_experts(self) -> int:
+        return self.in_force.most_request_experts
+
+    def source(self) -> str:
+        return self.in_force.source
+
+    def describe_layer(self, layer: int) -> Mapping[str, Any]:
+        routing = self.in_force.layers[layer]
+        return {
+            "top_k": self._top_k,
+            "gate": "softmax" + (", renormalised" if self._top_k > 1 else ""),
+            "policy": routing.policy.model_dump(),
+            "sources": dict(routing.sources),
+        }
+
+
+def operator_routing(vllm_config: VllmConfig) -> Mapping[str, Any] | None:
+    """The routing settings that the operator gave, None where the checkpoint's are in force."""
+    settings: dict[str, Any] = vllm_config.additional_config  # type: ignore[assignment]
+    return settings.get(ROUTING_KEY)
+
+
+def router_parameters(policy: RoutingPolicy, hidden_size: int, num_experts: int) -> nn.ParameterDict:
+    """The policy's parameters by name, to be loaded from a checkpoint."""
+    parameters = nn.ParameterDict()
+    for name, shape in policy.parameters(hidden_size, num_experts).items():
+        parameter = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)
+        parameter.weight_loader = partial(_load, name)  # type: ignore[attr-defined]  # vLLM's protocol
+        parameters[name] = parameter
+    return parameters
+
+
+def _load(name: str, parameter: Tensor, weight: Tensor) -> None:
+    if parameter.shape != weight.shape:
+        raise ValueError(
+            f"The checkpoint's router parameter {name} has shape {tuple(weight.shape)}, but its routing "
+            f"policy needs {tuple(parameter.shape)}: correct the policy's settings or the checkpoint."
+        )
+    parameter.copy_(weight)
+
+
+def router_class(policy: RoutingPolicy, num_experts: int) -> type[PolicyRouter]:
+    """How this platform routes by `policy`."""
+    if current_platform.is_cuda():
+        from prismoe.model_plugins.moe_layer.gpu_router import FusedRouter, fused_routing_works
+
+        if fused_routing_works(policy, num_experts):
+            return FusedRouter
+    return PolicyRouter
+
+
+def runners_of(model: nn.Module) -> list[MoERunner]:
+    """vLLM's MoE layers of a model, in the decoder's order."""
+    return [module for module in model.modules() if isinstance(module, MoERunner)]
+
+
+def kernel_name(runner: MoERunner) -> str:
+    """The class of vLLM's that runs a layer's experts."""
+    method: Any = runner.routed_experts.quant_method
+    kernel = getattr(method, "moe_kernel", None)
+    return type(method if kernel is None else kernel.fused_experts).__name__

@@ -1,0 +1,202 @@
+"""The running step's state: what its tokens are, and where each MoE layer sent them.
+
+All of it lies in buffers of fixed places, so that compiled graphs and CUDA graphs can read and write it.
+`[:n]` describes the n tokens of the step; behind them is padding. vLLM runs dummy steps without embedding
+tokens: the buffers then say padding throughout.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from vllm.utils.torch_utils import async_tensor_h2d
+
+from prismoe.kernels.expert_load import (
+    NOT_COUNTED,
+    Confidence,
+    LayerShape,
+    RoutedTokens,
+    ScoredTokens,
+)
+from prismoe.kernels.modalities import VISION
+from prismoe.kernels.routing import PADDING, TEXT
+
+MOST_SCORED = 2**19
+"""Scored tokens of a step, times layers and experts. Where a step has more tokens, evenly spaced ones stand
+for all: the statistics of 48 layers of 128 experts would take longer than routing does."""
+
+
+class StepTokens(NamedTuple):
+    """The tokens of the running step, as a `RouterInputs` describes them."""
+
+    segment_T: Tensor
+    asked_T2: Tensor
+    is_text: bool
+
+
+class Media(NamedTuple):
+    """The embeddings of one image, video or sound that a step holds, or of a part of it."""
+
+    modality: str
+    tokens: int
+    asked_T2: Tensor | None = None
+    """How many experts its request asks for its tail and its head tokens, `[tokens, 2]`; 0 asks nothing."""
+
+
+class RoutingStep(nn.Module):
+    """Written by the model's embedding and its routers, read by policies, counters and the inspector."""
+
+    segments: Tensor
+    asked: Tensor
+    modalities: Tensor
+    sampled: Tensor
+    experts: Tensor
+    weights: Tensor
+    counts: Tensor
+    tails: Tensor
+    logits: Tensor
+    scores: Tensor
+
+    def __init__(self, modalities: Sequence[str], layers: Sequence[LayerShape], max_tokens: int) -> None:
+        super().__init__()
+        self.layers, self.names = [*layers], (*modalities,)
+        self.num_tokens = 0
+        self._is_text = self._is_spaced = False
+        slots = max((layer.slots for layer in layers), default=0)
+        experts = max((layer.experts for layer in layers), default=0)
+        self._most_sampled = min(max_tokens, max(1, MOST_SCORED // max(1, len(layers) * experts)))
+        slots_L1 = torch.tensor([[layer.slots] for layer in layers], dtype=torch.int32).view(-1, 1)
+        scored = len(layers), self._most_sampled, experts
+        for name, buffer in {
+            "segments": torch.full((max_tokens,), PADDING),
+            "asked": torch.zeros(max_tokens, 2, dtype=torch.int32),
+            "modalities": torch.full((max_tokens,), NOT_COUNTED),
+            "sampled": torch.arange(self._most_sampled),
+            "experts": torch.zeros(len(layers), max_tokens, slots, dtype=torch.int32),
+            "weights": torch.zeros(len(layers), max_tokens, slots, dtype=torch.float32),
+            "counts": slots_L1.repeat(1, max_tokens),
+            "tails": torch.zeros(len(layers), max_tokens, dtype=torch.bool),
+            "logits": torch.zeros(*scored, dtype=torch.float32),
+            "scores": torch.zeros(*scored, dtype=torch.float32),
+        }.items():
+            self.register_buffer(name, buffer, persistent=False)
+
+    @property
+    def num_sampled(self) -> int:
+        """How many of the step's tokens are asked how sure their routers were."""
+        return min(self.num_tokens, self._most_sampled)
+
+    def mark(self, is_media_T: Tensor | None, media: Sequence[Media], num_tokens: int) -> None:
+        """Describe a step of `num_tokens` tokens.
+
+        Those of `is_media_T`, a tensor on the CPU, are the tokens of `media`, in order.
+        """
+        assert num_tokens <= len(self.segments), "the step holds more tokens than its buffers"
+        self.clear()
+        self.num_tokens, self._is_text = num_tokens, is_media_T is None or not media
+        if is_media_T is None or not media:
+            self.segments[:num_tokens] = TEXT
+            self.asked[:num_tokens] = 0
+            self.modalities[:num_tokens] = 0
+        else:
+            self._mark_media(np.flatnonzero(is_media_T.numpy()), media)
+        self._sample()
+
+    def _mark_media(self, positions: np.ndarray, media: Sequence[Media]) -> None:
+        device, num_tokens = self.segments.device, self.num_tokens
+        sizes = [one.tokens for one in media]
+        segments = np.full(num_tokens, TEXT)
+        is_seen = [one.modality in VISION for one in media]
+        segments[positions] = np.repeat(np.where(is_seen, np.arange(len(media)), TEXT), sizes)
+        modalities = np.zeros(num_tokens, dtype=np.int64)
+        modalities[positions] = np.repeat([self.names.index(one.modality) for one in media], sizes)
+        async_tensor_h2d(segments, out=self.segments[:num_tokens])
+        async_tensor_h2d(modalities, out=self.modalities[:num_tokens])
+        self.asked[:num_tokens] = 0
+        if all(one.asked_T2 is not None for one in media):
+            asked_X2 = torch.cat([one.asked_T2 for one in media if one.asked_T2 is not None])
+            self.asked[async_tensor_h2d(positions, device=device)] = asked_X2.to(self.asked.dtype)
+
+    def _sample(self) -> None:
+        """Choose which tokens are asked how sure their routers were."""
+        if self.num_tokens > self._most_sampled:
+            rows = np.arange(self._most_sampled) * self.num_tokens // self._most_sampled
+            async_tensor_h2d(rows, out=self.sampled)
+            self._is_spaced = True
+        elif self._is_spaced:
+            torch.arange(self._most_sampled, out=self.sampled)
+            self._is_spaced = False
+
+    def tokens(self, num_tokens: int) -> StepTokens:
+        """What policies see of the running step, padded to `num_tokens`."""
+        looks = not torch.compiler.is_compiling() and self.segments.device.type == "cpu"
+        is_text = looks and self._is_text and num_tokens == self.num_tokens
+        return StepTokens(self.segments[:num_tokens], self.asked[:num_tokens], is_text)
+
+    def write(
+        self,
+        layer: int,
+        experts_TA: Tensor,
+        weights_TA: Tensor,
+        count_T: Tensor | None,
+        tail_T: Tensor | None,
+        confidence: Confidence | None,
+    ) -> None:
+        """What the router of `layer` (its place among the MoE layers) decided.
+
+        Without `count_T` each token uses the slots that there are; without `tail_T` none is a tail token.
+        """
+        num_tokens, slots = experts_TA.shape
+        self.write_experts(layer, experts_TA, weights_TA)
+        self.counts[layer, :num_tokens] = slots if count_T is None else count_T
+        if self.layers[layer].has_tails:
+            self.tails[layer, :num_tokens] = False if tail_T is None else tail_T
+        if confidence is not None:
+            logits_TE, scores_TE = confidence
+            scores_SE = None if scores_TE is None else self.sampled_rows(scores_TE)
+            self.write_confidence(layer, Confidence(self.sampled_rows(logits_TE), scores_SE))
+
+    def write_experts(self, layer: int, experts_TA: Tensor, weights_TA: Tensor | None) -> None:
+        """What a router decided under which each token uses all slots; the weights may be unknown."""
+        num_tokens, slots = experts_TA.shape
+        self.experts[layer, :num_tokens, :slots] = experts_TA
+        self.weights[layer, :num_tokens, :slots] = torch.nan if weights_TA is None else weights_TA
+
+    def sampled_rows(self, rows_TX: Tensor) -> Tensor:
+        """The rows of those tokens that are asked how sure their routers were."""
+        num_tokens = len(rows_TX)
+        if not torch.compiler.is_compiling() and num_tokens <= self._most_sampled:
+            return rows_TX
+        return rows_TX[self.sampled.clamp(max=num_tokens - 1)]
+
+    def write_confidence(self, layer: int, sampled: Confidence) -> None:
+        """How sure a router was of `sampled_rows`."""
+        tokens, experts = sampled.logits_TE.shape
+        self.logits[layer, :tokens, :experts] = sampled.logits_TE
+        if sampled.scores_TE is not None:
+            self.scores[layer, :tokens, :experts] = sampled.scores_TE
+
+    def routed(self) -> RoutedTokens:
+        """Where the step's tokens went; views of the buffers."""
+        n = self.num_tokens
+        return RoutedTokens(self.modalities[:n], self.experts[:, :n], self.counts[:, :n], self.tails[:, :n])
+
+    def scored(self) -> ScoredTokens:
+        """The logits and scores of those tokens that are asked how sure their routers were."""
+        n = self.num_sampled
+        rows = self.sampled[:n] if self._is_spaced else slice(n)
+        return ScoredTokens(
+            self.modalities[rows],
+            self.experts[:, rows],
+            self.counts[:, rows],
+            self.logits[:, :n],
+            self.scores[:, :n],
+        )
+
+    def clear(self) -> None:
+        """Forget the step, so that a dummy step after it counts nothing."""
+        self.segments.fill_(PADDING)
+        self.modalities.fill_(NOT_COUNTED)
+        self.num_tokens, self._is_text = 0, False

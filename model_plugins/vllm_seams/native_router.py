@@ -1,0 +1,37 @@
+"""Where a router of vLLM's own tells what it decided, before vLLM maps experts to ranks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+
+from prismoe.model_plugins.vllm_seams.check import Needed
+
+NEEDS = [
+    Needed(
+        "vllm.model_executor.layers.fused_moe.router.base_router:BaseRouter._select_experts",
+        ("hidden_states", "router_logits", "topk_indices_dtype", "input_ids"),
+        attributes=("_compute_routing", "_apply_eplb_mapping"),
+    )
+]
+
+
+def watch_routing(router: BaseRouter, tell: Callable[[Tensor, Tensor, Tensor, Tensor], None]) -> None:
+    """Call `tell` with the hidden states, logits, weights and experts of each step from now on."""
+    compute = router._compute_routing
+
+    def compute_and_tell(
+        hidden_states: Tensor,
+        router_logits: Tensor,
+        indices_type: torch.dtype | None,
+        *,
+        input_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        weights_TA, experts_TA = compute(hidden_states, router_logits, indices_type, input_ids=input_ids)
+        tell(hidden_states, router_logits, weights_TA, experts_TA)
+        return weights_TA, experts_TA
+
+    instance: Any = router
+    instance._compute_routing = compute_and_tell
