@@ -18,17 +18,27 @@ class ServedLayer(BaseModel):
 
     layer: int
     experts: int
+    top_k: int
+    """How many experts the model's own gate picks."""
+    gate: str
+    kernel: str
+    """The class of vLLM's experts that run."""
     policy: dict[str, Any]
     sources: dict[str, str]
 
 
 class ServedRouting(BaseModel):
-    """How the model routes, and where that was said."""
+    """How the model routes, and where that was said: by `--routing`, the checkpoint, default or the model."""
 
     model_config = ConfigDict(extra="forbid")
 
     source: str
+    architecture: str
+    modalities: list[str]
     layers: list[ServedLayer]
+    """None where the model has no MoE layer that can be seen."""
+    not_supported: list[str]
+    """Sentences: what is not supported with this model, and why."""
 
 
 async def routing_in_force(engine: Engine) -> ServedRouting:
