@@ -1,5 +1,6 @@
 """What prismoe adds to vLLM's HTTP API."""
 
+from collections import Counter
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -39,6 +40,22 @@ class ServedRouting(BaseModel):
     """None where the model has no MoE layer that can be seen."""
     not_supported: list[str]
     """Sentences: what is not supported with this model, and why."""
+
+    def sentences(self) -> list[str]:
+        """All of it but the policies' settings, as the server's log tells it at the start."""
+        kinds = Counter(
+            (layer.experts, layer.top_k, layer.gate, layer.kernel, layer.policy["policy"])
+            for layer in self.layers
+        )
+        return [
+            f"{self.architecture} takes {', '.join(self.modalities)}.",
+            *(
+                f"MoE layers of {experts} experts: {count}. The model's gate ({gate}) picks {top_k}, "
+                f"{kernel} runs them, the policy is {policy} ({self.source})."
+                for (experts, top_k, gate, kernel, policy), count in kinds.items()
+            ),
+            *self.not_supported,
+        ]
 
 
 async def routing_in_force(engine: Engine) -> ServedRouting:

@@ -29,7 +29,7 @@ NOTHING = {
     "routing_entropy": [[0.0, 0.0]] * 2,
     "routing_variance": [[0.0, 0.0]] * 2,
 }
-UNSEEN = {name: [] for name in LOAD} | {"modalities": ["text", "image"]}
+UNSEEN: dict[str, list[Any]] = {name: [] for name in LOAD} | {"modalities": ["text", "image"]}
 """Of a model whose MoE layers can't be seen."""
 UNSEEN_WHY = "Moondream3's routing can't be seen: it picks its experts outside of vLLM's MoE layer."
 

@@ -171,6 +171,18 @@ def test_what_no_engine_tells_stays_untold_in_the_sum() -> None:
     assert total.near_ties == [[None, None], [0, 12]]
 
 
+def test_the_start_tells_how_each_kind_of_layer_routes() -> None:
+    policies = [{"policy": "native"}, {"policy": "topk"}, {"policy": "native"}]
+    assert routing(0, 1, 5, experts=128, policies=policies).sentences() == [
+        "MoELLaVAPhiForCausalLM takes text, image.",
+        "MoE layers of 128 experts: 2. The model's gate (softmax) picks 2, "
+        "CPUExperts runs them, the policy is native (checkpoint).",
+        "MoE layers of 128 experts: 1. The model's gate (softmax) picks 2, "
+        "CPUExperts runs them, the policy is topk (checkpoint).",
+    ]
+    assert routing().sentences() == ["MoELLaVAPhiForCausalLM takes text, image.", UNSEEN_WHY]
+
+
 def test_a_model_whose_layers_cannot_be_seen_has_empty_lists() -> None:
     app = FastAPI()
     app.include_router(router)
