@@ -1,21 +1,22 @@
 """How evenly tokens spread over experts, within a modality and between modalities.
 
-Each function takes one layer's `used_ME`: how many tokens of each modality (rows, as in MODALITIES) used each
-expert. NaN says that nothing was counted to judge by.
+Each function takes one layer's `used_ME`: how many tokens of each of the model's modalities (rows, text
+first) used each expert. NaN says that nothing was counted to judge by.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prismoe.kernels.modalities import MODALITIES
+from prismoe.kernels.modalities import VISION
 
 Counts = NDArray[np.int64]
 
 FAIR_SHARE_OF_USE = 0.5
 MOST_LOADED_FRACTION = 4  # EquiRoute looks at four of its 16 experts
-TEXT = MODALITIES.index("text")
+TEXT = 0
 
 
 def variation(load_E: Counts) -> float:
@@ -27,9 +28,12 @@ def variation(load_E: Counts) -> float:
     return float(load_E.std() / mean) if mean > 0 else math.nan
 
 
-def modality_equity(used_ME: Counts, least_share: float = FAIR_SHARE_OF_USE) -> float:
-    """The Modality Equity Index (MEI, EquiRoute): the share of the experts that all modalities use.
+def modality_equity(
+    used_ME: Counts, modalities: Sequence[str], least_share: float = FAIR_SHARE_OF_USE
+) -> float:
+    """The Modality Equity Index (MEI, EquiRoute): the share of the experts that all of `modalities` use.
 
+    Image and video count as one, vision, as EquiRoute compares text with vision.
     A modality uses an expert that gets some of it, and at least `least_share` of the modality's fair share,
     its uses / E. With 0 any use counts; that fits a few tokens, but over minutes of traffic all experts see
     some of everything, and the index would always be 1. A modality without tokens is left out; NaN where
@@ -40,7 +44,9 @@ def modality_equity(used_ME: Counts, least_share: float = FAIR_SHARE_OF_USE) -> 
     reports for 16 experts (0.250, 0.625, 0.750, 0.875 twice and 0.938) are sixteenths, as a share of 16
     experts is.
     """
-    present_ME = used_ME[used_ME.any(axis=1)]
+    is_vision_M = np.array([modality in VISION for modality in modalities])
+    apart_ME = np.vstack([used_ME[~is_vision_M], used_ME[is_vision_M].sum(axis=0)])
+    present_ME = apart_ME[apart_ME.any(axis=1)]
     if len(present_ME) < 2:
         return math.nan
     fair_M1 = present_ME.sum(axis=1, keepdims=True) / present_ME.shape[1]

@@ -1,5 +1,7 @@
-"""The modalities of tokens, in the order of every count by modality. Imports no torch."""
+"""The modalities of tokens, in the order of every list by modality. Imports no torch.
+
+A model has some of them, text always.
+"""
 
 MODALITIES = ("text", "image", "video", "audio")
 VISION = ("image", "video")
-"""What "vision" means: images and videos together."""

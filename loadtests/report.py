@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from prismoe.loadtests.plots import lines, shares
-from prismoe.loadtests.results import MODALITIES, Phase, Run
+from prismoe.loadtests.results import Phase, Run
 from prismoe.loadtests.soak import growth
 
 GIB = 2**30
@@ -141,11 +141,12 @@ def _expert_load(run: Run) -> list[str]:
     counted = [(phase.scenario.name, phase.expert_load) for phase in run.phases if phase.expert_load]
     if not counted:
         return []
+    modalities = list(counted[0][1].tokens)
     rows = (
-        [name, *(load.tokens[m] for m in MODALITIES), *(load.experts_per_token[m] for m in MODALITIES)]
+        [name, *(load.tokens[m] for m in modalities), *(load.experts_per_token[m] for m in modalities)]
         for name, load in counted
     )
-    head = ["phase", *(f"{m} tokens" for m in MODALITIES), *(f"experts per {m} token" for m in MODALITIES)]
+    head = ["phase", *(f"{m} tokens" for m in modalities), *(f"experts per {m} token" for m in modalities)]
     return ["## Expert load by modality", table(head, rows)]
 
 
@@ -194,14 +195,14 @@ def _plots(run: Run) -> dict[str, str]:
     loads = {phase.scenario.name: phase.expert_load for phase in run.phases if phase.expert_load}
     by_layer = {name: load.by_layer for name, load in loads.items() if load.by_layer}
     if by_layer:
-        layers = next(iter(by_layer.values()))
+        first = next(iter(by_layer.values()))
         plots["expert-load"] = shares(
             "Share of each modality's expert uses, by layer and expert",
             {
-                name: [_shares(layer[modality]) for layer in load.values() for modality in MODALITIES]
+                name: [_shares(uses) for layer in load.values() for uses in layer.values()]
                 for name, load in by_layer.items()
             },
-            [f"{layer} {modality}" for layer in layers for modality in MODALITIES],
+            [f"{layer} {modality}" for layer, modalities in first.items() for modality in modalities],
         )
     if run.soak and run.soak.memory:
         names = run.soak.memory[0].bytes_by_process

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prismoe.loadtests.scenarios import Scenario
 from prismoe.loadtests.target import Counters, Target, finished, total
 
-MODALITIES = ("text", "vision")
+MODALITIES = ("text", "image", "video", "audio")
 TOLERANCE = 0.01
 
 
@@ -40,7 +40,7 @@ class Totals(Frozen):
 
 
 class ExpertUse(Frozen):
-    """What prismoe counted in a phase, each by modality."""
+    """What prismoe counted in a phase, each by modality, of those that the model has."""
 
     tokens: dict[str, int]
     experts_per_token: dict[str, float | None]
@@ -50,14 +50,16 @@ class ExpertUse(Frozen):
     @classmethod
     def of(cls, counted: Counters) -> "ExpertUse | None":
         """None where the server is not prismoe's."""
-        if not any(name == "prismoe_tokens_total" for name, _ in counted):
+        told = {dict(labels)["modality"] for name, labels in counted if name == "prismoe_tokens_total"}
+        if not told:
             return None
-        routed = {name: total(counted, "prismoe_routed_tokens_total", modality=name) for name in MODALITIES}
-        used = {name: total(counted, "prismoe_used_experts_total", modality=name) for name in MODALITIES}
+        modalities = [name for name in MODALITIES if name in told]
+        routed = {name: total(counted, "prismoe_routed_tokens_total", modality=name) for name in modalities}
+        used = {name: total(counted, "prismoe_used_experts_total", modality=name) for name in modalities}
         return cls(
-            tokens={name: int(total(counted, "prismoe_tokens_total", modality=name)) for name in MODALITIES},
+            tokens={name: int(total(counted, "prismoe_tokens_total", modality=name)) for name in modalities},
             experts_per_token={
-                name: used[name] / routed[name] if routed[name] else None for name in MODALITIES
+                name: used[name] / routed[name] if routed[name] else None for name in modalities
             },
             by_layer=_by_layer(counted),
         )
@@ -84,10 +86,11 @@ class Phase(Frozen):
 
     @property
     def vision_per_text(self) -> float | None:
-        """Vision tokens computed for each of text."""
+        """Vision tokens, of images and videos, computed for each of text."""
         if self.expert_load is None or not self.expert_load.tokens["text"]:
             return None
-        return self.expert_load.tokens["vision"] / self.expert_load.tokens["text"]
+        tokens = self.expert_load.tokens
+        return (tokens.get("image", 0) + tokens.get("video", 0)) / tokens["text"]
 
 
 class Saturation(Frozen):
@@ -221,7 +224,8 @@ def _by_layer(counted: Counters) -> dict[str, dict[str, list[int]]]:
             experts[int(of["expert"])] = int(value)
     return {
         str(layer): {
-            modality: [experts[index] for index in sorted(experts)] for modality, experts in by.items()
+            modality: [experts[index] for index in sorted(experts)]
+            for modality, experts in sorted(by.items(), key=lambda item: MODALITIES.index(item[0]))
         }
         for layer, by in sorted(load.items())
     }

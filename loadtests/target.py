@@ -52,13 +52,13 @@ async def find(url: str, tokenizer: str | None) -> Target:
         one = await _prompt_tokens(session, served["id"], [picture(1)])
         two = await _prompt_tokens(session, served["id"], [picture(2), picture(3)])
         counted = difference(before, await counters(session))
-    vision = total(counted, "prismoe_tokens_total", modality="vision") / 3 or two - one
+    image_tokens = total(counted, "prismoe_tokens_total", modality="image") / 3 or two - one
     return Target(
         url=url,
         model=served["id"],
         tokenizer=folder,
-        image_tokens=vision,
-        tokens_beside_image=two - one - vision,
+        image_tokens=image_tokens,
+        tokens_beside_image=two - one - image_tokens,
         template_tokens=round(one - (two - one)) - 1,
     )
 

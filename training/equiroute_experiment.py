@@ -72,8 +72,8 @@ def equity(ratio: int, generator: torch.Generator) -> Equity:
     fair_text_E = with_reservation(text_E, text_TE)
     return Equity(
         share.item(),
-        modality_equity(torch.stack([text_E, vision_E]).numpy(), least_share=0),
-        modality_equity(torch.stack([fair_text_E, vision_E]).numpy(), least_share=0),
+        modality_equity(torch.stack([text_E, vision_E]).numpy(), ("text", "image"), least_share=0),
+        modality_equity(torch.stack([fair_text_E, vision_E]).numpy(), ("text", "image"), least_share=0),
     )
 
 

@@ -112,7 +112,7 @@ def _policy_row(name: str, found: SystemSpeed) -> list[object]:
     speeds = [_median(found, f"{what} at {n}", _speed) for what in ("text", "image") for n in (1, MANY)]
     loads = [phase.expert_load for phase in found.phases if phase.scenario.name == f"image at {MANY}"]
     used = loads[0].experts_per_token if loads and loads[0] else {}
-    return [name, *speeds, used.get("text"), used.get("vision")]
+    return [name, *speeds, used.get("text"), used.get("image")]
 
 
 def _curves(

@@ -7,6 +7,7 @@ from panels import (
     MODALITY,
     MODEL,
     RATE,
+    VISION,
     buckets_over_time,
     by_expert_over_time,
     by_layer_and_expert,
@@ -77,13 +78,7 @@ def experts() -> Dashboard:
         over_time(
             "Near ties",
             "The part of the tokens whose last used expert scored less than 0.01 above the best unused one.",
-            {
-                "{{modality}}": _ratio(
-                    f"prismoe_near_tie_tokens_total{{{MODEL}, {MODALITY}}}",
-                    f"prismoe_routing_entropy_nats_count{{{MODEL}, {MODALITY}}}",
-                    "modality",
-                )
-            },
+            {"{{modality}}": _mean("prismoe_near_ties", MODALITY, "modality")},
             "percentunit",
         )
     )
@@ -93,7 +88,7 @@ def experts() -> Dashboard:
             "The part of the vision tokens that were tail tokens, mean over the layers.",
             {
                 "tail": f"sum(rate(prismoe_vision_tail_tokens_total{{{MODEL}}}{RATE})) / "
-                f'sum(rate(prismoe_routed_tokens_total{{{MODEL}, modality="vision"}}{RATE}))'
+                f"sum(rate(prismoe_routed_tokens_total{{{MODEL}, {VISION}}}{RATE}))"
             },
             "percentunit",
         )
@@ -102,7 +97,10 @@ def experts() -> Dashboard:
         over_time(
             "Imbalance (CV)",
             "The coefficient of variation of the experts' load, mean over the layers: 0 is even.",
-            {"{{modality}}": f"avg by (modality) (prismoe_expert_load_variation{{{MODEL}}})"},
+            {
+                "{{modality}}": f"avg by (modality) (prismoe_expert_load_variation{{{MODEL}, {MODALITY}}})",
+                "all tokens": f"avg(prismoe_overall_load_variation{{{MODEL}}})",
+            },
         )
     )
     board.with_panel(
@@ -134,18 +132,18 @@ def experts() -> Dashboard:
     )
 
     board.with_row(Row("By layer and expert (needs --expert-metrics full)"))
-    for modality in ("text", "vision"):
+    for what, matcher in (("text", 'modality="text"'), ("vision", VISION)):
         board.with_panel(
             by_layer_and_expert(
-                f"Where {modality} goes",
-                f"A row is a layer: how its {modality} tokens' uses of experts are shared among them.",
-                _share_of_layer(modality),
+                f"Where {what} goes",
+                f"A row is a layer: how its {what} tokens' uses of experts are shared among them.",
+                _share_of_layer(matcher),
             )
         )
     board.with_panel(
         by_layer_and_expert(
             "Text share of each expert",
-            "What part of the tokens that used an expert was text; the rest was vision.",
+            "What part of the tokens that used an expert was text; the rest had other modalities.",
             f"avg by (layer, expert) (prismoe_expert_text_ratio{{{LAYER}}})",
         )
     )
@@ -174,7 +172,7 @@ def experts() -> Dashboard:
             {
                 "layer {{layer}}": "sum by (layer) "
                 f"(rate(prismoe_layer_vision_tail_tokens_total{{{LAYER}}}{RATE}))"
-                f' / scalar(sum(rate(prismoe_tokens_total{{{MODEL}, modality="vision"}}{RATE})))'
+                f" / scalar(sum(rate(prismoe_tokens_total{{{MODEL}, {VISION}}}{RATE})))"
             },
             "percentunit",
         )
@@ -194,13 +192,7 @@ def experts() -> Dashboard:
         over_time(
             "Near ties by layer",
             "The part of the tokens of the modalities chosen above.",
-            {
-                "layer {{layer}}": _ratio(
-                    f"prismoe_layer_near_tie_tokens_total{{{LAYER}, {MODALITY}}}",
-                    f"prismoe_layer_routing_entropy_nats_count{{{LAYER}, {MODALITY}}}",
-                    "layer",
-                )
-            },
+            {"layer {{layer}}": _mean("prismoe_layer_near_ties", f"{OF_LAYER}, {MODALITY}", "layer")},
             "percentunit",
         )
     )
@@ -208,10 +200,7 @@ def experts() -> Dashboard:
         over_time(
             "Imbalance (CV) by layer",
             "The coefficient of variation of the experts' load.",
-            {
-                "layer {{layer}}": "avg by (layer) "
-                f'(prismoe_layer_expert_load_variation{{{LAYER}, modality="all"}})'
-            },
+            {"layer {{layer}}": f"avg by (layer) (prismoe_layer_overall_load_variation{{{LAYER}}})"},
         )
     )
     board.with_panel(
@@ -245,7 +234,7 @@ def _mean(summary: str, labels: str, by: str) -> str:
 
 
 def _share_of_layer(modality: str) -> str:
-    used = f'prismoe_expert_tokens_total{{{LAYER}, modality="{modality}"}}[$__range]'
+    used = f"prismoe_expert_tokens_total{{{LAYER}, {modality}}}[$__range]"
     return (
         f"sum by (layer, expert) (increase({used})) "
         f"/ on (layer) group_left () sum by (layer) (increase({used}))"

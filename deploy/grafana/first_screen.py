@@ -30,7 +30,7 @@ def first_screen() -> dict[str, list[StatPanel]]:
             now(
                 "Imbalance now (CV)",
                 "Of the experts' load, mean over the layers: 0 is even; above 1, an alert fires.",
-                f'max(prismoe_expert_load_variation{{{MODEL}, modality="all"}})',
+                f"max(prismoe_overall_load_variation{{{MODEL}}})",
                 "all tokens",
                 bad_from=(0.7, 1),
             ),
@@ -66,7 +66,7 @@ def first_screen() -> dict[str, list[StatPanel]]:
             now(
                 "Imbalance within a modality now (CV)",
                 "Of the experts' load by one modality's tokens: the larger, the fewer experts carry it.",
-                f'max by (modality) (prismoe_expert_load_variation{{{MODEL}, modality!="all"}})',
+                f"max by (modality) (prismoe_expert_load_variation{{{MODEL}, {MODALITY}}})",
                 "{{modality}}",
             ),
         ],
@@ -92,7 +92,7 @@ def first_screen() -> dict[str, list[StatPanel]]:
             ),
             now(
                 "Tokens of a request",
-                "Computed tokens, of pictures and text, for each finished request.",
+                "Computed tokens, of text and media, for each finished request.",
                 f"sum(rate({tokens}{RATE})) / sum(rate(vllm:request_success_total{{{MODEL}}}{RATE}))",
                 "computed",
             ),

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
 from grafana_foundation_sdk.builders.dashboard import (
-    CustomVariable,
     Dashboard,
     DatasourceVariable,
     FieldColor,
@@ -41,6 +40,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 MODEL, MODALITY = 'job=~"$job", model_name=~"$model"', 'modality=~"$modality"'
+VISION = 'modality=~"image|video"'
 RATE = "[$__rate_interval]"
 QUARTER, THIRD, HALF = 6, 8, 12  # of the dashboard's 24 columns
 HEIGHT, GLANCE_HEIGHT = 8, 5
@@ -58,8 +58,8 @@ def dashboard(title: str, description: str) -> Dashboard:
         .time("now-1h", "now")
         .tooltip(DashboardCursorSync.CROSSHAIR)
         .with_variable(DatasourceVariable("datasource").label("Data source").type("prometheus"))
-        .with_variable(_values("job", "Job", "prismoe_window_tokens"))
-        .with_variable(_values("model", "Model", 'prismoe_window_tokens{job=~"$job"}', "model_name"))
+        .with_variable(_values("job", "Job", "prismoe_requests_total"))
+        .with_variable(_values("model", "Model", 'prismoe_requests_total{job=~"$job"}', "model_name"))
     )
 
 
@@ -68,11 +68,9 @@ def layer_variable() -> QueryVariable:
     return _values("layer", "Layer", 'prismoe_layer_routing_info{job=~"$job", model_name=~"$model"}')
 
 
-def modality_variable() -> CustomVariable:
-    """The modalities to look at."""
-    every = VariableOption(text="All", value="$__all", selected=True)
-    variable = CustomVariable("modality").label("Modality").values("text,vision")
-    return variable.multi(True).include_all(True).current(every)
+def modality_variable() -> QueryVariable:
+    """The modalities to look at, of those that the models have."""
+    return _values("modality", "Modality", 'prismoe_tokens_total{job=~"$job", model_name=~"$model"}')
 
 
 def _values(name: str, label: str, series: str, of_label: str | None = None) -> QueryVariable:

@@ -161,6 +161,8 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     app.state.requests = RequestCounter(registry, model_name)
     metrics = ExpertMetrics(app.state.expert_load, app.state.routing, model_name, settings.expert_metrics)
     app.router.routes.append(metrics_route(registry, metrics))
+    for sentence in app.state.routing.sentences():
+        logger.info("%s", sentence)
     logger.info(
         "/metrics exports %d series of prismoe's (--expert-metrics %s).",
         metrics.series,

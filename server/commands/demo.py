@@ -84,6 +84,17 @@ def demo(arguments: Sequence[str]) -> int:
         server.wait()
 
 
+def load_told(client: Client) -> str:
+    """The server's expert load by modality as a table, or why it can't be seen."""
+    load, routing = ExpertLoad.model_validate(client.get("/v1/routing/load")), client.get("/v1/routing")
+    if not load.layers:
+        return "\n".join(routing["not_supported"])
+    return (
+        "Expert load by modality: how many tokens used each expert, and its share\n\n"
+        f"{load_table(load)}\n\n{tail_sentence(load, routing['layers'])}"
+    )
+
+
 def curl_line(url: str, model: str, picture: Path, question: str) -> str:
     """A command that asks about a picture, to be pasted into a shell."""
     content = [
@@ -147,10 +158,7 @@ def _show(client: Client, pictures: Sequence[Picture]) -> None:
         print(f"\n  {picture.path}\n    (drawn as: {picture.name}, {picture.category})")
         for question in QUESTIONS:
             print(f"    {question:<36}{client.ask(model, picture.path, question)}", flush=True)
-    load = ExpertLoad.model_validate(client.get("/v1/routing/load"))
-    print("\nExpert load by modality: how many tokens used each expert, and its share\n")
-    print(load_table(load))
-    print("\n" + tail_sentence(load, client.get("/v1/routing")["layers"]))
+    print("\n" + load_told(client))
     print("\nTo ask it yourself:\n")
     print(curl_line(client.url, model, pictures[0].path, QUESTIONS[0]), flush=True)
 

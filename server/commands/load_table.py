@@ -1,29 +1,28 @@
 """Expert load by modality as text."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from prismoe.kernels.modalities import MODALITIES
+from prismoe.kernels.modalities import VISION
 from prismoe.server.metrics.expert_load import ExpertLoad
+
+COLUMNS = 16
+"""How many experts have a column each; of more, the most and the least loaded are told."""
 
 
 def load_table(load: ExpertLoad) -> str:
     """One line per layer and modality: its tokens, and how its picks of experts are shared among them."""
     experts = max((len(row) for rows in load.expert_tokens for row in rows), default=0)
-    heading = [
-        "layer",
-        "modality",
-        "tokens",
-        *(f"expert {expert}" for expert in range(experts)),
-        "experts/token",
-    ]
-    lines = [heading]
+    each = experts <= COLUMNS
+    shares = [f"expert {expert}" for expert in range(experts)] if each else ["most loaded", "least loaded"]
+    lines = [["layer", "modality", "tokens", *shares, "experts/token"]]
     for layer, by_modality, tokens in zip(load.layers, load.expert_tokens, load.tokens, strict=True):
-        for modality, counts, token_count in zip(MODALITIES, by_modality, tokens, strict=True):
+        for modality, counts, token_count in zip(load.modalities, by_modality, tokens, strict=True):
             picks = sum(counts)
-            shares = [f"{count} ({count / max(picks, 1):4.0%})" for count in counts]
-            shares += [""] * (experts - len(counts))
+            cells = [f"{count} ({count / max(picks, 1):4.0%})" for count in counts]
+            cells = cells + [""] * (experts - len(counts)) if each else most_and_least_loaded(counts)
             lines.append(
-                [str(layer), modality, str(token_count), *shares, f"{picks / max(token_count, 1):.2f}"]
+                [str(layer), modality, str(token_count), *cells, f"{picks / max(token_count, 1):.2f}"]
             )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -31,14 +30,29 @@ def load_table(load: ExpertLoad) -> str:
     )
 
 
+def most_and_least_loaded(counts: Sequence[int]) -> list[str]:
+    """The experts with the largest and the smallest load, each with its share; empty without load."""
+    picks = sum(counts)
+    if not picks:
+        return ["", ""]
+    return [f"{counts.index(count)} ({count / picks:.1%})" for count in (max(counts), min(counts))]
+
+
 def tail_sentence(load: ExpertLoad, layers: list[dict[str, Any]]) -> str:
     """How many vision tokens were tail tokens, and what they used. `layers` are /v1/routing's."""
-    tail, vision = sum(load.tail_tokens), sum(tokens[MODALITIES.index("vision")] for tokens in load.tokens)
+    tail = sum(load.tail_tokens)
+    vision = sum(
+        count
+        for tokens in load.tokens
+        for modality, count in zip(load.modalities, tokens, strict=True)
+        if modality in VISION
+    )
     policies = {layer["policy"]["policy"] for layer in layers}
-    if not any("tail_experts" in layer["policy"] for layer in layers):
+    knowing = [layer for layer in layers if "tail_experts" in layer["policy"]]
+    if not knowing:
         return f"The policy in force ({', '.join(sorted(policies))}) knows no tail tokens."
-    used = {layer["policy"]["tail_experts"] or layer["experts"] for layer in layers}
-    experts = {layer["experts"] for layer in layers}
+    used = {layer["policy"]["tail_experts"] or layer["experts"] for layer in knowing}
+    experts = {layer["experts"] for layer in knowing}
     all_of_them = "all " if used == experts else ""
     return (
         f"{tail} of {vision} vision tokens ({tail / max(vision, 1):.1%}, over {len(layers)} MoE layers) were "

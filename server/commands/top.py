@@ -5,24 +5,30 @@ import math
 import operator
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 
+import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from prismoe.kernels.balance import Counts, variation
 from prismoe.kernels.modalities import MODALITIES
 from prismoe.server.commands.client import Client
+from prismoe.server.commands.load_table import most_and_least_loaded
 from prismoe.server.errors import fail
 from prismoe.server.metrics.expert_load import ExpertLoad
 
 LEVELS = "▁▂▃▄▅▆▇█"
 BARS_WIDTH = 48
+"""The most experts that have a bar each; of more, the most and the least loaded are told."""
+FRAME_LINES = 6
+"""The lines of a view that tell of no layer."""
 SHARES = ("vllm:kv_cache_usage_perc",)
-COLORS = {"text": "cyan", "vision": "magenta"}
+COLORS = dict(zip(MODALITIES, ("cyan", "magenta", "yellow", "green"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Snapshot:
     load: ExpertLoad
     engine: dict[str, float]
     """vLLM's metrics by name: over its series the sum, or of SHARES the most."""
+    not_supported: Sequence[str] = field(default=())
+    """Why there are no layers, where there are none."""
 
 
 def top(arguments: Sequence[str]) -> int:
@@ -53,7 +61,7 @@ def top(arguments: Sequence[str]) -> int:
                     before = None
                     continue
                 if before is not None and not restarted(before, now):
-                    live.update(view(before, now), refresh=True)
+                    live.update(view(before, now, None if own.once else console.height), refresh=True)
                     if own.once:
                         return 0
                 before = now
@@ -79,7 +87,7 @@ def read(client: Client) -> Snapshot:
 
 def restarted(before: Snapshot, now: Snapshot) -> bool:
     """Whether the server began to count anew between two readings, or serves another model."""
-    if before.load.layers != now.load.layers:
+    if (before.load.modalities, before.load.layers) != (now.load.modalities, now.load.layers):
         return True
     pairs = zip(before.load.tokens, now.load.tokens, strict=True)
     return any(later < earlier for pair in pairs for earlier, later in zip(*pair, strict=True))
@@ -93,11 +101,15 @@ def _read(client: Client) -> Snapshot:
                 merge = max if sample.name in SHARES else operator.add
                 engine[sample.name] = merge(engine.get(sample.name, 0), sample.value)
     load = ExpertLoad.model_validate(client.get("/v1/routing/load"))
-    return Snapshot(time.monotonic(), load, engine)
+    not_supported = () if load.layers else client.get("/v1/routing")["not_supported"]
+    return Snapshot(time.monotonic(), load, engine, not_supported)
 
 
-def view(before: Snapshot, now: Snapshot) -> RenderableType:
-    """What happened between two readings, and the queue as it is."""
+def view(before: Snapshot, now: Snapshot, lines: int | None = None) -> RenderableType:
+    """What happened between two readings, and the queue as it is.
+
+    Where not all layers find room in so many lines, those whose load is most uneven are shown.
+    """
     seconds = now.at - before.at
 
     def rate(name: str) -> float:
@@ -110,22 +122,37 @@ def view(before: Snapshot, now: Snapshot) -> RenderableType:
         f"waiting {now.engine.get('vllm:num_requests_waiting', 0):.0f}   "
         f"KV cache {now.engine.get('vllm:kv_cache_usage_perc', 0):.0%}"
     )
-    table = Table("layer", "modality", "computed/s", "experts/token", "load of each expert")
-    for index, layer in enumerate(now.load.layers):
-        for modality, name in enumerate(MODALITIES):
+    if not now.load.layers:
+        return Group(head, *map(Text, now.not_supported))
+    pairs = zip(now.load.expert_tokens, before.load.expert_tokens, strict=True)
+    used = [np.array(after) - np.array(earlier) for after, earlier in pairs]
+    room = len(used) if lines is None else max(1, (lines - FRAME_LINES) // len(now.load.modalities))
+    shown = most_uneven(used, room)
+    each = all(used_ME.shape[1] <= BARS_WIDTH for used_ME in used)
+    table = Table("layer", "modality", "computed/s", "experts/token")
+    for heading in ("load of each expert",) if each else ("most loaded", "least loaded"):
+        table.add_column(heading)
+    for index in shown:
+        for modality, name in enumerate(now.load.modalities):
             tokens = now.load.tokens[index][modality] - before.load.tokens[index][modality]
-            used = [
-                after - earlier
-                for after, earlier in zip(
-                    now.load.expert_tokens[index][modality],
-                    before.load.expert_tokens[index][modality],
-                    strict=True,
-                )
-            ]
-            per_token = f"{sum(used) / tokens:.2f}" if tokens else ""
-            bars = Text(load_bars(used), COLORS[name])
-            table.add_row(str(layer), name, f"{tokens / seconds:,.0f}", per_token, bars)
-    return Group(head, table)
+            counts = used[index][modality].tolist()
+            per_token = f"{sum(counts) / tokens:.2f}" if tokens else ""
+            cells = [load_bars(counts)] if each else most_and_least_loaded(counts)
+            layer = str(now.load.layers[index])
+            table.add_row(
+                *(layer, name, f"{tokens / seconds:,.0f}", per_token),
+                *(Text(cell, COLORS[name]) for cell in cells),
+            )
+    if len(shown) == len(used):
+        return Group(head, table)
+    return Group(head, table, Text(f"The {len(shown)} of {len(used)} layers with the most uneven load."))
+
+
+def most_uneven(used: Sequence[Counts], most: int) -> list[int]:
+    """The indices of at most so many layers, those whose experts' load varies most, in the layers' order."""
+    variations = np.nan_to_num([variation(used_ME.sum(axis=0)) for used_ME in used])
+    ranked: list[int] = np.argsort(-variations, kind="stable").tolist()
+    return sorted(ranked[:most])
 
 
 def load_bars(used: Sequence[int]) -> str:

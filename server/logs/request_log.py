@@ -8,6 +8,7 @@ import logging
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -37,24 +38,26 @@ FAULT = "The server has a fault."
 class Tokens:
     """A request's tokens. `stats` are vLLM's own of each of its answers, which vLLM keeps up to date."""
 
-    text: int = 0
-    vision: int = 0
+    prompt: Counter[str] = field(default_factory=Counter)
+    """By modality."""
     stats: list[RequestStateStats] = field(default_factory=list)
 
     def add(self, request: EngineCoreRequest, first: bool, stats: RequestStateStats | None) -> None:
         """Count an answer that the engine was asked for; the prompt only for the `first` of several."""
         if first:
-            vision = sum(feature.mm_position.length for feature in request.mm_features or ())
-            self.vision += vision
-            self.text += len(request.prompt_token_ids or ()) - vision
+            self.prompt["text"] += len(request.prompt_token_ids or ())
+            for feature in request.mm_features or ():
+                tokens = feature.mm_position.get_num_embeds()  # markers between them are text
+                self.prompt[feature.modality] += tokens
+                self.prompt["text"] -= tokens
         if stats is not None:
             self.stats.append(stats)
 
     def described(self) -> dict[str, Any]:
         """As fields of the line."""
-        if not self.text + self.vision:
+        if not self.prompt.total():
             return {}
-        fields: dict[str, Any] = {"text_tokens": self.text, "vision_tokens": self.vision}
+        fields: dict[str, Any] = {f"{modality}_tokens": count for modality, count in self.prompt.items()}
         if self.stats:
             fields["answer_tokens"] = sum(stats.num_generation_tokens for stats in self.stats)
             first = self.stats[0]

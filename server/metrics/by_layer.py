@@ -4,9 +4,8 @@ from functools import partial
 from itertools import chain
 
 from prismoe.kernels import balance
-from prismoe.kernels.modalities import MODALITIES
 from prismoe.server.metrics.expert_load import ExpertLoad
-from prismoe.server.metrics.metric import LOADS, WINDOW, Metric, confidence_metrics, metric, variations
+from prismoe.server.metrics.metric import WINDOW, Metric, confidence_metrics, metric
 from prismoe.server.metrics.routes import ServedRouting
 
 
@@ -15,6 +14,7 @@ def layer_metrics(load: ExpertLoad, routing: ServedRouting, model_name: str) -> 
     entry = partial(metric, model_name)
     layers = [str(layer) for layer in load.layers]
     by_layer = [[layer] for layer in layers]
+    by_layer_and_modality = [[layer, modality] for layer in layers for modality in load.modalities]
     experts = [[str(expert) for expert in range(len(rows[0]))] for rows in load.expert_tokens]
     return [
         entry(
@@ -35,7 +35,7 @@ def layer_metrics(load: ExpertLoad, routing: ServedRouting, model_name: str) -> 
             label_values=[
                 [layer, modality, expert]
                 for layer, of_layer in zip(layers, experts, strict=True)
-                for modality in MODALITIES
+                for modality in load.modalities
                 for expert in of_layer
             ],
         ),
@@ -49,11 +49,7 @@ def layer_metrics(load: ExpertLoad, routing: ServedRouting, model_name: str) -> 
             label_values=by_layer,
         ),
         *confidence_metrics(
-            partial(
-                entry,
-                labels=["layer", "modality"],
-                label_values=[[layer, modality] for layer in layers for modality in MODALITIES],
-            ),
+            partial(entry, labels=["layer", "modality"], label_values=by_layer_and_modality),
             "prismoe_layer",
             ", by layer.",
             chain.from_iterable,
@@ -76,16 +72,28 @@ def layer_metrics(load: ExpertLoad, routing: ServedRouting, model_name: str) -> 
         entry(
             "prismoe_layer_expert_load_variation",
             "gauge",
-            f"Coefficient of variation of a layer's experts' load {WINDOW}.",
-            lambda reading: [value for used_ME in reading.window.used for value in variations(used_ME)],
+            f"Coefficient of variation of a layer's experts' load by a modality {WINDOW}.",
+            lambda reading: [
+                balance.variation(used_E) for used_ME in reading.window.used for used_E in used_ME
+            ],
             labels=["layer", "modality"],
-            label_values=[[layer, load] for layer in layers for load in LOADS],
+            label_values=by_layer_and_modality,
+        ),
+        entry(
+            "prismoe_layer_overall_load_variation",
+            "gauge",
+            f"Coefficient of variation of a layer's experts' load by all tokens {WINDOW}.",
+            lambda reading: [balance.variation(used_ME.sum(axis=0)) for used_ME in reading.window.used],
+            labels=["layer"],
+            label_values=by_layer,
         ),
         entry(
             "prismoe_layer_modality_equity_index",
             "gauge",
-            f"Share of a layer's experts that both modalities used {WINDOW}.",
-            lambda reading: map(balance.modality_equity, reading.window.used),
+            f"Share of a layer's experts that text and vision (and audio) all used {WINDOW}.",
+            lambda reading: [
+                balance.modality_equity(used_ME, load.modalities) for used_ME in reading.window.used
+            ],
             labels=["layer"],
             label_values=by_layer,
         ),

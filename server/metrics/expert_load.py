@@ -7,10 +7,15 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ExpertLoad(BaseModel):
-    """Counts since the start, each list by MoE layer, and in it by modality."""
+    """Counts since the start, each list by MoE layer, and in it by modality.
+
+    A model whose MoE layers can't be seen has none: its lists are empty.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    modalities: list[str]
+    """Those that the model has, in the order of MODALITIES."""
     layers: list[int]
     """The MoE layers' indices in the decoder."""
     expert_tokens: list[list[list[int]]]
@@ -22,9 +27,12 @@ class ExpertLoad(BaseModel):
     tokens_by_experts: list[list[list[int]]]
     """By number of experts, from 1: how many tokens used as many."""
     scored_tokens: list[list[int]]
-    """Of how many tokens the router gave probabilities: what the next three are about."""
-    near_ties: list[list[int]]
-    """How many tokens' last used expert scored less than 0.01 above the best unused one."""
+    """Of how many tokens the next three tell: those whose router gave probabilities, or some of them."""
+    near_ties: list[list[int | None]]
+    """How many of them had a last used expert that scored less than 0.01 above the best unused one.
+
+    None where the layer's gate gives no order to tell it by.
+    """
     routing_entropy: list[list[float]]
     """The sum of their routing entropies, in nats."""
     routing_variance: list[list[float]]
@@ -36,13 +44,13 @@ class ExpertLoad(BaseModel):
         counts = {
             name: _sum([getattr(load, name) for load in loads])
             for name in cls.model_fields
-            if name != "layers"
+            if name not in ("modalities", "layers")
         }
-        return cls(layers=loads[0].layers, **counts)
+        return cls(modalities=loads[0].modalities, layers=loads[0].layers, **counts)
 
 
 def _sum(counts: Sequence[Any]) -> Any:
-    """The sum of nested lists of equal form, number by number."""
+    """The sum of nested lists of equal form, number by number; None of None."""
     if isinstance(counts[0], list):
         return [_sum(part) for part in zip(*counts, strict=True)]
-    return sum(counts)
+    return None if counts[0] is None else sum(counts)

@@ -28,7 +28,8 @@ class Counted:
         """A reading, as arrays."""
         used = tuple(np.array(rows, dtype=np.int64) for rows in load.expert_tokens)
         # Every MoE layer sees every token.
-        return cls(used, np.array(load.tokens[0] if load.tokens else [0, 0], dtype=np.int64))
+        tokens = load.tokens[0] if load.tokens else [0] * len(load.modalities)
+        return cls(used, np.array(tokens, dtype=np.int64))
 
     def since(self, earlier: "Counted") -> "Counted":
         """What was counted between an earlier reading and this one."""

@@ -1,18 +1,15 @@
 """What a metric of prismoe's is, and what both levels of metrics share."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from prismoe.kernels import balance
-from prismoe.kernels.balance import Counts
-from prismoe.kernels.modalities import MODALITIES
 from prismoe.server.metrics.expert_load import ExpertLoad
 from prismoe.server.metrics.load_window import WINDOW_S, Counted
 from prismoe.server.metrics.text_format import Family, Kind
 
 WINDOW = f"in the last {WINDOW_S // 60} minutes"
-LOADS = (*MODALITIES, "all")
 
 
 @dataclass(frozen=True)
@@ -56,35 +53,35 @@ def confidence_metrics(
     help_end: str,
     flat: Callable[[Sequence[Sequence[float]]], Iterable[float]],
 ) -> list[Metric]:
-    """What routers that give probabilities made of their tokens; `flat` makes series of lists by layer."""
+    """What routers made of the tokens that were sampled; `flat` makes series of lists by layer."""
 
-    def count_and_sum(reading: Reading, sums: Sequence[Sequence[float]]) -> Iterator[float]:
-        return chain.from_iterable(zip(flat(reading.load.scored_tokens), flat(sums), strict=True))
+    def count_and_sum(reading: Reading, sums: Sequence[Sequence[float | None]]) -> Iterator[float]:
+        counts = [
+            [math.nan if value is None else count for count, value in zip(*of_layer, strict=True)]
+            for of_layer in zip(reading.load.scored_tokens, sums, strict=True)
+        ]
+        known = [[math.nan if value is None else value for value in of_layer] for of_layer in sums]
+        return chain.from_iterable(zip(flat(counts), flat(known), strict=True))
 
     return [
         entry(
-            f"{prefix}_near_tie_tokens",
-            "counter",
-            f"Tokens whose last used expert scored less than 0.01 above the best unused one{help_end}",
-            lambda reading: flat(reading.load.near_ties),
-            unit="tokens",
+            f"{prefix}_near_ties",
+            "summary",
+            "Sampled tokens, and of them those whose last used expert scored less than 0.01 above the best "
+            f"unused one{help_end}",
+            lambda reading: count_and_sum(reading, reading.load.near_ties),
         ),
         entry(
             f"{prefix}_routing_entropy_nats",
             "summary",
-            f"Entropy of the tokens' routing probabilities{help_end}",
+            f"Entropy of the sampled tokens' routing probabilities{help_end}",
             lambda reading: count_and_sum(reading, reading.load.routing_entropy),
             unit="nats",
         ),
         entry(
             f"{prefix}_routing_probability_variance",
             "summary",
-            f"RPV, the variance of the tokens' routing probabilities{help_end}",
+            f"RPV, the variance of the sampled tokens' routing probabilities{help_end}",
             lambda reading: count_and_sum(reading, reading.load.routing_variance),
         ),
     ]
-
-
-def variations(used_ME: Counts) -> list[float]:
-    """The variation of each of LOADS."""
-    return [balance.variation(load_E) for load_E in (*used_ME, used_ME.sum(axis=0))]

@@ -31,20 +31,21 @@ class ExpertMetrics:
     """What the reader read, as text for Prometheus.
 
     At level `summary` the number of series does not depend on how many layers and experts the model has;
-    `full` adds series for each of them. The reader must have read the load once.
+    `full` adds series for each of them. A model whose MoE layers can't be seen has no series at all, as there
+    is nothing they could tell. The reader must have read the load once.
     """
 
     def __init__(
         self, reader: ExpertLoadReader, routing: ServedRouting, model_name: str, level: MetricsLevel
     ) -> None:
         self._reader = reader
-        self._metrics = summary_metrics(routing, model_name)
-        if level == "full":
+        self._metrics = summary_metrics(routing, model_name) if routing.layers else []
+        if level == "full" and routing.layers:
             self._metrics += layer_metrics(self._reading().load, routing, model_name)
 
     @property
     def series(self) -> int:
-        """How many series it exports, once tokens of both modalities were seen."""
+        """How many series it exports, once tokens of all modalities were seen."""
         return sum(len(metric.family.series) for metric in self._metrics)
 
     def text(self, openmetrics: bool) -> str:

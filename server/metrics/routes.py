@@ -1,5 +1,6 @@
 """What prismoe adds to vLLM's HTTP API."""
 
+from collections import Counter
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,17 +19,43 @@ class ServedLayer(BaseModel):
 
     layer: int
     experts: int
+    top_k: int
+    """How many experts the model's own gate picks."""
+    gate: str
+    kernel: str
+    """The class of vLLM's experts that run."""
     policy: dict[str, Any]
     sources: dict[str, str]
 
 
 class ServedRouting(BaseModel):
-    """How the model routes, and where that was said."""
+    """How the model routes, and where that was said: by `--routing`, the checkpoint, default or the model."""
 
     model_config = ConfigDict(extra="forbid")
 
     source: str
+    architecture: str
+    modalities: list[str]
     layers: list[ServedLayer]
+    """None where the model has no MoE layer that can be seen."""
+    not_supported: list[str]
+    """Sentences: what is not supported with this model, and why."""
+
+    def sentences(self) -> list[str]:
+        """All of it but the policies' settings, as the server's log tells it at the start."""
+        kinds = Counter(
+            (layer.experts, layer.top_k, layer.gate, layer.kernel, layer.policy["policy"])
+            for layer in self.layers
+        )
+        return [
+            f"{self.architecture} takes {', '.join(self.modalities)}.",
+            *(
+                f"MoE layers of {experts} experts: {count}. The model's gate ({gate}) picks {top_k}, "
+                f"{kernel} runs them, the policy is {policy} ({self.source})."
+                for (experts, top_k, gate, kernel, policy), count in kinds.items()
+            ),
+            *self.not_supported,
+        ]
 
 
 async def routing_in_force(engine: Engine) -> ServedRouting:

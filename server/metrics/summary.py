@@ -2,21 +2,18 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
 from prismoe.kernels import balance
-from prismoe.kernels.modalities import MODALITIES
 from prismoe.server.metrics.expert_load import ExpertLoad
-from prismoe.server.metrics.metric import LOADS, WINDOW, Metric, confidence_metrics, metric, variations
+from prismoe.server.metrics.metric import WINDOW, Metric, confidence_metrics, metric
 from prismoe.server.metrics.routes import ServedRouting
 
 EXPERTS_PER_TOKEN = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, math.inf)
 """The histogram's bounds: the same for every model, so that their buckets add up."""
-
-BY_MODALITY = [[modality] for modality in MODALITIES]
 
 Entry = Callable[..., Metric]
 
@@ -24,6 +21,9 @@ Entry = Callable[..., Metric]
 def summary_metrics(routing: ServedRouting, model_name: str) -> list[Metric]:
     """All of them, for one model."""
     entry = partial(metric, model_name)
+    by_modality = partial(
+        entry, labels=["modality"], label_values=[[modality] for modality in routing.modalities]
+    )
     policies = sorted({str(layer.policy["policy"]) for layer in routing.layers})
     return [
         entry(
@@ -34,8 +34,8 @@ def summary_metrics(routing: ServedRouting, model_name: str) -> list[Metric]:
             labels=["policy", "source"],
             label_values=[[policy, routing.source] for policy in policies],
         ),
-        *_counts(entry),
-        *_window_gauges(entry),
+        *_counts(entry, by_modality),
+        *_window_gauges(entry, by_modality, routing.modalities),
         entry(
             "prismoe_expert_load_reading_failures",
             "counter",
@@ -45,36 +45,30 @@ def summary_metrics(routing: ServedRouting, model_name: str) -> list[Metric]:
     ]
 
 
-def _counts(entry: Entry) -> list[Metric]:
+def _counts(entry: Entry, by_modality: Entry) -> list[Metric]:
     """What was counted since the start."""
     return [
-        entry(
+        by_modality(
             "prismoe_tokens",
             "counter",
             "Tokens computed, each once.",
             # Every MoE layer sees every token.
-            lambda reading: reading.load.tokens[0] if reading.load.tokens else [math.nan] * len(MODALITIES),
+            lambda reading: reading.load.tokens[0],
             unit="tokens",
-            labels=["modality"],
-            label_values=BY_MODALITY,
         ),
-        entry(
+        by_modality(
             "prismoe_routed_tokens",
             "counter",
             "Tokens routed, each once in every MoE layer.",
             lambda reading: _sums(reading.load.tokens),
             unit="tokens",
-            labels=["modality"],
-            label_values=BY_MODALITY,
         ),
-        entry(
+        by_modality(
             "prismoe_used_experts",
             "counter",
             "Experts that the routed tokens used.",
             lambda reading: _sums([map(sum, rows) for rows in reading.load.expert_tokens]),
             unit="experts",
-            labels=["modality"],
-            label_values=BY_MODALITY,
         ),
         entry(
             "prismoe_vision_tail_tokens",
@@ -83,18 +77,16 @@ def _counts(entry: Entry) -> list[Metric]:
             lambda reading: [sum(reading.load.tail_tokens)],
             unit="tokens",
         ),
-        entry(
+        by_modality(
             "prismoe_token_experts",
             "histogram",
             "Experts that a token used, each token once in every MoE layer.",
             lambda reading: _histograms(reading.load),
             unit="experts",
-            labels=["modality"],
-            label_values=BY_MODALITY,
             bounds=EXPERTS_PER_TOKEN,
         ),
         *confidence_metrics(
-            partial(entry, labels=["modality"], label_values=BY_MODALITY),
+            by_modality,
             "prismoe",
             ", each token once in every MoE layer.",
             _sums,
@@ -102,22 +94,30 @@ def _counts(entry: Entry) -> list[Metric]:
     ]
 
 
-def _window_gauges(entry: Entry) -> list[Metric]:
+def _window_gauges(entry: Entry, by_modality: Entry, modalities: Sequence[str]) -> list[Metric]:
     """How evenly the load lay lately."""
     return [
-        entry(
+        by_modality(
             "prismoe_expert_load_variation",
             "gauge",
-            f"Coefficient of variation of the experts' load {WINDOW}, mean over the MoE layers.",
-            lambda reading: _means(map(variations, reading.window.used), len(LOADS)),
-            labels=["modality"],
-            label_values=[[load] for load in LOADS],
+            f"Coefficient of variation of the experts' load by a modality {WINDOW}; mean over the layers.",
+            lambda reading: _means(map(balance.variation, used_ME) for used_ME in reading.window.used),
+        ),
+        entry(
+            "prismoe_overall_load_variation",
+            "gauge",
+            f"Coefficient of variation of the experts' load by all tokens {WINDOW}; mean over the layers.",
+            lambda reading: _means(
+                [balance.variation(used_ME.sum(axis=0))] for used_ME in reading.window.used
+            ),
         ),
         entry(
             "prismoe_modality_equity_index",
             "gauge",
-            f"Share of the experts that both modalities used {WINDOW}; mean over the MoE layers.",
-            lambda reading: _means([balance.modality_equity(used_ME)] for used_ME in reading.window.used),
+            f"Share of the experts that text and vision (and audio) all used {WINDOW}; mean over the layers.",
+            lambda reading: _means(
+                [balance.modality_equity(used_ME, modalities)] for used_ME in reading.window.used
+            ),
         ),
         entry(
             "prismoe_most_loaded_text_ratio",
@@ -129,30 +129,26 @@ def _window_gauges(entry: Entry) -> list[Metric]:
             ),
             unit="ratio",
         ),
-        entry(
+        by_modality(
             "prismoe_idle_experts",
             "gauge",
             f"Experts that no token of the modality used {WINDOW}, over all MoE layers.",
             lambda reading: _sums(map(balance.idle_experts, reading.window.used)),
             unit="experts",
-            labels=["modality"],
-            label_values=BY_MODALITY,
         ),
-        entry(
+        by_modality(
             "prismoe_window_tokens",
             "gauge",
             f"Tokens computed {WINDOW}: what the gauges of expert load rest on.",
             lambda reading: reading.window.tokens_M.tolist(),
             unit="tokens",
-            labels=["modality"],
-            label_values=BY_MODALITY,
         ),
     ]
 
 
 def _histograms(load: ExpertLoad) -> Iterator[float]:
     """By modality: how many tokens used at most as many experts as each bound says; tokens, used experts."""
-    for modality in range(len(MODALITIES)):
+    for modality in range(len(load.modalities)):
         by_experts = Counter[int]()
         for of_layer in load.tokens_by_experts:
             by_experts.update(dict(enumerate(of_layer[modality], 1)))
@@ -162,18 +158,14 @@ def _histograms(load: ExpertLoad) -> Iterator[float]:
         yield sum(number * tokens for number, tokens in by_experts.items())
 
 
-def _sums(by_layer: Iterable[Iterable[float]], width: int = len(MODALITIES)) -> list[float]:
+def _sums(by_layer: Iterable[Iterable[float]]) -> list[float]:
     """Each column's sum over the layers, without layers that don't know it; NaN where none does."""
-    return [_over(column, sum) for column in _columns(by_layer, width)]
+    return [_over(column, sum) for column in zip(*by_layer, strict=True)]
 
 
-def _means(by_layer: Iterable[Iterable[float]], width: int = 1) -> list[float]:
+def _means(by_layer: Iterable[Iterable[float]]) -> list[float]:
     """Each column's mean over the layers that know it; NaN where none does."""
-    return [_over(column, np.mean) for column in _columns(by_layer, width)]
-
-
-def _columns(by_layer: Iterable[Iterable[float]], width: int) -> list[tuple[float, ...]]:
-    return [*zip(*by_layer, strict=True)] or [()] * width
+    return [_over(column, np.mean) for column in zip(*by_layer, strict=True)]
 
 
 def _over(values: Iterable[float], reduce: Callable[[list[float]], float]) -> float:

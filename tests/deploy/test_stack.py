@@ -209,7 +209,7 @@ def test_a_request_without_the_key_is_refused(stack: Stack) -> None:
 
 def test_prometheus_has_the_server_the_rules_and_the_series(stack: Stack) -> None:
     wait(lambda: stack.query('up{job="prismoe"}') == [1], 60)
-    wait(lambda: sum(stack.query('prismoe_tokens_total{modality="vision"}')) > 0, 60)
+    wait(lambda: sum(stack.query('prismoe_tokens_total{modality="image"}')) > 0, 60)
     loaded = json.loads(stack.get("/api/v1/rules", None, "PROMETHEUS_PORT")[1])["data"]["groups"]
     written = yaml.safe_load(RULES.read_text())["groups"]
     in_groups = [{group["name"]: len(group["rules"]) for group in groups} for groups in (loaded, written)]

@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prismoe.kernels import balance
+from prismoe.kernels.modalities import MODALITIES
 
 EVEN = [[10, 10, 10, 10], [640, 640, 640, 640]]
 APART = [[10, 10, 0, 0], [0, 0, 320, 320]]
 ONLY_VISION = [[0, 0, 0], [5, 6, 7]]
+BOTH = ("text", "image")
 
 
 @st.composite
@@ -46,34 +48,39 @@ def test_modality_equity(used_ME: np.ndarray) -> None:
     expected = math.nan
     if used_ME.any(axis=1).all():
         expected = len(uses[0] & uses[1]) / used_ME.shape[1]
-    assert same(balance.modality_equity(used_ME), expected)
+    assert same(balance.modality_equity(used_ME, BOTH), expected)
 
 
 @given(layers(), st.integers(2, 50))
 def test_modality_equity_does_not_depend_on_how_much_vision_there_is(used_ME: np.ndarray, more: int) -> None:
     more_vision_ME = used_ME * np.array([[1], [more]])
-    assert same(balance.modality_equity(more_vision_ME), balance.modality_equity(used_ME))
+    index = balance.modality_equity(used_ME, BOTH)
+    assert same(balance.modality_equity(more_vision_ME, BOTH), index)
 
 
 @pytest.mark.parametrize(
-    ("used", "index"),
+    ("used", "modalities", "index"),
     [
-        (EVEN, 1),
-        (APART, 0),
-        (ONLY_VISION, math.nan),
-        ([[0, 0, 0], [0, 0, 0]], math.nan),
-        ([[4, 4, 4], [0, 0, 0], [9, 0, 9]], 2 / 3),  # nothing of the second
-        ([[4, 4, 4, 4], [8, 8, 0, 0], [4, 0, 0, 4]], 1 / 4),
+        (EVEN, BOTH, 1),
+        (APART, BOTH, 0),
+        (ONLY_VISION, BOTH, math.nan),
+        ([[0, 0, 0], [0, 0, 0]], BOTH, math.nan),
+        ([[4, 4, 4]], ("text",), math.nan),
+        ([[4, 4, 4], [0, 0, 0], [9, 0, 9]], ("text", "image", "audio"), 2 / 3),  # no image
+        ([[4, 4, 4, 4], [8, 8, 0, 0], [4, 0, 0, 4]], ("text", "image", "audio"), 1 / 4),
+        ([[4, 4, 4, 4], [8, 8, 0, 0], [4, 0, 0, 4]], MODALITIES[:3], 3 / 4),  # image and video are one
+        ([[0, 0], [9, 0], [0, 9]], MODALITIES[:3], math.nan),
+        ([[0, 0], [9, 0], [0, 9], [5, 1]], MODALITIES, 1 / 2),  # vision and audio
     ],
 )
-def test_modality_equity_of_plain_cases(used: list[list[int]], index: float) -> None:
-    assert same(balance.modality_equity(np.array(used)), index)
+def test_modality_equity_of_plain_cases(used: list[list[int]], modalities: list[str], index: float) -> None:
+    assert same(balance.modality_equity(np.array(used), modalities), index)
 
 
 def test_any_use_counts_where_no_share_is_asked_for() -> None:
     used_ME = np.array([[1, 0, 50, 20], [90, 90, 0, 1]])
-    assert balance.modality_equity(used_ME) == 0
-    assert balance.modality_equity(used_ME, least_share=0) == 0.5
+    assert balance.modality_equity(used_ME, BOTH) == 0
+    assert balance.modality_equity(used_ME, BOTH, least_share=0) == 0.5
 
 
 @given(layers())

@@ -34,9 +34,9 @@ def phase(
         good_requests_per_s=requests_per_s / 2,
         latency=dict.fromkeys(("ttft", "tpot", "itl", "e2el"), latency),
         expert_load=ExpertUse(
-            tokens={"text": 10, "vision": 40},
-            experts_per_token={"text": 2.0, "vision": 2.75},
-            by_layer={"0": {"text": [1, 3], "vision": [2, 2]}, "2": {"text": [4, 0], "vision": [0, 0]}},
+            tokens={"text": 10, "image": 40},
+            experts_per_token={"text": 2.0, "image": 2.75},
+            by_layer={"0": {"text": [1, 3], "image": [2, 2]}, "2": {"text": [4, 0], "image": [0, 0]}},
         ),
     )
 

@@ -70,6 +70,6 @@ def test_every_point_lies_in_the_plot(high: float) -> None:
 
 
 def test_shares_are_shades() -> None:
-    root = ElementTree.fromstring(shares("t", {"phase": [[0.25, 0.75], [1.0]]}, ["text", "vision"]))
+    root = ElementTree.fromstring(shares("t", {"phase": [[0.25, 0.75], [1.0]]}, ["text", "image"]))
     cells = [cell for cell in root.findall("{*}rect") if "fill-opacity" in cell.attrib]
     assert [cell.attrib["fill-opacity"] for cell in cells] == ["0.250", "0.750", "1.000"]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from prismoe.loadtests.report import markdown
 from prismoe.loadtests.results import ExpertUse, totals_agree
 from prismoe.loadtests.saturation import saturation
 from prismoe.loadtests.soak import bad_requests, consistent, growth
@@ -25,18 +26,18 @@ vllm:num_requests_running{engine="0"} 2
 process_cpu_seconds_total 12.5
 # TYPE prismoe_tokens_total counter
 prismoe_tokens_total{modality="text"} 60
-prismoe_tokens_total{modality="vision"} 140
+prismoe_tokens_total{modality="image"} 140
 # TYPE prismoe_routed_tokens_total counter
 prismoe_routed_tokens_total{modality="text"} 60
-prismoe_routed_tokens_total{modality="vision"} 140
+prismoe_routed_tokens_total{modality="image"} 140
 # TYPE prismoe_used_experts_total counter
 prismoe_used_experts_total{modality="text"} 120
-prismoe_used_experts_total{modality="vision"} 350
+prismoe_used_experts_total{modality="image"} 350
 # TYPE prismoe_expert_tokens_total counter
 prismoe_expert_tokens_total{layer="2",modality="text",expert="0"} 100
 prismoe_expert_tokens_total{layer="2",modality="text",expert="1"} 20
-prismoe_expert_tokens_total{layer="2",modality="vision",expert="0"} 150
-prismoe_expert_tokens_total{layer="2",modality="vision",expert="1"} 200
+prismoe_expert_tokens_total{layer="2",modality="image",expert="0"} 150
+prismoe_expert_tokens_total{layer="2",modality="image",expert="1"} 200
 """
 
 
@@ -61,10 +62,23 @@ def test_the_difference_of_two_readings(counted: Counters) -> None:
 def test_expert_load(counted: Counters) -> None:
     load = ExpertUse.of(counted)
     assert load is not None
-    assert load.tokens == {"text": 60, "vision": 140}
-    assert load.experts_per_token == {"text": 2.0, "vision": 2.5}
-    assert load.by_layer == {"2": {"text": [100, 20], "vision": [150, 200]}}
+    assert load.tokens == {"text": 60, "image": 140}
+    assert load.experts_per_token == {"text": 2.0, "image": 2.5}
+    assert load.by_layer == {"2": {"text": [100, 20], "image": [150, 200]}}
     assert ExpertUse.of(parse(METRICS.partition("# TYPE prismoe")[0], "counter", "_total")) is None
+
+
+def test_vision_is_image_and_video() -> None:
+    more = "".join(
+        f'# TYPE {name} counter\n{name}{{modality="{modality}"}} {value}\n'
+        for name in ("prismoe_tokens_total", "prismoe_routed_tokens_total", "prismoe_used_experts_total")
+        for modality, value in {"video": 120, "text": 40, "image": 40}.items()
+    )
+    load = ExpertUse.of(parse(more, "counter", "_total"))
+    assert load is not None and list(load.tokens) == ["text", "image", "video"]
+    seen = phase("a").model_copy(update={"expert_load": load})
+    assert seen.vision_per_text == 4
+    assert "| a | 40 | 40 | 120 | 1 | 1 | 1 |" in markdown(run(seen), None)
 
 
 def test_consistent_counters(counted: Counters) -> None:
@@ -97,9 +111,9 @@ def test_preempted_requests_are_computed_again(counted: Counters) -> None:
 
 
 def test_images_inside_which_a_cached_prefix_ends_are_computed_again(counted: Counters) -> None:
-    counted["prismoe_tokens_total", frozenset({("modality", "vision")})] += 30
+    counted["prismoe_tokens_total", frozenset({("modality", "image")})] += 30
     assert all(check.holds for check in consistent(counted, {}))
-    counted["prismoe_tokens_total", frozenset({("modality", "vision")})] -= 33
+    counted["prismoe_tokens_total", frozenset({("modality", "image")})] -= 33
     assert not all(check.holds for check in consistent(counted, {}))
 
 

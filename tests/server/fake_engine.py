@@ -1,8 +1,12 @@
-"""An engine that only answers questions about its expert load."""
+"""An engine that only answers questions about its expert load, and what it may answer."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from prismoe.server.metrics.routes import ServedLayer, ServedRouting
+
 LOAD = {
+    "modalities": ["text", "image"],
     "layers": [0, 2],
     "expert_tokens": [[[6, 4, 0, 10], [32, 40, 8, 80]], [[5, 5, 5, 5], [64, 32, 16, 16]]],
     "tokens": [[10, 64], [10, 64]],
@@ -14,6 +18,7 @@ LOAD = {
     "routing_variance": [[0.5, 1.0], [0.25, 3.0]],
 }
 NOTHING = {
+    "modalities": ["text", "image"],
     "layers": [0, 2],
     "expert_tokens": [[[0] * 4] * 2] * 2,
     "tokens": [[0, 0]] * 2,
@@ -24,6 +29,57 @@ NOTHING = {
     "routing_entropy": [[0.0, 0.0]] * 2,
     "routing_variance": [[0.0, 0.0]] * 2,
 }
+UNSEEN: dict[str, list[Any]] = {name: [] for name in LOAD} | {"modalities": ["text", "image"]}
+"""Of a model whose MoE layers can't be seen."""
+UNSEEN_WHY = "Moondream3's routing can't be seen: it picks its experts outside of vLLM's MoE layer."
+
+
+def large_load(scale: int = 1) -> dict[str, Any]:
+    """Of a model of 48 layers of 128 experts, of which a token uses 8, and the later ones more often."""
+    layers, ramp = 48, [*range(-64, 0), *range(1, 65)]
+    by_modality = [scale * 1600, scale * 8000, scale * 3200]
+    used = [[tokens // 16 + scale * more for more in ramp] for tokens in by_modality]
+    sampled = [tokens // 8 for tokens in by_modality]
+    return {
+        "modalities": ["text", "image", "video"],
+        "layers": list(range(layers)),
+        "expert_tokens": [used] * layers,
+        "tokens": [by_modality] * layers,
+        "tail_tokens": [0] * layers,
+        "tokens_by_experts": [[[0] * 7 + [tokens] for tokens in by_modality]] * layers,
+        "scored_tokens": [sampled] * layers,
+        "near_ties": [[tokens // 10 for tokens in sampled]] * layers,
+        "routing_entropy": [[3.5 * tokens for tokens in sampled]] * layers,
+        "routing_variance": [[tokens / 1024 for tokens in sampled]] * layers,
+    }
+
+
+def routing(
+    *layers: int,
+    experts: int = 4,
+    modalities: Sequence[str] = ("text", "image"),
+    policies: Sequence[dict[str, Any]] = (),
+) -> ServedRouting:
+    """How a model with these MoE layers routes: by ltdr, or each by its own of `policies`."""
+    in_force = [
+        ServedLayer(
+            layer=layer,
+            experts=experts,
+            top_k=2,
+            gate="softmax",
+            kernel="CPUExperts",
+            policy=policies[place] if policies else {"policy": "ltdr", "top_k": 2},
+            sources={},
+        )
+        for place, layer in enumerate(layers)
+    ]
+    return ServedRouting(
+        source="checkpoint",
+        architecture="MoELLaVAPhiForCausalLM",
+        modalities=list(modalities),
+        layers=in_force,
+        not_supported=[] if layers else [UNSEEN_WHY],
+    )
 
 
 class FakeEngine:

@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 import psutil
 
-from prismoe.kernels.modalities import MODALITIES
 from prismoe.loadtests.traffic import client, send_all
 from prismoe.loadtests.two_servers import mixed_requests
 from tests.deploy.prometheus import DEPLOY, Prometheus
@@ -66,18 +65,19 @@ def counted(server: Server) -> Totals:
     load = httpx.get(f"{server.url}/v1/routing/load", timeout=60).raise_for_status().json()
     totals: Totals = {}
     for index, layer in enumerate(map(str, load["layers"])):
-        for row, modality in enumerate(MODALITIES):
+        for row, modality in enumerate(load["modalities"]):
             for expert, tokens in enumerate(load["expert_tokens"][index][row]):
                 totals["prismoe_expert_tokens_total", layer, modality, str(expert)] = tokens
             for series, name in (
-                ("prismoe_layer_near_tie_tokens_total", "near_ties"),
+                ("prismoe_layer_near_ties_sum", "near_ties"),
+                ("prismoe_layer_near_ties_count", "scored_tokens"),
                 ("prismoe_layer_routing_entropy_nats_count", "scored_tokens"),
                 ("prismoe_layer_routing_entropy_nats_sum", "routing_entropy"),
                 ("prismoe_layer_routing_probability_variance_sum", "routing_variance"),
             ):
                 totals[series, layer, modality] = load[name][index][row]
         totals["prismoe_layer_vision_tail_tokens_total", layer] = load["tail_tokens"][index]
-    for row, modality in enumerate(MODALITIES):
+    for row, modality in enumerate(load["modalities"]):
         routed = sum(tokens[row] for tokens in load["tokens"])
         totals["prismoe_tokens_total", modality] = load["tokens"][0][row]
         totals["prismoe_routed_tokens_total", modality] = routed
@@ -164,7 +164,11 @@ def main() -> None:
                 "queries_with_data": len(QUERIES),
                 "rules_evaluated": len(rules),
                 "equal_totals": len(totals),
-                **{f"{m}_tokens": totals["prismoe_tokens_total", m] for m in MODALITIES},
+                **{
+                    f"{key[1]}_tokens": count
+                    for key, count in totals.items()
+                    if key[0] == "prismoe_tokens_total"
+                },
                 "alert_after_s": round(seconds_to_alert(prometheus, server), 1),
                 "alert_bound_s": ALERT_BOUND_S,
             }

@@ -100,7 +100,7 @@ def test_a_short_load_test_with_a_soak(load: Callable[..., int], server: Server,
     assert (repeated.client.requests, two_pictures.client.requests, soaked.client.requests) == (10, 4, 18)
     assert two_pictures.client.generated_tokens == 24 == two_pictures.server.generated_tokens
     assert two_pictures.expert_load is not None
-    assert two_pictures.expert_load.tokens["vision"] == 4 * 2 * run.target.image_tokens
+    assert two_pictures.expert_load.tokens["image"] == 4 * 2 * run.target.image_tokens
     assert {len(experts) for experts in two_pictures.expert_load.by_layer["0"].values()} == {4}
     assert run.soak is not None and run.soak.unexpected == 0
     assert sum(statuses.total() for statuses in run.soak.bad_requests.values()) > 0

@@ -31,7 +31,7 @@ def measure(folder: Path, baseline_url: str, exam: Exam) -> ContenderScores:
     load_LME = torch.tensor(load["expert_tokens"])
     return ContenderScores(
         right=[case.answer == reply.strip() for case, reply in zip(exam.cases, replies, strict=True)],
-        vision_experts=experts["vision"],
+        vision_experts=experts["image"],
         text_experts=experts["text"],
         load_variation=load_variation(load_LME.sum(dim=1)).item(),
         entropy_bits=entropy_bits(folder, exam),

@@ -41,7 +41,7 @@ class Row:
         """Its row of the table."""
         share, kept = self.right / self.questions, self.right / first.right
         return (
-            f"| {self.name} | {share:.1%} | {kept:.1%} | {self.experts['vision']:.2f} "
+            f"| {self.name} | {share:.1%} | {kept:.1%} | {self.experts['image']:.2f} "
             f"| {self.experts['text']:.2f} |"
         )
 
@@ -89,7 +89,7 @@ def measure(name: str, folder: str, routing: str | None, exam: Exam) -> Row:
 def experts_per_token(load: Mapping[str, Any]) -> dict[str, float]:
     """The mean uses a token in a layer by modality, of what `/v1/routing/load` says."""
     experts = {}
-    for index, modality in enumerate(("text", "vision")):
+    for index, modality in enumerate(load["modalities"]):
         uses = sum(sum(rows[index]) for rows in load["expert_tokens"])
         experts[modality] = uses / sum(rows[index] for rows in load["tokens"])
     return experts

@@ -67,9 +67,12 @@ def test_the_model_has_its_own_name(client: OpenAI) -> None:
 def test_what_is_in_force(http: httpx.Client) -> None:
     routing = http.get("/v1/routing").raise_for_status().json()
     assert routing["source"] == "checkpoint"
+    assert routing["modalities"] == ["text", "image"]
+    assert routing["architecture"].startswith("MoELLaVA")
     assert len(routing["layers"]) > 0
     for layer in routing["layers"]:
-        assert layer["experts"] == 4
+        assert (layer["experts"], layer["top_k"]) == (4, 2)
+        assert layer["gate"] and layer["kernel"]
         assert layer["policy"]["policy"] == "ltdr"
         assert layer["policy"]["tail_experts"] == 4
         assert layer["sources"]["tail_experts"] == "checkpoint"

@@ -131,13 +131,14 @@ def test_metrics_show_the_same_load_beside_vllms_own(http: httpx.Client, picture
         time.sleep(0.1)
         samples = scrape(http)
 
+    assert told["modalities"] == ["text", "image"]
     for index, layer in enumerate(told["layers"]):
-        for modality, counts in zip(("text", "vision"), told["expert_tokens"][index], strict=True):
+        for modality, counts in zip(told["modalities"], told["expert_tokens"][index], strict=True):
             for expert, count in enumerate(counts):
                 key = ("prismoe_expert_tokens_total", str(layer), modality, str(expert))
                 assert samples[key] == count
         assert samples[("prismoe_layer_vision_tail_tokens_total", str(layer))] == told["tail_tokens"][index]
-    assert samples[("prismoe_tokens_total", "vision")] == told["tokens"][0][1]
+    assert samples[("prismoe_tokens_total", "image")] == told["tokens"][0][1]
     names = {key[0] for key in samples}
     assert {"vllm:prompt_tokens_total", "http_requests_total"} <= names
 

@@ -1,8 +1,10 @@
 """`prismoe top`, on made-up readings and on a real server."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -10,7 +12,7 @@ from rich.console import Console
 from prismoe.server.commands.cli import main
 from prismoe.server.commands.top import NoSnapshot, Snapshot, load_bars, read, restarted, view
 from prismoe.server.metrics.expert_load import ExpertLoad
-from tests.server.fake_engine import LOAD, NOTHING
+from tests.server.fake_engine import LOAD, NOTHING, UNSEEN, UNSEEN_WHY, large_load, routing
 from tests.server.media.web import Counted, answer, running
 from tests.server.running import Server
 
@@ -26,9 +28,9 @@ def test_the_view_tells_what_happened_between_two_readings() -> None:
     head, *lines = capture.get().splitlines()
     assert "prompts 2,000 tokens/s" in head and "answers 20 tokens/s" in head
     assert "waiting 7" in head and "KV cache 25%" in head
-    (row,) = [line for line in lines if "vision" in line and line.split()[1] == "0"]
+    (row,) = [line for line in lines if "image" in line and line.split()[1] == "0"]
     cells = [cell.strip() for cell in row.split("│")]
-    assert cells[2:5] == ["vision", "32", "2.50"]
+    assert cells[2:5] == ["image", "32", "2.50"]
 
 
 class TwoEngines:
@@ -41,8 +43,11 @@ class TwoEngines:
             for engine, value in enumerate(values)
         )
 
-    def get(self, _: str) -> object:
-        return NOTHING
+    def __init__(self, load: dict[str, Any] = NOTHING) -> None:
+        self._load = load
+
+    def get(self, path: str) -> object:
+        return self._load if path == "/v1/routing/load" else routing().model_dump()
 
 
 def test_engines_queues_add_up_and_the_fullest_cache_counts() -> None:
@@ -50,6 +55,45 @@ def test_engines_queues_add_up_and_the_fullest_cache_counts() -> None:
         "vllm:kv_cache_usage_perc": 0.8,
         "vllm:num_requests_waiting": 5,
     }
+
+
+def told(load: dict[str, Any], lines: int | None = None) -> list[str]:
+    """The view's lines after its head, two seconds after nothing was counted."""
+    nothing = ExpertLoad.model_validate(large_load(0))
+    now = Snapshot(2.0, ExpertLoad.model_validate(load), {})
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(view(Snapshot(0.0, nothing, {}), now, lines))
+    return capture.get().splitlines()[1:]
+
+
+def test_a_large_model_is_told_by_its_most_and_least_loaded_experts() -> None:
+    lines = told(large_load())
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert len(rows) == 48 * 3
+    assert rows[2] == ["0", "video", "1,600", "8.00", "127 (1.0%)", "0 (0.5%)"]
+    assert max(map(len, lines)) < 80
+
+
+def test_where_not_all_layers_find_room_the_most_uneven_are_shown() -> None:
+    load = large_load()
+    uneven = [[1600 * 8] + [0] * 127, *load["expert_tokens"][0][1:]]
+    load["expert_tokens"] = [
+        uneven if layer in (7, 30) else rows for layer, rows in enumerate(load["expert_tokens"])
+    ]
+    lines = told(load, lines=1 + 12)
+    assert len(lines) == 12 - 1
+    assert [line.split()[1] for line in lines if "text" in line] == ["7", "30"]
+    assert lines[-1] == "The 2 of 48 layers with the most uneven load."
+    assert len(told(load, lines=1)) == 3 + 5  # one layer, however few lines there are
+
+
+def test_a_model_whose_layers_cannot_be_seen_says_why() -> None:
+    now = read(TwoEngines(UNSEEN))  # type: ignore[arg-type]
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(view(now, dataclasses.replace(now, at=now.at + 1)))
+    assert capture.get().splitlines()[1:] == [UNSEEN_WHY]
 
 
 def test_bars_are_as_high_as_the_load() -> None:
@@ -66,7 +110,7 @@ def test_a_real_server_is_shown(server: Server) -> None:
         text=True,
         timeout=60,
     )
-    assert run.returncode == 0 and "running 0" in run.stdout and "vision" in run.stdout, run
+    assert run.returncode == 0 and "running 0" in run.stdout and "image" in run.stdout, run
 
 
 def reading(at: float, load: dict[str, object]) -> Snapshot:
@@ -110,6 +154,7 @@ def test_a_restart_is_told_by_counts_that_fall_or_other_layers() -> None:
     assert not restarted(reading(1, NOTHING), reading(2, LOAD))
     assert restarted(reading(1, LOAD), reading(2, NOTHING))
     assert restarted(reading(1, NOTHING), reading(2, {**LOAD, "layers": [1, 3]}))
+    assert restarted(reading(1, NOTHING), reading(2, large_load()))
 
 
 @pytest.mark.parametrize("page", [b"<html>", b"{}", b"\xff", b"# TYPE"])

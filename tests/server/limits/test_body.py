@@ -10,9 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prismoe.server.limits.body import MIB, BodyLimit
 from prismoe.server.limits.settings import LimitSettings
-from prismoe.server.metrics.routes import ServedRouting
 from prismoe.server.requests.guard import RequestGuard
 from prismoe.server.requests.models import Served
+from tests.server.fake_engine import routing
 
 PIECES = 64
 BODY = json.dumps(
@@ -39,8 +39,7 @@ def kept_of_a_body(wrapped: type[RequestGuard] | None) -> int:
     async def send(message: Message) -> None:
         assert message["status"] == 200
 
-    routing = ServedRouting(source="checkpoint", layers=[])
-    state = SimpleNamespace(routing=routing, served=Served())
+    state = SimpleNamespace(routing=routing(), served=Served())
     scope = {
         "type": "http",
         "method": "POST",

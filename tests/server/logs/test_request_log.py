@@ -26,7 +26,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await refuse(DRAINING, scope, send)
         return
     tokens = _tokens.get()
-    tokens.text, tokens.vision = 9, 64
+    tokens.prompt.update(text=9, image=64)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": dict(scope["headers"])[b"x-request-id"]})
 
@@ -73,7 +73,7 @@ def fields(record: logging.LogRecord, *names: str) -> list[Any]:
 
 def test_a_line_says_who_asked_and_what_it_took(lines: list[logging.LogRecord]) -> None:
     ask("/v1/chat/completions", "req-1")
-    names = ("key", "method", "route", "status", "request_id", "text_tokens", "vision_tokens")
+    names = ("key", "method", "route", "status", "request_id", "text_tokens", "image_tokens")
     assert fields(lines[0], *names) == ["alice", "POST", "/v1/chat/completions", 200, "req-1", 9, 64]
     assert "key=alice" in lines[0].getMessage() and lines[0].seconds >= 0  # type: ignore[attr-defined]
 
@@ -171,10 +171,14 @@ def test_a_refusal_and_a_fault_have_one_id() -> None:
 def test_the_prompt_of_several_answers_counts_once() -> None:
     from types import SimpleNamespace
 
+    import torch
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
     from vllm.v1.metrics.stats import RequestStateStats
 
-    image = SimpleNamespace(mm_position=SimpleNamespace(length=64))
-    request: Any = SimpleNamespace(mm_features=[image, image], prompt_token_ids=list(range(140)))
+    image = MultiModalFeatureSpec(None, "image", "one", PlaceholderRange(offset=1, length=32))
+    has_embedding = torch.tensor([True, True, False, True])  # a timestamp between a video's frames
+    video = MultiModalFeatureSpec(None, "video", "two", PlaceholderRange(40, 4, has_embedding))
+    request: Any = SimpleNamespace(mm_features=[image, image, video], prompt_token_ids=list(range(79)))
     tokens = Tokens()
     for index in range(3):
         stats = RequestStateStats(
@@ -183,7 +187,8 @@ def test_the_prompt_of_several_answers_counts_once() -> None:
         tokens.add(request, index == 0, stats)
     assert tokens.described() == {
         "text_tokens": 12,
-        "vision_tokens": 128,
+        "image_tokens": 64,
+        "video_tokens": 3,
         "answer_tokens": 15,
         "queued_s": 0.5,
         "first_token_s": 0.75,

@@ -1,16 +1,22 @@
 """Reading and drawing the expert load, without an engine."""
 
 import asyncio
+import re
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import ValidationError
 
+from prismoe.server.commands.demo import load_told
 from prismoe.server.commands.load_table import load_table, tail_sentence
 from prismoe.server.metrics.expert_load import ExpertLoad
 from prismoe.server.metrics.load_reader import ExpertLoadReader
 from prismoe.server.metrics.page import vllm_tokens
-from tests.server.fake_engine import LOAD, NOTHING, FakeEngine
+from prismoe.server.metrics.routes import ServedRouting, router
+from tests.server.fake_engine import LOAD, NOTHING, UNSEEN, UNSEEN_WHY, FakeEngine, large_load, routing
 
 
 def test_a_load_of_another_shape_is_refused() -> None:
@@ -86,13 +92,36 @@ def test_the_table_has_a_line_per_layer_and_modality() -> None:
     lines = load_table(ExpertLoad.model_validate(LOAD)).splitlines()
     assert len(lines) == 5
     assert len({len(line) for line in lines}) == 1
-    assert lines[2].split()[:5] == ["0", "vision", "64", "32", "("]
+    assert lines[2].split()[:5] == ["0", "image", "64", "32", "("]
     assert lines[2].endswith("80 ( 50%)           2.50")
 
 
 def test_the_table_of_layers_with_different_experts() -> None:
     load = {**LOAD, "expert_tokens": [[[6, 4], [32, 40]], [[5, 5, 5, 5], [64, 32, 16, 16]]]}
     assert len(load_table(ExpertLoad.model_validate(load)).splitlines()) == 5
+
+
+def test_the_table_of_many_experts_tells_the_most_and_least_loaded() -> None:
+    lines = load_table(ExpertLoad.model_validate(large_load())).splitlines()
+    assert len(lines) == 1 + 48 * 3
+    assert {len(line) for line in lines} == {len(lines[0])} and len(lines[0]) < 80
+    assert re.split("  +", lines[0])[3:] == ["most loaded", "least loaded", "experts/token"]
+    assert re.split("  +", lines[2].strip()) == ["0", "image", "8000", "127 (0.9%)", "0 (0.7%)", "8.00"]
+    idle = load_table(ExpertLoad.model_validate(large_load(0))).splitlines()
+    assert idle[1].split() == ["0", "text", "0", "0.00"]
+
+
+def test_the_demo_tells_the_load_or_why_it_cannot() -> None:
+    class Served:
+        def __init__(self, load: dict[str, Any], in_force: ServedRouting) -> None:
+            self._told = {"/v1/routing/load": load, "/v1/routing": in_force.model_dump()}
+
+        def get(self, path: str) -> Any:
+            return self._told[path]
+
+    assert load_told(Served(UNSEEN, routing())) == UNSEEN_WHY  # type: ignore[arg-type]
+    told = load_told(Served(LOAD, routing(0, 2)))  # type: ignore[arg-type]
+    assert load_table(ExpertLoad.model_validate(LOAD)) in told and "(ltdr) knows no tail tokens" in told
 
 
 def test_the_sentence_on_tail_tokens() -> None:
@@ -104,6 +133,10 @@ def test_the_sentence_on_tail_tokens() -> None:
     )
     layers[0]["policy"] = layers[1]["policy"] = {"policy": "ltdr", "tail_experts": 3}
     assert tail_sentence(ExpertLoad.model_validate(LOAD), layers).endswith("tail tokens and used 3 experts.")
+    layers[1]["policy"] = {"policy": "topk"}
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), layers).endswith("tail tokens and used 3 experts.")
+    video = {**LOAD, "modalities": ["text", "video"]}
+    assert tail_sentence(ExpertLoad.model_validate(video), layers).startswith("16 of 128 vision tokens")
     layers[0]["policy"] = layers[1]["policy"] = {"policy": "topk"}
     assert "knows no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), layers)
 
@@ -121,6 +154,7 @@ def test_the_engines_of_data_parallelism_are_summed() -> None:
         "routing_variance": [[0.25, 0.0], [0.5, 0.0]],
     }
     total = asyncio.run(ExpertLoadReader(FakeEngine([LOAD, idle], LOAD)).read())
+    assert total.modalities == ["text", "image"]
     assert total.expert_tokens == [[[6, 4, 0, 11], [32, 40, 8, 80]], [[6, 5, 5, 5], [64, 32, 16, 16]]]
     assert total.tokens == [[11, 64], [11, 64]]
     assert total.tail_tokens == [16, 2]
@@ -129,3 +163,32 @@ def test_the_engines_of_data_parallelism_are_summed() -> None:
     assert total.near_ties == [[2, 8], [0, 6]]
     assert total.routing_entropy == [[5.5, 48.0], [7.75, 32.0]]
     assert total.routing_variance == [[0.75, 1.0], [0.75, 3.0]]
+
+
+def test_what_no_engine_tells_stays_untold_in_the_sum() -> None:
+    load = {**LOAD, "near_ties": [[None, None], [0, 6]]}
+    total = asyncio.run(ExpertLoadReader(FakeEngine([load, load])).read())
+    assert total.near_ties == [[None, None], [0, 12]]
+
+
+def test_the_start_tells_how_each_kind_of_layer_routes() -> None:
+    policies = [{"policy": "native"}, {"policy": "topk"}, {"policy": "native"}]
+    assert routing(0, 1, 5, experts=128, policies=policies).sentences() == [
+        "MoELLaVAPhiForCausalLM takes text, image.",
+        "MoE layers of 128 experts: 2. The model's gate (softmax) picks 2, "
+        "CPUExperts runs them, the policy is native (checkpoint).",
+        "MoE layers of 128 experts: 1. The model's gate (softmax) picks 2, "
+        "CPUExperts runs them, the policy is topk (checkpoint).",
+    ]
+    assert routing().sentences() == ["MoELLaVAPhiForCausalLM takes text, image.", UNSEEN_WHY]
+
+
+def test_a_model_whose_layers_cannot_be_seen_has_empty_lists() -> None:
+    app = FastAPI()
+    app.include_router(router)
+    app.state.expert_load = ExpertLoadReader(FakeEngine([UNSEEN, UNSEEN]))
+    app.state.routing = routing()
+    client = TestClient(app)
+    assert client.get("/v1/routing/load").json() == UNSEEN
+    told = client.get("/v1/routing").json()
+    assert told["layers"] == [] and told["not_supported"] == [UNSEEN_WHY]

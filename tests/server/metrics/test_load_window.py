@@ -19,6 +19,7 @@ class Clock:
 def load(count: int) -> ExpertLoad:
     tokens = [count, 2 * count]
     return ExpertLoad(
+        modalities=["text", "image"],
         layers=[3],
         expert_tokens=[[[count, 0], [0, 2 * count]]],
         tokens=[tokens],

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -14,23 +14,16 @@ from starlette.testclient import TestClient
 
 from prismoe.server.metrics.load_reader import ExpertLoadReader
 from prismoe.server.metrics.page import ExpertMetrics, metrics_route
-from prismoe.server.metrics.routes import ServedLayer, ServedRouting
 from prismoe.server.metrics.settings import MetricsLevel
 from tests.paths import REPOSITORY
 from tests.server import fake_engine
-from tests.server.fake_engine import NOTHING, FakeEngine
+from tests.server.fake_engine import NOTHING, UNSEEN, FakeEngine, large_load, routing
 
 LOAD = {
     **fake_engine.LOAD,
     "expert_tokens": [[[10, 9, 0, 1], [32, 40, 8, 80]], [[5, 5, 5, 5], [64, 32, 16, 16]]],
 }
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def routing(*layers: int, experts: int = 4) -> ServedRouting:
-    policy = {"policy": "ltdr", "top_k": 2}
-    in_force = [ServedLayer(layer=layer, experts=experts, policy=policy, sources={}) for layer in layers]
-    return ServedRouting(source="checkpoint", layers=in_force)
 
 
 def expert_metrics(
@@ -56,12 +49,12 @@ def value(of: Samples, name: str, **labels: str) -> float:
 
 def test_counters_tell_what_was_counted_since_the_start() -> None:
     told = samples(expert_metrics(NOTHING, LOAD).text(True))
-    assert value(told, "prismoe_tokens_total", modality="vision") == 64
-    assert value(told, "prismoe_routed_tokens_total", modality="vision") == 128
+    assert value(told, "prismoe_tokens_total", modality="image") == 64
+    assert value(told, "prismoe_routed_tokens_total", modality="image") == 128
     assert value(told, "prismoe_used_experts_total", modality="text") == 40
-    assert value(told, "prismoe_used_experts_total", modality="vision") == 288
+    assert value(told, "prismoe_used_experts_total", modality="image") == 288
     assert value(told, "prismoe_vision_tail_tokens_total") == 16
-    assert value(told, "prismoe_expert_tokens_total", layer="2", modality="vision", expert="1") == 32
+    assert value(told, "prismoe_expert_tokens_total", layer="2", modality="image", expert="1") == 32
     assert value(told, "prismoe_layer_vision_tail_tokens_total", layer="0") == 16
     assert value(told, "prismoe_expert_load_reading_failures_total") == 0
 
@@ -69,32 +62,37 @@ def test_counters_tell_what_was_counted_since_the_start() -> None:
 def test_the_experts_of_a_token_are_a_histogram() -> None:
     told = samples(expert_metrics(NOTHING, LOAD).text(True))
     for bound, tokens in {"1.0": 0, "2.0": 112, "3.0": 112, "4.0": 128, "64.0": 128, "+Inf": 128}.items():
-        assert value(told, "prismoe_token_experts_bucket", modality="vision", le=bound) == tokens
-    assert value(told, "prismoe_token_experts_count", modality="vision") == 128
-    assert value(told, "prismoe_token_experts_sum", modality="vision") == 288
+        assert value(told, "prismoe_token_experts_bucket", modality="image", le=bound) == tokens
+    assert value(told, "prismoe_token_experts_count", modality="image") == 128
+    assert value(told, "prismoe_token_experts_sum", modality="image") == 288
     assert value(told, "prismoe_token_experts_sum", modality="text") == 40
 
 
 def test_what_the_router_made_of_tokens_is_summed() -> None:
     told = samples(expert_metrics(NOTHING, LOAD).text(True))
-    assert value(told, "prismoe_near_tie_tokens_total", modality="vision") == 14
-    assert value(told, "prismoe_routing_entropy_nats_count", modality="vision") == 128
-    assert value(told, "prismoe_routing_entropy_nats_sum", modality="vision") == 80
+    assert value(told, "prismoe_near_ties_sum", modality="image") == 14
+    assert value(told, "prismoe_near_ties_count", modality="image") == 128
+    assert value(told, "prismoe_routing_entropy_nats_count", modality="image") == 128
+    assert value(told, "prismoe_routing_entropy_nats_sum", modality="image") == 80
     assert value(told, "prismoe_routing_probability_variance_sum", modality="text") == 0.75
-    assert value(told, "prismoe_layer_near_tie_tokens_total", layer="2", modality="vision") == 6
+    assert value(told, "prismoe_layer_near_ties_sum", layer="2", modality="image") == 6
     assert value(told, "prismoe_layer_routing_entropy_nats_sum", layer="2", modality="text") == 7.5
     assert value(told, "prismoe_layer_routing_entropy_nats_count", layer="2", modality="text") == 10
-    assert value(told, "prismoe_layer_routing_probability_variance_sum", layer="0", modality="vision") == 1
+    assert value(told, "prismoe_layer_routing_probability_variance_sum", layer="0", modality="image") == 1
 
 
 def test_gauges_tell_of_the_window() -> None:
     told = samples(expert_metrics(NOTHING, LOAD).text(True))
     assert value(told, "prismoe_window_tokens", modality="text") == 10
     assert value(told, "prismoe_idle_experts", modality="text") == 1
-    assert value(told, "prismoe_idle_experts", modality="vision") == 0
+    assert value(told, "prismoe_idle_experts", modality="image") == 0
     assert value(told, "prismoe_layer_expert_load_variation", layer="2", modality="text") == 0
-    assert value(told, "prismoe_expert_load_variation", modality="vision") == pytest.approx(
+    assert value(told, "prismoe_expert_load_variation", modality="image") == pytest.approx(
         (672**0.5 / 40 + 384**0.5 / 32) / 2
+    )
+    assert value(told, "prismoe_layer_overall_load_variation", layer="2") == pytest.approx(384**0.5 / 37)
+    assert value(told, "prismoe_overall_load_variation") == pytest.approx(
+        ((672.5**0.5 / 45) + 384**0.5 / 37) / 2
     )
     assert value(told, "prismoe_layer_most_loaded_text_ratio", layer="0") == 1 / 81
     assert value(told, "prismoe_expert_text_ratio", layer="2", expert="3") == 5 / 21
@@ -121,19 +119,63 @@ def test_as_many_series_as_promised(level: MetricsLevel) -> None:
     assert len(samples(metrics.text(True))) == metrics.series
 
 
-def test_the_summary_does_not_grow_with_the_model() -> None:
-    small = expert_metrics(LOAD, level="summary")
-    reader = ExpertLoadReader(FakeEngine(large_load()))
+def test_a_modality_without_tokens_in_the_window_has_no_statistics() -> None:
+    text_alone = {**LOAD, "expert_tokens": [[[10, 9, 0, 1], [0] * 4], [[5] * 4, [0] * 4]]}
+    told = samples(expert_metrics(NOTHING, text_alone | {"tokens": [[10, 0]] * 2}).text(True))
+    for name in (
+        "prismoe_expert_load_variation",
+        "prismoe_layer_expert_load_variation",
+        "prismoe_idle_experts",
+    ):
+        assert {dict(labels)["modality"] for series, labels in told if series == name} == {"text"}
+    assert value(told, "prismoe_window_tokens", modality="image") == 0
+    assert value(told, "prismoe_layer_overall_load_variation", layer="2") == 0
+    assert not {"prismoe_modality_equity_index", "prismoe_layer_modality_equity_index"} & {
+        name for name, _ in told
+    }
+
+
+def test_layers_whose_gate_gives_no_order_are_left_out_of_the_near_ties() -> None:
+    load = {**LOAD, "near_ties": [[None, None], [0, 6]]}
+    told = samples(expert_metrics(NOTHING, load).text(True))
+    assert value(told, "prismoe_near_ties_sum", modality="image") == 6
+    assert value(told, "prismoe_near_ties_count", modality="image") == 64
+    near_ties = {labels for name, labels in told if name == "prismoe_layer_near_ties_sum"}
+    assert {dict(labels)["layer"] for labels in near_ties} == {"2"}
+    assert value(told, "prismoe_routing_entropy_nats_count", modality="image") == 128
+    nowhere = {**LOAD, "near_ties": [[None, None]] * 2}
+    assert "near_ties" not in expert_metrics(NOTHING, nowhere).text(True)
+
+
+def test_what_is_told_of_sampled_tokens_says_so() -> None:
+    families = {
+        family.name: family for family in parse_openmetrics(expert_metrics(LOAD).text(True) + "# EOF\n")
+    }
+    for name in ("near_ties", "routing_entropy_nats", "routing_probability_variance"):
+        for prefix in ("prismoe", "prismoe_layer"):
+            assert "ampled tokens" in families[f"{prefix}_{name}"].documentation
+
+
+def test_a_model_whose_layers_cannot_be_seen_has_no_series() -> None:
+    reader = ExpertLoadReader(FakeEngine(UNSEEN))
     asyncio.run(reader.read())
-    large = ExpertMetrics(reader, routing(*range(64), experts=128), "model", "summary")
-    assert small.series == large.series < 60
+    for level in get_args(MetricsLevel):
+        metrics = ExpertMetrics(reader, routing(), "model", level)
+        assert metrics.series == 0
+        assert metrics.text(True) == metrics.text(False) == ""
+
+
+def test_the_summary_grows_with_the_modalities_alone() -> None:
+    small = expert_metrics(LOAD, level="summary")
+    assert small.series == 6 + 25 * 2
+    assert large_metrics("summary").series == 6 + 25 * 3
 
 
 def test_both_formats_say_the_same_with_types_units_and_help() -> None:
     metrics = expert_metrics(NOTHING, LOAD)
     new = {family.name: family for family in parse_openmetrics(metrics.text(True) + "# EOF\n")}
     old = {family.name: family for family in parse_text(metrics.text(False))}
-    assert len(new) == len(old) == 25
+    assert len(new) == len(old) == 27
     for name, family in new.items():
         older = old[f"{name}_info" if family.type == "info" else name]
         assert [sample[:3] for sample in older.samples] == [sample[:3] for sample in family.samples]
@@ -165,32 +207,29 @@ def test_the_page_has_both_sources_in_the_format_that_is_asked_for() -> None:
         assert told["prismoe_routing_info"] == 1
 
 
-def large_load(scale: int = 1, layers: int = 64, experts: int = 128) -> dict[str, Any]:
-    return {
-        "layers": list(range(layers)),
-        "expert_tokens": [[[scale * (7 * expert + 1) for expert in range(experts)]] * 2] * layers,
-        "tokens": [[scale * 1000, scale * 9000]] * layers,
-        "tail_tokens": [scale * 900] * layers,
-        "tokens_by_experts": [[[scale] * 64] * 2] * layers,
-        "scored_tokens": [[scale * 1000, scale * 9000]] * layers,
-        "near_ties": [[scale * 10, scale * 70]] * layers,
-        "routing_entropy": [[scale * 1234.5, scale * 23456.7]] * layers,
-        "routing_variance": [[scale * 0.123, scale * 0.234]] * layers,
-    }
-
-
-def test_a_large_model_is_told_quickly() -> None:
+def large_metrics(level: MetricsLevel) -> ExpertMetrics:
     reader = ExpertLoadReader(FakeEngine(large_load(0), large_load()))
     asyncio.run(reader.read())
-    metrics = ExpertMetrics(reader, routing(*range(64), experts=128), "model", "full")
+    modalities = ["text", "image", "video"]
+    metrics = ExpertMetrics(reader, routing(*range(48), experts=128, modalities=modalities), "model", level)
     asyncio.run(reader.read())
-    assert len(samples(metrics.text(True))) == metrics.series > 25_000
+    return metrics
+
+
+@pytest.mark.parametrize(("level", "series"), [("summary", 81), ("full", 81 + 48 * (4 * 128 + 26))])
+def test_a_large_model_is_told_quickly(level: MetricsLevel, series: int) -> None:
+    metrics = large_metrics(level)
+    told = samples(metrics.text(True))
+    assert len(told) == metrics.series == series
+    assert value(told, "prismoe_used_experts_total", modality="video") == 48 * 8 * 3200
+    assert value(told, "prismoe_routing_entropy_nats_count", modality="text") == 48 * 200
+    assert value(told, "prismoe_modality_equity_index") == pytest.approx(114 / 128)
     times = []
     for _ in range(5):
         start = time.process_time()
         metrics.text(True)
         times.append(time.process_time() - start)
-    assert min(times) < 0.5
+    assert min(times) < 0.1
 
 
 def test_every_metric_is_in_the_documentation() -> None:

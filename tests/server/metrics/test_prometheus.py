@@ -74,7 +74,7 @@ def test_every_rule_is_evaluated_on_what_there_is_and_no_alert_fires(prometheus:
 
 def test_totals_in_prometheus_are_the_engines(prometheus: Prometheus, server: Server) -> None:
     totals = wait_for_totals(prometheus, server)
-    assert totals["prismoe_tokens_total", "vision"] > 0
+    assert totals["prismoe_tokens_total", "image"] > 0
 
 
 def test_statuses_are_called_as_the_rules_expect(prometheus: Prometheus) -> None:

@@ -12,10 +12,11 @@ from prometheus_client import CollectorRegistry
 
 from prismoe.server.limits.body import BodyLimit
 from prismoe.server.limits.settings import LimitSettings
-from prismoe.server.metrics.routes import ServedLayer, ServedRouting
+from prismoe.server.metrics.routes import ServedRouting
 from prismoe.server.requests.guard import RequestGuard
 from prismoe.server.requests.models import Served
 from prismoe.server.requests.routing_choice import RequestCounter, task_fault, tasks
+from tests.server.fake_engine import routing
 
 app = FastAPI()
 app.add_middleware(RequestGuard)
@@ -29,15 +30,11 @@ async def echo(filler: Annotated[str, Body(embed=True)], request: Request) -> di
     return {"filler": len(filler)}
 
 
-def routing(*policies: dict[str, Any]) -> ServedRouting:
-    layers = [
-        ServedLayer(layer=layer, experts=4, policy=policy, sources={})
-        for layer, policy in enumerate(policies)
-    ]
-    return ServedRouting(source="checkpoint", layers=layers)
+def by_policies(*policies: dict[str, Any]) -> ServedRouting:
+    return routing(*range(len(policies)), policies=policies)
 
 
-BY_TASKS = routing({"policy": "topk"}, {"policy": "task", "tasks": 4}, {"policy": "task", "tasks": 3})
+BY_TASKS = by_policies({"policy": "topk"}, {"policy": "task", "tasks": 4}, {"policy": "task", "tasks": 3})
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +109,7 @@ def test_a_task_that_every_layer_knows_is_taken() -> None:
 
 
 def test_a_task_needs_a_policy_that_knows_tasks() -> None:
-    assert tasks(routing({"policy": "ltdr"})) == 0
+    assert tasks(by_policies({"policy": "native"})) == tasks(routing()) == 0
     fault = task_fault({"vllm_xargs": {"task": 0}}, 0)
     assert fault == "The routing policy in force knows no tasks: leave vllm_xargs.task out."
     assert task_fault({"vllm_xargs": {"session_id": "a"}}, 0) is None

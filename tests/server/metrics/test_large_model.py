@@ -1,0 +1,131 @@
+"""A real Prometheus scrapes a made-up load of 48 layers × 128 experts × 3 modalities. Without an engine."""
+
+import asyncio
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from prismoe.server.metrics.load_reader import ExpertLoadReader
+from prismoe.server.metrics.page import ExpertMetrics, metrics_route
+from prismoe.server.requests.routing_choice import RequestCounter
+from tests.deploy.prometheus import Prometheus
+from tests.server.draw_dashboard import with_variables
+from tests.server.fake_engine import large_load, routing
+from tests.server.monitored import DASHBOARDS, QUERIES, shows_something
+
+pytestmark = pytest.mark.prometheus
+
+LAYERS, EXPERTS, MODALITIES = 48, 128, ("text", "image", "video")
+EXPERTS_QUERIES = {name: query for name, query in QUERIES.items() if name.startswith("experts.json")}
+
+
+class Growing:
+    """An engine that counted as much again at each question."""
+
+    errored = False
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    async def ask(self, method: str, *args: Any) -> list[Any]:
+        self._asked += 1
+        return [large_load(self._asked)]
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Has scraped the load more than once."""
+    reader, registry = ExpertLoadReader(Growing()), CollectorRegistry()
+    asyncio.run(reader.read())
+    in_force = routing(*range(LAYERS), experts=EXPERTS, modalities=MODALITIES)
+    metrics = ExpertMetrics(reader, in_force, "large", "full")
+    requests = RequestCounter(registry, "large")
+    finished = Counter("vllm:request_success", "Finished.", ["model_name"], registry=registry).labels("large")
+    page = TestClient(Starlette(routes=[metrics_route(registry, metrics)]))
+
+    class Scraped(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asyncio.run(reader.read())
+            requests.add(chose_routing=False)
+            finished.inc()
+            answer = page.get(self.path, headers={"Accept": self.headers["Accept"]})
+            self.send_response(answer.status_code)
+            self.send_header("Content-Type", answer.headers["Content-Type"])
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    served = HTTPServer(("127.0.0.1", 0), Scraped)
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    running = Prometheus(tmp_path_factory.mktemp("prometheus"), f"http://127.0.0.1:{served.server_port}")
+    try:
+        running.wait_until(
+            lambda: shows_something(running.query("prismoe:experts_per_token:ratio_rate5m")), 60
+        )
+        yield running
+    finally:
+        running.stop()
+        served.shutdown()
+        served.server_close()
+
+
+@pytest.mark.parametrize("query", EXPERTS_QUERIES.values(), ids=EXPERTS_QUERIES.keys())
+def test_every_panel_shows_something(prometheus: Prometheus, query: str) -> None:
+    assert shows_something(prometheus.query(with_variables(query)))
+
+
+def test_panels_by_modality_tell_of_each(prometheus: Prometheus) -> None:
+    by_modality = [query for query in EXPERTS_QUERIES.values() if "by (modality)" in query]
+    assert len(by_modality) > 10
+    for query in by_modality:
+        told = {labels["modality"] for labels, _ in prometheus.query(with_variables(query))}
+        assert told == set(MODALITIES), query
+
+
+@pytest.mark.parametrize("title", ["Where text goes", "Where vision goes", "Text share of each expert"])
+def test_matrices_have_a_cell_for_each_layer_and_expert(prometheus: Prometheus, title: str) -> None:
+    samples = prometheus.query(with_variables(EXPERTS_QUERIES[f"experts.json: {title} 0"]))
+    assert len({(labels["layer"], labels["expert"]) for labels, _ in samples}) == LAYERS * EXPERTS
+    if title.startswith("Where"):
+        assert sum(value for _, value in samples) == pytest.approx(LAYERS)
+
+
+def test_vision_is_image_and_video(prometheus: Prometheus) -> None:
+    samples = prometheus.query(with_variables(EXPERTS_QUERIES["experts.json: Where vision goes 0"]))
+    [of_the_first] = [value for of, value in samples if (of["layer"], of["expert"]) == ("0", "0")]
+    image_and_video = (8000 + 3200) // 16
+    assert of_the_first == pytest.approx((image_and_video - 2 * 64) / (image_and_video * EXPERTS))
+
+
+def test_variables_find_the_models_modalities(prometheus: Prometheus) -> None:
+    found = {}
+    for variable in DASHBOARDS["experts.json"]["templating"]["list"]:
+        if variable["type"] == "query":
+            match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"])
+            assert match is not None
+            series, label = match.groups()
+            samples = prometheus.query(with_variables(series))
+            found[variable["name"]] = {labels[label] for labels, _ in samples}
+    layers = {str(layer) for layer in range(LAYERS)}
+    assert found == {"job": {"prismoe"}, "model": {"large"}, "layer": layers, "modality": set(MODALITIES)}
+
+
+def test_the_rules_of_experts_are_evaluated(prometheus: Prometheus) -> None:
+    recorded = {
+        rule["name"]
+        for rule in prometheus.rules()
+        if rule["type"] == "recording" and not re.search("http_|vllm:", rule["query"])
+    }
+    assert len(recorded) == 5
+    for name in recorded:
+        assert shows_something(prometheus.query(name)), name
+    assert all(rule["health"] == "ok" for rule in prometheus.rules())
