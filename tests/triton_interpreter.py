@@ -6,7 +6,6 @@ import pytest
 
 # Triton chooses its interpreter when kernels are imported; the engines' processes must not get this.
 os.environ["TRITON_INTERPRET"] = "1"
-import prismoe.kernels.triton.expert_load
 import prismoe.kernels.triton.experts
 import prismoe.kernels.triton.mixture
 import prismoe.kernels.triton.router  # noqa: F401

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 
-from prismoe.kernels.triton import expert_load as triton_expert_load
 from prismoe.kernels.triton import experts as triton_experts
 from prismoe.kernels.triton import mixture as triton_mixture
 from prismoe.kernels.triton import router as triton_router
@@ -32,7 +31,7 @@ def test_every_kernel_builds_for_three_generations() -> None:
     assert built.returncode == 0, built.stderr
     kernels = {
         name
-        for module in (triton_expert_load, triton_experts, triton_mixture, triton_router)
+        for module in (triton_experts, triton_mixture, triton_router)
         for name, value in vars(module).items()
         if type(value).__name__ == "InterpretedFunction" and writes(value.fn)
     }
