@@ -16,6 +16,7 @@ from prismoe.model_plugins.worker.engine_options import engine_options
 from prismoe.server.commands.arguments import USAGE
 from prismoe.server.commands.unserved_options import refuse_unserved
 from prismoe.server.media.origins import AllowedOrigins
+from prismoe.server.media.videos.frames import check_media_io
 from prismoe.server.settings import ServeSettings
 
 MIB = 2**20
@@ -56,6 +57,7 @@ def parse_engine_options(settings: ServeSettings) -> Namespace:
     if args.trust_remote_code:
         raise ValueError(REMOTE_CODE)
     args.trust_remote_code = settings.run_checkpoint_code
+    check_media_io(args.media_io_kwargs)
     AllowedOrigins(args.allowed_media_domains)  # says what is wrong with them, if anything
     validate_parsed_serve_args(args)
     return args
