@@ -79,6 +79,7 @@ def test_a_hub_name_is_served_under_that_name_from_the_local_cache(tmp_path: Pat
         (("--tool-server", "demo"), "calls no tools: leave out --tool-server."),
         (("--h11-max-header-count", "9"), "another parser"),
         (("--h11-max-incomplete-event-size", "9"), "another parser"),
+        (("--media-io-kwargs", '{"video": {"backend": "torchcodec"}}'), "leave video.backend out."),
         (("--port", "65536"), "--port is 65536: give a number from 0 to 65535."),
         (("--port", "-1"), "--port is -1: "),
     ],
