@@ -54,11 +54,11 @@ class DecodedVideo:
         cpu = math.ceil(seconds * THREADS_OF_CPU)
         limits = (DECODER_MIB * 2**20 + 2 * len(data), cpu, len(data))
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(PROGRAM), *map(str, limits)],
+            [sys.executable, "-P", str(PROGRAM), *map(str, limits)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=ENVIRONMENT | {name: os.environ[name] for name in KEPT if name in os.environ},
+            env=_environment(),
             cwd="/",
         )
         assert self._process.stdin and self._process.stdout
@@ -154,3 +154,10 @@ class DecodedVideo:
         self._process.kill()
         with self._process:  # closes the pipes, and waits
             pass
+
+
+def _environment() -> dict[str, str]:
+    """The decoder's environment, in which it finds the same modules as this process."""
+    modules = os.pathsep.join(folder for folder in sys.path if folder)
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    return ENVIRONMENT | kept | {"PYTHONPATH": modules}
