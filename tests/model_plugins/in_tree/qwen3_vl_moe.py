@@ -79,13 +79,14 @@ def media_ids(ids: dict[str, int]) -> dict[str, int]:
 
 
 def processor(tokenizer: Any, chat_template: str) -> Qwen3VLProcessor:
-    """4 to 16 tokens an image, of 32 pixels a side."""
+    """4 to 16 tokens an image, of 32 pixels a side; pictures and videos are normalised alike, as released."""
+    alike = {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(
-            patch_size=16, size={"shortest_edge": 4 * 32**2, "longest_edge": 16 * 32**2}
+            size={"shortest_edge": 4 * 32**2, "longest_edge": 16 * 32**2}, **alike
         ),
         video_processor=Qwen3VLVideoProcessor(
-            patch_size=16, size={"shortest_edge": 4 * 32**2, "longest_edge": 64 * 32**2}
+            size={"shortest_edge": 4 * 32**2, "longest_edge": 64 * 32**2}, cap_pixels_per_frame=False, **alike
         ),
         tokenizer=tokenizer,
         chat_template=chat_template,

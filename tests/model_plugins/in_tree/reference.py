@@ -28,6 +28,8 @@ class Answer:
     experts_LTK: np.ndarray
     """Which experts each computed token used, by MoE layer."""
     num_experts: int
+    first_logits: np.ndarray
+    """Of the answer's first token, for each byte."""
 
     @property
     def counts(self) -> np.ndarray:
@@ -39,10 +41,12 @@ class Answer:
         return counts
 
 
-def answers(checkpoint: Path, chats: Sequence[Chat], max_tokens: int = 6) -> list[Answer]:
-    """Each chat by itself, in the checkpoint's dtype."""
+def answers(
+    checkpoint: Path, chats: Sequence[Chat], max_tokens: int = 6, dtype: str | torch.dtype = "auto"
+) -> list[Answer]:
+    """Each chat by itself, in the checkpoint's dtype unless told."""
     model = AutoModelForImageTextToText.from_pretrained(
-        checkpoint, dtype="auto", attn_implementation="eager", experts_implementation="eager"
+        checkpoint, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
     ).eval()
     processor = AutoProcessor.from_pretrained(checkpoint)
     return [answer(model, inputs(processor, chat, checkpoint), max_tokens) for chat in chats]
@@ -78,17 +82,20 @@ def answer(model: Any, inputs: dict[str, Tensor], max_tokens: int) -> Answer:
             max_new_tokens=max_tokens,
             min_new_tokens=max_tokens,
             suppress_tokens=list(range(BYTES, vocabulary)),
+            output_logits=True,
+            return_dict_in_generate=True,
         )
     finally:
         for hook in hooks:
             hook.remove()
     prompt_ids: list[int] = inputs["input_ids"][0].tolist()
-    token_ids: list[int] = generated[0, len(prompt_ids) :].tolist()
+    token_ids: list[int] = generated.sequences[0, len(prompt_ids) :].tolist()
     modality = np.zeros(len(prompt_ids) + max_tokens - 1, dtype=np.int64)
     modality[: len(prompt_ids)] = inputs["mm_token_type_ids"][0].numpy()
     experts = np.stack([torch.cat(rows).numpy() for rows in chosen])
     assert experts.shape[1] == len(modality), "The routers have not seen each computed token once."
-    return Answer(prompt_ids, token_ids, modality, experts, _num_experts(model))
+    first_logits = generated.logits[0][0, :BYTES].float().numpy()
+    return Answer(prompt_ids, token_ids, modality, experts, _num_experts(model), first_logits)
 
 
 def _is_router(name: str) -> bool:

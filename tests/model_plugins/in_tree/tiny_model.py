@@ -31,17 +31,19 @@ class TinyModel:
     """Takes the tokenizer and the chat template."""
     chat_template: str
     dtype: torch.dtype = torch.float32
-    transposed: str = "nothing"
+    transposed: str | None = None
     """The Hub's layout swaps the last two axes of tensors whose names hold this."""
 
     def save(self, folder: Path, seed: int = 0) -> None:
         ids = {token: BYTES + number for number, token in enumerate(self.tokens)}
-        model = self.architecture(self.config(ids)).to(self.dtype).eval()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = self.architecture(self.config(ids)).to(self.dtype)
         _draw(model, seed)
         model.save_pretrained(folder)
         file = folder / "model.safetensors"
         weights = load_file(file)
-        for name in [name for name in weights if self.transposed in name]:
+        for name in [name for name in weights if self.transposed and self.transposed in name]:
             weights[name] = weights[name].transpose(-1, -2).contiguous()
         save_file(weights, file, {"format": "pt"})
         tokenizer = PreTrainedTokenizerFast(
@@ -57,17 +59,17 @@ def _draw(model: torch.nn.Module, seed: int) -> None:
     """Large weights, so that tokens part ways; what starts as ones or zeros stays near them."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *_routing_buffers(model)]:
+        for tensor in [*model.parameters(), *_routing_buffers(model)]:
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
             if tensor.dim() > 1:
                 inputs = math.prod(tensor.shape[1:]) if tensor.dim() > 3 else tensor.shape[-1]
                 tensor.copy_(noise / math.sqrt(inputs))
-            elif not name.endswith("A_log"):
+            else:
                 tensor.add_(0.1 * noise)
 
 
-def _routing_buffers(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
-    return [named for named in model.named_buffers() if named[0].endswith("e_score_correction_bias")]
+def _routing_buffers(model: torch.nn.Module) -> list[Tensor]:
+    return [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
 
 
 def _byte_tokenizer(tokens: Sequence[str]) -> Tokenizer:
