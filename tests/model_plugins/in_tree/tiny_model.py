@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,20 @@ class TinyModel:
     dtype: torch.dtype = torch.float32
     transposed: str | None = None
     """The Hub's layout swaps the last two axes of tensors whose names hold this."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """What parameters whose names end so are multiplied by."""
+    seed: int = 0
 
-    def save(self, folder: Path, seed: int = 0) -> None:
+    def save(self, folder: Path) -> None:
         ids = {token: BYTES + number for number, token in enumerate(self.tokens)}
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             model = self.architecture(self.config(ids)).to(self.dtype)
-        _draw(model, seed)
+        _draw(model, self.seed)
+        for ending, factor in self.factors.items():
+            for name, parameter in model.named_parameters():
+                if name.endswith(ending):
+                    parameter.data *= factor
         model.save_pretrained(folder)
         file = folder / "model.safetensors"
         weights = load_file(file)
