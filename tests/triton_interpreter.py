@@ -6,6 +6,7 @@ import pytest
 with pytest.MonkeyPatch.context() as _environment:
     _environment.setenv("TRITON_INTERPRET", "1")
     import prismoe.kernels.triton.experts
+    import prismoe.kernels.triton.layer_rows
     import prismoe.kernels.triton.mixture
     import prismoe.kernels.triton.router  # noqa: F401
 

@@ -146,7 +146,7 @@ def _medium(feature: Any) -> dict[str, Any]:
 
 
 def _grid(feature: Any, tokens: int) -> list[int] | None:
-    """Frames, rows and columns of its tokens, where the processor tells them. Several patches are one token."""
+    """Frames, rows and columns of its tokens, where the processor tells them; a token is several patches."""
     found = feature.data.get(f"{feature.modality}_grid_thw") if feature.data is not None else None
     if found is None:
         return None
