@@ -79,8 +79,8 @@ IN_TREE: list[Model] = [
             "internlm/Intern-S1",
         ),
         SOFTMAX,
-        "As the text model routes: Qwen3-MoE or gpt-oss. A kernel of gpt-oss that routes by itself counts "
-        "if it can tell its choice; no confidence is shown then.",
+        "As the text model routes: Qwen3-MoE or gpt-oss. A kernel of gpt-oss that routes by itself is seen "
+        "if it tells its choice; then no confidence is shown.",
     ),
     Model(
         ("InternS1ProForConditionalGeneration",),

@@ -9,6 +9,7 @@ from prismoe.model_plugins.models.in_tree.page import MOE_LLAVA, page
 from prismoe.model_plugins.models.in_tree.table import IN_TREE
 from prismoe.model_plugins.moe_layer.miscounted import MISCOUNTED
 from prismoe.model_plugins.moe_layer.native import why_unseen
+from tests.model_plugins.in_tree.checkpoints import MODELS
 from tests.model_plugins.moe_layer.native_layers import moe_layers
 from tests.paths import REPOSITORY
 
@@ -48,6 +49,5 @@ def test_the_page_says_what_the_start_says(architecture: str) -> None:
 
 
 def test_each_tested_model_has_a_tiny_checkpoint() -> None:
-    checkpoints = pytest.importorskip("tests.model_plugins.in_tree.checkpoints")
-    made = {model.architecture.__name__ for model in checkpoints.MODELS.values()}
+    made = {model.architecture.__name__ for model in MODELS.values()}
     assert {name for model in IN_TREE if model.tested for name in model.architectures} <= made
