@@ -67,7 +67,9 @@ class Gate(NamedTuple):
         )
 
     def __str__(self) -> str:
-        parts = [self.scoring or "the model's own function"]
+        if self.scoring is None:
+            return "the model's own function"
+        parts = [self.scoring]
         if self.bias_E is not None:
             parts.append("with a bias")
         if self.groups is not None:
