@@ -130,7 +130,7 @@ def serve(page: Page, told: Mapping[str, Any], routing: Mapping[str, Any] = ROUT
     def answer(route: Route) -> None:
         path = route.request.url.removeprefix(URL)
         if route.request.method == "POST":
-            asked.append(route.request.post_data_json)
+            asked.append(json.loads(route.request.post_data or ""))
             route.fulfill(body=events, content_type="text/event-stream")
         elif path in answers:
             route.fulfill(json=answers[path])
