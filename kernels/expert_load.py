@@ -51,6 +51,8 @@ class LayerShape(NamedTuple):
     """The experts that the router has probabilities of: the first ones; 0 where it has none."""
     has_scores: bool = False
     """Whether scores rank the experts, not the probabilities."""
+    uses_all_slots: bool = False
+    """Whether every token uses all slots."""
     has_tails: bool = False
     """Whether some tokens may be tail tokens."""
     tells_ties: bool = True

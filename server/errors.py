@@ -1,9 +1,12 @@
 """What the user is told where a command can't go on."""
 
+import re
 import sys
 import traceback
 
 from pydantic import ValidationError
+
+CODE_OPTION = "--run-checkpoint-code"
 
 
 class StartRefused(Exception):
@@ -22,9 +25,13 @@ def fail(message: str) -> int:
 
 def sentence(error: Exception) -> str:
     """What an error says, without pydantic's framing."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    return " ".join(_fault(fault["loc"], fault["msg"]) for fault in error.errors())
+    if isinstance(error, ValidationError):
+        text = " ".join(_fault(fault["loc"], fault["msg"]) for fault in error.errors())
+    else:
+        text = str(error)
+    # vLLM and transformers advise an option that is not taken here.
+    advises = re.search("trust.remote.code", text) and CODE_OPTION not in text
+    return f"{text} prismoe's option for this is {CODE_OPTION}." if advises else text
 
 
 def explained(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.model_plugins.routing.setting import RoutingSetting
@@ -13,8 +13,16 @@ from prismoe.server.media.settings import MediaSettings
 from prismoe.server.metrics.settings import MetricsSettings
 
 
+class CodeSettings(BaseModel):
+    """Whose code the server runs beside its own."""
+
+    run_checkpoint_code: bool = Field(
+        False, description="run the Python files of the checkpoint, with all rights of this server"
+    )
+
+
 class ServeSettings(
-    RoutingSetting, MetricsSettings, AccessSettings, LimitSettings, LifeSettings, MediaSettings
+    RoutingSetting, CodeSettings, MetricsSettings, AccessSettings, LimitSettings, LifeSettings, MediaSettings
 ):
     """One server's settings. `engine_options` are vLLM's own, still as the user typed them."""
 

@@ -1,16 +1,14 @@
 """Triton kernels without a GPU. A conftest.py has to import this before any test imports a kernel."""
 
-import os
-
 import pytest
 
 # Triton chooses its interpreter when kernels are imported; the engines' processes must not get this.
-os.environ["TRITON_INTERPRET"] = "1"
-import prismoe.kernels.triton.experts
-import prismoe.kernels.triton.mixture
-import prismoe.kernels.triton.router  # noqa: F401
-
-del os.environ["TRITON_INTERPRET"]
+with pytest.MonkeyPatch.context() as _environment:
+    _environment.setenv("TRITON_INTERPRET", "1")
+    import prismoe.kernels.triton.experts
+    import prismoe.kernels.triton.layer_rows
+    import prismoe.kernels.triton.mixture
+    import prismoe.kernels.triton.router  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

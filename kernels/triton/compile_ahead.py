@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.fused_rule import ByEntropy, ByImportance, ByModality, ByTail, FusedRule
 from prismoe.kernels.triton import experts as triton_experts
+from prismoe.kernels.triton import layer_rows as triton_layer_rows
 from prismoe.kernels.triton import mixture as triton_mixture
 from prismoe.kernels.triton import router as triton_router
 
@@ -38,6 +39,10 @@ def sources() -> Iterator[Source]:
         by_mean = ByTail(2, 1, experts, threshold=None, selects_head=False)
         confidence = Confidence(torch.empty(1, experts))
         yield _router_source(FusedRule(confidence, by_mean, experts, renormalize=False))
+    for confident in ("", "logits fp32, scores fp32, to_logits fp32, to_scores fp32, "):
+        pointers = confident + "experts i32, weights fp32, count i32, tail i8, sampled i64, to_experts i32, "
+        pointers += "to_weights fp32, to_count i32, to_tail i8"
+        yield _source(triton_layer_rows._write, pointers, triton_layer_rows.constants(8, 128))
     for tokens in (1, 4096):
         yield _source(
             triton_mixture._best_experts,

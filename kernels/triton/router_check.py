@@ -10,13 +10,13 @@ from prismoe.kernels.fused_rule import ByTail, FusedRule, MixtureRule
 from prismoe.kernels.mixture import best_posteriors, log_joint
 from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts_by_count
 from prismoe.kernels.triton.mixture import mixture_router
-from prismoe.kernels.triton.router import fused_router
+from prismoe.kernels.triton.router import FusedRouting, fused_router
 
 TEXT_EXPERTS, HEAD_EXPERTS = 2, 1
 """Of a token of text, and of a vision token that is no tail token; tail tokens use all."""
 
 
-def route_fused(logits_TE: Tensor, segment_T: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def route_fused(logits_TE: Tensor, segment_T: Tensor) -> FusedRouting:
     """Experts, weights, counts and tail flags of T tokens, in one launch."""
     experts = logits_TE.shape[1]
     uses = ByTail(TEXT_EXPERTS, HEAD_EXPERTS, experts, threshold=None, selects_head=False)
@@ -46,7 +46,7 @@ def check_routing(segment_T: Tensor, experts: int) -> None:
     torch.testing.assert_close(experts_TA.long(), expected_TA, rtol=0, atol=0)
     torch.testing.assert_close(weights_TA, expected_weights_TA)
     assert torch.equal(count_T.long(), expected_count_T)
-    assert torch.equal(tail_T.bool(), expected_tail_T)
+    assert tail_T is not None and torch.equal(tail_T.bool(), expected_tail_T)
 
 
 def random_mixture(tokens: int, experts: int, device: torch.device | str) -> MixtureRule:

@@ -3,7 +3,7 @@
 A step is copied into a page, and a full page is counted: a small step would take ten times as long by itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -70,6 +70,8 @@ class LoadCounter(nn.Module):
         experts = max((layer.experts for layer in step.layers), default=0)
         load_LMC = empty_load(len(step.layers), len(step.names), experts)
         self.register_buffer("load_LMC", load_LMC.to(step.segments.device), persistent=False)
+        self.as_scored: Callable[[ScoredTokens], ScoredTokens] = lambda scored: scored
+        """From what the layers wrote to what is counted."""
         self._routed = Page(step.routed(), max(PAGE_TOKENS, len(step.segments)))
         self._scored = Page(step.scored(), PAGE_STEPS * len(step.sampled))
 
@@ -79,18 +81,21 @@ class LoadCounter(nn.Module):
             count_routed(self.load_LMC, self._routed.take())
         self._routed.append(step.routed(), step.num_tokens)
         if not self._scored.has_room(step.num_sampled):
-            count_confidence(self.load_LMC, self._scored.take(), self._layers)
+            self._count_scored()
         self._scored.append(step.scored(), step.num_sampled)
 
     def load(self) -> Mapping[str, Any]:
         """What was counted: for each field of `LayerLoad` a list by layer."""
         count_routed(self.load_LMC, self._routed.take())
-        count_confidence(self.load_LMC, self._scored.take(), self._layers)
+        self._count_scored()
         loads = [
             LayerLoad.read(load_MC, layer, self._modalities)
             for load_MC, layer in zip(self.load_LMC.cpu(), self._layers, strict=True)
         ]
         return {name: [getattr(load, name) for load in loads] for name in LayerLoad._fields}
+
+    def _count_scored(self) -> None:
+        count_confidence(self.load_LMC, self.as_scored(self._scored.take()), self._layers)
 
     def reset(self) -> None:
         """Count from zero."""

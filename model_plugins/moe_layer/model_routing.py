@@ -120,6 +120,8 @@ class PolicyRouting(ModelRouting):
             for layer, routing in in_force.layers.items()
         }
         super().__init__(architecture, modalities, shapes, scheduler.max_num_batched_tokens)
+        if current_platform.is_cuda():
+            self.step.write_by_kernel()
         self.in_force = in_force
         self._top_k = top_k
         by_request = in_force.experts_by_request_layer

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid, pad, softplus
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+from vllm.platforms import current_platform
 
-from prismoe.kernels.expert_load import Confidence, LayerShape
+from prismoe.kernels.expert_load import Confidence, LayerShape, ScoredTokens
 from prismoe.kernels.modalities import MODALITIES
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, kernel_name, runners_of
 from prismoe.model_plugins.moe_layer.router import Observer
@@ -94,15 +95,13 @@ class NativeLayer:
 
     def routed(self, hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> None:
         """What the router made of a step."""
-        self._step.write_experts(self._place, experts_TA, weights_TA)
-        if self.gate.scoring is not None:
-            self._step.write_confidence(self._place, self.gate.confidence(self._step.sampled_rows(logits_TE)))
+        self._step.write(self._place, experts_TA, weights_TA, None, None, Confidence(logits_TE))
         if self.observer is not None:
             self.observer(hidden_TD, logits_TE, experts_TA, weights_TA)
 
     def chosen(self, experts_TA: Tensor) -> None:
         """The experts that a kernel chose which routes by itself."""
-        self._step.write_experts(self._place, experts_TA, None)
+        self._step.write(self._place, experts_TA, None)
 
 
 class NativeRouting(ModelRouting):
@@ -120,6 +119,8 @@ class NativeRouting(ModelRouting):
         super().__init__(architecture, modalities, shapes, max_tokens)
         self.not_supported = [refusal] if refusal is not None else [ONLY_NATIVE]
         self.to(next(model.parameters()).device)
+        if current_platform.is_cuda():
+            self.step.write_by_kernel()
         self._top_k = {runner.layer_id: runner.routed_experts.top_k for runner in runners}
         self._gates: dict[int, Gate] = {}
         for place, runner in enumerate(runners):
@@ -131,8 +132,27 @@ class NativeRouting(ModelRouting):
             else:
                 assert isinstance(runner.router, BaseRouter)  # or it could not be seen
                 watch_routing(runner.router, layer.routed)
+        self.counter.as_scored = self._scored
         if runners:
             self._mark_steps_of(model)
+
+    def _scored(self, written: ScoredTokens) -> ScoredTokens:
+        """The layers write their logits as they are; probabilities and scores are made of them here."""
+        most = written.logits_LTE.shape[2]
+        parts = [
+            gate.confidence(logits_TE[:, : shape.scored]) if shape.scored else Confidence(logits_TE)
+            for gate, shape, logits_TE in zip(
+                self._gates.values(), self.layers.values(), written.logits_LTE, strict=True
+            )
+        ]
+        logits_LTE, scores_LTE = (
+            torch.stack([pad(rows_TE, (0, most - rows_TE.shape[1])) for rows_TE in rows])
+            for rows in (
+                [part.logits_TE for part in parts],
+                [part.logits_TE if part.scores_TE is None else part.scores_TE for part in parts],
+            )
+        )
+        return written._replace(logits_LTE=logits_LTE, scores_LTE=scores_LTE)
 
     def _mark_steps_of(self, model: Any) -> None:
         """Learn what a step's tokens are where they are embedded, whatever the model's class does there."""
@@ -197,5 +217,6 @@ def _shape(runner: MoERunner) -> LayerShape:
         experts.top_k,
         scored=num_experts if is_scored else 0,
         has_scores=gate.bias_E is not None,
+        uses_all_slots=True,
         tells_ties=is_scored and gate.groups is None,
     )

@@ -119,6 +119,7 @@ def layer_shape(policy: RoutingPolicy, num_experts: int) -> LayerShape:
         policy.slots(num_experts),
         scored=0 if confidence is None else confidence.logits_TE.shape[1],
         has_scores=confidence is not None and confidence.scores_TE is not None,
+        uses_all_slots=policy.uses_all_slots,
         has_tails=routing.given_tail_T is not None,
     )
 

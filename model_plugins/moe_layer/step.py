@@ -6,7 +6,8 @@ tokens: the buffers then say padding throughout.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from prismoe.kernels.expert_load import (
     NOT_COUNTED,
-    Confidence,
     LayerShape,
     RoutedTokens,
     ScoredTokens,
 )
+from prismoe.kernels.layer_rows import LayerRows, write_rows
 from prismoe.kernels.modalities import VISION
 from prismoe.kernels.routing import PADDING, TEXT
+from prismoe.model_plugins.moe_layer.kernel_check import kernel_works
 
 MOST_SCORED = 2**19
 """Scored tokens of a step, times layers and experts. Where a step has more tokens, evenly spaced ones stand
@@ -64,6 +66,8 @@ class RoutingStep(nn.Module):
         self.layers, self.names = [*layers], (*modalities,)
         self.num_tokens = 0
         self._is_text = self._is_spaced = False
+        self._rows: list[LayerRows] = []
+        self._write_rows = write_rows
         slots = max((layer.slots for layer in layers), default=0)
         experts = max((layer.experts for layer in layers), default=0)
         self._most_sampled = min(max_tokens, max(1, MOST_SCORED // max(1, len(layers) * experts)))
@@ -135,48 +139,34 @@ class RoutingStep(nn.Module):
         is_text = looks and self._is_text and num_tokens == self.num_tokens
         return StepTokens(self.segments[:num_tokens], self.asked[:num_tokens], is_text)
 
-    def write(
-        self,
-        layer: int,
-        experts_TA: Tensor,
-        weights_TA: Tensor,
-        count_T: Tensor | None,
-        tail_T: Tensor | None,
-        confidence: Confidence | None,
-    ) -> None:
-        """What the router of `layer` (its place among the MoE layers) decided.
+    def write(self, layer: int, *routed: Any) -> None:
+        """What the router of `layer` (its place among the MoE layers) decided: what `write_rows` takes."""
+        if torch.compiler.is_compiling():
+            write_rows(self._rows_of(layer), *routed)
+            return
+        if not self._rows:
+            self._rows = [self._rows_of(place) for place in range(len(self.layers))]
+        self._write_rows(self._rows[layer], *routed)
 
-        Without `count_T` each token uses the slots that there are; without `tail_T` none is a tail token.
-        """
-        num_tokens, slots = experts_TA.shape
-        self.write_experts(layer, experts_TA, weights_TA)
-        self.counts[layer, :num_tokens] = slots if count_T is None else count_T
-        if self.layers[layer].has_tails:
-            self.tails[layer, :num_tokens] = False if tail_T is None else tail_T
-        if confidence is not None:
-            logits_TE, scores_TE = confidence
-            scores_SE = None if scores_TE is None else self.sampled_rows(scores_TE)
-            self.write_confidence(layer, Confidence(self.sampled_rows(logits_TE), scores_SE))
+    def write_by_kernel(self) -> None:
+        """From now on write by the fused kernel, if it works on this GPU."""
+        from prismoe.kernels.triton.layer_rows import check_write_rows, write_rows_fused
 
-    def write_experts(self, layer: int, experts_TA: Tensor, weights_TA: Tensor | None) -> None:
-        """What a router decided under which each token uses all slots; the weights may be unknown."""
-        num_tokens, slots = experts_TA.shape
-        self.experts[layer, :num_tokens, :slots] = experts_TA
-        self.weights[layer, :num_tokens, :slots] = torch.nan if weights_TA is None else weights_TA
+        check = partial(check_write_rows, self.segments.device)
+        if kernel_works(check, "writing down a layer's routing", "plain PyTorch does it, which is slower"):
+            self._write_rows = write_rows_fused
 
-    def sampled_rows(self, rows_TX: Tensor) -> Tensor:
-        """The rows of those tokens that are asked how sure their routers were."""
-        num_tokens = len(rows_TX)
-        if not torch.compiler.is_compiling() and num_tokens <= self._most_sampled:
-            return rows_TX
-        return rows_TX[self.sampled.clamp(max=num_tokens - 1)]
-
-    def write_confidence(self, layer: int, sampled: Confidence) -> None:
-        """How sure a router was of `sampled_rows`."""
-        tokens, experts = sampled.logits_TE.shape
-        self.logits[layer, :tokens, :experts] = sampled.logits_TE
-        if sampled.scores_TE is not None:
-            self.scores[layer, :tokens, :experts] = sampled.scores_TE
+    def _rows_of(self, layer: int) -> LayerRows:
+        shape = self.layers[layer]
+        return LayerRows(
+            self.sampled,
+            self.experts[layer],
+            self.weights[layer],
+            None if shape.uses_all_slots else self.counts[layer],
+            self.tails[layer] if shape.has_tails else None,
+            self.logits[layer] if shape.scored else None,
+            self.scores[layer] if shape.has_scores else None,
+        )
 
     def routed(self) -> RoutedTokens:
         """Where the step's tokens went; views of the buffers."""

@@ -10,7 +10,7 @@ from prismoe.server.health.settings import LifeSettings
 from prismoe.server.limits.settings import LimitSettings
 from prismoe.server.media.settings import MediaSettings
 from prismoe.server.metrics.settings import MetricsSettings
-from prismoe.server.settings import ServeSettings
+from prismoe.server.settings import CodeSettings, ServeSettings
 
 USAGE = "prismoe serve [MODEL] [options] [any vLLM option]"
 
@@ -52,15 +52,16 @@ def _parser() -> argparse.ArgumentParser:
         help='how to route, instead of what the checkpoint says, e.g. {"policy": "topk"}',
     )
     parser.add_argument("--model", help="the same as MODEL")
+    _add_options(parser, CodeSettings)
     _add_options(parser.add_argument_group("Metrics"), MetricsSettings)
     _add_options(parser.add_argument_group("Access"), AccessSettings)
     _add_options(parser.add_argument_group("Limits"), LimitSettings)
     _add_options(parser.add_argument_group("Health"), LifeSettings)
-    _add_options(parser.add_argument_group("Images"), MediaSettings)
+    _add_options(parser.add_argument_group("Images and videos"), MediaSettings)
     return parser
 
 
-def _add_options(group: argparse._ArgumentGroup, settings: type[BaseModel]) -> None:
+def _add_options(group: argparse._ActionsContainer, settings: type[BaseModel]) -> None:
     """An option for each setting. Their values are checked by the model, not here."""
     for name, field in settings.model_fields.items():
         option = "--" + name.replace("_", "-")

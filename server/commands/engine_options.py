@@ -9,19 +9,28 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from prismoe.model_plugins.files.hub import checkpoint_folder
-from prismoe.model_plugins.models.moe_llava.config import check_config_file
+from prismoe.model_plugins.files.hub import checkpoint_folder, files_from_hub
+from prismoe.model_plugins.files.weight_files import read_json
+from prismoe.model_plugins.models.moe_llava.config import check_config_file, is_moe_llava
 from prismoe.model_plugins.worker.engine_options import engine_options
 from prismoe.server.commands.arguments import USAGE
 from prismoe.server.commands.unserved_options import refuse_unserved
 from prismoe.server.media.origins import AllowedOrigins
+from prismoe.server.media.videos.frames import check_media_io
 from prismoe.server.settings import ServeSettings
 
 MIB = 2**20
+MEDIA_PER_PROMPT = {"image": 8, "video": 1, "vision_chunk": 8}
+"""vLLM asks for the limits of a model's own modalities alone. Kimi has images and videos as vision chunks."""
+
 MOST_PORT = 2**16 - 1
 NO_DEVICE = (
     "vLLM finds no device here that its build can use. With a GPU: see whether nvidia-smi lists it. "
     "Without one: install vLLM's CPU build, for example with pip install -e '.[cpu]'."
+)
+REMOTE_CODE = (
+    "--trust-remote-code is not taken. To run the Python files of the checkpoint, with all rights of this "
+    "server, give --run-checkpoint-code."
 )
 
 
@@ -34,7 +43,10 @@ def parse_engine_options(settings: ServeSettings) -> Namespace:
     parser.set_defaults(**_defaults(settings) | routed)
     args: Namespace = parser.parse_args([settings.model, *settings.engine_options])
     folder = checkpoint_folder(settings.model, args.revision, args.download_dir)
-    check_config_file(Path(args.hf_config_path or folder))
+    moe_llava = _is_moe_llava(_config_folder(args.hf_config_path, folder))
+    if args.trust_request_mm_kwargs is None:
+        # A request may choose its images' numbers of experts; MoE-LLaVA's processor refuses all else.
+        args.trust_request_mm_kwargs = moe_llava
     args.model = str(folder)
     args.additional_config = {**(args.additional_config or {}), **routed["additional_config"]}
     if args.worker_extension_cls != routed["worker_extension_cls"]:
@@ -43,17 +55,41 @@ def parse_engine_options(settings: ServeSettings) -> Namespace:
     if not 0 <= args.port <= MOST_PORT:
         raise ValueError(f"--port is {args.port}: give a number from 0 to {MOST_PORT}.")
     if args.trust_remote_code:
-        raise ValueError("prismoe runs no code out of a checkpoint: leave out --trust-remote-code.")
+        raise ValueError(REMOTE_CODE)
+    args.trust_remote_code = settings.run_checkpoint_code
+    check_media_io(args.media_io_kwargs)
     AllowedOrigins(args.allowed_media_domains)  # says what is wrong with them, if anything
     validate_parsed_serve_args(args)
     return args
 
 
+def _config_folder(named: str | None, checkpoint: Path) -> Path:
+    """The folder of config.json: the checkpoint's, or that of `--hf-config-path`."""
+    if named is None:
+        return checkpoint
+    if Path(named).is_dir():
+        return Path(named)
+    try:
+        return files_from_hub(named, ["config.json"])
+    except ValueError as error:
+        raise ValueError(f"--hf-config-path: the config.json of {named} can't be had ({error}).") from error
+
+
+def _is_moe_llava(folder: Path) -> bool:
+    """Whether the config.json in a folder is a MoE-LLaVA's. Raises ValueError where it is not whole."""
+    file = folder / "config.json"
+    if not file.is_file() and (folder / "params.json").is_file():
+        return False  # Mistral's own format
+    if file.is_file() and not is_moe_llava(read_json(file)):
+        return False
+    check_config_file(folder)
+    return True
+
+
 def _defaults(settings: ServeSettings) -> dict[str, Any]:
-    # A request's mm_processor_kwargs may choose numbers of experts; the model's processor refuses all else.
-    defaults: dict[str, Any] = {"trust_request_mm_kwargs": True}
+    defaults: dict[str, Any] = {"trust_request_mm_kwargs": None, "limit_mm_per_prompt": MEDIA_PER_PROMPT}
     # Seconds that requests under way have to finish when the server is told to end.
-    defaults |= {"limit_mm_per_prompt": {"image": 8}, "shutdown_timeout": 30}
+    defaults |= {"shutdown_timeout": 30}
     # With white space allowed, a small model writes nothing else; xgrammar also knows the tags of tools.
     compact = StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True)
     # How many of a prompt's tokens are its images', and how many came out of the cache.

@@ -1,4 +1,4 @@
-"""Which addresses images may be fetched from: the public internet, and networks that the operator names."""
+"""Which addresses media may be fetched from: the public internet, and networks that the operator names."""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address

@@ -1,11 +1,12 @@
-"""vLLM's way to a request's images, by prismoe's rules."""
+"""vLLM's way to a request's images and videos, by prismoe's rules."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.multimodal.media import (
@@ -14,31 +15,52 @@ from vllm.multimodal.media import (
     MediaConnector,
     MediaIO,
     MediaWithBytes,
+    VideoMediaIO,
 )
 
 from prismoe.server.environment import MEDIA_CONNECTOR
-from prismoe.server.media.budget import BudgetSpent, ImageBudget
+from prismoe.server.media.budget import BudgetSpent, MediaBudget
 from prismoe.server.media.data_url import read_data_url
 from prismoe.server.media.decode import decode
 from prismoe.server.media.fetch import fetch
 from prismoe.server.media.local import read_local
 from prismoe.server.media.origins import AllowedOrigins
-from prismoe.server.media.refusal import ImageRefused
+from prismoe.server.media.refusal import MediaRefused
 from prismoe.server.media.settings import MediaSettings
+from prismoe.server.media.videos.frames import Video, decode_video
 
 DECODERS = ThreadPoolExecutor(4, thread_name_prefix="decode")
 """Images are decoded here, off the event loop, so many at a time."""
 
+VIDEO_DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode-video")
+"""Videos, which take seconds, are decoded beside them: no image waits for one."""
+
 T = TypeVar("T")
 
-FULL = "The server holds too many large images: ask again in a moment."
+FULL = "The server holds too many large images and videos: ask again in a moment."
+
+
+class Kind(NamedTuple):
+    """What the files of images and of videos differ in."""
+
+    max_bytes: int
+    accept: str
+    """The media types that a web server is asked for."""
+
+
+class File(NamedTuple):
+    """An image's or a video's file."""
+
+    data: bytes
+    stays_with: Callable[[object], None]
+    """Is told of the pixels that the file is kept beside."""
 
 
 class RequestMedia(MediaConnector):
-    """Gets one image after the other; what is wrong with one is a 400 with a sentence."""
+    """Gets one image or video after the other; what is wrong with one is a 400 with a sentence."""
 
     settings = MediaSettings.model_validate({})
-    budget = ImageBudget(settings.max_images_mib)
+    budget = MediaBudget(settings.max_media_mib)
 
     def __init__(
         self,
@@ -55,16 +77,20 @@ class RequestMedia(MediaConnector):
     async def load_from_url_async(
         self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None
     ) -> Any:
-        """The image at `url`. Raises VLLMValidationError, or GracefulHTTPError where there is no room for it.
+        """The image or video at `url`.
 
-        `fetch_timeout` is vLLM's; `MediaSettings` has the one in force.
+        Raises VLLMValidationError, or GracefulHTTPError where there is no room for it. `fetch_timeout` is
+        vLLM's; `MediaSettings` has the one in force.
         """
+        noun = "A video" if isinstance(media_io, VideoMediaIO) else "An image"
         try:
-            if not isinstance(media_io, ImageMediaIO):
-                raise ImageRefused("this model takes images only")
-            return await self._image(url, media_io)
-        except ImageRefused as refusal:
-            raise VLLMValidationError(f"An image of the request can't be read: {refusal}.") from refusal
+            if isinstance(media_io, VideoMediaIO):
+                return await self._video(url, media_io)
+            if isinstance(media_io, ImageMediaIO):
+                return await self._image(url, media_io)
+            raise VLLMValidationError("This server takes images and videos, and no other media.")
+        except MediaRefused as refusal:
+            raise VLLMValidationError(f"{noun} of the request can't be read: {refusal}.") from refusal
         except BudgetSpent as spent:
             raise GracefulHTTPError(FULL, HTTPStatus.TOO_MANY_REQUESTS) from spent
 
@@ -74,49 +100,68 @@ class RequestMedia(MediaConnector):
 
     async def _image(self, url: str, media_io: ImageMediaIO) -> MediaWithBytes[Any]:
         most, background = self.settings.max_image_pixels, media_io.rgba_background_color
-        taken = 0
+        async with self._file(url, Kind(self.settings.max_image_bytes, "image/*")) as file:
+            image = await _in(DECODERS, decode, file.data, most, self.budget, background)
+            file.stays_with(image)
+        return MediaWithBytes(image, file.data)
+
+    async def _video(self, url: str, media_io: VideoMediaIO) -> Video:
+        async with self._file(url, Kind(self.settings.max_video_bytes, "video/*")) as file:
+            video: Video = await _in(
+                VIDEO_DECODERS, decode_video, file.data, media_io, self.settings, self.budget
+            )
+            file.stays_with(video.media[0])
+        return video
+
+    @asynccontextmanager
+    async def _file(self, url: str, kind: Kind) -> AsyncIterator[File]:
+        """The file at `url`, whose bytes count against the budget until what it stays with is gone."""
+        taken, kept = 0, False
 
         def take(count: int) -> None:
             nonlocal taken
             self.budget.take(count)
             taken += count
 
-        try:
-            data = await self._file(url, take)
-            image = await _in_thread(decode, data, most, self.budget, background)
-        except BaseException:
-            self.budget.give_back(taken)
-            raise
-        self.budget.give_back_after(image, taken)
-        return MediaWithBytes(image, data)
+        def keep(pixels: object) -> None:
+            nonlocal kept
+            self.budget.give_back_after(pixels, taken)
+            kept = True
 
-    async def _file(self, url: str, take: Callable[[int], None]) -> bytes:
-        """The file at `url`; `take` is told of its bytes."""
+        try:
+            yield File(await self._bytes(url, kind, take), keep)
+        finally:
+            if not kept:
+                self.budget.give_back(taken)
+
+    async def _bytes(self, url: str, kind: Kind, take: Callable[[int], None]) -> bytes:
+        """The bytes at `url`, of which `take` is told."""
         settings, scheme = self.settings, url.partition(":")[0].strip().lower()
         if scheme in ("http", "https"):
             return await fetch(
                 self._origins.checked(url),
                 take,
-                max_bytes=settings.max_image_bytes,
+                accept=kind.accept,
+                max_bytes=kind.max_bytes,
                 timeout_s=settings.fetch_seconds,
                 networks=settings.fetch_networks,
             )
         if scheme == "data":
-            data = await _in_thread(read_data_url, url, settings.max_image_bytes)
+            data = await _in(DECODERS, read_data_url, url, kind.max_bytes)
         elif scheme == "file":
-            data = await _in_thread(read_local, url, self._folder, settings.max_image_bytes)
+            data = await _in(DECODERS, read_local, url, self._folder, kind.max_bytes)
         else:
-            raise ImageRefused("its URL begins with none of data:, https: and file:")
+            raise MediaRefused("its URL begins with none of data:, https: and file:")
         take(len(data))
         return data
 
 
-async def _in_thread(work: Callable[..., T], *arguments: object) -> T:
-    return await asyncio.get_running_loop().run_in_executor(DECODERS, work, *arguments)
+async def _in(threads: ThreadPoolExecutor, work: Callable[..., T], *arguments: object) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
 
 
 def use_media(settings: MediaSettings) -> None:
     """Have vLLM get images by these settings, from now on and in this process."""
-    shared = {"settings": settings, "budget": ImageBudget(settings.max_images_mib)}
+    shared = {"settings": settings, "budget": MediaBudget(settings.max_media_mib)}
     connector = type(RequestMedia.__name__, (RequestMedia,), shared)
     MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)(connector)

@@ -11,9 +11,9 @@ from io import BytesIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from prismoe.server.media.budget import BYTES_PER_PIXEL, BudgetSpent, ImageBudget
-from prismoe.server.media.metadata import DAMAGED, Info, bare
-from prismoe.server.media.refusal import ImageRefused
+from prismoe.server.media.budget import BYTES_PER_PIXEL, BudgetSpent, MediaBudget
+from prismoe.server.media.metadata import Info, bare
+from prismoe.server.media.refusal import DAMAGED, MediaRefused
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 
@@ -23,34 +23,34 @@ LONGEST_SIDE = 8192
 MOST_STRETCHED = 100
 """Longer side by shorter side. A tower scales by the shorter side: at 20,000 to 1 that would be gigabytes."""
 
-# Pillow warns of sizes, for which there is _check_size, and of metadata: a request would fill the log.
+# Pillow warns of sizes, for which there is check_size, and of metadata: a request would fill the log.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Colour = tuple[int, int, int]
 WHITE = (255, 255, 255)
 
 
-def decode(data: bytes, max_pixels: int, budget: ImageBudget, background: Colour = WHITE) -> Image.Image:
+def decode(data: bytes, max_pixels: int, budget: MediaBudget, background: Colour = WHITE) -> Image.Image:
     """The first frame, upright, in RGB, with `background` behind what is transparent.
 
-    Its pixels count against `budget` until it is gone. Raises ImageRefused, or BudgetSpent.
+    Its pixels count against `budget` until it is gone. Raises MediaRefused, or BudgetSpent.
     """
     try:
         file, info = bare(data)
         with Image.open(BytesIO(file), formats=FORMATS) as image:
-            _check_size(image.width, image.height, max_pixels)
+            check_size(image.width, image.height, max_pixels)
             return _within(budget, image, info, background)
-    except (ImageRefused, BudgetSpent):
+    except (MediaRefused, BudgetSpent):
         raise
     except Image.DecompressionBombError as error:
-        raise ImageRefused(f"it has more than {max_pixels:,} pixels") from error
+        raise MediaRefused(f"it has more than {max_pixels:,} pixels") from error
     except MemoryError as error:
-        raise ImageRefused("there is not enough memory for it now") from error
+        raise MediaRefused("there is not enough memory for it now") from error
     except Exception as error:  # Pillow's readers raise many kinds, of which only some are documented.
-        raise ImageRefused(DAMAGED) from error
+        raise MediaRefused(DAMAGED) from error
 
 
-def _within(budget: ImageBudget, image: Image.Image, info: Info, background: Colour) -> Image.Image:
+def _within(budget: MediaBudget, image: Image.Image, info: Info, background: Colour) -> Image.Image:
     count = image.width * image.height * BYTES_PER_PIXEL
     budget.take(count)
     try:
@@ -63,16 +63,17 @@ def _within(budget: ImageBudget, image: Image.Image, info: Info, background: Col
     return picture
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise MediaRefused where an image or a frame is too large, or too long for its width."""
     shorter, longer = sorted((width, height))
     if shorter < 1:
-        raise ImageRefused("it has no pixels")
+        raise MediaRefused("it has no pixels")
     if width * height > max_pixels:
-        raise ImageRefused(f"it is {width} x {height} pixels, and the most is {max_pixels:,} in all")
+        raise MediaRefused(f"it is {width} x {height} pixels, and the most is {max_pixels:,} in all")
     if longer > LONGEST_SIDE:
-        raise ImageRefused(f"it is {width} x {height} pixels, and the longest side is {LONGEST_SIDE:,}")
+        raise MediaRefused(f"it is {width} x {height} pixels, and the longest side is {LONGEST_SIDE:,}")
     if longer > MOST_STRETCHED * shorter:
-        raise ImageRefused(
+        raise MediaRefused(
             f"it is {width} x {height} pixels, and one side may be {MOST_STRETCHED} times the other"
         )
 

@@ -1,4 +1,4 @@
-"""Fetches an image from a web server: from the addresses that are allowed, no further, no more, no longer."""
+"""Fetches media from a web server: from the addresses that are allowed, no further, no more, no longer."""
 
 import asyncio
 import socket
@@ -9,23 +9,24 @@ import aiohttp
 from yarl import URL
 
 from prismoe.server.media.addresses import Network, may_fetch_from
-from prismoe.server.media.refusal import ImageRefused
+from prismoe.server.media.refusal import MediaRefused
 
 CHUNK_BYTES = 64 * 1024
-HEADERS = {"User-Agent": "prismoe", "Accept": "image/*", "Accept-Encoding": "identity"}
+HEADERS = {"User-Agent": "prismoe", "Accept-Encoding": "identity"}
 
 
 async def fetch(
     url: URL,
     take: Callable[[int], None],
     *,
+    accept: str,
     max_bytes: int,
     timeout_s: float,
     networks: Sequence[Network] = (),
 ) -> bytes:
     """The body at `url`, whose bytes are counted with `take` as they come, before they are kept.
 
-    Raises ImageRefused, whose reason names no address and no part of the answer, and what `take` raises.
+    Raises MediaRefused, whose reason names no address and no part of the answer, and what `take` raises.
 
     Every address is checked as its socket is made, so a name that resolves otherwise the second time, or to
     several addresses, gains nothing. Redirects are refused. No proxy, cookie or saved password is used.
@@ -34,7 +35,7 @@ async def fetch(
     def checked_socket(address: tuple[int, int, int, str, tuple[str, int]]) -> socket.socket:
         family, kind, protocol, _, where = address
         if not may_fetch_from(where[0], networks):
-            raise ImageRefused("its server has an address that images may not be fetched from")
+            raise MediaRefused("its server has an address that media may not be fetched from")
         return socket.socket(family, kind, protocol)
 
     connector = aiohttp.TCPConnector(
@@ -50,7 +51,7 @@ async def fetch(
             asyncio.timeout(timeout_s),
             aiohttp.ClientSession(
                 connector=connector,
-                headers=HEADERS,
+                headers=HEADERS | {"Accept": accept},
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
             ) as session,
@@ -58,20 +59,20 @@ async def fetch(
         ):
             return await _body(answer, take, max_bytes)
     except TimeoutError as error:
-        raise ImageRefused(f"its server took longer than {timeout_s:g} s") from error
+        raise MediaRefused(f"its server took longer than {timeout_s:g} s") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise ImageRefused("its server can't be reached, or did not answer as a web server does") from error
+        raise MediaRefused("its server can't be reached, or did not answer as a web server does") from error
 
 
 async def _body(answer: aiohttp.ClientResponse, take: Callable[[int], None], max_bytes: int) -> bytes:
     if 300 <= answer.status < 400:
-        raise ImageRefused("its URL redirects: give the address that it leads to")
+        raise MediaRefused("its URL redirects: give the address that it leads to")
     if answer.status != HTTPStatus.OK:
-        raise ImageRefused(f"its server answered with status {answer.status}")
+        raise MediaRefused(f"its server answered with status {answer.status}")
     body = bytearray()
     async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
         take(len(chunk))
         body += chunk
         if len(body) > max_bytes:
-            raise ImageRefused(f"it has more than {max_bytes:,} bytes")
+            raise MediaRefused(f"it has more than {max_bytes:,} bytes")
     return bytes(body)

@@ -1,34 +1,34 @@
-"""Images from the one folder that the operator allows (`--allowed-local-media-path`)."""
+"""Images and videos from the one folder that the operator allows (`--allowed-local-media-path`)."""
 
 import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from prismoe.server.media.refusal import ImageRefused
+from prismoe.server.media.refusal import MediaRefused
 
 
 def read_local(url: str, folder: Path | None, max_bytes: int) -> bytes:
     """The file at a `file://` URL, which must lie in `folder` once its links are followed.
 
-    `folder` is resolved; None where no file may be read. Raises ImageRefused, without the server's paths.
+    `folder` is resolved; None where no file may be read. Raises MediaRefused, without the server's paths.
     """
     if folder is None:
-        raise ImageRefused("this server reads no files, because --allowed-local-media-path is not set")
+        raise MediaRefused("this server reads no files, because --allowed-local-media-path is not set")
     try:
         parts = urlsplit(url)
         path = Path(unquote(parts.path)).resolve()
     except (ValueError, OSError, RuntimeError) as error:
-        raise ImageRefused("its URL is not one") from error
+        raise MediaRefused("its URL is not one") from error
     if parts.netloc not in ("", "localhost") or folder not in path.parents:
-        raise ImageRefused("its file is outside the folder of --allowed-local-media-path")
+        raise MediaRefused("its file is outside the folder of --allowed-local-media-path")
     try:
         # A pipe would wait for its writer for ever.
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ImageRefused("its URL is not of a file")
+            raise MediaRefused("its URL is not of a file")
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
     except OSError as error:
-        raise ImageRefused(f"its file can't be read ({error.strerror})") from error
+        raise MediaRefused(f"its file can't be read ({error.strerror})") from error
     if len(data) > max_bytes:
-        raise ImageRefused(f"it has more than {max_bytes:,} bytes")
+        raise MediaRefused(f"it has more than {max_bytes:,} bytes")
     return data

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
-from prismoe.server.media.refusal import ImageRefused
+from prismoe.server.media.refusal import DAMAGED, MediaRefused
 
 T = TypeVar("T")
 
@@ -25,8 +25,6 @@ class Bare(NamedTuple):
     info: Info
 
 
-DAMAGED = "it is damaged or cut short"
-
 MOST_BYTES = 2**18
 """How much of EXIF, or of XMP, is read. A JPEG holds 64 KiB of it: twice as much in hexadecimal."""
 
@@ -37,7 +35,7 @@ MOST_PARTS = 100_000
 def bare(data: bytes) -> Bare:
     """The image without its metadata.
 
-    Raises ImageRefused where it is none, and any error where it is broken. What its decoder can see of that
+    Raises MediaRefused where it is none, and any error where it is broken. What its decoder can see of that
     is not looked for here.
     """
     if data.startswith(PNG_SIGNATURE):
@@ -48,13 +46,13 @@ def bare(data: bytes) -> Bare:
         return _bare_webp(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
         return _bare_gif(data)
-    raise ImageRefused("it is not a PNG, JPEG, WebP or GIF")
+    raise MediaRefused("it is not a PNG, JPEG, WebP or GIF")
 
 
 def _counted(parts: Iterator[T]) -> Iterator[T]:
     for number, part in enumerate(parts):
         if number == MOST_PARTS:
-            raise ImageRefused(f"its file has more than {MOST_PARTS:,} parts")
+            raise MediaRefused(f"its file has more than {MOST_PARTS:,} parts")
         yield part
 
 
@@ -77,7 +75,7 @@ def _bare_png(data: bytes) -> Bare:
     for name, body, is_whole in _counted(_png_chunks(data)):
         if not is_whole:
             if name in (b"IHDR", b"PLTE", b"IDAT"):
-                raise ImageRefused(DAMAGED)
+                raise MediaRefused(DAMAGED)
         elif name == b"IDAT":
             pixels.append(body)
         elif name == b"IHDR":
@@ -183,10 +181,10 @@ def _bare_jpeg(data: bytes) -> Bare:
     for marker, start, end in _counted(_jpeg_segments(data)):
         body = data[start + 4 : min(end, start + 2 + MOST_IN_SEGMENT)]
         if marker in FRAMES and not (marker in READABLE_FRAMES and body[0] == 8 and body[5] in (1, 3, 4)):
-            raise ImageRefused("it is a JPEG of a rare kind: send one with 8 bits and 1, 3 or 4 channels")
+            raise MediaRefused("it is a JPEG of a rare kind: send one with 8 bits and 1, 3 or 4 channels")
         scans += marker == SCAN
         if scans > MOST_SCANS:
-            raise ImageRefused(f"it is a JPEG of more than {MOST_SCANS} scans")
+            raise MediaRefused(f"it is a JPEG of more than {MOST_SCANS} scans")
         if marker == APP1 and body.startswith(EXIF):
             info.setdefault("exif", body)
         elif marker == APP1 and body.startswith(XMP):

@@ -1,4 +1,4 @@
-"""The web servers that images may come from (`--allowed-media-domains`), and which of them a URL names.
+"""The web servers that media may come from (`--allowed-media-domains`), and which of them a URL names.
 
 The URL that is checked here is the parsed one that the connection is made with, so there is no second parser
 to disagree (CVE-2026-24779).
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from yarl import URL
 
-from prismoe.server.media.refusal import ImageRefused
+from prismoe.server.media.refusal import MediaRefused
 
 ANY_HOST = "*"
 PORTS = {"https": 443, "http": 80}
@@ -47,21 +47,21 @@ class AllowedOrigins:
         self._origins = {origin(entry) for entry in entries or ()}
 
     def checked(self, url: str) -> URL:
-        """The URL, parsed, of an allowed server. Raises ImageRefused."""
+        """The URL, parsed, of an allowed server. Raises MediaRefused."""
         if not self._origins:
-            raise ImageRefused(
-                f"this server fetches no images, because {OPTION} is not set: send the image as a data URL"
+            raise MediaRefused(
+                f"this server fetches nothing, because {OPTION} is not set: send it as a data URL"
             )
         if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
-            raise ImageRefused("its URL has spaces, backslashes or other characters to percent-encode")
+            raise MediaRefused("its URL has spaces, backslashes or other characters to percent-encode")
         try:
             parsed = URL(url)
             named = Origin(parsed.scheme, (parsed.raw_host or "").lower(), parsed.port or 0)
         except ValueError as error:
-            raise ImageRefused("its URL is not one") from error
+            raise MediaRefused("its URL is not one") from error
         if parsed.raw_user is not None or parsed.raw_password is not None:
-            raise ImageRefused("its URL names a user, and no server is given one")
+            raise MediaRefused("its URL names a user, and no server is given one")
         anywhere = Origin(named.scheme, ANY_HOST, named.port)
         if not named.host or not {named, anywhere} & self._origins:
-            raise ImageRefused(f"its URL is not of a server that {OPTION} allows")
+            raise MediaRefused(f"its URL is not of a server that {OPTION} allows")
         return parsed

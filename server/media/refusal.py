@@ -1,5 +1,7 @@
-"""Why an image of a request is not taken."""
+"""Why an image or a video of a request is not taken."""
+
+DAMAGED = "it is damaged or cut short"
 
 
-class ImageRefused(Exception):
-    """The image is not taken; the message is the reason, for the client to read: part of a sentence."""
+class MediaRefused(Exception):
+    """It is not taken; the message is the reason, for the client to read: part of a sentence."""

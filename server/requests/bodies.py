@@ -4,6 +4,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json, to_json
+from pydantic_core.core_schema import ValidationInfo
 
 from prismoe.server.requests.anthropic import AnthropicConversation, System
 from prismoe.server.requests.chat import Conversation
@@ -52,6 +53,7 @@ class Body(Message):
     chat_template_kwargs: dict[str, Any] | None = None
     media_io_kwargs: Any = None
     previous_input_messages: Any = None
+    mm_processor_kwargs: Any = None
 
     @model_validator(mode="before")
     @classmethod
@@ -68,6 +70,13 @@ class Body(Message):
         if value:
             raise fault(f"{PLACE} is not taken from requests: leave it out.")
         return value
+
+    @field_validator("mm_processor_kwargs")
+    @classmethod
+    def _check_routing(cls, kwargs: Any, info: ValidationInfo[Served]) -> Any:
+        if isinstance(kwargs, dict) and "routing" in kwargs and not info.context.images_choose_routing:
+            raise fault(f"{PLACE}.routing is MoE-LLaVA's: this model's images are routed by its own gate.")
+        return kwargs
 
     @field_validator("chat_template_kwargs")
     @classmethod

@@ -1,4 +1,4 @@
-"""OpenAI's chat messages: roles, parts, images and calls of tools."""
+"""OpenAI's chat messages: roles, parts, images, videos and calls of tools."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -50,12 +50,27 @@ class ImagePart(Medium):
     image_url: URL
 
 
+class VideoURL(Part):
+    """Where a video is."""
+
+    url: NonEmpty
+
+
+class VideoPart(Medium):
+    """A video, as vLLM's clients send it: OpenAI has none."""
+
+    modality: ClassVar[str] = "video"
+    type: Literal["video_url"]
+    video_url: VideoURL
+
+
 ChatPart = Annotated[
     Annotated[TextPart, Tag("<text>")]
     | Annotated[RefusalPart, Tag("<refusal>")]
-    | Annotated[ImagePart, Tag("<image_url>")],
+    | Annotated[ImagePart, Tag("<image_url>")]
+    | Annotated[VideoPart, Tag("<video_url>")],
     told_by("type"),
-    one_of("type", "parts", "text", "refusal", "image_url"),
+    one_of("type", "parts", "text", "refusal", "image_url", "video_url"),
 ]
 
 Content = Annotated[

@@ -18,6 +18,8 @@ from prismoe.server.requests.errors import PLACE, fault, shortened
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 
+VIDEOS = "Send videos as parts of messages to /v1/chat/completions."
+
 
 @dataclass(frozen=True)
 class Served:
@@ -31,6 +33,8 @@ class Served:
     """Whether calls are read out of answers where a request forces one."""
     reads_calls: bool = False
     """Whether they are where the model has the choice."""
+    images_choose_routing: bool = False
+    """Whether a request may choose how its images are routed, as MoE-LLaVA's processor lets it."""
 
 
 class Message(BaseModel):
@@ -62,7 +66,7 @@ class Medium(MessagePart):
     @classmethod
     def _refuse_uuid(cls, uuid: Any) -> None:
         if uuid is not None:
-            raise fault("An image's uuid would be shared with other clients: leave it out of the request.")
+            raise fault(f"{PLACE} would be shared with other clients: leave it out of the request.")
 
     @model_validator(mode="after")
     def _check_modality(self, info: ValidationInfo[Served]) -> Self:
@@ -79,6 +83,7 @@ def told_by(key: str) -> Discriminator:
 def one_of(key: str, kinds: str, *names: str) -> BeforeValidator:
     """Refuses what is no object, or has none of `names` under `key`. `kinds` is what users call the names."""
     listed = f"The {kinds} are: {', '.join(names)}."
+    takes_videos = any("video" in name for name in names)
 
     def check(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -86,7 +91,9 @@ def one_of(key: str, kinds: str, *names: str) -> BeforeValidator:
         if key not in value:
             raise fault(f"{PLACE}.{key} is missing. {listed}")
         if not isinstance(value[key], str) or value[key] not in names:
-            raise fault(f"{PLACE}.{key} is {shortened(repr(value[key]))}. {listed}")
+            is_video = isinstance(value[key], str) and "video" in value[key]
+            advice = "" if takes_videos or not is_video else f" {VIDEOS}"
+            raise fault(f"{PLACE}.{key} is {shortened(repr(value[key]))}. {listed}{advice}")
         return value
 
     return BeforeValidator(check)

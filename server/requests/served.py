@@ -7,10 +7,14 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
+from prismoe.model_plugins.models.moe_llava.names import RENDERER
 from prismoe.server.requests.models import Served
 
 PARAMETER, ARGUMENT, RESULT = "hedgerow", "meadowland", "fortyseven"
 """Words that no template has of its own: of a tool, of a call, and of its result."""
+
+VISION_CHUNK = "vision_chunk"
+"""What vLLM makes of images and of videos for models that take both as one modality, such as Kimi."""
 
 
 async def what_is_served(engine: EngineClient, chat: OpenAIServingChat) -> Served:
@@ -19,6 +23,7 @@ async def what_is_served(engine: EngineClient, chat: OpenAIServingChat) -> Serve
     reads_forced_calls = parser is not None and parser.tool_parser_cls is not None
     return Served(
         modalities=_modalities(engine),
+        images_choose_routing=engine.vllm_config.model_config.tokenizer_mode == RENDERER,
         template_has_tools=await _template_has_tools(engine, chat),
         reads_forced_calls=reads_forced_calls,
         reads_calls=reads_forced_calls and chat.enable_auto_tools,
@@ -28,7 +33,8 @@ async def what_is_served(engine: EngineClient, chat: OpenAIServingChat) -> Serve
 def _modalities(engine: EngineClient) -> frozenset[str]:
     processor = engine.renderer.mm_processor  # AsyncLLM has one
     limits = {} if processor is None else processor.info.allowed_mm_limits
-    return frozenset(modality for modality, limit in limits.items() if limit > 0)
+    taken = {modality for modality, limit in limits.items() if limit > 0}
+    return frozenset(taken | {"image", "video"} if VISION_CHUNK in taken else taken)
 
 
 async def _template_has_tools(engine: EngineClient, chat: OpenAIServingChat) -> bool:

@@ -6,6 +6,7 @@ test_stack.py builds and runs Dockerfile.cpu. Dockerfile.cuda is not built, but 
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -102,7 +103,9 @@ def test_all_parts_are_packed(dockerfile: Path) -> None:
 
 def test_versions_are_those_of_the_project() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
-    assert f"\nTORCH := torch=={locked('cpu')['torch']}\n" in makefile
+    versions = locked("cpu")
+    assert f"\nTORCH := torch=={versions['torch']}\n" in makefile
+    assert f"\nTORCHVISION := torchvision=={versions['torchvision'].removesuffix('+cpu')}\n" in makefile
     [index] = [line for line in instructions(CPU) if line.startswith("ARG TORCH_INDEX=")]
     assert f"\nTORCH_INDEX := {index.partition('=')[2]}\n" in makefile
     [vllm] = PROJECT["optional-dependencies"]["cuda"]
@@ -130,7 +133,7 @@ def test_the_lock_holds_what_the_project_asks_for() -> None:
     for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cpu"]]:
         wanted = Requirement(text)
         assert wanted.specifier.contains(versions[wanted.name]), text
-    assert not {"torchvision", "torchaudio", "torchcodec"} & set(versions)
+    assert not {"torchaudio", "torchcodec"} & set(versions)
 
 
 def test_the_lock_holds_what_builds_the_project() -> None:
@@ -145,6 +148,15 @@ def test_images_install_locked_packages_alone(dockerfile: Path) -> None:
     assert installs
     for line in installs:
         assert "--require-hashes" in line or "--no-index /opt/wheels/*.whl" in line, line
+
+
+def test_torchvision_imports_beside_cpu_torch() -> None:
+    """As vLLM's processors use it, and with what `make install` and Dockerfile.cpu lay beside it."""
+    program = "import torchvision; from torchvision.transforms.v2 import functional"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for ours in (DEPLOY / "torchvision").glob("*.p*"):
+        assert (Path(sysconfig.get_path("purelib")) / ours.name).read_text() == ours.read_text()
 
 
 @pytest.mark.parametrize("role", ["client", "metrics"])

@@ -8,18 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 from torch import Tensor
-from vllm import LLM, RequestOutput, SamplingParams
+from vllm import LLM, RequestOutput, SamplingParams, envs
 
 from prismoe.model_plugins.worker.engine_options import engine_options
 from tests.paths import DATA
+from tests.runners import Runner, started_with
 
 PHI = DATA / "moe-llava-phi-tiny"
 Recording = dict[int, dict[str, list[np.ndarray]]]
 
 
 @contextmanager
-def engine(checkpoint: Path, routing: Mapping[str, Any] | None = None, **options: Any) -> Iterator[LLM]:
-    """An eager float32 engine that gives raw logits and ends with the block."""
+def engine(
+    checkpoint: Path, routing: Mapping[str, Any] | None = None, *, runner: Runner = "v1", **options: Any
+) -> Iterator[LLM]:
+    """An eager float32 engine that gives raw logits and ends with the block.
+
+    V2 needs an engine in a process of its own: one in this process has what this process began with.
+    """
+    envs.disable_envs_cache()  # An engine in this process, before this one, may have fixed vLLM's settings.
     settings: dict[str, Any] = {
         "dtype": "float32",
         "enforce_eager": True,
@@ -28,11 +35,12 @@ def engine(checkpoint: Path, routing: Mapping[str, Any] | None = None, **options
         "logprobs_mode": "raw_logits",
         "disable_log_stats": True,
     }
-    llm = LLM(str(checkpoint), **settings | dict(engine_options(routing)) | options)
-    try:
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
+    with started_with(runner):
+        llm = LLM(str(checkpoint), **settings | dict(engine_options(routing)) | options)
+        try:
+            yield llm
+        finally:
+            llm.llm_engine.engine_core.shutdown()
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.runners import Runner, runner_environment
+
 START_LIMIT_S = 240
 STOP_LIMIT_S = 40
 PRISMOE = (sys.executable, "-P", "-m", "prismoe.server.commands.cli")
@@ -25,14 +27,14 @@ class Command:
     It ends with the thread that starts it, so that no server stays behind tests that were killed.
     """
 
-    def __init__(self, log: Path, *arguments: str, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, log: Path, *arguments: str, prefix: Sequence[str] = (), runner: Runner = "v1") -> None:
         self.log = log
         self.family: set[psutil.Process] = set()
         # vLLM's settings of other tests would hide the server's own. As in those, its ops have one thread.
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "HF_"))
         }
-        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} | runner_environment(runner)
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [*prefix, *END_WITH_PARENT, *PRISMOE, *arguments],
@@ -92,11 +94,18 @@ class Command:
 class Server(Command):
     """A running `prismoe serve`."""
 
-    def __init__(self, log: Path, *arguments: str, port: int = 0, prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        log: Path,
+        *arguments: str,
+        port: int = 0,
+        prefix: Sequence[str] = (),
+        runner: Runner = "v1",
+    ) -> None:
         port = port or self.free_port()
         self.url = f"http://127.0.0.1:{port}"
         address = ("--host", "127.0.0.1", "--port", str(port))
-        super().__init__(log, "serve", *arguments, *address, prefix=prefix)
+        super().__init__(log, "serve", *arguments, *address, prefix=prefix, runner=runner)
 
     @staticmethod
     def free_port() -> int:

@@ -8,13 +8,24 @@ from pydantic import BaseModel, PositiveInt
 from transformers import PretrainedConfig
 
 from prismoe.model_plugins.files.weight_files import read_json
-from prismoe.model_plugins.models.moe_llava.families import BY_MODEL_TYPE, family_of
+from prismoe.model_plugins.models.moe_llava.families import BY_MODEL_TYPE, FAMILIES, family_of
 from prismoe.model_plugins.models.moe_llava.families.settings import check_settings, validated
 from prismoe.model_plugins.routing import ROUTING_KEY
 from prismoe.model_plugins.routing.registry import RoutingInForce, choose_routing
 
 MOST_REQUEST_EXPERTS = "prismoe_request_experts"
 """Where a loaded config keeps how many experts a request may ask for; no checkpoint holds it."""
+
+
+ARCHITECTURES = {architecture for family in FAMILIES for architecture in family.architectures}
+
+
+def is_moe_llava(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json says that it is a MoE-LLaVA checkpoint's, complete or not."""
+    named = config.get("architectures")
+    return config.get("model_type") in BY_MODEL_TYPE or (
+        isinstance(named, list) and not ARCHITECTURES.isdisjoint(named)
+    )
 
 
 def check_keys(config: Mapping[str, Any]) -> None:

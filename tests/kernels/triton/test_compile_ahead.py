@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from prismoe.kernels.triton import experts as triton_experts
+from prismoe.kernels.triton import layer_rows as triton_layer_rows
 from prismoe.kernels.triton import mixture as triton_mixture
 from prismoe.kernels.triton import router as triton_router
 
@@ -31,7 +32,7 @@ def test_every_kernel_builds_for_three_generations() -> None:
     assert built.returncode == 0, built.stderr
     kernels = {
         name
-        for module in (triton_experts, triton_mixture, triton_router)
+        for module in (triton_experts, triton_layer_rows, triton_mixture, triton_router)
         for name, value in vars(module).items()
         if type(value).__name__ == "InterpretedFunction" and writes(value.fn)
     }

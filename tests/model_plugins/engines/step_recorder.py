@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_steps
+
 
 class Row(NamedTuple):
     """One computed token of a request, by MoE layer."""
@@ -19,34 +21,29 @@ class Row(NamedTuple):
 
 def start_recording_rows(worker: Any) -> None:
     """To be run in the worker: keep the rows of each step from now on."""
-    runner, model = worker.model_runner, worker.model_runner.get_model()
+    model = worker.model_runner.get_model()
     worker.steps = []
-    step: dict[str, Any] = {}
+
+    def begin(step: StepRequests) -> None:
+        worker.steps.append({"requests": np.repeat(step.names, step.counts), "layers": []})
 
     def forward(input_ids: Tensor, positions: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        step.update(positions=positions.clone(), segments=model.routing.segments.segments.clone(), layers=[])
+        segments = model.routing.segments.segments
+        worker.steps[-1].update(positions=positions.clone(), segments=segments.clone())
         return forward_itself(input_ids, positions, *args, **kwargs)
 
-    def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        result = execute_model_itself(scheduler_output, *args, **kwargs)
-        if scheduler_output.total_num_scheduled_tokens:
-            requests = list(runner.input_batch.req_ids)
-            counts = [scheduler_output.num_scheduled_tokens[request] for request in requests]
-            worker.steps.append({"requests": np.repeat(requests, counts), **step})
-        return result
-
+    watch_steps(worker.model_runner, begin)
     forward_itself, model.forward = model.forward, forward
-    execute_model_itself, runner.execute_model = runner.execute_model, execute_model
     for layer in model.experts_by_layer:
-        _record_router(model.model.layers[layer].mlp.experts.router, step)
+        _record_router(model.model.layers[layer].mlp.experts.router, worker)
 
 
-def _record_router(router: Any, step: dict[str, Any]) -> None:
+def _record_router(router: Any, worker: Any) -> None:
     decide = router.decide
 
     def recorded(hidden: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, bool]:
         weights, experts, all_used = decide(hidden, logits)
-        step["layers"].append((logits.clone(), experts.clone(), weights.clone()))
+        worker.steps[-1]["layers"].append((logits.clone(), experts.clone(), weights.clone()))
         return weights, experts, all_used
 
     router.decide = recorded

@@ -58,7 +58,7 @@ def llm() -> Iterator[LLM]:
     """Under `ltdr`, in the smallest steps that are served."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the tests take the steps themselves
-        steps = {"max_num_batched_tokens": TOKENS_PER_IMAGE + 3, "max_num_seqs": 4}
+        steps: dict[str, Any] = {"max_num_batched_tokens": TOKENS_PER_IMAGE + 3, "max_num_seqs": 4}
         with engine(PHI, {"policy": "ltdr"}, block_size=BLOCK_SIZE, **steps) as llm:
             llm.collective_rpc(start_counting)
             yield llm

@@ -11,17 +11,17 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from prismoe.kernels.expert_load import empty_load
-from prismoe.kernels.triton import expert_load as triton_expert_load
+from prismoe.kernels.triton import layer_rows as triton_layer_rows
 from prismoe.kernels.triton import router as triton_router
-from prismoe.kernels.triton.expert_load import count_expert_load_fused
+from prismoe.kernels.triton.layer_rows import write_rows_fused
 from prismoe.kernels.triton.mixture import mixture_router
 from prismoe.kernels.triton.router import fused_router
-from prismoe.model_plugins.moe_layer import gpu_router, kernel_check, routed_model
+from prismoe.model_plugins.moe_layer import gpu_router, kernel_check, model_routing
 from prismoe.model_plugins.moe_layer.gpu_router import FusedRouter
+from prismoe.model_plugins.moe_layer.load_counter import LoadCounter
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
 from prismoe.model_plugins.routing.policy import RoutingPolicy
-from tests.model_plugins.routing.routing_steps import CASES, make, random_step, token_segments
+from tests.model_plugins.routing.routing_steps import CASES, make, random_step, routing_step
 from tests.triton_interpreter import interpret_triton  # noqa: F401
 
 
@@ -47,16 +47,16 @@ def router_and_step(
     parameters = nn.ParameterDict(
         {name: nn.Parameter(values, requires_grad=False) for name, values in step.parameters.items()}
     )
-    tokens = token_segments(segments)
-    tokens._is_on_cpu = False  # there it copies
-    return router(policy, 5, tokens, empty_load(5), parameters), step.hidden_TD, step.logits_TE
+    routed = routing_step(policy, 5, segments)
+    routed._write_rows = write_rows_fused
+    return router(policy, 5, routed, 0, parameters), step.hidden_TD, step.logits_TE
 
 
 @pytest.mark.parametrize("policy", ["topk", "ltdr", "entropy", "two thresholds", "fine experts", "task"])
 def test_a_decision_is_two_launches(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     router, *step = router_and_step(FusedRouter, CASES[policy])
     launches = []
-    for kernel in (triton_router._route, triton_expert_load._count):
+    for kernel in (triton_router._route, triton_layer_rows._write):
         monkeypatch.setattr(kernel, "run", lambda *args, **kwargs: launches.append(args))
     with Operations() as operations:
         router.decide(*step)
@@ -68,24 +68,28 @@ def test_a_decision_is_two_launches(policy: str, monkeypatch: pytest.MonkeyPatch
 def test_it_decides_and_counts_as_the_plain_router(settings: dict[str, Any]) -> None:
     plain, *step = router_and_step(PolicyRouter, settings)
     fused, *_ = router_and_step(FusedRouter, settings)
-    for _ in range(2):
-        weights_TA, experts_TA, _ = fused.decide(*step)
-        expected_weights_TA, expected_TA, _ = plain.decide(*step)
+    weights_TA, experts_TA, _ = fused.decide(*step)
+    expected_weights_TA, expected_TA, _ = plain.decide(*step)
     assert torch.equal(experts_TA, expected_TA)
     torch.testing.assert_close(weights_TA, expected_weights_TA)
     assert weights_TA.is_contiguous()
     assert experts_TA.is_contiguous()
-    for name, counts in plain.load()._asdict().items():
+    loads = []
+    for router in (plain, fused):
+        counter = LoadCounter(router._step)
+        counter.add(router._step)
+        loads.append(counter.load())
+    for name, counts in loads[0].items():
         rounding = 1e-4 if name.startswith("routing") else 0
-        np.testing.assert_allclose(getattr(fused.load(), name), counts, atol=rounding, err_msg=name)
-    assert sum(fused.load().tokens) == 14
+        np.testing.assert_allclose(loads[1][name], counts, atol=rounding, err_msg=name)
+    assert sum(loads[1]["tokens"][0]) == 7
 
 
 @pytest.fixture
 def on_cuda(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     platform = Mock(device_type="cpu")
     platform.is_cuda.return_value = True
-    for module in (routed_model, gpu_router):
+    for module in (model_routing, gpu_router):
         monkeypatch.setattr(module, "current_platform", platform)
     monkeypatch.setattr(kernel_check, "get_tp_group", lambda: Mock(world_size=1))
     monkeypatch.setattr(kernel_check.logger, "handlers", [caplog.handler])
@@ -103,17 +107,17 @@ LTDR, GMM, TOP_ANY = (make(CASES[case]) for case in ("ltdr", "gmm", "top_any"))
 def test_every_policy_passes_its_check_at_start(settings: dict[str, Any]) -> None:
     """Under the default device and type that a model may be loaded with."""
     with torch.device("meta"), set_default_torch_dtype(torch.bfloat16):
-        assert routed_model.router_class(make(settings), 5) is FusedRouter
+        assert model_routing.router_class(make(settings), 5) is FusedRouter
 
 
 def test_cpu_routes_without_fused_kernels() -> None:
-    assert routed_model.router_class(LTDR, 5) is PolicyRouter
+    assert model_routing.router_class(LTDR, 5) is PolicyRouter
 
 
 @pytest.mark.usefixtures("on_cuda")
 def test_an_operator_can_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRISMOE_PLAIN_KERNELS", "1")
-    assert routed_model.router_class(LTDR, 5) is PolicyRouter
+    assert model_routing.router_class(LTDR, 5) is PolicyRouter
 
 
 def other_experts(*arguments: Any) -> Any:
@@ -137,11 +141,6 @@ def other_experts_of_mixtures(*rule: torch.Tensor) -> tuple[torch.Tensor, torch.
     return (experts_TK + 1) % 5, weights_TK
 
 
-def one_token_too_many(load_MC: torch.Tensor, *arguments: Any) -> None:
-    count_expert_load_fused(load_MC, *arguments)
-    load_MC[1, 0] += 1
-
-
 def broken(*arguments: Any) -> None:
     raise RuntimeError("no kernel image is available for execution on the device")
 
@@ -154,9 +153,7 @@ def broken(*arguments: Any) -> None:
         (LTDR, "fused_router", other_weights),
         (LTDR, "fused_router", no_tail),
         (LTDR, "fused_router", broken),
-        (LTDR, "count_expert_load_fused", one_token_too_many),
         (GMM, "mixture_router", other_experts_of_mixtures),
-        (TOP_ANY, "count_expert_load_fused", one_token_too_many),
     ],
 )
 def test_a_gpu_on_which_they_fail_routes_in_plain_pytorch(
@@ -167,7 +164,7 @@ def test_a_gpu_on_which_they_fail_routes_in_plain_pytorch(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(gpu_router, kernel, fault)
-    assert routed_model.router_class(policy, 5) is PolicyRouter
+    assert model_routing.router_class(policy, 5) is PolicyRouter
     assert f"fused routing by {policy.policy} does not work on this GPU" in caplog.text
 
 
@@ -176,7 +173,7 @@ def test_a_policy_that_contradicts_its_fused_rule_routes_in_plain_pytorch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(type(LTDR), "route", lambda policy, step: make(CASES["topk of 1"]).route(step))
-    assert routed_model.router_class(LTDR, 5) is PolicyRouter
+    assert model_routing.router_class(LTDR, 5) is PolicyRouter
 
 
 @pytest.mark.slow
@@ -185,7 +182,7 @@ def test_all_ranks_route_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another rank's check failed."""
     monkeypatch.setattr(kernel_check, "get_tp_group", lambda: Mock(world_size=2))
     monkeypatch.setattr(kernel_check, "all_reduce", lambda answer, operation, group: answer.fill_(1))
-    assert routed_model.router_class(LTDR, 5) is PolicyRouter
+    assert model_routing.router_class(LTDR, 5) is PolicyRouter
 
 
 @pytest.mark.usefixtures("on_cuda")
@@ -194,7 +191,7 @@ def test_a_gpu_that_cannot_go_on_stops_the_start(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
     with pytest.raises(RuntimeError, match="Start again with PRISMOE_PLAIN_KERNELS=1"):
-        routed_model.router_class(LTDR, 5)
+        model_routing.router_class(LTDR, 5)
 
 
 @pytest.mark.usefixtures("on_cuda")
@@ -222,5 +219,5 @@ def test_a_rank_whose_gpu_cannot_go_on_stops_all(
     monkeypatch.setattr(kernel_check, "get_tp_group", lambda: Mock(world_size=2))
     monkeypatch.setattr(kernel_check, "all_reduce", all_reduce)
     with pytest.raises(RuntimeError, match=sentence):
-        routed_model.router_class(LTDR, 5)
+        model_routing.router_class(LTDR, 5)
     assert asked == [2 * broken_rank]

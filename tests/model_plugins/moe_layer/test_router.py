@@ -42,7 +42,7 @@ def test_compiled_it_decides_and_counts_the_same(settings: dict[str, Any], segme
     router, routed, *step = router_and_step(settings, segments)
     *expected, _ = router.decide(*step)
     expected_load = counted(routed)
-    for buffer in (routed.experts, routed.counts, routed.logits):
+    for buffer in (routed.experts, routed.weights, routed.logits):
         buffer.zero_()
     torch._dynamo.reset()  # or it would count the cases before as recompilations
     compiled = torch.compile(router.decide, fullgraph=True, dynamic=True, backend="aot_eager")

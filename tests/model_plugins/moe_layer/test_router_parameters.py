@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prismoe.model_plugins.moe_layer.routed_model import router_parameters
+from prismoe.model_plugins.moe_layer.model_routing import router_parameters
 from prismoe.model_plugins.routing.registry import choose_routing
 
 EXPERTS = {0: 4, 2: 4}

@@ -1,70 +1,133 @@
-"""The buffer that says which image a token belongs to."""
+"""The running step: what its tokens are, and what the layers wrote about them."""
 
 import pytest
 import torch
+from torch import Tensor
 
-from prismoe.model_plugins.moe_layer.token_segments import TokenSegments
+from prismoe.kernels.expert_load import Confidence, LayerShape
+from prismoe.model_plugins.moe_layer import step as step_module
+from prismoe.model_plugins.moe_layer.load_counter import PAGE_TOKENS, LoadCounter
+from prismoe.model_plugins.moe_layer.step import Media, RoutingStep
 
 PADDING, TEXT = -2, -1
+LAYER = LayerShape(experts=4, slots=2, scored=4)
 
 
-def images(*sizes: int) -> list[torch.Tensor]:
-    return [torch.zeros(size, 2) for size in sizes]
+def routing_step(max_tokens: int) -> RoutingStep:
+    return RoutingStep(("text", "image", "video", "audio"), [LAYER], max_tokens)
+
+
+def images(*sizes: int) -> list[Media]:
+    return [Media("image", size) for size in sizes]
 
 
 def test_a_step_is_described_token_by_token() -> None:
-    segments = TokenSegments(max_tokens=10)
-    is_vision_T = torch.tensor([False, True, True, False, True, True, True])
-    segments.mark(is_vision_T, images(2, 3), num_tokens=7)
-    assert segments.segments.tolist() == [TEXT, 0, 0, TEXT, 1, 1, 1, PADDING, PADDING, PADDING]
+    step = routing_step(10)
+    is_media_T = torch.tensor([False, True, True, False, True, True, True])
+    step.mark(is_media_T, [Media("video", 2), Media("image", 3)], num_tokens=7)
+    assert step.segments.tolist() == [TEXT, 0, 0, TEXT, 1, 1, 1, PADDING, PADDING, PADDING]
+    assert step.modalities.tolist() == [0, 2, 2, 0, 1, 1, 1, -1, -1, -1]
 
 
 def test_images_side_by_side_stay_two() -> None:
-    segments = TokenSegments(max_tokens=4)
-    segments.mark(torch.ones(4, dtype=torch.bool), images(1, 3), num_tokens=4)
-    assert segments.segments.tolist() == [0, 1, 1, 1]
+    step = routing_step(4)
+    step.mark(torch.ones(4, dtype=torch.bool), images(1, 3), num_tokens=4)
+    assert step.segments.tolist() == [0, 1, 1, 1]
+
+
+def test_sound_has_a_modality_and_is_text_to_policies() -> None:
+    step = routing_step(4)
+    is_media_T = torch.tensor([True, True, False, True])
+    step.mark(is_media_T, [Media("audio", 2), Media("image", 1)], num_tokens=4)
+    assert step.segments.tolist() == [TEXT, TEXT, TEXT, 1]
+    assert step.modalities.tolist() == [3, 3, 0, 1]
 
 
 def test_a_text_step_after_an_image_step() -> None:
-    segments = TokenSegments(max_tokens=4)
-    segments.mark(torch.ones(4, dtype=torch.bool), images(4), num_tokens=4)
-    segments.mark(torch.zeros(2, dtype=torch.bool), [], num_tokens=2)
-    assert segments.segments.tolist() == [TEXT, TEXT, PADDING, PADDING]
+    step = routing_step(4)
+    step.mark(torch.ones(4, dtype=torch.bool), images(4), num_tokens=4)
+    step.mark(torch.zeros(2, dtype=torch.bool), [], num_tokens=2)
+    assert step.segments.tolist() == [TEXT, TEXT, PADDING, PADDING]
+    assert step.modalities.tolist() == [0, 0, -1, -1]
 
 
 def test_before_and_after_a_step_all_is_padding() -> None:
-    segments = TokenSegments(max_tokens=3)
-    assert segments.segments.tolist() == [PADDING] * 3
-    segments.mark(None, [], num_tokens=2)
-    segments.clear()
-    assert segments.segments.tolist() == [PADDING] * 3
+    step = routing_step(3)
+    assert step.segments.tolist() == [PADDING] * 3
+    step.mark(None, [], num_tokens=2)
+    step.clear()
+    assert step.segments.tolist() == [PADDING] * 3
+    assert step.modalities.tolist() == [-1] * 3
+    assert step.num_tokens == 0
 
 
 def test_what_a_request_asks_for_stays_with_its_images() -> None:
-    segments = TokenSegments(max_tokens=6)
+    step = routing_step(6)
     asked = [torch.tensor([[4.0, 1.0]]), torch.tensor([[0.0, 2.0]]).repeat(2, 1)]
-    is_vision_T = torch.tensor([True, False, True, True])
-    segments.mark(is_vision_T, asked, num_tokens=4)
-    assert segments.asked[:4].tolist() == [[4, 1], [0, 0], [0, 2], [0, 2]]
-    segments.mark(None, [], num_tokens=6)
-    assert not segments.asked.any()
+    media = [Media("image", len(asked_T2), asked_T2) for asked_T2 in asked]
+    step.mark(torch.tensor([True, False, True, True]), media, num_tokens=4)
+    assert step.asked[:4].tolist() == [[4, 1], [0, 0], [0, 2], [0, 2]]
+    step.mark(None, [], num_tokens=6)
+    assert not step.asked.any()
 
 
 def test_more_tokens_than_the_buffer_holds_stop_the_step() -> None:
     with pytest.raises(AssertionError, match="more tokens"):
-        TokenSegments(max_tokens=2).mark(None, images(), num_tokens=3)
+        routing_step(2).mark(None, [], num_tokens=3)
 
 
-def test_what_the_layers_see_of_a_step_stays_as_it_was() -> None:
-    """Steps are counted later, when the buffers say something else."""
-    segments = TokenSegments(max_tokens=6)
-    segments.mark(torch.tensor([False, True, True]), images(2), num_tokens=3)
-    step = segments.step(3)
-    assert segments.step(3) is step
-    segments.mark(None, [], num_tokens=3)
-    assert step.segment_T.tolist() == [TEXT, 0, 0]
-    assert not step.is_text
-    assert segments.step(3).segment_T.tolist() == [TEXT] * 3
-    assert segments.step(3).is_text
-    segments.clear()
-    assert segments.step(2).segment_T.tolist() == [PADDING] * 2
+def test_only_a_step_without_images_is_said_to_be_text() -> None:
+    step = routing_step(6)
+    step.mark(torch.tensor([False, True, True]), images(2), num_tokens=3)
+    assert not step.tokens(3).is_text
+    step.mark(None, [], num_tokens=3)
+    assert step.tokens(3).is_text
+    assert not step.tokens(4).is_text  # padded
+    step.clear()
+    assert not step.tokens(3).is_text
+
+
+def run(step: RoutingStep, experts_TA: Tensor, logits_TE: Tensor) -> None:
+    step.write(0, experts_TA, torch.ones(len(experts_TA), 2), None, None, Confidence(logits_TE))
+
+
+def test_evenly_spaced_tokens_of_a_large_step_are_asked_how_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "MOST_SCORED", 12)  # of 4 experts in one layer: 3 tokens
+    step = routing_step(10)
+    counter = LoadCounter(step)
+    is_media_T = torch.tensor([False] * 4 + [True] * 4)
+    step.mark(is_media_T, images(4), num_tokens=8)
+    sure, unsure = torch.tensor([9.0, 0, 0, 0]), torch.zeros(4)
+    asked = (0, 2, 5)
+    logits_TE = torch.stack([unsure if token in asked else sure for token in range(8)])
+    run(step, torch.tensor([[0, 1]]).repeat(8, 1), logits_TE)
+    counter.add(step)
+    step.clear()
+    step.mark(None, [], num_tokens=2)  # a small step after it: all of its tokens
+    run(step, torch.tensor([[2, 3]]).repeat(2, 1), torch.stack([unsure, unsure]))
+    counter.add(step)
+    load = counter.load()
+    assert load["tokens"] == [[6, 4, 0, 0]]
+    assert load["scored_tokens"] == [[4, 1, 0, 0]]
+    assert load["near_ties"] == [[4, 1, 0, 0]]
+    assert load["expert_tokens"] == [[[4, 4, 2, 2], [4, 4, 0, 0], [0] * 4, [0] * 4]]
+
+
+def test_many_steps_are_counted_as_one_by_one() -> None:
+    """Beyond a page, and read in between."""
+    step = routing_step(400)
+    counter, total, read = LoadCounter(step), 0, 0
+    for size in [1, 400, 400, 300, 7, 400, PAGE_TOKENS % 400]:
+        step.mark(None, [], num_tokens=size)
+        run(step, torch.tensor([[1, 3]]).repeat(size, 1), torch.zeros(size, 4))
+        counter.add(step)
+        step.clear()
+        total += size
+        if size == 7:
+            read = counter.load()["tokens"][0][0]
+    assert read == 1108
+    load = counter.load()
+    assert load["tokens"] == [[total, 0, 0, 0]] == load["scored_tokens"]
+    assert load["expert_tokens"][0][0] == [0, total, 0, total]
+    counter.reset()
+    assert counter.load()["tokens"] == [[0, 0, 0, 0]]

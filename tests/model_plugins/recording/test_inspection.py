@@ -1,5 +1,6 @@
 """Recording one request's rows out of the steps of a runner, V1 or V2, without an engine."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -7,18 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from prismoe.kernels.expert_load import empty_load
-from prismoe.model_plugins.moe_layer.router import PolicyRouter
-from prismoe.model_plugins.moe_layer.token_segments import TokenSegments
+from prismoe.model_plugins.moe_layer.router import PolicyRouter, layer_shape
+from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.recording.inspection import InspectionRecorder
 from prismoe.model_plugins.routing.policies.ltdr import LTDR
 
 EXPERTS, HIDDEN, LAYERS = 4, 8, (0, 2)
 
 
-def scheduled(counts: dict[str, int]) -> Any:
-    """What the scheduler says of a step without new requests."""
-    return SimpleNamespace(num_scheduled_tokens=counts, scheduled_new_reqs=[])
+def scheduled(counts: dict[str, int], new: Sequence[Any] = ()) -> Any:
+    """What the scheduler says of a step."""
+    return SimpleNamespace(num_scheduled_tokens=counts, scheduled_new_reqs=new)
 
 
 class V1Runner:
@@ -29,11 +29,11 @@ class V1Runner:
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> str:
         return "prepared"
 
-    def step(self, computed: dict[str, int], counts: dict[str, int]) -> None:
+    def step(self, computed: dict[str, int], counts: dict[str, int], new: Sequence[Any] = ()) -> None:
         self.input_batch = SimpleNamespace(
             req_ids=[*computed], num_computed_tokens_cpu=torch.tensor([*computed.values(), 99])
         )
-        assert self._prepare_inputs(scheduled(counts), None) == "prepared"
+        assert self._prepare_inputs(scheduled(counts, new), None) == "prepared"
 
 
 class V2Runner:
@@ -44,31 +44,42 @@ class V2Runner:
     def prepare_inputs(self, scheduler_output: Any, *others: Any) -> Any:
         return self.batch
 
-    def step(self, computed: dict[str, int], counts: dict[str, int]) -> None:
+    def step(self, computed: dict[str, int], counts: dict[str, int], new: Sequence[Any] = ()) -> None:
         self.batch = SimpleNamespace(
             req_ids=[*computed], num_computed_tokens_np=torch.tensor([*computed.values()])
         )
-        assert self.prepare_inputs(scheduled(counts), None) is self.batch
+        assert self.prepare_inputs(scheduled(counts, new), None) is self.batch
 
 
 class Rig:
     """Routers of two layers behind a runner; `step` runs both and keeps the logits by request and token."""
 
-    def __init__(self, runner: V1Runner | V2Runner, most_tokens: int = 100) -> None:
+    def __init__(self, runner: V1Runner | V2Runner, most_tokens: int = 100, with_logits: bool = True) -> None:
         self.runner = runner
-        self.segments = TokenSegments(64)
         policy = LTDR(top_k=2, norm_topk_prob=True)
+        shapes = [layer_shape(policy, EXPERTS) for _ in LAYERS]
+        self.routed = RoutingStep(("text", "image"), shapes, 64)
         self.routers = {
-            layer: PolicyRouter(policy, EXPERTS, self.segments, empty_load(EXPERTS), nn.ParameterDict())
-            for layer in LAYERS
+            layer: PolicyRouter(policy, EXPERTS, self.routed, place, nn.ParameterDict())
+            for place, layer in enumerate(LAYERS)
         }
         self.logits: dict[tuple[str, int, int], list[float]] = {}
-        routing: Any = SimpleNamespace(routers=self.routers)
-        self.inspection = InspectionRecorder(runner, routing, "chatcmpl-mine", most_tokens)
+        self.routing: Any = SimpleNamespace(
+            routers=self.routers, layers=dict.fromkeys(LAYERS), step=self.routed, step_watchers=[]
+        )
+        self.inspection = InspectionRecorder(runner, self.routing, "chatcmpl-mine", most_tokens, with_logits)
 
-    def step(self, computed: dict[str, int], counts: dict[str, int], segments: list[int]) -> None:
-        self.runner.step(computed, counts)
+    def step(
+        self,
+        computed: dict[str, int],
+        counts: dict[str, int],
+        segments: list[int],
+        new: Sequence[Any] = (),
+    ) -> None:
+        self.runner.step(computed, counts, new)
         self.forward(segments)
+        for watch in self.routing.step_watchers:
+            watch(self.routed)
         for request, position in computed.items():
             start = sum(counts[other] for other in [*computed][: [*computed].index(request)])
             for index in range(counts[request]):
@@ -76,8 +87,11 @@ class Rig:
                     self.logits[request, layer, position + index] = self.latest[layer][start + index].tolist()
 
     def forward(self, segments: list[int]) -> None:
-        self.segments.clear()
-        self.segments.segments[: len(segments)] = torch.tensor(segments)
+        """What a dummy step does, too."""
+        self.routed.clear()
+        segment_T = torch.tensor(segments)
+        self.routed.segments[: len(segments)] = segment_T
+        self.routed.modalities[: len(segments)] = segment_T.clamp(max=0) + 1
         self.latest = {layer: torch.randn(len(segments), EXPERTS) for layer in LAYERS}
         for layer, router in self.routers.items():
             router._compute_routing(torch.zeros(len(segments), HIDDEN), self.latest[layer], None)
@@ -90,9 +104,9 @@ def test_the_rows_of_the_request_alone_in_the_order_of_its_positions(kind: type[
     rig.step({other: 7, mine: 0}, {other: 2, mine: 5}, [-1, -1, -1, 0, 0, 0, -1])
     rig.step({other: 9}, {other: 1}, [-1])
     rig.step({mine: 5, other: 10}, {mine: 1, other: 1}, [-1, -1])
-    rows = rig.inspection.rows(with_logits=True)
+    rows = rig.inspection.rows()
     assert rows["positions"] == [0, 1, 2, 3, 4, 5]
-    assert rows["is_vision"] == [False, True, True, True, False, False]
+    assert rows["modalities"] == ["text", "image", "image", "image", "text", "text"]
     for layer in rows["layers"]:
         assert layer["router_logits"] == [rig.logits[mine, layer["layer"], i] for i in range(6)]
         assert [len(experts) for experts in layer["experts"]] == [4 if tail else 2 for tail in layer["tail"]]
@@ -104,18 +118,18 @@ def test_a_preempted_request_is_told_as_it_was_computed_last() -> None:
     rig.step({"chatcmpl-mine-a": 0}, {"chatcmpl-mine-a": 4}, [-1, 0, 0, -1])
     rig.step({"chatcmpl-mine-a": 0}, {"chatcmpl-mine-a": 3}, [-1, 0, 0])
     rig.step({"chatcmpl-mine-a": 3}, {"chatcmpl-mine-a": 2}, [-1, -1])
-    rows = rig.inspection.rows(with_logits=True)
+    rows = rig.inspection.rows()
     assert rows["positions"] == [0, 1, 2, 3, 4]
     assert rows["layers"][0]["router_logits"] == [rig.logits["chatcmpl-mine-a", 0, i] for i in range(5)]
 
 
 def test_tokens_beyond_the_limit_and_dummy_steps_are_not_kept() -> None:
-    rig = Rig(V1Runner(), most_tokens=5)
+    rig = Rig(V1Runner(), most_tokens=5, with_logits=False)
     rig.step({"chatcmpl-mine-a": 0}, {"chatcmpl-mine-a": 3}, [-1, -1, -1])
     rig.forward([-2, -2, -2])
     rig.step({"chatcmpl-mine-a": 3}, {"chatcmpl-mine-a": 4}, [-1] * 4)
     rig.step({"chatcmpl-mine-a": 7}, {"chatcmpl-mine-a": 1}, [-1])
-    rows = rig.inspection.rows(with_logits=False)
+    rows = rig.inspection.rows()
     assert rows["positions"] == [0, 1, 2, 3, 4]
     assert rows["layers"][1]["router_logits"] is None
 
@@ -127,17 +141,39 @@ def test_nothing_stays_behind(kind: type[V1Runner | V2Runner]) -> None:
     rig.inspection.end()
     assert not vars(rig.runner)
     assert all(router.observer is None for router in rig.routers.values())
-    assert rig.inspection.rows(with_logits=False) == {
+    assert rig.routing.step_watchers == []
+    assert rig.inspection.rows() == {
         "positions": [],
-        "is_vision": [],
+        "modalities": [],
+        "media": [],
         "layers": [
-            {"layer": layer, "experts": [], "weights": [], "tail": [], "router_logits": None}
+            {"layer": layer, "experts": [], "weights": [], "tail": [], "router_logits": []}
             for layer in LAYERS
         ],
     }
 
 
-def test_watching_counts_nothing() -> None:
+@pytest.mark.parametrize(
+    ("grid", "is_embed", "told"),
+    [
+        ([1, 6, 4], None, [1, 3, 2]),
+        ([2, 2, 6], [True, True, False, True, True, True, True], [2, 1, 3]),
+        (None, None, None),
+    ],
+    ids=["an image", "a video with a separator", "no grid"],
+)
+def test_the_requests_media_are_told(
+    grid: list[int] | None, is_embed: list[bool] | None, told: list[int] | None
+) -> None:
     rig = Rig(V1Runner())
-    rig.step({"chatcmpl-mine-a": 0}, {"chatcmpl-mine-a": 4}, [-1, 0, 0, -1])
-    assert [router.load().tokens for router in rig.routers.values()] == [[2, 2]] * 2
+    length = 6 if is_embed is None else 7
+    data = None if grid is None else {"video_grid_thw": SimpleNamespace(data=torch.tensor(grid))}
+    position = SimpleNamespace(
+        offset=1, length=length, is_embed=None if is_embed is None else torch.tensor(is_embed)
+    )
+    feature = SimpleNamespace(modality="video", mm_position=position, data=data)
+    new = [SimpleNamespace(req_id="chatcmpl-mine-a", mm_features=[feature])]
+    rig.step({"chatcmpl-mine-a": 0}, {"chatcmpl-mine-a": 4}, [-1, 0, 0, 0], new)
+    assert rig.inspection.rows()["media"] == [
+        {"modality": "video", "offset": 1, "length": length, "grid": told}
+    ]

@@ -62,7 +62,7 @@ def test_a_file_that_is_missing(http: httpx.Client, good: object, picture_folder
 
 def test_no_server_is_asked_by_default(http: httpx.Client, good: object) -> None:
     own = url_part(f"{http.base_url}/health")
-    assert "this server fetches no images" in refusal(http, user(own, "What is this?"), good)
+    assert "this server fetches nothing" in refusal(http, user(own, "What is this?"), good)
 
 
 def test_a_hundred_images(http: httpx.Client, good: object, picture: bytes) -> None:

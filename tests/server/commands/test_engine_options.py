@@ -1,5 +1,6 @@
 """What vLLM's options become, without an engine."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from prismoe.server.commands import serve
 from prismoe.server.commands.cli import main
 from prismoe.server.commands.engine_options import parse_engine_options
 from prismoe.server.commands.interruption import StartSignals
+from prismoe.server.errors import explained
 from prismoe.server.settings import ServeSettings
 from tests.model_plugins.engine import PHI
 
@@ -32,7 +34,7 @@ def test_a_hub_name_is_served_under_that_name_from_the_local_cache(tmp_path: Pat
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        (("--trust-remote-code",), "runs no code out of a checkpoint"),
+        (("--trust-remote-code",), "give --run-checkpoint-code."),
         (("--headless",), "one HTTP process: leave out --headless."),
         (("--grpc",), "one HTTP process: leave out --grpc."),
         (("--grpc-port", "9000"), "one HTTP process: leave out --grpc-port."),
@@ -77,6 +79,7 @@ def test_a_hub_name_is_served_under_that_name_from_the_local_cache(tmp_path: Pat
         (("--tool-server", "demo"), "calls no tools: leave out --tool-server."),
         (("--h11-max-header-count", "9"), "another parser"),
         (("--h11-max-incomplete-event-size", "9"), "another parser"),
+        (("--media-io-kwargs", '{"video": {"backend": "torchcodec"}}'), "leave video.backend out."),
         (("--port", "65536"), "--port is 65536: give a number from 0 to 65535."),
         (("--port", "-1"), "--port is -1: "),
     ],
@@ -153,6 +156,86 @@ def test_any_error_of_vllms_options_is_told_in_a_sentence(
     assert main(["serve"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith("prismoe: ") and sentence in said[-1] and "Traceback" not in "".join(said)
+
+
+@pytest.fixture
+def qwen(tmp_path: Path) -> Path:
+    """The folder of another model than MoE-LLaVA, of which options need config.json alone."""
+    config = {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_any_models_options_are_vllms(qwen: Path) -> None:
+    options = {
+        "tokenizer_mode": "slow",
+        "chat_template": "{{ messages }}",
+        "tool_call_parser": "hermes",
+        "reasoning_parser": "qwen3",
+        "quantization": "fp8",
+        "max_model_len": 4096,
+        "mm_encoder_tp_mode": "data",
+        "enable_auto_tool_choice": True,
+        "media_io_kwargs": {"video": {"num_frames": 8}},
+    }
+    given = []
+    for name, value in options.items():
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        given += ["--" + name.replace("_", "-"), *([] if value is True else [text])]
+    args = parse_engine_options(ServeSettings(model=str(qwen), engine_options=tuple(given)))
+    assert {name: getattr(args, name) for name in options} == options
+    assert args.model == str(qwen) and args.trust_remote_code is False
+
+
+def test_requests_are_trusted_to_choose_their_routing_on_moe_llava_alone(qwen: Path) -> None:
+    def trusted(model: Path, *options: str) -> bool:
+        return parse_engine_options(
+            ServeSettings(model=str(model), engine_options=options)
+        ).trust_request_mm_kwargs
+
+    assert trusted(PHI) is True and trusted(qwen) is False
+    assert trusted(qwen, "--trust-request-mm-kwargs") is True
+    assert trusted(PHI, "--no-trust-request-mm-kwargs") is False
+
+
+def test_media_of_a_prompt_are_few_unless_the_operator_says_else(qwen: Path) -> None:
+    args = parse_engine_options(ServeSettings(model=str(qwen)))
+    assert args.limit_mm_per_prompt == {"image": 8, "video": 1, "vision_chunk": 8}
+    own = ("--limit-mm-per-prompt", '{"image": 2}')
+    args = parse_engine_options(ServeSettings(model=str(qwen), engine_options=own))
+    assert args.limit_mm_per_prompt == {"image": 2}
+
+
+def test_code_of_a_checkpoint_is_run_by_its_own_option_alone(qwen: Path) -> None:
+    assert parse_engine_options(ServeSettings(model=str(qwen), run_checkpoint_code=True)).trust_remote_code
+    both = ServeSettings(model=str(qwen), run_checkpoint_code=True, engine_options=("--trust-remote-code",))
+    with pytest.raises(ValueError, match="--trust-remote-code is not taken"):
+        parse_engine_options(both)
+
+
+def test_advice_to_trust_code_names_the_option_that_is_taken() -> None:
+    advice = ValueError("Please pass the argument `trust_remote_code=True`.")
+    assert explained(advice) == f"{advice} prismoe's option for this is --run-checkpoint-code."
+    with pytest.raises(ValueError) as refused:
+        parse_engine_options(ServeSettings(model=str(PHI), engine_options=("--trust-remote-code",)))
+    assert explained(refused.value) == options.REMOTE_CODE
+
+
+def test_the_config_may_be_elsewhere(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    bare = tmp_path_factory.mktemp("bare")
+    given = ("--hf-config-path", str(qwen))
+    assert parse_engine_options(ServeSettings(model=str(bare), engine_options=given)).model == str(bare)
+    with pytest.raises(ValueError, match=re.escape("holds no config.json")):
+        parse_engine_options(ServeSettings(model=str(bare)))
+    (bare / "params.json").write_text("{}")
+    assert not parse_engine_options(ServeSettings(model=str(bare))).trust_request_mm_kwargs
+
+
+def test_a_moe_llava_by_its_architecture_alone_is_checked(qwen: Path) -> None:
+    config = json.loads((PHI / "config.json").read_text()) | {"model_type": "moe_llava_other"}
+    (qwen / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="gives the model_type 'moe_llava_other'; prismoe serves"):
+        parse_engine_options(ServeSettings(model=str(qwen)))
 
 
 def test_another_name_may_be_asked_for() -> None:

@@ -19,10 +19,16 @@ def seed_images() -> tuple[bytes, ...]:
 def mutated_image(number: int) -> bytes:
     """A seed image with one to four faults. Half of the PNGs get right checksums, so that they are read."""
     chance = random.Random(number)
-    data = bytearray(chance.choice(seed_images()))
+    data = mutated(chance.choice(seed_images()), chance)
+    return with_checksums(data) if chance.random() < 0.5 else data
+
+
+def mutated(seed: bytes, chance: random.Random) -> bytes:
+    """A file with one to four faults."""
+    data = bytearray(seed)
     for _ in range(chance.randint(1, 4)):
         chance.choice((_flip, _number, _delete, _repeat, _insert, _cut, _splice))(data, chance)
-    return with_checksums(bytes(data)) if chance.random() < 0.5 else bytes(data)
+    return bytes(data)
 
 
 def _place(data: bytearray, chance: random.Random) -> int:

@@ -8,21 +8,21 @@ from collections import Counter
 
 import psutil
 
-from prismoe.server.media.budget import ImageBudget
+from prismoe.server.media.budget import MediaBudget
 from prismoe.server.media.decode import decode
-from prismoe.server.media.refusal import ImageRefused
+from prismoe.server.media.refusal import MediaRefused
 from tests.server.fuzz.images import mutated_image, seed_images
 
 IMAGES = 10_000
 MAX_PIXELS = 25_000_000
-BUDGET = ImageBudget(100)
+BUDGET = MediaBudget(100)
 
 
 def outcome(data: bytes) -> str:
-    """How an image ends; anything but a picture or ImageRefused is raised."""
+    """How an image ends; anything but a picture or MediaRefused is raised."""
     try:
         image = decode(data, MAX_PIXELS, BUDGET)
-    except ImageRefused as refusal:
+    except MediaRefused as refusal:
         assert not re.search(r"0x|object|/|<", str(refusal))
         return str(refusal)
     assert image.mode == "RGB" and 0 < image.width * image.height <= MAX_PIXELS

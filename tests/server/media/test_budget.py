@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
-from prismoe.server.media.budget import BudgetSpent, ImageBudget
+from prismoe.server.media.budget import BudgetSpent, MediaBudget
 from prismoe.server.media.connector import RequestMedia
 from prismoe.server.media.decode import decode
-from prismoe.server.media.refusal import ImageRefused
+from prismoe.server.media.refusal import MediaRefused
 from prismoe.server.media.settings import MediaSettings
 from tests.server.media.pictures import encoded, png
 from tests.server.media.test_connector import data_url
@@ -26,7 +26,7 @@ MANY = 10**8
 
 
 def test_an_image_counts_until_it_is_gone() -> None:
-    budget = ImageBudget(6)  # two images of three megabytes
+    budget = MediaBudget(6)  # two images of three megabytes
     images = [decode(MILLION, MANY, budget), decode(MILLION, MANY, budget)]
     for _ in range(3):
         with pytest.raises(BudgetSpent):
@@ -39,15 +39,15 @@ def test_an_image_counts_until_it_is_gone() -> None:
 
 
 def test_what_is_refused_counts_nothing() -> None:
-    budget = ImageBudget(3)
+    budget = MediaBudget(3)
     for _ in range(10):
-        with pytest.raises(ImageRefused):
+        with pytest.raises(MediaRefused):
             decode(png(1000, 1000), MANY, budget)
     decode(MILLION, MANY, budget)
 
 
 def test_many_threads_leave_nothing_behind() -> None:
-    budget = ImageBudget(12)
+    budget = MediaBudget(12)
 
     def once(_: int) -> int:
         try:
@@ -64,7 +64,7 @@ def test_many_threads_leave_nothing_behind() -> None:
 
 def test_the_client_may_come_again() -> None:
     connector = RequestMedia()
-    connector.budget = ImageBudget(6)
+    connector.budget = MediaBudget(6)
 
     async def ask() -> list[object]:
         images = [connector.fetch_image_async(data_url(MILLION)) for _ in range(3)]
@@ -95,7 +95,7 @@ def connector(web: Counted, tmp_path: Path) -> RequestMedia:
         allowed_local_media_path=str(tmp_path), allowed_media_domains=[f"http://*:{web.server_port}"]
     )
     connector.settings = MediaSettings(fetch_networks=(IPv4Network("127.0.0.2/32"),))
-    connector.budget = ImageBudget(1)
+    connector.budget = MediaBudget(1)
     return connector
 
 

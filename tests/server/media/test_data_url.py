@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prismoe.server.media.data_url import read_data_url
-from prismoe.server.media.refusal import ImageRefused
+from prismoe.server.media.refusal import MediaRefused
 
 MIB = 2**20
 DATA = bytes(range(256)) + b"\xff\xef\xbe" * 40 + b"?"
@@ -23,7 +23,7 @@ def read(text: str, header: str = "data:image/png;base64,", max_bytes: int = MIB
 
 
 def refusal(url: str, max_bytes: int = MIB) -> str:
-    with pytest.raises(ImageRefused) as refused:
+    with pytest.raises(MediaRefused) as refused:
         read_data_url(url, max_bytes)
     return str(refused.value)
 
@@ -108,7 +108,7 @@ def test_nothing(text: str) -> None:
     "header", ["data:", "data:image/png", "data:image/png,", "data:base64,", "data:xbase64,"]
 )
 def test_what_is_no_base64_url(header: str) -> None:
-    assert refusal(header + "AAAA") == "its data URL is not data:image/png;base64, and base64 text"
+    assert refusal(header + "AAAA") == "its data URL is not data:TYPE;base64, and base64 text"
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())

@@ -11,14 +11,14 @@ import psutil
 import pytest
 from PIL import Image
 
-from prismoe.server.media.budget import ImageBudget
+from prismoe.server.media.budget import MediaBudget
 from prismoe.server.media.decode import LONGEST_SIDE
 from prismoe.server.media.decode import decode as decode_within
-from prismoe.server.media.refusal import ImageRefused
+from prismoe.server.media.refusal import MediaRefused
 from tests.server.media.pictures import BLUE, GREEN, RED, chunk, encoded, png, rows, two_colours
 
 MAX_PIXELS = 25_000_000
-BUDGET = ImageBudget(2048)
+BUDGET = MediaBudget(2048)
 decode = functools.partial(decode_within, budget=BUDGET)
 CLEAR = (0, 0, 0, 0)
 
@@ -26,7 +26,7 @@ CLEAR = (0, 0, 0, 0)
 def refusal(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
     """Why the bytes are refused: quickly, without an address or a path."""
     start = time.monotonic()
-    with pytest.raises(ImageRefused) as refused:
+    with pytest.raises(MediaRefused) as refused:
         decode(data, max_pixels)
     assert time.monotonic() - start < 2
     reason = str(refused.value)
@@ -182,7 +182,7 @@ def test_bombs_stay_small() -> None:
     for bomb in bombs:
         try:
             assert decode(bomb, MAX_PIXELS).size == (1, 1)
-        except ImageRefused:
+        except MediaRefused:
             continue
     assert process.memory_info().rss - before < 64 * 2**20
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prismoe.server.media.budget import ImageBudget
+from prismoe.server.media.budget import MediaBudget
 from prismoe.server.media.decode import decode as decode_within
-from prismoe.server.media.refusal import ImageRefused
+from prismoe.server.media.refusal import MediaRefused
 from tests.paths import DATA
 from tests.server.media.pictures import (
     SIGNATURE,
@@ -32,11 +32,11 @@ ZEROS = zlib.compress(bytes(3 * MIB), 9)
 PNG, JPEG, WEBP, GIF = (encoded(two_colours(size=(32, 16)), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF"))
 PALETTE_PNG = encoded(two_colours("P", (32, 16)))
 
-decode = functools.partial(decode_within, max_pixels=25_000_000, budget=ImageBudget(2048))
+decode = functools.partial(decode_within, max_pixels=25_000_000, budget=MediaBudget(2048))
 
 
 def refusal(data: bytes) -> str:
-    with pytest.raises(ImageRefused) as refused:
+    with pytest.raises(MediaRefused) as refused:
         decode(data)
     return str(refused.value)
 

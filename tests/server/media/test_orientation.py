@@ -12,7 +12,7 @@ from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import MultiModalDataParser
 
-from prismoe.server.media.budget import ImageBudget
+from prismoe.server.media.budget import MediaBudget
 from prismoe.server.media.connector import RequestMedia
 from prismoe.server.media.decode import decode as decode_within
 from tests.paths import DATA
@@ -21,7 +21,7 @@ from tests.server.media.test_connector import data_url
 
 WHITE = (255, 255, 255)
 PICTURES = DATA / "pictures"
-decode = functools.partial(decode_within, max_pixels=25_000_000, budget=ImageBudget(2048))
+decode = functools.partial(decode_within, max_pixels=25_000_000, budget=MediaBudget(2048))
 
 LETTERS = {"R": RED, "G": GREEN, "B": BLUE, "W": WHITE}
 UPRIGHT = {

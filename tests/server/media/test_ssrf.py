@@ -17,9 +17,10 @@ from vllm.multimodal.media import ImageMediaIO
 from prismoe.server.media.addresses import may_fetch_from
 from prismoe.server.media.connector import RequestMedia
 from prismoe.server.media.origins import AllowedOrigins
-from prismoe.server.media.refusal import ImageRefused
+from prismoe.server.media.refusal import MediaRefused
 from prismoe.server.media.settings import MediaSettings
 from tests.server.media.certificate import certificate
+from tests.server.media.clips import clip
 from tests.server.media.pictures import encoded, two_colours
 from tests.server.media.web import Counted, Names, answer, drip, endless, running
 
@@ -72,6 +73,7 @@ def good(shared_targets: Targets) -> Iterator[Counted]:
             **{f"/{status}/away": answer(b"", status, Location=elsewhere) for status in REDIRECTS},
             **{f"/{status}/here": answer(b"", status, Location="/a.png") for status in REDIRECTS},
             "/refresh": answer(PICTURE, Refresh=f"0; url={elsewhere}", Link=f"<{elsewhere}>; rel=preload"),
+            "/clip": answer(clip(3), Content_Type="image/png"),
             "/missing": answer(b"a secret", 404),
             "/gzip": answer(b"\x1f\x8b" + bytes(1000), Content_Encoding="gzip"),
             "/large": answer(bytes(200_000)),
@@ -129,6 +131,24 @@ def test_an_allowed_server_is_asked(targets: Targets, good: Counted) -> None:
     assert not {"cookie", "authorization", "referer"} & set(good.headers[-4])
 
 
+def test_videos_are_fetched_by_the_same_rules(targets: Targets, good: Counted) -> None:
+    here, hits = f"http://{HOST}:{targets.port}", good.hits
+    connector = media(here)
+    assert connector.fetch_video(f"{here}/clip").media[0].shape == (3, 48, 64, 3)
+    assert good.headers[-1]["accept"] == "video/*"
+    for path, reason in (
+        ("/large", "it is not an MP4"),
+        (f"/{REDIRECTS[0]}/away", "its URL redirects"),
+        ("/missing", "answered with status 404"),
+    ):
+        with pytest.raises(VLLMValidationError, match=reason):
+            connector.fetch_video(here + path)
+    assert good.hits == hits + 4
+    small = media(here, settings=SETTINGS.model_copy(update={"max_video_mib": 0.001}))
+    with pytest.raises(VLLMValidationError, match="A video of the request can't be read: it has more than"):
+        small.fetch_video(f"{here}/clip")
+
+
 def test_the_forbidden_server_answers_where_the_rule_is_relaxed(shared_targets: Targets) -> None:
     """The other control: nothing but the rule keeps images from being fetched there."""
     relaxed = MediaSettings(fetch_networks=(IPv4Network("127.0.0.0/8"),))
@@ -140,7 +160,7 @@ def test_the_forbidden_server_answers_where_the_rule_is_relaxed(shared_targets: 
 
 def test_nothing_is_fetched_by_default(targets: Targets) -> None:
     for url in (f"http://{HOST}:{targets.port}/a.png", "https://example.com/a.png"):
-        assert "this server fetches no images" in refusal(url)
+        assert "this server fetches nothing" in refusal(url)
 
 
 ALL_FORMS = [
@@ -374,7 +394,7 @@ def test_http_is_for_servers_that_are_named_so() -> None:
         "https://deep.example/a",
         f"https://{HOST}:22/a",
     ):
-        with pytest.raises(ImageRefused):
+        with pytest.raises(MediaRefused):
             origins.checked(url)
 
 
@@ -393,7 +413,7 @@ def test_a_caller_without_an_event_loop_gets_the_same(targets: Targets) -> None:
         asyncio.run(connector.fetch_image_async(url))
     with pytest.raises(VLLMValidationError):
         connector.fetch_image(url)
-    with pytest.raises(VLLMValidationError, match="images only"):
+    with pytest.raises(VLLMValidationError, match="an address that media may not be fetched from"):
         connector.fetch_video(url)
-    with pytest.raises(VLLMValidationError, match="images only"):
+    with pytest.raises(VLLMValidationError, match="and no other media"):
         connector.fetch_audio(url)

@@ -21,13 +21,16 @@ RESPONSES = "/v1/responses"
 URL = "data:image/png;base64,AAAA"
 TEXT = {"type": "text", "text": "Hi"}
 IMAGE = {"type": "image_url", "image_url": {"url": URL}}
+VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
 BLOCK = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
 INPUT_IMAGE = {"type": "input_image", "image_url": URL}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 ROLES = "The roles are: system, developer, user, assistant, tool."
-ALL = Served(frozenset({"image"}), template_has_tools=True, reads_forced_calls=True, reads_calls=True)
-PARTS = "The parts are: text, refusal, image_url."
+ALL = Served(
+    frozenset({"image", "video"}), template_has_tools=True, reads_forced_calls=True, reads_calls=True
+)
+PARTS = "The parts are: text, refusal, image_url, video_url."
 LEFT_OUT = "leave it out of the request."
 
 
@@ -59,6 +62,9 @@ SAME: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {**user(TEXT), "media_io_kwargs": {}}),
     (CHAT, {**user(TEXT), "response_format": {"type": "json_object"}}),
     (CHAT, {**user(TEXT), "chat_template_kwargs": {"enable_thinking": False}}),
+    (CHAT, {**user(VIDEO, TEXT), "mm_processor_kwargs": {"fps": 1}}),
+    (BATCH, {"messages": [user(VIDEO)["messages"]]}),
+    (TOKENIZE, user(VIDEO)),
     (INSPECT, user(IMAGE)),
     (BATCH, {"messages": [user(TEXT)["messages"], user(IMAGE, TEXT)["messages"]]}),
     (TOKENIZE, {"prompt": "Hi"}),
@@ -176,6 +182,7 @@ def tool_calls(calls: Any) -> dict[str, Any]:
 
 
 FIRST = "messages[0].content[0]"
+CHAT_HAS_VIDEOS = "Send videos as parts of messages to /v1/chat/completions."
 
 REFUSED: list[tuple[str, Any, str]] = [
     # Bodies that are no JSON object.
@@ -235,7 +242,8 @@ REFUSED: list[tuple[str, Any, str]] = [
         for kind in (
             "image_pil",
             "image_embeds",
-            "video_url",
+            "video",
+            "video_embeds",
             "input_audio",
             "file",
             "prompt_embeds",
@@ -264,16 +272,43 @@ REFUSED: list[tuple[str, Any, str]] = [
     (
         CHAT,
         user({**IMAGE, "uuid": "mine"}),
-        f"An image's uuid would be shared with other clients: {LEFT_OUT}",
+        f"{FIRST}.uuid would be shared with other clients: {LEFT_OUT}",
     ),
     (
         CHAT,
         user({"type": "image_url", "uuid": "mine"}),
-        f"An image's uuid would be shared with other clients: {LEFT_OUT}",
+        f"{FIRST}.uuid would be shared with other clients: {LEFT_OUT}",
     ),
     (CHAT, user({"type": "image_url", "image_url": URL}), f"{FIRST}.image_url has to be an object."),
     (CHAT, user({"type": "image_url", "image_url": {}}), f"{FIRST}.image_url.url is missing."),
     (CHAT, user({"type": "image_url", "image_url": {"url": ""}}), f"{FIRST}.image_url.url is empty."),
+    (CHAT, user({**VIDEO, "uuid": "mine"}), f"{FIRST}.uuid would be shared with other clients: {LEFT_OUT}"),
+    (CHAT, user({**VIDEO, "fps": 2}), f"{FIRST}.fps is not taken: {LEFT_OUT}"),
+    (CHAT, user({"type": "video_url", "video_url": URL}), f"{FIRST}.video_url has to be an object."),
+    (CHAT, user({"type": "video_url", "video_url": {}}), f"{FIRST}.video_url.url is missing."),
+    (
+        CHAT,
+        user({"type": "video_url", "video_url": {"url": URL, "detail": "low"}}),
+        f"{FIRST}.video_url.detail is not taken: {LEFT_OUT}",
+    ),
+    # What two APIs have no part for.
+    (
+        RESPONSES,
+        items({"type": "message", "role": "user", "content": [{"type": "input_video", "video_url": URL}]}),
+        "input[0].content[0].type is 'input_video'. The parts are: input_text, input_image. "
+        + CHAT_HAS_VIDEOS,
+    ),
+    (
+        MESSAGES,
+        user({"type": "video", "source": {"type": "url", "url": URL}}),
+        f"{FIRST}.type is 'video'. The blocks of a user are: text, image, tool_result. {CHAT_HAS_VIDEOS}",
+    ),
+    # Routing that other models than MoE-LLaVA don't take.
+    (
+        CHAT,
+        {**user(IMAGE), "mm_processor_kwargs": {"routing": {}}},
+        "mm_processor_kwargs.routing is MoE-LLaVA's: this model's images are routed by its own gate.",
+    ),
     (CHAT, user({"type": "x" * 100}), f"{FIRST}.type is '{'x' * 39}…. {PARTS}"),
     # Calls of tools.
     (CHAT, tool_calls(5), "messages[0].tool_calls has to be a list."),
@@ -458,3 +493,14 @@ def test_a_model_without_images_takes_none(path: str, body: dict[str, Any]) -> N
     assert refusal(path, body, Served(frozenset({"video"}))).endswith(
         "content[0] is of modality image, which this model does not take."
     )
+
+
+def test_a_model_without_videos_takes_none() -> None:
+    assert refusal(CHAT, user(VIDEO), Served(frozenset({"image"}))) == (
+        f"{FIRST} is of modality video, which this model does not take."
+    )
+
+
+def test_only_moe_llavas_images_choose_their_routing() -> None:
+    body = {**user(IMAGE), "mm_processor_kwargs": {"routing": {"tail_experts": 4}}}
+    assert read(CHAT, body, Served(frozenset({"image"}), images_choose_routing=True)) == body

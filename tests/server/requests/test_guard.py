@@ -41,7 +41,7 @@ BY_TASKS = by_policies({"policy": "topk"}, {"policy": "task", "tasks": 4}, {"pol
 def registry() -> CollectorRegistry:
     registry = CollectorRegistry()
     app.state.routing, app.state.requests = BY_TASKS, RequestCounter(registry, "model")
-    app.state.served = Served(frozenset({"image"}))
+    app.state.served = Served(frozenset({"image"}), images_choose_routing=True)
     return registry
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prismoe.server.requests.served import _template_has_tools
+from prismoe.server.requests.served import _modalities, _template_has_tools
 
 
 def has_tools(writes: tuple[bool, bool, bool]) -> bool:
@@ -38,3 +38,19 @@ def test_a_template_that_refuses_them_has_none() -> None:
     chat: Any = SimpleNamespace(render_chat_request=refuse)
     engine: Any = SimpleNamespace()
     assert asyncio.run(_template_has_tools(engine, chat)) is False
+
+
+@pytest.mark.parametrize(
+    ("limits", "taken"),
+    [
+        ({"image": 8}, {"image"}),
+        ({"image": 8, "video": 1}, {"image", "video"}),
+        ({"image": 8, "video": 0}, {"image"}),
+        ({"vision_chunk": 8}, {"vision_chunk", "image", "video"}),
+        ({"vision_chunk": 0}, set()),
+    ],
+)
+def test_media_are_what_the_models_processor_takes(limits: dict[str, int], taken: set[str]) -> None:
+    processor = SimpleNamespace(info=SimpleNamespace(allowed_mm_limits=limits))
+    engine: Any = SimpleNamespace(renderer=SimpleNamespace(mm_processor=processor))
+    assert _modalities(engine) == taken

@@ -1,0 +1,55 @@
+"""Writing down what one MoE layer decided for a step's tokens, in buffers that outlive the step."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prismoe.kernels.expert_load import Confidence
+
+
+class LayerRows(NamedTuple):
+    """One layer's rows in the buffers of a step of at most T tokens. None is written where a part is None."""
+
+    sampled_S: Tensor  # int64: the tokens whose confidence is kept
+    experts_TA: Tensor  # int32
+    weights_TA: Tensor  # float32
+    count_T: Tensor | None  # int32; None where every token uses all slots
+    tail_T: Tensor | None  # bool; None where there are no tail tokens
+    logits_SE: Tensor | None  # float32
+    scores_SE: Tensor | None  # float32
+
+
+def write_rows(
+    to: LayerRows,
+    experts_TA: Tensor,
+    weights_TA: Tensor | None,
+    count_T: Tensor | None = None,
+    tail_T: Tensor | None = None,
+    confidence: Confidence | None = None,
+) -> None:
+    """Write the decision for the first tokens of `to`.
+
+    Without `count_T` each token uses the slots that there are, without `tail_T` none is a tail token. Unknown
+    weights become NaN.
+    """
+    num_tokens, slots = experts_TA.shape
+    to.experts_TA[:num_tokens, :slots] = experts_TA
+    to.weights_TA[:num_tokens, :slots] = torch.nan if weights_TA is None else weights_TA
+    if to.count_T is not None:
+        to.count_T[:num_tokens] = slots if count_T is None else count_T
+    if to.tail_T is not None:
+        to.tail_T[:num_tokens] = False if tail_T is None else tail_T
+    if confidence is not None:
+        _write_sampled(to.logits_SE, to.sampled_S, confidence.logits_TE)
+        _write_sampled(to.scores_SE, to.sampled_S, confidence.scores_TE)
+
+
+def _write_sampled(to_SE: Tensor | None, sampled_S: Tensor, values_TE: Tensor | None) -> None:
+    if to_SE is None or values_TE is None:
+        return
+    num_tokens, experts = values_TE.shape
+    if not torch.compiler.is_compiling() and num_tokens <= len(sampled_S):
+        to_SE[:num_tokens, :experts] = values_TE
+    else:  # a compiled graph has to hold for any number of tokens
+        to_SE[:, :experts] = values_TE[sampled_S.clamp(max=num_tokens - 1)]

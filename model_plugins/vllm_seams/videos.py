@@ -1,0 +1,82 @@
+"""vLLM's decoding of videos by OpenCV, with another capture in the place of OpenCV's own."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import numpy as np
+from vllm.multimodal.video_decoders import VideoSourceMetadata, VideoTargetMetadata, opencv
+
+from prismoe.model_plugins.vllm_seams.check import Needed
+
+NEEDS = [
+    Needed(
+        "vllm.multimodal.video_decoders.opencv:decode_opencv",
+        parameters=("loader_cls", "data", "target", "sampling_kwargs", "frame_recovery"),
+        attributes=("get_video_metadata", "_prepare_source", "compute_frames_index_to_sample", "read_frames"),
+    ),
+    Needed("vllm.multimodal.video_decoders:decode_video", parameters=("backend", "loader_cls", "data")),
+]
+
+BACKEND = "opencv"
+"""The name in vLLM of the only decoder that this is about."""
+
+Decoded = tuple[np.ndarray, VideoSourceMetadata, list[int], list[int]]
+
+
+class Capture(Protocol):
+    """What vLLM's loaders ask of a `cv2.VideoCapture`."""
+
+    def get(self, prop: int) -> float:
+        """A property."""
+
+    def set(self, prop: int, value: float) -> bool:
+        """Set a property, such as the place in the video."""
+
+    def grab(self) -> bool:
+        """Go to the next frame."""
+
+    def retrieve(self) -> tuple[bool, np.ndarray | None]:
+        """The frame that was grabbed, in BGR."""
+
+    def expect(self, frames: int) -> None:
+        """So many frames will be retrieved. Raises where they are too many."""
+
+
+_in_use: ContextVar[Capture | None] = ContextVar("prismoe_capture", default=None)
+_vllms = opencv.decode_opencv
+
+
+@contextmanager
+def decoding_by(capture: Capture) -> Iterator[None]:
+    """Have the loaders of vLLM that are called in this context read the frames of `capture`."""
+    opencv.decode_opencv = _decode
+    token = _in_use.set(capture)
+    try:
+        yield
+    finally:
+        _in_use.reset(token)
+
+
+def _decode(
+    loader_cls: Any,
+    data: bytes,
+    target: VideoTargetMetadata,
+    sampling_kwargs: dict[str, Any],
+    *,
+    frame_recovery: bool = False,
+) -> Decoded:
+    """As vLLM's `decode_opencv`, which opens the capture itself."""
+    capture: Any = _in_use.get()
+    if capture is None:
+        return _vllms(loader_cls, data, target, sampling_kwargs, frame_recovery=frame_recovery)
+    source = loader_cls._prepare_source(opencv.OpenCVVideoBackendMixin.get_video_metadata(capture))
+    sampled: Sequence[int] = loader_cls.compute_frames_index_to_sample(
+        source=source, target=target, **sampling_kwargs
+    )
+    capture.expect(len(sampled))
+    frames, valid = loader_cls.read_frames(
+        capture, sampled, total_frames_num=source.total_frames_num, frame_recovery=frame_recovery
+    )
+    return frames, source, list(sampled), valid

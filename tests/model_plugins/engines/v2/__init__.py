@@ -1,0 +1,1 @@
+"""Engines on the V2 runner, which every GPU has."""

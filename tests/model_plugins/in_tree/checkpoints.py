@@ -1,0 +1,18 @@
+"""The tiny checkpoints of vLLM's own models, by name."""
+
+from pathlib import Path
+
+from tests.model_plugins.in_tree import gemma4_moe, glm4v_moe, qwen3_5_moe, qwen3_vl_moe
+
+MODELS = {
+    "qwen3-vl-moe": qwen3_vl_moe.MODEL,
+    "glm4v-moe": glm4v_moe.MODEL,
+    "qwen3.5-moe": qwen3_5_moe.MODEL,
+    "gemma4-moe": gemma4_moe.MODEL,
+}
+
+
+def make_checkpoint(name: str, folder: Path) -> Path:
+    """Write the model of that name into `folder`, the same bytes each time."""
+    MODELS[name].save(folder / name)
+    return folder / name

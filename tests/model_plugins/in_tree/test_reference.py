@@ -1,0 +1,35 @@
+"""The tiny checkpoints are the same each time, and the reference counts each computed token once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.model_plugins.in_tree.chats import TWO_PICTURES, VIDEO
+from tests.model_plugins.in_tree.checkpoints import MODELS, make_checkpoint
+from tests.model_plugins.in_tree.reference import answers
+
+MOE_LAYERS_AND_K = {"qwen3-vl-moe": (3, 2), "glm4v-moe": (2, 3), "qwen3.5-moe": (4, 3), "gemma4-moe": (3, 2)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_bytes_each_time(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    again = make_checkpoint(name, tmp_path)
+    for file in checkpoint(name).iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_counts_add_up(name: str, checkpoint: Callable[[str], Path]) -> None:
+    """By layer and modality to the tokens times k; a picture's and a video's are kept apart."""
+    layers, k = MOE_LAYERS_AND_K[name]
+    pictures, video = answers(checkpoint(name), (TWO_PICTURES, VIDEO), max_tokens=3)
+    for answer, absent in ((pictures, "video"), (video, "image")):
+        tokens_M = dict(
+            zip(("text", "image", "video"), np.bincount(answer.modality_T, minlength=3), strict=True)
+        )
+        assert sum(tokens_M.values()) == len(answer.prompt_ids) + 2
+        assert {name for name, tokens in tokens_M.items() if not tokens} == {absent}
+        assert answer.counts.sum(axis=2).tolist() == [[k * n for n in tokens_M.values()]] * layers
+        assert len(answer.token_ids) == 3 and max(answer.token_ids) < 256
