@@ -11,6 +11,7 @@ from playwright.sync_api import Page, Route
 from prismoe.server.inspector import page as inspector_page
 
 URL = "http://inspector.test"
+MODEL = "Qwen/Qwen3-VL-235B-A22B-Instruct-of-a-long-name"
 LAYERS, EXPERTS, TOP_K = 48, 128, 8
 MODALITIES = ("text", "image", "video", "audio")
 WEIGHTS = [0.3, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05]
@@ -120,7 +121,7 @@ def serve(page: Page, told: Mapping[str, Any], routing: Mapping[str, Any] = ROUT
     chunk = {"choices": [{"delta": {"content": "A cat."}}]}
     events = f"data: {json.dumps(chunk)}\n\nevent: routing\ndata: {json.dumps(told)}\n\ndata: [DONE]\n\n"
     answers = {
-        "/v1/models": {"data": [{"id": "qwen"}]},
+        "/v1/models": {"data": [{"id": MODEL}]},
         "/v1/routing": routing,
         "/v1/routing/inspect": FACTS,
         "/v1/routing/load": load(told),

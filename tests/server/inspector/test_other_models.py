@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.server.browser import running_browser
 from tests.server.inspector.made_up import (
     LAYERS,
+    MODEL,
     ROUTING,
     WEIGHTS,
     inspection,
@@ -64,7 +65,7 @@ def opened(browser: Browser, **looks: Any) -> Iterator[Page]:
 
 
 def ask(page: Page) -> None:
-    expect(page.locator("#model")).to_have_text("qwen")
+    expect(page.locator("#model")).to_have_text(MODEL)
     page.get_by_role("button", name="Ask").click()
     expect(page.locator("#load")).to_be_visible()
 
@@ -102,7 +103,7 @@ def test_an_image_has_a_grid_of_its_own_over_the_whole_picture(page: Page) -> No
 
 def test_a_video_is_frames_by_number(page: Page) -> None:
     asked = serve(page, VIDEO)
-    expect(page.locator("#model")).to_have_text("qwen")
+    expect(page.locator("#model")).to_have_text(MODEL)
     page.locator("#file").set_input_files({"name": "cat.mp4", "mimeType": "video/mp4", "buffer": b"frames"})
     ask(page)
     assert asked[0]["messages"][0]["content"][0] == {
