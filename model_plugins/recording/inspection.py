@@ -71,7 +71,8 @@ class InspectionRecorder:
         """What was recorded, as plain lists in the order of the request's positions.
 
         `media` are the request's images, videos and sounds. `layers` hold for each token its experts, best
-        first, and as many weights; whether it was a tail token; and the gate's logits where they were kept.
+        first, and as many weights, which are None where the kernel does not tell them; whether it was a tail
+        token; and the gate's logits where they were kept.
         """
         positions = [position for step in self._steps for position in step.positions]
         # A preempted request computes positions again: its latest rows are those that its answer rests on.
@@ -90,16 +91,17 @@ class InspectionRecorder:
             _picked([step[part][place] for step in self._recorded], order)
             for part in range(1, len(Recorded._fields))
         )
+        told = not any(math.isnan(share) for shares in weights for share in shares)
         ranked = [
-            sorted(zip(of_token[:count], shares, strict=False), key=lambda pair: -pair[1])
+            sorted(zip(of_token[:count], shares, strict=False), key=lambda pair: -pair[1] if told else 0)
             for of_token, shares, count in zip(experts, weights, counts, strict=True)
         ]
         return {
             "layer": layer,
             "experts": [[expert for expert, _ in pairs] for pairs in ranked],
-            "weights": [[weight for _, weight in pairs] for pairs in ranked],
+            "weights": [[weight for _, weight in pairs] for pairs in ranked] if told else None,
             "tail": tail,
-            "router_logits": _picked(self._logits[layer], order) if layer in self._logits else None,
+            "router_logits": _picked(kept, order) if (kept := self._logits.get(layer)) else None,
         }
 
     def _begin_step(self, step: StepRequests) -> None:

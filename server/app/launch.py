@@ -152,7 +152,7 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
         await engines.ask("prismoe_reset_expert_load")
         await app.state.expert_load.read()
         app.state.routing = await routes.routing_in_force(engines)
-        inspectable = await what_is_inspectable(engines, engine.vllm_config)
+        inspectable = await what_is_inspectable(engines, engine.vllm_config, app.state.routing.not_supported)
     except Exception as error:
         raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error
     app.state.served = await what_is_served(engine, app.state.openai_serving_chat)

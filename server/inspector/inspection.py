@@ -1,5 +1,6 @@
 """What an inspection tells: for each token of a request what it is, and per MoE layer where it went."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prismoe.kernels.modalities import MODALITIES
 from prismoe.model_plugins.models.patch_grid import PatchGrid
 
-TEXT, VISION = MODALITIES
+TEXT = MODALITIES[0]
 
 
 class Model(BaseModel):
@@ -24,29 +25,55 @@ class RecordedLayer(Model):
     """Its index in the decoder."""
     experts: list[list[int]]
     """The experts that a token used, best first."""
-    weights: list[list[float]]
-    """As many routing weights."""
+    weights: list[list[float]] | None
+    """As many routing weights; None where the layer's kernel does not tell them."""
     tail: list[bool]
     """Whether it was a vision tail token in this layer."""
     router_logits: list[list[float]] | None
     """The gate's logits, where the request asks for them."""
 
 
+class RecordedMedium(Model):
+    """An image, a video or a sound of the request: a range of its positions."""
+
+    modality: str
+    offset: int
+    length: int
+    """Separators among its embeddings are counted, too."""
+    grid: tuple[int, int, int] | None
+    """Its frames, rows and columns, where the model's processor tells them."""
+
+    def holds(self, position: int, modality: str) -> bool:
+        """Whether the token at `position` is one of its embeddings."""
+        return modality == self.modality and self.offset <= position < self.offset + self.length
+
+
 class RecordedRows(Model):
-    """What the worker recorded, each list by token in the order of their positions."""
+    """What the worker recorded, each list but `media` by token in the order of their positions."""
 
     positions: list[int]
-    is_vision: list[bool]
+    modalities: list[str]
+    media: list[RecordedMedium]
     layers: list[RecordedLayer]
 
 
+class InspectedMedium(Model):
+    """An image, a video or a sound. Where the numbers are None, nothing is known of its tokens' places."""
+
+    modality: str
+    frames: int | None
+    rows: int | None
+    columns: int | None
+
+
 class InspectedToken(Model):
-    """What a token is. `segment` is its image's number in the request; row and column are its patch's."""
+    """What a token is. `segment` is its place in `media`; frame, row and column say where in that it lies."""
 
     position: int
     modality: str
     text: str | None
     segment: int | None = None
+    frame: int | None = None
     row: int | None = None
     column: int | None = None
 
@@ -54,8 +81,10 @@ class InspectedToken(Model):
 class Inspection(Model):
     """A request's tokens and where they went. Lists of `layers` follow `tokens`."""
 
-    grid: PatchGrid
-    """How an image's tokens lie on it."""
+    grid: PatchGrid | None
+    """How an image's tokens lie on it, in a model that sees all images alike."""
+    media: list[InspectedMedium]
+    """The request's images, videos and sounds, in order."""
     prompt_tokens: int
     """How many of the tokens are the prompt's; the others are the answer's."""
     tokens: list[InspectedToken]
@@ -65,7 +94,7 @@ class Inspection(Model):
 
 def inspection(
     rows: RecordedRows,
-    grid: PatchGrid,
+    grid: PatchGrid | None,
     prompt: Sequence[int],
     answer: Sequence[int],
     text_of: Callable[[int], str],
@@ -74,34 +103,59 @@ def inspection(
     # The answer's last token is never fed back; a scheduler that runs ahead computes it all the same.
     fed = [*prompt, *answer][: len(prompt) + len(answer) - 1]
     count = sum(position < len(fed) for position in rows.positions)
-    tokens = list(_tokens(rows.positions[:count], rows.is_vision[:count], grid, fed, text_of))
     return Inspection(
         grid=grid,
+        media=[_described(medium, grid) for medium in rows.media],
         prompt_tokens=min(len(prompt), count),
-        tokens=tokens,
+        tokens=list(_tokens(rows, count, grid, fed, text_of)),
         layers=[_first(layer, count) for layer in rows.layers],
         left_out=len(fed) - count,
     )
 
 
+def _described(medium: RecordedMedium, grid: PatchGrid | None) -> InspectedMedium:
+    shape = (1, grid.rows, grid.columns) if grid is not None else medium.grid
+    frames, rows, columns = shape or (None, None, None)
+    return InspectedMedium(modality=medium.modality, frames=frames, rows=rows, columns=columns)
+
+
 def _tokens(
-    positions: Sequence[int],
-    is_vision: Sequence[bool],
-    grid: PatchGrid,
+    rows: RecordedRows,
+    count: int,
+    grid: PatchGrid | None,
     fed: Sequence[int],
     text_of: Callable[[int], str],
 ) -> Iterator[InspectedToken]:
-    vision_tokens = 0
-    for position, vision in zip(positions, is_vision, strict=True):
-        if not vision:
+    seen: Counter[int] = Counter()
+    for position, modality in list(zip(rows.positions, rows.modalities, strict=True))[:count]:
+        if modality == TEXT:
             yield InspectedToken(position=position, modality=TEXT, text=text_of(fed[position]))
             continue
-        segment, token = divmod(vision_tokens, grid.tokens)
-        vision_tokens += 1
-        row, column = grid.place(token) or (None, None)
+        holders = (place for place, medium in enumerate(rows.media) if medium.holds(position, modality))
+        segment = next(holders)
+        frame, row, column = _place(rows.media[segment], seen[segment], grid) or (None, None, None)
+        seen[segment] += 1
         yield InspectedToken(
-            position=position, modality=VISION, text=None, segment=segment, row=row, column=column
+            position=position,
+            modality=modality,
+            text=None,
+            segment=segment,
+            frame=frame,
+            row=row,
+            column=column,
         )
+
+
+def _place(medium: RecordedMedium, token: int, grid: PatchGrid | None) -> tuple[int, int, int] | None:
+    """Frame, row and column of a medium's n-th token; None where that is not known, or no patch."""
+    if grid is not None:
+        place = grid.place(token)
+        return place and (0, *place)
+    if medium.grid is None:
+        return None
+    _, rows, columns = medium.grid
+    frame, patch = divmod(token, rows * columns)
+    return (frame, *divmod(patch, columns))
 
 
 def _first(layer: RecordedLayer, count: int) -> RecordedLayer:

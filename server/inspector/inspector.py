@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import uuid4
 
 import anyio
@@ -28,6 +28,12 @@ MOST_WAITING = 4
 
 DONE = "data: [DONE]\n\n"
 
+NO_LAYERS = "This checkpoint has no MoE layers, so there is no routing to inspect."
+NO_LOGITS = (
+    "This server runs a compiled model, whose router logits can't be kept: "
+    "leave router_logits out, or start another server with --enforce-eager."
+)
+
 
 class InspectionRequest(ChatCompletionRequest):
     """An OpenAI chat body."""
@@ -35,7 +41,7 @@ class InspectionRequest(ChatCompletionRequest):
     max_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] | None = None
     router_logits: bool = False
-    """Whether to tell the gates' logits too."""
+    """Whether to tell the gates' logits too; an engine that runs eagerly has them."""
 
 
 class Inspected(Model):
@@ -50,7 +56,10 @@ class Inspectable(Model):
 
     refusal: str | None
     """Why this server inspects nothing; None where it does."""
-    grid: PatchGrid
+    router_logits: bool
+    """Whether requests may ask for the gates' logits."""
+    grid: PatchGrid | None
+    """How an image's tokens lie on it; None where the processor of the model decides for each image."""
     request_experts: int
     """The most experts that a request may ask for its vision tokens; 0: none."""
     moe_layers: int
@@ -58,10 +67,16 @@ class Inspectable(Model):
     most_new_tokens: int = MOST_NEW_TOKENS
 
 
-async def what_is_inspectable(engine: Engine, vllm_config: VllmConfig) -> Inspectable:
-    """Ask what can be inspected: each engine answers alike, and as long as it runs."""
+async def what_is_inspectable(
+    engine: Engine, vllm_config: VllmConfig, not_supported: Sequence[str]
+) -> Inspectable:
+    """Ask what can be inspected: each engine answers alike, and as long as it runs.
+
+    `not_supported` says why a model's MoE layers can't be seen, where it has some.
+    """
     facts = (await engine.ask("prismoe_inspectable"))[0]
-    return Inspectable(refusal=refusal(vllm_config, facts), **facts)
+    refusal = None if facts["moe_layers"] else " ".join(not_supported) or NO_LAYERS
+    return Inspectable(refusal=refusal, router_logits=runs_eagerly(vllm_config), **facts)
 
 
 class Inspector:
@@ -140,7 +155,7 @@ class Inspector:
         internal_id = f"chatcmpl-{request.request_id}"  # as vLLM names it, before a suffix of its own
 
         async def routing(prompt: list[int], answer: list[int]) -> Inspection:
-            recorded = await self._engine.ask("prismoe_inspected_rows", body.router_logits)
+            recorded = await self._engine.ask("prismoe_inspected_rows")
             # One of the data-parallel engines ran the request; the others recorded nothing.
             rows = RecordedRows.model_validate(max(recorded, key=lambda rows: len(rows["positions"])))
             tokenizer, grid = self._chat.renderer.get_tokenizer(), self.inspectable.grid
@@ -150,7 +165,9 @@ class Inspector:
         try:
             async with self._turn:
                 try:
-                    await self._engine.ask("prismoe_start_inspection", internal_id, MOST_TOKENS)
+                    await self._engine.ask(
+                        "prismoe_start_inspection", internal_id, MOST_TOKENS, body.router_logits
+                    )
                     yield request, routing
                 finally:
                     with anyio.CancelScope(shield=True):  # also where the client has gone away
@@ -163,17 +180,10 @@ Routing = Callable[[list[int], list[int]], Awaitable[Inspection]]
 """From a request's prompt and answer in tokens to where they went."""
 
 
-def refusal(vllm_config: VllmConfig, facts: Mapping[str, Any]) -> str | None:
-    """Why nothing can be inspected under this configuration."""
+def runs_eagerly(vllm_config: VllmConfig) -> bool:
+    """Whether Python runs in each step, so that the gates can be watched."""
     compilation = vllm_config.compilation_config
-    if compilation.mode != CompilationMode.NONE or compilation.cudagraph_mode != CUDAGraphMode.NONE:
-        return (
-            "This server runs a compiled model, whose routing can't be watched: "
-            "start another with --enforce-eager to inspect requests."
-        )
-    if facts["moe_layers"] == 0:
-        return "This checkpoint has no MoE layers, so there is no routing to inspect."
-    return None
+    return compilation.mode == CompilationMode.NONE and compilation.cudagraph_mode == CUDAGraphMode.NONE
 
 
 def check(body: InspectionRequest, facts: Inspectable) -> None:
@@ -182,6 +192,8 @@ def check(body: InspectionRequest, facts: Inspectable) -> None:
         raise HTTPException(501, facts.refusal)
     if (body.n or 1) != 1 or body.use_beam_search:
         raise HTTPException(400, "An inspection follows one answer: leave n and use_beam_search out.")
+    if body.router_logits and not facts.router_logits:
+        raise HTTPException(400, NO_LOGITS)
 
 
 def prepared(body: InspectionRequest) -> ChatCompletionRequest:

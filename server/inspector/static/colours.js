@@ -6,7 +6,11 @@ const EXPERTS = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#0072b2", "#d55e00
 // Cividis, from few to many.
 const COUNTS = ["#123570", "#575d6d", "#8a8779", "#c4b56c", "#fee838"];
 
+const MODALITIES = { text: "#56b4e9", image: "#e69f00", video: "#cc79a7", audio: "#009e73" };
+
 const channels = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+
+export const ofModality = (modality) => MODALITIES[modality];
 
 function mixed(from, to, share) {
   const [a, b] = [channels(from), channels(to)];
@@ -21,7 +25,12 @@ export function ofExpert(expert) {
 }
 
 export function ofCount(count, most) {
-  const place = most === 1 ? 0 : ((count - 1) / (most - 1)) * (COUNTS.length - 1);
+  return ofShare(most === 1 ? 0 : (count - 1) / (most - 1));
+}
+
+// `share` is from 0 to 1.
+export function ofShare(share) {
+  const place = share * (COUNTS.length - 1);
   const low = Math.min(Math.floor(place), COUNTS.length - 2);
   return mixed(COUNTS[low], COUNTS[low + 1], place - low);
 }

@@ -21,6 +21,12 @@ export const html = (tag, attributes = {}, ...children) =>
 export const svg = (tag, attributes = {}, ...children) =>
   filled(document.createElementNS(SVG, tag), attributes, children);
 
-export const percent = (share) => `${Math.round(100 * share)}%`;
+export function swatch(colour) {
+  const square = html("i", { class: "swatch", "aria-hidden": true });
+  square.style.backgroundColor = colour;
+  return square;
+}
+
+export const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)}%`;
 
 export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;

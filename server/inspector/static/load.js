@@ -1,58 +1,66 @@
 // Expert load by modality: this request's beside the server's.
 
-import { ofExpert } from "./colours.js";
-import { html, percent } from "./dom.js";
+import { ofExpert, ofModality } from "./colours.js";
+import { html, percent, swatch } from "./dom.js";
+import { loadMap, shares } from "./load_map.js";
 
-const MODALITIES = ["text", "vision"];
+export const MOST_ROWS = 16; // Of more experts a table names the most loaded.
 
-// How a request's tokens of each modality chose among the experts: a list of counts each.
-export function countsOf(inspection, layer, experts) {
-  const counts = MODALITIES.map(() => Array(experts).fill(0));
+// How a request's tokens of a modality chose among a layer's experts.
+export function countsOf(inspection, layer, experts, modality) {
+  const counts = Array(experts).fill(0);
   inspection.tokens.forEach((token, index) => {
-    const row = counts[MODALITIES.indexOf(token.modality)];
-    for (const expert of layer.experts[index]) row[expert] += 1;
+    if (token.modality === modality) for (const expert of layer.experts[index]) counts[expert] += 1;
   });
   return counts;
 }
 
-// `series`: for each column its name and its counts by modality and expert.
-export function loadTables(series, experts) {
-  return MODALITIES.map((modality, row) => {
-    const columns = series.map(({ name, counts }) => ({ name, shares: shares(counts[row]) }));
-    const most = Math.max(...columns.flatMap((column) => column.shares), 1 / experts);
-    const lines = Array.from({ length: experts }, (_, expert) =>
-      html(
-        "tr",
-        {},
-        html("th", { scope: "row" }, swatch(expert), String(expert)),
-        ...columns.map(({ name, shares }) => shareCell(expert, shares[expert], most, name === "Server")),
-      ),
-    );
-    const heads = columns.map(({ name }) => html("th", { scope: "col" }, name));
-    return html(
-      "table",
-      { class: "load" },
-      html("caption", {}, modality === "text" ? "Text tokens" : "Vision tokens"),
-      html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "Expert"), ...heads)),
-      html("tbody", {}, ...lines),
-    );
-  });
+// `series`: for each column its name and its counts by layer and expert, of the tokens of one modality.
+// `onLayer` is told the place of a layer that is chosen on a map.
+export function loadPart(modality, series, chosen, onLayer) {
+  const experts = series[0].counts[chosen].length;
+  const maps = experts > MOST_ROWS ? series.map((one) => loadMap(modality, one, chosen, onLayer)) : [];
+  return html("div", { class: "load-part" }, table(modality, series, chosen, experts), ...maps);
 }
 
-function shares(counts) {
-  const sum = counts.reduce((total, count) => total + count, 0) || 1;
-  return counts.map((count) => count / sum);
+function table(modality, series, chosen, experts) {
+  const columns = series.map(({ name, counts }) => ({ name, shares: shares(counts[chosen]) }));
+  const most = Math.max(...columns.flatMap((column) => column.shares), 1 / experts);
+  const lines = shownExperts(columns, experts).map((expert) =>
+    html(
+      "tr",
+      {},
+      html("th", { scope: "row" }, swatch(ofExpert(expert)), String(expert)),
+      ...columns.map(({ name, shares }) => shareCell(expert, shares[expert], most, name === "Server", experts)),
+    ),
+  );
+  const heads = columns.map(({ name }) => html("th", { scope: "col" }, name));
+  return html(
+    "table",
+    { class: "load" },
+    html("caption", {}, swatch(ofModality(modality)), titleOf(modality, experts)),
+    html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "Expert"), ...heads)),
+    html("tbody", {}, ...lines),
+  );
 }
 
-function swatch(expert) {
-  const square = html("i", { class: "swatch", "aria-hidden": true });
-  square.style.backgroundColor = ofExpert(expert);
-  return square;
+function titleOf(modality, experts) {
+  const name = `${modality[0].toUpperCase()}${modality.slice(1)} tokens`;
+  return experts > MOST_ROWS ? `${name}: the ${MOST_ROWS} most loaded of ${experts} experts` : name;
 }
 
-function shareCell(expert, share, most, isServer) {
+// All by number, or the most loaded: by the request, and where it has no such tokens by the server.
+function shownExperts(columns, experts) {
+  const all = Array.from({ length: experts }, (_, expert) => expert);
+  if (experts <= MOST_ROWS) return all;
+  const [first, last] = [columns[0].shares, columns.at(-1).shares];
+  return all.sort((a, b) => first[b] - first[a] || last[b] - last[a]).slice(0, MOST_ROWS);
+}
+
+function shareCell(expert, share, most, isServer, experts) {
   const length = html("i", { class: isServer ? "length server" : "length", "aria-hidden": true });
   length.style.width = `${(100 * share) / most}%`;
   length.style.color = ofExpert(expert);
-  return html("td", {}, html("span", { class: "track" }, length), html("span", {}, percent(share)));
+  const digits = experts > MOST_ROWS ? 1 : 0;
+  return html("td", {}, html("span", { class: "track" }, length), html("span", {}, percent(share, digits)));
 }

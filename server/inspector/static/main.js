@@ -1,18 +1,20 @@
 // The inspector's page: its state, and everything on it drawn from that.
 
-import { ofCount, ofExpert } from "./colours.js";
 import { byId, html } from "./dom.js";
-import { countsOf, loadTables } from "./load.js";
-import { difference, patchesOf, point, stage, summary } from "./patches.js";
+import { countKeys, expertKeys } from "./legend.js";
+import { countsOf, loadPart } from "./load.js";
+import { difference, layoutOf, patchesOf, summary } from "./patches.js";
 import { Pictures } from "./pictures.js";
 import { get, inspect, setKey } from "./server.js";
+import { point, seen, waiting } from "./stage.js";
 import { textTokens } from "./tokens.js";
 
 const MAX_TOKENS = 64;
 
-const server = { model: "", facts: null, layers: [], load: null };
-const view = { layer: 0, colour: "tail", expert: null, cursor: null, mostExperts: 1 };
-let runs = []; // { name, routing, picture, answer, inspection }
+const server = { model: "", facts: null, layers: [], modalities: [], load: null };
+// `tails`: whether a policy tells tail tokens from others. `mostExperts`: the most that a token used.
+const view = { layer: 0, colour: "tail", expert: null, cursor: null, tails: true, mostExperts: 1 };
+let runs = []; // { name, routing, modality, address, title, answer, inspection }
 
 const pictures = new Pictures(problem);
 
@@ -35,8 +37,12 @@ async function start() {
   const [models, facts, routing] = await Promise.all(
     ["v1/models", "v1/routing/inspect", "v1/routing"].map(get),
   );
-  Object.assign(server, { model: models.data[0].id, facts, layers: routing.layers });
-  view.mostExperts = Math.max(1, ...server.layers.map(({ experts }) => experts));
+  const { layers, modalities } = routing;
+  Object.assign(server, { model: models.data[0].id, facts, layers, modalities });
+  view.tails = layers.some(({ policy }) => policy.policy !== "native");
+  if (!view.tails) view.colour = "experts";
+  byId("colours").hidden = !view.tails;
+  pictures.take(modalities);
   byId("model").textContent = server.model;
   const last = Math.max(0, server.layers.length - 1);
   Object.assign(byId("layer"), { max: last, disabled: last === 0 });
@@ -53,7 +59,7 @@ function drawRoutingFields() {
   byId("routing").disabled = most === 0;
   byId("routing-note").textContent = most
     ? `1 to ${most}; left empty, as the server is set.`
-    : "The policy in force takes no numbers from requests.";
+    : "The routing in force takes no numbers from requests.";
 }
 
 const numberFields = (name, most, tail, head) => [
@@ -72,9 +78,9 @@ function routingOf(name) {
 
 async function ask() {
   if (!server.facts) await start();
-  const picture = await pictures.chosen();
+  const medium = await pictures.chosen();
   const names = byId("compare").checked ? ["A", "B"] : ["A"];
-  runs = names.map((name) => ({ name, routing: routingOf(name), picture, answer: "", inspection: null }));
+  runs = names.map((name) => ({ name, routing: routingOf(name), ...medium, answer: "", inspection: null }));
   view.cursor = null;
   draw();
   const { top } = byId("view").getBoundingClientRect();
@@ -85,6 +91,7 @@ async function ask() {
         run.answer += text;
         byId(`answer-${run.name}`).textContent = run.answer;
       });
+      view.mostExperts = Math.max(...runs.map(mostExperts));
       draw();
     }
   } finally {
@@ -95,7 +102,10 @@ async function ask() {
   draw();
 }
 
-const body = ({ picture, routing }) => ({
+const mostExperts = ({ inspection }) =>
+  (inspection?.layers ?? []).flatMap(({ experts }) => experts).reduce((most, used) => Math.max(most, used.length), 1);
+
+const body = ({ modality, address, routing }) => ({
   model: server.model,
   temperature: 0,
   max_tokens: MAX_TOKENS,
@@ -103,7 +113,7 @@ const body = ({ picture, routing }) => ({
     {
       role: "user",
       content: [
-        { type: "image_url", image_url: { url: picture } },
+        ...(address ? [{ type: `${modality}_url`, [`${modality}_url`]: { url: address } }] : []),
         { type: "text", text: byId("question").value },
       ],
     },
@@ -136,8 +146,8 @@ function drawDifference() {
 
 function pointAll() {
   for (const run of runs)
-    if (run.inspection)
-      point(run, run.inspection.layers[view.layer], view.cursor, byId(`patch-${run.name}`));
+    if (run.inspection && layoutOf(run.inspection))
+      point(run, run.inspection.layers[view.layer], view, byId(`patch-${run.name}`));
 }
 
 function drawLayer() {
@@ -147,41 +157,29 @@ function drawLayer() {
   const said = Object.entries(settings).filter(([, value]) => value !== null);
   byId("layer-name").textContent = layer.layer;
   byId("layer").setAttribute("aria-valuetext", `Layer ${layer.layer}`);
-  byId("policy").textContent = `${policy}: ${said.map(([name, value]) => `${name} ${value}`).join(", ")}`;
+  const settled = said.length
+    ? said.map(([name, value]) => `${name} ${value}`).join(", ")
+    : `${layer.gate}, ${layer.top_k} of ${layer.experts} experts`;
+  byId("policy").textContent = `${policy}: ${settled}`;
 }
 
-// Experts can be looked at one by one; numbers of experts are only named.
 function drawLegend() {
-  const experts = server.layers[view.layer]?.experts ?? 0;
-  byId("legend").replaceChildren(
-    ...Array.from({ length: experts }, (_, i) => (view.colour === "count" ? countKey(i + 1) : expertKey(i))),
-  );
+  const { experts } = server.layers[view.layer] ?? {};
+  const run = runs.find(({ inspection }) => inspection);
+  if (!run) return byId("legend").replaceChildren();
+  if (view.colour === "count") return byId("legend").replaceChildren(...countKeys(view.mostExperts));
+  const layer = run.inspection.layers[view.layer];
+  const counts = Array(experts).fill(0);
+  for (const expert of layer.experts.flat()) counts[expert] += 1;
+  byId("legend").replaceChildren(...expertKeys(counts, view.expert, pressExpert));
 }
 
-function countKey(count) {
-  return html("span", { class: "key" }, swatch(ofCount(count, view.mostExperts)), count === 1 ? "1 expert" : `${count} experts`);
-}
-
-function expertKey(expert) {
+function pressExpert(expert) {
   const pressed = view.expert === expert;
-  const onclick = () => {
-    view.expert = pressed ? null : expert;
-    if (!pressed) byId("colours").querySelector("[value=experts]").checked = true;
-    view.colour = byId("colours").querySelector(":checked").value;
-    draw();
-  };
-  return html(
-    "button",
-    { class: "key", id: `expert-${expert}`, type: "button", "aria-pressed": pressed, title: "Show this expert alone", onclick },
-    swatch(ofExpert(expert)),
-    `Expert ${expert}`,
-  );
-}
-
-function swatch(colour) {
-  const square = html("i", { class: "swatch", "aria-hidden": true });
-  square.style.backgroundColor = colour;
-  return square;
+  view.expert = pressed ? null : expert;
+  if (!pressed) byId("colours").querySelector("[value=experts]").checked = true;
+  if (!pressed) view.colour = "experts";
+  draw();
 }
 
 function drawnRun(run) {
@@ -189,23 +187,25 @@ function drawnRun(run) {
   const heading = html("h2", {}, runs.length > 1 ? html("b", {}, run.name) : "", asked(run.routing));
   const parts = [heading, answer];
   if (run.inspection) parts.push(...drawnRouting(run));
-  else parts.push(html("div", { class: "stage waiting" }, html("img", { src: run.picture, alt: "", class: server.facts.grid.fit })));
+  else if (run.address) parts.push(waiting(run, server.facts.grid));
   return html("article", { id: `run-${run.name}`, "aria-busy": !run.inspection }, ...parts);
 }
 
 function drawnRouting(run) {
   const layer = run.inspection.layers[view.layer];
   const moveTo = (place) => {
-    if (place?.row === view.cursor?.row && place?.column === view.cursor?.column) return;
+    if (["frame", "row", "column"].every((name) => place?.[name] === view.cursor?.[name])) return;
     view.cursor = place;
     pointAll();
   };
-  const parts = [
-    stage(run, layer, view, moveTo),
-    html("p", { class: "detail", id: `patch-${run.name}`, "aria-live": "polite" }),
-    html("p", { class: "summary" }, summary(patchesOf(run.inspection, layer))),
-    textTokens(run.inspection, layer, view),
-  ];
+  const parts = [];
+  if (layoutOf(run.inspection))
+    parts.push(
+      seen(run, layer, view, moveTo),
+      html("p", { class: "detail", id: `patch-${run.name}`, "aria-live": "polite" }),
+      html("p", { class: "summary" }, summary(patchesOf(run.inspection, layer), view)),
+    );
+  parts.push(textTokens(run.inspection, layer, view));
   const { left_out: leftOut } = run.inspection;
   if (leftOut) parts.push(html("p", { class: "note" }, `${leftOut} tokens beyond the limit were not recorded.`));
   return parts;
@@ -219,19 +219,35 @@ function asked({ tail_experts: tail, head_experts: head }) {
 function drawLoad(told) {
   byId("load").hidden = !told || !server.load;
   if (byId("load").hidden) return;
-  const { experts } = server.layers[view.layer];
-  const series = runs
-    .filter(({ inspection }) => inspection)
-    .map(({ name, inspection }) => ({
-      name: runs.length > 1 ? `Request ${name}` : "This request",
-      counts: countsOf(inspection, inspection.layers[view.layer], experts),
-    }));
-  series.push({ name: "Server", counts: server.load.expert_tokens[view.layer] });
-  const [text, vision] = server.load.tokens[view.layer].map((count) => count.toLocaleString("en"));
+  const { modalities, tokens, expert_tokens: ofServer } = server.load;
+  const asked = new Set(runs.flatMap(({ inspection }) => inspection?.tokens ?? []).map(({ modality }) => modality));
+  const present = modalities.filter((modality, at) => tokens[view.layer][at] || asked.has(modality));
+  const counted = present.map((modality) => {
+    const count = tokens[view.layer][modalities.indexOf(modality)];
+    return `${count.toLocaleString("en")} ${modality}`;
+  });
   byId("load-note").textContent =
-    `How the choices of experts are shared in this layer, beside all that this server has computed: ` +
-    `${text} text and ${vision} vision tokens.`;
-  byId("load-tables").replaceChildren(...loadTables(series, experts));
+    "How the choices of experts are shared in this layer, beside all that this server has computed: " +
+    `${counted.join(", ")} tokens.`;
+  byId("load-tables").replaceChildren(
+    ...present.map((modality) => {
+      const series = runs.filter(({ inspection }) => inspection).map((run) => loadOf(run, modality));
+      series.push({ name: "Server", counts: ofServer.map((layer) => layer[modalities.indexOf(modality)]) });
+      return loadPart(modality, series, view.layer, chooseLayer);
+    }),
+  );
+}
+
+const loadOf = ({ name, inspection }, modality) => ({
+  name: runs.length > 1 ? `Request ${name}` : "This request",
+  counts: inspection.layers.map((layer, at) => countsOf(inspection, layer, server.layers[at].experts, modality)),
+});
+
+function chooseLayer(place) {
+  byId("layer").value = place;
+  view.layer = place;
+  view.expert = null;
+  draw();
 }
 
 function listen() {
@@ -246,9 +262,7 @@ function listen() {
     attempt(start);
   });
   byId("layer").addEventListener("input", (event) => {
-    view.layer = Number(event.target.value);
-    view.expert = null;
-    draw();
+    chooseLayer(Number(event.target.value));
   });
   byId("strength").addEventListener("input", (event) => {
     byId("runs").style.setProperty("--strength", `${event.target.value}%`);

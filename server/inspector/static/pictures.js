@@ -1,9 +1,10 @@
-// Choosing a picture: one that ships with prismoe, or one of the user's.
+// Choosing a picture: one that ships with prismoe, or one of the user's. A video of theirs where the model takes some.
 
 import { byId, html } from "./dom.js";
 import { get, picture } from "./server.js";
 
 const LARGEST = 20e6; // bytes
+const NOUNS = { image: "picture", video: "video" };
 
 const asDataUrl = (blob) =>
   new Promise((resolve, reject) => {
@@ -17,6 +18,7 @@ const asDataUrl = (blob) =>
 export class Pictures {
   constructor(onProblem) {
     this.onProblem = onProblem;
+    this.modalities = ["image"];
     const [drop, file] = [byId("drop"), byId("file")];
     file.addEventListener("change", () => this.takeOwn(file.files[0]));
     for (const type of ["dragenter", "dragover"])
@@ -32,6 +34,14 @@ export class Pictures {
     });
   }
 
+  // Learns what the model takes.
+  take(modalities) {
+    this.modalities = ["image", "video"].filter((modality) => modalities.includes(modality));
+    byId("drop").hidden = !this.modalities.length;
+    byId("file").accept = this.modalities.map((modality) => `${modality}/*`).join();
+    byId("file-nouns").textContent = this.modalities.map((modality) => NOUNS[modality]).join(" or ");
+  }
+
   async showBundled() {
     const listed = await get("inspector/pictures/pictures.json");
     byId("pictures").replaceChildren(
@@ -41,26 +51,36 @@ export class Pictures {
 
   async takeOwn(file) {
     if (!file) return;
-    if (!file.type.startsWith("image/")) return this.onProblem(`${file.name} is no picture.`);
+    const modality = this.modalities.find((one) => file.type.startsWith(`${one}/`));
+    if (!modality) return this.onProblem(`${file.name} is no ${this.modalities.map((one) => NOUNS[one]).join(" or ")}.`);
     if (file.size > LARGEST) return this.onProblem(`${file.name} is over ${LARGEST / 1e6} MB: take a smaller one.`);
     this.onProblem("");
     byId("own")?.remove();
-    const own = thumbnail(await asDataUrl(file), file.name, true);
+    const own = thumbnail(await asDataUrl(file), file.name, true, modality);
     own.id = "own";
     byId("pictures").append(own);
   }
 
-  // The chosen picture as a data: address.
+  // The chosen picture or video as a data: address; of a model that takes neither, none.
   async chosen() {
-    const address = byId("pictures").querySelector("input:checked").value;
-    return address.startsWith("data:") ? address : asDataUrl(await picture(address));
+    if (!this.modalities.length) return { modality: "text", address: "", title: "" };
+    const { value, dataset } = byId("pictures").querySelector("input:checked");
+    const address = value.startsWith("data:") ? value : await asDataUrl(await picture(value));
+    return { modality: dataset.modality, address, title: dataset.title };
   }
 }
 
-const thumbnail = (address, name, checked) =>
+const thumbnail = (address, name, checked, modality = "image") =>
   html(
     "label",
     { title: name },
-    html("input", { type: "radio", name: "picture", value: address, checked }),
-    html("img", { src: address, alt: name }),
+    html("input", {
+      type: "radio",
+      name: "picture",
+      value: address,
+      checked,
+      "data-modality": modality,
+      "data-title": name,
+    }),
+    modality === "image" ? html("img", { src: address, alt: name }) : html("span", { class: "film" }, `▶ ${name}`),
   );

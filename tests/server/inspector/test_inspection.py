@@ -49,12 +49,13 @@ def test_every_token_is_told_once_and_in_its_place(http: httpx.Client, question:
         range(usage["prompt_tokens"] + usage["completion_tokens"] - 1)
     )
     assert routing["prompt_tokens"] == usage["prompt_tokens"] and routing["left_out"] == 0
+    assert routing["media"] == [{"modality": "image", "frames": 1, "rows": SIDE, "columns": SIDE}] * 2
     for segment in (0, 1):
         image = [token for token in tokens if token["segment"] == segment]
-        assert [(token["row"], token["column"]) for token in image] == [
-            divmod(patch, SIDE) for patch in range(PATCHES)
+        assert [(token["frame"], token["row"], token["column"]) for token in image] == [
+            (0, *divmod(patch, SIDE)) for patch in range(PATCHES)
         ]
-        assert {(token["modality"], token["text"]) for token in image} == {("vision", None)}
+        assert {(token["modality"], token["text"]) for token in image} == {("image", None)}
     text = [token for token in tokens if token["modality"] == "text"]
     assert len(text) == len(tokens) - 2 * PATCHES
     said = "".join(token["text"] for token in text)
@@ -100,7 +101,7 @@ def test_what_the_routers_made_of_the_tokens_is_summed(http: httpx.Client, quest
     before = load(http)
     routing = inspected(http, question, router_logits=True)["routing"]
     after = load(http)
-    is_vision = np.array([token["modality"] == "vision" for token in routing["tokens"]])
+    is_vision = np.array([token["modality"] == "image" for token in routing["tokens"]])
     for index, layer in enumerate(routing["layers"]):
         probs = probabilities(np.array(layer["router_logits"]))
         best = np.pad(-np.sort(-probs, axis=1), ((0, 0), (0, 1)), constant_values=-np.inf)
@@ -192,4 +193,4 @@ def test_what_can_be_inspected(http: httpx.Client) -> None:
     tower = json.loads((bundled_checkpoint() / "image_tower" / "config.json").read_text())
     assert facts["grid"]["rows"] == facts["grid"]["columns"] == tower["image_size"] // tower["patch_size"]
     assert facts["grid"]["tokens"] == PATCHES and facts["grid"]["fit"] == "pad"
-    assert facts["refusal"] is None and facts["request_experts"] == EXPERTS
+    assert facts["refusal"] is None and facts["request_experts"] == EXPERTS and facts["router_logits"]

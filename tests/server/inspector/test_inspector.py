@@ -11,7 +11,7 @@ from fastapi import HTTPException
 from vllm.config import CompilationMode, CUDAGraphMode
 
 from prismoe.model_plugins.models.patch_grid import PatchGrid
-from prismoe.server.inspector.inspection import RecordedRows, inspection
+from prismoe.server.inspector.inspection import Inspection, RecordedRows, inspection
 from prismoe.server.inspector.inspector import MOST_WAITING, InspectionRequest, Inspector, what_is_inspectable
 
 SIGLIP = PatchGrid(rows=2, columns=2, tokens=3, first_patch=1, fit="stretch")
@@ -19,8 +19,8 @@ FACTS = {"grid": SIGLIP.model_dump(), "request_experts": 4, "moe_layers": 1}
 BODY = InspectionRequest(model="m", messages=[{"role": "user", "content": "Hi"}])
 
 
-def rows(is_vision: list[bool]) -> RecordedRows:
-    count = len(is_vision)
+def rows(modalities: list[str], *media: dict[str, Any]) -> RecordedRows:
+    count = len(modalities)
     layer = {
         "layer": 1,
         "experts": [[token] for token in range(count)],
@@ -29,27 +29,101 @@ def rows(is_vision: list[bool]) -> RecordedRows:
         "router_logits": None,
     }
     return RecordedRows.model_validate(
-        {"positions": list(range(count)), "is_vision": is_vision, "layers": [layer]}
+        {"positions": list(range(count)), "modalities": modalities, "media": media, "layers": [layer]}
     )
 
 
+def medium(
+    offset: int, length: int, grid: tuple[int, int, int] | None = None, modality: str = "image"
+) -> dict[str, Any]:
+    return {"modality": modality, "offset": offset, "length": length, "grid": grid}
+
+
+def places(told: Inspection) -> list[tuple[int | None, ...]]:
+    return [
+        (token.segment, token.frame, token.row, token.column)
+        for token in told.tokens
+        if token.modality != "text"
+    ]
+
+
 def test_images_side_by_side_are_told_apart() -> None:
-    told = inspection(rows([False] + [True] * 6 + [False]), SIGLIP, [5] * 7, [6, 7], str)
-    places = [(token.segment, token.row, token.column) for token in told.tokens[1:7]]
-    assert places == [(0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1)]
+    recorded = rows(["text", *["image"] * 6, "text"], medium(1, 3), medium(4, 3))
+    told = inspection(recorded, SIGLIP, [5] * 7, [6, 7], str)
+    assert places(told) == [
+        (0, 0, 0, 1),
+        (0, 0, 1, 0),
+        (0, 0, 1, 1),
+        (1, 0, 0, 1),
+        (1, 0, 1, 0),
+        (1, 0, 1, 1),
+    ]
     assert (told.tokens[0].text, told.tokens[7].text) == ("5", "6")
     assert (told.prompt_tokens, told.left_out) == (7, 0)
+    assert [(one.frames, one.rows, one.columns) for one in told.media] == [(1, 2, 2)] * 2
+
+
+def test_a_class_token_lies_nowhere() -> None:
+    grid = PatchGrid(rows=1, columns=2, tokens=3, first_patch=-1, fit="crop")
+    told = inspection(rows(["image"] * 3, medium(0, 3)), grid, [5] * 3, [6], str)
+    assert places(told) == [(0, None, None, None), (0, 0, 0, 0), (0, 0, 0, 1)]
+
+
+def test_each_image_has_a_grid_of_its_own() -> None:
+    recorded = rows(
+        ["image", "image", "text", *["image"] * 4], medium(0, 2, (1, 1, 2)), medium(3, 4, (1, 2, 2))
+    )
+    told = inspection(recorded, None, [5] * 7, [6], str)
+    assert places(told) == [
+        (0, 0, 0, 0),
+        (0, 0, 0, 1),
+        (1, 0, 0, 0),
+        (1, 0, 0, 1),
+        (1, 0, 1, 0),
+        (1, 0, 1, 1),
+    ]
+    assert told.grid is None
+    assert [(one.frames, one.rows, one.columns) for one in told.media] == [(1, 1, 2), (1, 2, 2)]
+
+
+def test_separators_between_the_frames_of_a_video_are_text() -> None:
+    frame = ["text", "video", "video"]
+    told = inspection(rows(frame * 2, medium(0, 6, (2, 1, 2), "video")), None, [5] * 6, [6], str)
+    assert places(told) == [(0, 0, 0, 0), (0, 0, 0, 1), (0, 1, 0, 0), (0, 1, 0, 1)]
+    assert [token.text for token in told.tokens] == ["5", None, None, "5", None, None]
+
+
+def test_a_sound_inside_the_range_of_its_video_is_told_apart() -> None:
+    recorded = rows(
+        ["video", "audio", "video", "audio"], medium(0, 4, (2, 1, 1), "video"), medium(0, 4, None, "audio")
+    )
+    told = inspection(recorded, None, [5] * 4, [6], str)
+    assert places(told) == [(0, 0, 0, 0), (1, None, None, None), (0, 1, 0, 0), (1, None, None, None)]
+    assert [one.modality for one in told.media] == ["video", "audio"]
+
+
+def test_where_the_processor_tells_no_grid_no_place_is_told() -> None:
+    told = inspection(rows(["image"] * 2, medium(0, 2)), None, [5] * 2, [6], str)
+    assert places(told) == [(0, None, None, None)] * 2
+    assert (told.media[0].frames, told.media[0].rows, told.media[0].columns) == (None, None, None)
 
 
 def test_a_token_computed_ahead_is_not_told() -> None:
-    told = inspection(rows([False] * 4), SIGLIP, [5, 6], [7, 8], str)
+    told = inspection(rows(["text"] * 4), SIGLIP, [5, 6], [7, 8], str)
     assert [token.text for token in told.tokens] == ["5", "6", "7"]
     assert told.layers[0].experts == [[0], [1], [2]]
 
 
 def test_tokens_that_were_not_recorded_are_counted() -> None:
-    told = inspection(rows([False] * 2), SIGLIP, [5, 6, 7], [8, 9], str)
+    told = inspection(rows(["text"] * 2), SIGLIP, [5, 6, 7], [8, 9], str)
     assert (len(told.tokens), told.prompt_tokens, told.left_out) == (2, 2, 2)
+
+
+def test_weights_that_the_kernel_does_not_tell_are_told_as_none() -> None:
+    recorded = rows(["text"] * 2)
+    layer = recorded.layers[0].model_copy(update={"weights": None})
+    told = inspection(recorded.model_copy(update={"layers": [layer]}), None, [5], [6, 7], str)
+    assert told.layers[0].weights is None and told.layers[0].experts == [[0], [1]]
 
 
 class Tokenizer:
@@ -60,15 +134,22 @@ class Tokenizer:
 class Engine:
     """Answers RPCs, and holds a request until it is let go."""
 
-    def __init__(self, mode: CompilationMode = CompilationMode.NONE, **facts: object) -> None:
-        compilation = SimpleNamespace(mode=mode, cudagraph_mode=CUDAGraphMode.NONE)
+    def __init__(
+        self,
+        mode: CompilationMode = CompilationMode.NONE,
+        graphs: CUDAGraphMode = CUDAGraphMode.NONE,
+        **facts: object,
+    ) -> None:
+        compilation = SimpleNamespace(mode=mode, cudagraph_mode=graphs)
         self.vllm_config = SimpleNamespace(compilation_config=compilation)
         self.facts = FACTS | facts
         self.calls: list[str] = []
+        self.arguments: list[tuple[Any, ...]] = []
         self.go = asyncio.Event()
 
     async def ask(self, method: str, *args: Any) -> list[Any]:
         self.calls.append(method)
+        self.arguments.append(args)
         return [self.facts]
 
     async def create_chat_completion(self, request: InspectionRequest) -> Any:
@@ -76,30 +157,65 @@ class Engine:
         raise HTTPException(400, "This is enough.")
 
 
-async def inspector(engine: Engine) -> Inspector:
-    inspectable = await what_is_inspectable(engine, engine.vllm_config)  # type: ignore[arg-type]
+async def inspector(engine: Engine, *not_supported: str) -> Inspector:
+    inspectable = await what_is_inspectable(engine, engine.vllm_config, not_supported)  # type: ignore[arg-type]
     return Inspector(engine, engine, inspectable)  # type: ignore[arg-type]
 
 
-def refused(engine: Engine, body: InspectionRequest = BODY) -> HTTPException:
+def refused(engine: Engine, *not_supported: str, body: InspectionRequest = BODY) -> HTTPException:
     async def ask() -> None:
-        await (await inspector(engine)).answer(body)
+        await (await inspector(engine, *not_supported)).answer(body)
 
     with pytest.raises(HTTPException) as refusal:
         asyncio.run(ask())
     return refusal.value
 
 
-def test_a_compiled_engine_inspects_nothing() -> None:
-    engine = Engine(CompilationMode.VLLM_COMPILE)
-    refusal = refused(engine)
-    assert refusal.status_code == 501 and "--enforce-eager" in refusal.detail
+WITH_LOGITS = BODY.model_copy(update={"router_logits": True})
+
+
+@pytest.mark.parametrize(
+    ("mode", "graphs"),
+    [(CompilationMode.VLLM_COMPILE, CUDAGraphMode.NONE), (CompilationMode.NONE, CUDAGraphMode.FULL)],
+)
+def test_a_compiled_engine_has_no_router_logits(mode: CompilationMode, graphs: CUDAGraphMode) -> None:
+    engine = Engine(mode, graphs)
+    refusal = refused(engine, body=WITH_LOGITS)
+    assert refusal.status_code == 400
+    assert "leave router_logits out" in refusal.detail and "--enforce-eager" in refusal.detail
     assert engine.calls == ["prismoe_inspectable"]
-    assert asyncio.run(inspector(engine)).inspectable.refusal == refusal.detail
+
+
+def test_a_compiled_engine_is_inspected_otherwise() -> None:
+    engine = Engine(CompilationMode.VLLM_COMPILE)
+    engine.go.set()
+    assert refused(engine).detail == "This is enough."
+    inspectable = asyncio.run(inspector(engine)).inspectable
+    assert inspectable.refusal is None and not inspectable.router_logits
+
+
+@pytest.mark.parametrize("body", [BODY, WITH_LOGITS])
+def test_the_engine_keeps_logits_where_they_are_asked_for(body: InspectionRequest) -> None:
+    engine = Engine()
+    engine.go.set()
+    refused(engine, body=body)
+    _, most_tokens, with_logits = engine.arguments[engine.calls.index("prismoe_start_inspection")]
+    assert (most_tokens, with_logits) == (8192, body.router_logits)
 
 
 def test_a_dense_checkpoint_has_nothing_to_inspect() -> None:
-    assert "no MoE layers" in refused(Engine(moe_layers=0)).detail
+    refusal = refused(Engine(moe_layers=0))
+    assert refusal.status_code == 501
+    assert refusal.detail == "This checkpoint has no MoE layers, so there is no routing to inspect."
+
+
+def test_a_model_whose_layers_are_not_seen_says_why() -> None:
+    assert refused(Engine(moe_layers=0, grid=None), "It can't be seen.").detail == "It can't be seen."
+
+
+def test_what_else_a_model_does_not_support_is_no_refusal() -> None:
+    inspectable = asyncio.run(inspector(Engine(grid=None), "Policies don't run on it.")).inspectable
+    assert inspectable.refusal is None and inspectable.grid is None
 
 
 def test_inspections_wait_for_their_turn_and_not_in_any_number() -> None:
@@ -133,7 +249,7 @@ class StreamingEngine(Engine):
 
     async def ask(self, method: str, *args: Any) -> list[Any]:
         await super().ask(method, *args)
-        return [rows([False] * 4).model_dump() if method == "prismoe_inspected_rows" else self.facts]
+        return [rows(["text"] * 4).model_dump() if method == "prismoe_inspected_rows" else self.facts]
 
     async def create_chat_completion(self, request: InspectionRequest) -> AsyncGenerator[str, None]:
         return self.chunks()

@@ -202,7 +202,7 @@ def test_two_routings_side_by_side(page: Page) -> None:
     expect(page.locator("#difference")).to_have_text(
         "From A to B, 64 of 64 patches use other experts in this layer; 0 change between tail and not."
     )
-    columns = page.get_by_role("table", name="Vision tokens").get_by_role("columnheader")
+    columns = page.get_by_role("table", name="Image tokens").get_by_role("columnheader")
     expect(columns).to_have_text(["Expert", "Request A", "Request B", "Server"])
     page.locator("#stage-B").hover(position={"x": 2, "y": 2})
     for run in "AB":
@@ -213,7 +213,7 @@ def test_load_of_the_request_and_of_the_server(page: Page) -> None:
     with page.expect_response("**/v1/routing/load") as answered:
         ask(page)
     load = answered.value.json()
-    for row, name in enumerate(("Text tokens", "Vision tokens")):
+    for row, name in enumerate(("Text tokens", "Image tokens")):
         cells = page.get_by_role("table", name=name).locator("tbody td:last-child").all_inner_texts()
         counts = np.array(load["expert_tokens"][0][row])
         expected = 100 * counts / counts.sum()

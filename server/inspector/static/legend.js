@@ -1,0 +1,33 @@
+// What the colours mean: experts, which can be looked at one by one, or numbers of experts.
+
+import { ofCount, ofExpert } from "./colours.js";
+import { html, plural, swatch } from "./dom.js";
+import { MOST_ROWS } from "./load.js";
+
+export const countKeys = (most) =>
+  Array.from({ length: most }, (_, i) =>
+    html("span", { class: "key" }, swatch(ofCount(i + 1, most)), plural(i + 1, "expert")),
+  );
+
+// `counts`: how many tokens used each expert. Many experts stand in the order of their use.
+export function expertKeys(counts, pressed, onclick) {
+  const experts = [...counts.keys()];
+  const many = experts.length > MOST_ROWS;
+  if (many) experts.sort((a, b) => counts[b] - counts[a]);
+  return experts.map((expert) =>
+    html(
+      "button",
+      {
+        class: "key",
+        id: `expert-${expert}`,
+        type: "button",
+        "aria-pressed": expert === pressed,
+        "aria-label": `Expert ${expert}`,
+        title: `Show this expert alone: ${plural(counts[expert], "token")} used it`,
+        onclick: () => onclick(expert),
+      },
+      swatch(ofExpert(expert)),
+      many ? String(expert) : `Expert ${expert}`,
+    ),
+  );
+}
