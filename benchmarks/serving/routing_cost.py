@@ -56,8 +56,8 @@ Measurement = Mapping[str, RoutingSpeed]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
-def start_engine(model: str) -> LLM:
-    """An engine in this process and on one core."""
+def on_one_core() -> None:
+    """From now on engines run in this process and on one core."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -67,6 +67,11 @@ def start_engine(model: str) -> LLM:
     libc = ctypes.CDLL(None)
     libc.mallopt(M_TRIM_THRESHOLD, 2**30)
     libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+
+
+def start_engine(model: str) -> LLM:
+    """An engine in this process and on one core."""
+    on_one_core()
     return LLM(
         model,
         max_num_seqs=BATCH,
