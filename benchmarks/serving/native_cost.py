@@ -1,11 +1,11 @@
 """What watching a model's own routing costs on CPU, beside stock vLLM.
 
-`python -m prismoe.benchmarks.serving.native_cost`, on a host with nothing else to do and 16 GiB of memory. The
-model has random weights and the decoder layers of Qwen3-VL-30B-A3B (hidden size 2048, 128 experts of width
-768, 8 a token), as many as asked for. One eager engine, in this process and on one core, answers the same
-prompt in turns as vLLM has it and as prismoe watches it: an even turn begins with one, an odd one with the
-other. Printed is the speed of `native` over stock, mean and 95% interval over the pairs of turns, for prefill
-and for decode. Seconds are the process's CPU seconds.
+`python -m prismoe.benchmarks.serving.native_cost`, on a host with nothing else to do and 16 GiB of memory.
+The model has random weights and the decoder layers of Qwen3-VL-30B-A3B (hidden size 2048, 128 experts of
+width 768, 8 a token), as many as asked for. One eager engine, in this process and on one core, answers the
+same prompt in turns as vLLM has it and as prismoe watches it: an even turn begins with one, an odd one with
+the other. Printed is the speed of `native` over stock, mean and 95% interval over the pairs of turns, for
+prefill and for decode. Seconds are the process's CPU seconds.
 """
 
 import argparse

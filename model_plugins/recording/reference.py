@@ -30,7 +30,11 @@ class ReferenceRecorder:
         rows = {name: torch.cat(steps) for name, steps in self._steps.items()}
         self._steps.clear()
         rows["logits"] = self._model.compute_logits(rows.pop("final_hidden"))
-        return {name: values.cpu().numpy() for name, values in rows.items()}
+        # NumPy has no bfloat16.
+        return {
+            name: (values.float() if values.is_floating_point() else values).cpu().numpy()
+            for name, values in rows.items()
+        }
 
     def _begin_step(self, _: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         embeds_TD: Tensor = inputs["inputs_embeds"]

@@ -1,5 +1,6 @@
 """Under `native` every cell of the expert load equals a count over transformers' own forward."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 from vllm import LLM, RequestOutput, SamplingParams
 
-from tests.model_plugins.engine import engine, rank_cores
+from tests.model_plugins.engine import engine, greedy, logits, prompt_logits, rank_cores
 from tests.model_plugins.in_tree.chats import PICTURE_AND_VIDEO, TEXT, TWO_PICTURES, VIDEO, Chat, picture
 from tests.model_plugins.in_tree.reference import Answer, answers
+from tests.model_plugins.in_tree.test_stock_vllm import stock_engine
 from tests.model_plugins.in_tree.tiny_model import BYTES
-from tests.runners import Runner
+from tests.runners import Runner, started_with
 
 pytestmark = pytest.mark.engine
 
@@ -36,6 +38,13 @@ EVERYWHERE = [
     for how in ENGINES
     for runner in ("v1", "v2")
 ]
+OFTEN = [
+    ("qwen3-vl-moe", "in chunks", "v2"),
+    ("qwen3-vl-moe", "two ranks", "v1"),
+    ("glm4v-moe", "compiled", "v1"),
+]
+"""What each run of the tests starts; PRISMOE_EVERYWHERE=1 has it start all, which takes half an hour."""
+STARTED = EVERYWHERE if os.environ.get("PRISMOE_EVERYWHERE") == "1" else OFTEN
 
 
 class Rig:
@@ -79,7 +88,7 @@ def counts_behind(answer: Answer, cached: int) -> np.ndarray:
     return counts
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE, ids="-".join)
+@pytest.fixture(scope="module", params=STARTED, ids="-".join)
 def rig(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Iterator[Rig]:
     name, how, runner = request.param
     yield from make_rig(checkpoint(name), CHATS[name], ENGINES[how], runner)
@@ -114,9 +123,57 @@ def test_chunks_cut_an_image(checkpoint: Callable[[str], Path]) -> None:
         assert any(modality_T[cut - 1] == 1 and modality_T[cut] == 1 for cut in cuts)
 
 
-@pytest.mark.parametrize("runner", ["v1", "v2"])
-def test_gemma_eager(checkpoint: Callable[[str], Path], runner: Runner) -> None:
-    for rig in make_rig(checkpoint("gemma4-moe"), CHATS["gemma4-moe"], {}, runner):
+def test_gemma(checkpoint: Callable[[str], Path]) -> None:
+    for rig in make_rig(checkpoint("gemma4-moe"), CHATS["gemma4-moe"], {}, "v1"):
         rig.run([0])
         rig.run([1])
         rig.run([0, 1, 2, 3, 4])
+
+
+def test_qwen3_5_in_bfloat16(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Its linear attention wants bfloat16 on CPU: counted are the experts of the logits of the same run."""
+    folder, file, used = checkpoint("qwen3.5-moe"), tmp_path / "recorded.npz", 3
+    chats = (TEXT, TWO_PICTURES, VIDEO, PICTURE_AND_VIDEO)
+    expected = np.zeros((4, 3, 8), dtype=np.int64)
+    with engine(folder, dtype="bfloat16", limit_mm_per_prompt={"image": 4, "video": 1}) as llm:
+        llm.collective_rpc("prismoe_start_recording")
+        for chat, answer in zip(chats, answers(folder, chats), strict=True):
+            [output] = llm.generate([chat.for_vllm(folder)], GREEDY, use_tqdm=False)
+            assert output.prompt_token_ids == answer.prompt_ids
+            llm.collective_rpc("prismoe_save_recording", args=(str(file),))
+            recorded = np.load(file)
+            for layer in range(4):
+                logits_TE, experts_TK = (
+                    recorded[f"layer{layer}_{of}"] for of in ("router_logits", "topk_ids")
+                )
+                assert experts_TK.shape == (len(answer.modality_T), used)
+                chosen_TK = np.take_along_axis(logits_TE, experts_TK, axis=1)
+                assert (chosen_TK.min(axis=1) >= np.sort(logits_TE, axis=1)[:, -used]).all()
+                np.add.at(expected[layer], (answer.modality_T[:, None], experts_TK), 1)
+        load = llm.collective_rpc("prismoe_expert_load")[0]
+    assert load["expert_tokens"] == expected.tolist()
+    assert expected.sum(axis=2)[:, 1:].all()
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_the_logits_are_those_of_stock_vllm_bit_by_bit(
+    checkpoint: Callable[[str], Path], runner: Runner
+) -> None:
+    folder = checkpoint("qwen3-vl-moe")
+    options: Any = {"max_logprobs": -1, "logprobs_mode": "raw_logits", "max_num_batched_tokens": 1024}
+    found = []
+    with started_with(runner), stock_engine("qwen3-vl-moe", folder, **options) as llm:
+        found.append(all_logits(llm, folder))
+    with engine(folder, runner=runner, limit_mm_per_prompt={"image": 4, "video": 1}, **options) as llm:
+        found.append(all_logits(llm, folder))
+    stock, native = found
+    for theirs, ours in zip(stock, native, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def all_logits(llm: LLM, folder: Path) -> list[np.ndarray]:
+    """Of each token of the prompt and the answer, by chat, the chats one by one."""
+    params = greedy(GREEDY.max_tokens or 0)
+    prompts = [chat.for_vllm(folder) for chat in (TEXT, TWO_PICTURES, VIDEO)]
+    outputs = [llm.generate(prompt, params, use_tqdm=False)[0] for prompt in prompts]
+    return [np.concatenate([prompt_logits(output), logits(output.outputs[0].logprobs)]) for output in outputs]
