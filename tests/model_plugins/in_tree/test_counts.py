@@ -143,9 +143,8 @@ def test_qwen3_5_in_bfloat16(checkpoint: Callable[[str], Path], tmp_path: Path) 
             llm.collective_rpc("prismoe_save_recording", args=(str(file),))
             recorded = np.load(file)
             for layer in range(4):
-                logits_TE, experts_TK = (
-                    recorded[f"layer{layer}_{of}"] for of in ("router_logits", "topk_ids")
-                )
+                logits_TE = recorded[f"layer{layer}_router_logits"]
+                experts_TK = recorded[f"layer{layer}_topk_ids"]
                 assert experts_TK.shape == (len(answer.modality_T), used)
                 chosen_TK = np.take_along_axis(logits_TE, experts_TK, axis=1)
                 assert (chosen_TK.min(axis=1) >= np.sort(logits_TE, axis=1)[:, -used]).all()
