@@ -50,13 +50,15 @@ IN_TREE: list[Model] = [
         ("Qwen3_5MoeForConditionalGeneration",),
         ("Qwen/Qwen3.5-35B-A3B", "Qwen/Qwen3.5-397B-A17B"),
         SOFTMAX,
-        "A video's timestamps: as for Qwen3-VL.",
+        "A video's timestamps: as for Qwen3-VL. Run in bfloat16 on V1, and compared with the run's own logits.",
+        tested=True,
     ),
     Model(
         ("Glm4vMoeForConditionalGeneration",),
         ("zai-org/GLM-4.5V", "zai-org/GLM-4.6V"),
         BIASED,
         "A video's frames are spelled with the image's token; they count as video.",
+        tested=True,
     ),
     Model(
         ("Gemma4ForConditionalGeneration",),
@@ -64,6 +66,7 @@ IN_TREE: list[Model] = [
         OWN,
         "Renormalised softmax, times a learned scale of each expert: no confidence is shown. The frames of a "
         "video count as video, its timestamps as text.",
+        tested=True,
     ),
     Model(
         ("DiffusionGemmaForBlockDiffusion",),
