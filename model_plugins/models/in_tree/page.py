@@ -36,9 +36,9 @@ VLLM = """
 ## vLLM's own
 
 These route as they were trained to (policy `native`). What is *exact* was run under both of vLLM's runners,
-V1 and V2, and compared with transformers, if its remark says nothing else. Qwen3-VL-MoE and GLM-4.5V were also
-run in chunks that cut images, with the prefix cache cold and warm, eight requests at a time, compiled, and on
-two tensor-parallel ranks.
+V1 and V2, and compared with transformers, if its remark says nothing else. Qwen3-VL-MoE and GLM-4.5V were
+also run in chunks that cut images, with the prefix cache cold and warm, eight requests at a time, compiled,
+and on two tensor-parallel ranks.
 
 """
 

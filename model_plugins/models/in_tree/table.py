@@ -50,7 +50,7 @@ IN_TREE: list[Model] = [
         ("Qwen3_5MoeForConditionalGeneration",),
         ("Qwen/Qwen3.5-35B-A3B", "Qwen/Qwen3.5-397B-A17B"),
         SOFTMAX,
-        "A video's timestamps: as for Qwen3-VL. Run in bfloat16 on V1, and compared with the run's own logits.",
+        "A video's timestamps: as for Qwen3-VL. It was compared with its own logits, in bfloat16 on V1.",
         tested=True,
     ),
     Model(
