@@ -19,7 +19,7 @@ CLIENTS := .cache/clients
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test test-fast lint browser pictures monitored dashboards bench load locks audit two-hosts train install clients
+.PHONY: demo test test-fast lint browser pictures monitored dashboards models-page bench load locks audit two-hosts train install clients
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -44,6 +44,10 @@ lint: $(INSTALLED)
 # The dashboards' JSON, out of the programs beside it.
 dashboards: $(INSTALLED)
 	$(BIN)/python deploy/grafana/generate.py
+
+# docs/models.md, out of the table of vLLM's models.
+models-page: $(INSTALLED)
+	$(BIN)/python -m prismoe.model_plugins.models.in_tree.page > docs/models.md
 
 bench: $(INSTALLED)
 	$(BIN)/python -m prismoe.benchmarks.kernels.bench $(ARGS)

@@ -26,12 +26,12 @@ Rows = TypeVar("Rows", RoutedTokens, ScoredTokens)
 
 
 class Page(Generic[Rows]):
-    """Room for the tokens of many steps, side by side. `like` has the form of what is kept."""
+    """Room for the tokens of many steps, side by side; made with the first, on its device."""
 
-    def __init__(self, like: Rows, most_tokens: int) -> None:
+    def __init__(self, most_tokens: int) -> None:
         self._most_tokens = most_tokens
         self._tokens = 0
-        self._rows: Rows = type(like)(*(_room(part, most_tokens) for part in like))
+        self._rows: Rows | None = None
 
     def has_room(self, tokens: int) -> bool:
         """Whether so many more go into it."""
@@ -39,13 +39,17 @@ class Page(Generic[Rows]):
 
     def append(self, rows: Rows, tokens: int) -> None:
         """Copy a step behind the others."""
+        if self._rows is None:
+            self._rows = type(rows)(*(_room(part, self._most_tokens) for part in rows))
         for room, part in zip(self._rows, rows, strict=True):
             room.narrow(_token_dim(part), self._tokens, tokens).copy_(part)
         self._tokens += tokens
 
-    def take(self) -> Rows:
-        """What was copied; it is good until the next step is appended."""
+    def take(self) -> Rows | None:
+        """What was copied, if anything was; it is good until the next step is appended."""
         tokens, self._tokens = self._tokens, 0
+        if self._rows is None or tokens == 0:
+            return None
         return type(self._rows)(*(room.narrow(_token_dim(room), 0, tokens) for room in self._rows))
 
 
@@ -72,13 +76,13 @@ class LoadCounter(nn.Module):
         self.register_buffer("load_LMC", load_LMC.to(step.segments.device), persistent=False)
         self.as_scored: Callable[[ScoredTokens], ScoredTokens] = lambda scored: scored
         """From what the layers wrote to what is counted."""
-        self._routed = Page(step.routed(), max(PAGE_TOKENS, len(step.segments)))
-        self._scored = Page(step.scored(), PAGE_STEPS * len(step.sampled))
+        self._routed = Page[RoutedTokens](max(PAGE_TOKENS, len(step.segments)))
+        self._scored = Page[ScoredTokens](PAGE_STEPS * len(step.sampled))
 
     def add(self, step: RoutingStep) -> None:
         """Add a step that has run."""
         if not self._routed.has_room(step.num_tokens):
-            count_routed(self.load_LMC, self._routed.take())
+            self._count_routed()
         self._routed.append(step.routed(), step.num_tokens)
         if not self._scored.has_room(step.num_sampled):
             self._count_scored()
@@ -86,7 +90,7 @@ class LoadCounter(nn.Module):
 
     def load(self) -> Mapping[str, Any]:
         """What was counted: for each field of `LayerLoad` a list by layer."""
-        count_routed(self.load_LMC, self._routed.take())
+        self._count_routed()
         self._count_scored()
         loads = [
             LayerLoad.read(load_MC, layer, self._modalities)
@@ -94,8 +98,13 @@ class LoadCounter(nn.Module):
         ]
         return {name: [getattr(load, name) for load in loads] for name in LayerLoad._fields}
 
+    def _count_routed(self) -> None:
+        if (routed := self._routed.take()) is not None:
+            count_routed(self.load_LMC, routed)
+
     def _count_scored(self) -> None:
-        count_confidence(self.load_LMC, self.as_scored(self._scored.take()), self._layers)
+        if (written := self._scored.take()) is not None:
+            count_confidence(self.load_LMC, self.as_scored(written), self._layers)
 
     def reset(self) -> None:
         """Count from zero."""

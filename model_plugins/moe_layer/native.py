@@ -18,11 +18,12 @@ from vllm.platforms import current_platform
 
 from prismoe.kernels.expert_load import Confidence, LayerShape, ScoredTokens
 from prismoe.kernels.modalities import MODALITIES
+from prismoe.model_plugins.moe_layer.miscounted import MISCOUNTED
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, kernel_name, runners_of
 from prismoe.model_plugins.moe_layer.router import Observer
 from prismoe.model_plugins.moe_layer.step import Media, RoutingStep
 from prismoe.model_plugins.vllm_seams.experts_sink import has_sink, put_sink, routes_by_itself
-from prismoe.model_plugins.vllm_seams.native_router import watch_routing
+from prismoe.model_plugins.vllm_seams.native_router import chooses_by_tokens, watch_routing
 
 NATIVE = {"policy": "native"}
 ONLY_NATIVE = "Routing policies run on MoE-LLaVA checkpoints alone: this model routes as vLLM has it."
@@ -53,8 +54,10 @@ class Gate(NamedTuple):
     def of(cls, runner: MoERunner) -> "Gate":
         """The gate of a layer."""
         experts: Any = runner.routed_experts
-        is_known = experts.custom_routing_function is None and experts.scoring_func in SCORES
-        groups = (experts.num_expert_group, experts.topk_group) if experts.use_grouped_topk else None
+        has_own = experts.custom_routing_function is not None or chooses_by_tokens(runner.router)
+        is_known = not has_own and experts.scoring_func in SCORES
+        is_grouped = experts.use_grouped_topk and experts.num_expert_group > 1
+        groups = (experts.num_expert_group, experts.topk_group) if is_grouped else None
         return cls(
             experts.scoring_func if is_known else None,
             experts.renormalize,
@@ -64,7 +67,9 @@ class Gate(NamedTuple):
         )
 
     def __str__(self) -> str:
-        parts = [self.scoring or "the model's own function"]
+        if self.scoring is None:
+            return "the model's own function"
+        parts = [self.scoring]
         if self.bias_E is not None:
             parts.append("with a bias")
         if self.groups is not None:
@@ -108,7 +113,7 @@ class NativeRouting(ModelRouting):
     """The MoE layers of a model that vLLM has loaded. Where they can't be seen it has none, and says why."""
 
     def __init__(self, vllm_config: VllmConfig, model: nn.Module, modalities: Sequence[str]) -> None:
-        architecture = type(model).__name__
+        architecture = vllm_config.model_config.architecture
         runners = runners_of(model)
         refusal = why_unseen(architecture, runners, modalities)
         if refusal is not None:
@@ -193,6 +198,8 @@ def why_unseen(architecture: str, runners: Sequence[MoERunner], modalities: Sequ
     layers = [runner.layer_id for runner in runners]
     if not runners:
         return f"{architecture} has no MoE layer that vLLM's MoERunner computes. {end}"
+    if architecture in MISCOUNTED:
+        return f"{MISCOUNTED[architecture]} {end}"
     if unknown := sorted({*modalities} - {*MODALITIES}):
         return f"prismoe doesn't know {architecture}'s modality {', '.join(unknown)}. {end}"
     if len({*layers}) < len(layers):
@@ -200,6 +207,8 @@ def why_unseen(architecture: str, runners: Sequence[MoERunner], modalities: Sequ
     for runner in runners:
         if runner.do_naive_dispatch_combine:
             return f"Here vLLM gathers the tokens of several ranks before it routes them. {end}"
+        if runner.moe_config.is_sequence_parallel:
+            return f"Here vLLM splits a step's tokens over the ranks before it routes them. {end}"
         if routes_by_itself(runner):
             if not has_sink(runner):
                 return f"The routing of this kernel ({kernel_name(runner)}) can't be seen. {end}"

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
 
 from prismoe.model_plugins.vllm_seams.check import Needed
 
@@ -14,7 +15,12 @@ NEEDS = [
         "vllm.model_executor.layers.fused_moe.router.base_router:BaseRouter._select_experts",
         ("hidden_states", "router_logits", "topk_indices_dtype", "input_ids"),
         attributes=("_compute_routing", "_apply_eplb_mapping"),
-    )
+    ),
+    Needed(
+        "vllm.model_executor.layers.fused_moe.router.fused_topk_bias_router"
+        ":FusedTopKBiasRouter._compute_routing",
+        attributes=("_hash_indices_table", "bias_vl"),
+    ),
 ]
 
 
@@ -35,3 +41,11 @@ def watch_routing(router: BaseRouter, tell: Callable[[Tensor, Tensor, Tensor, Te
 
     instance: Any = router
     instance._compute_routing = compute_and_tell
+
+
+def chooses_by_tokens(router: FusedMoERouter) -> bool:
+    """Whether it looks experts up by token id, or has another bias for image tokens: DeepSeek-V4's do."""
+    seen: Any = router
+    return (
+        getattr(seen, "_hash_indices_table", None) is not None or getattr(seen, "bias_vl", None) is not None
+    )

@@ -28,6 +28,12 @@ def check_native_engine(vllm_config: VllmConfig) -> None:
         raise ValueError("prismoe needs each prompt on one rank: use --prefill-context-parallel-size 1.")
     if parallel.use_ubatching:
         raise ValueError("prismoe needs a step's tokens together: leave --enable-dbo and --ubatch-size out.")
+    if vllm_config.cache_config.kv_sharing_fast_prefill:
+        raise ValueError(
+            "prismoe needs all of a step's tokens in each layer: leave --kv-sharing-fast-prefill out."
+        )
+    if vllm_config.model_config.enable_prompt_embeds:
+        raise ValueError("prismoe needs the modality of each token: leave --enable-prompt-embeds out.")
 
 
 def check_engine(vllm_config: VllmConfig, needs_whole_images: bool, tokens_per_image: int) -> None:

@@ -8,6 +8,8 @@ from vllm.platforms import current_platform
 from prismoe.kernels.modalities import MODALITIES
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, PolicyRouting, kernel_name, runners_of
 from prismoe.model_plugins.moe_layer.native import NativeRouting
+from prismoe.model_plugins.vllm_seams import experts_sink, native_router, step_watch
+from prismoe.model_plugins.vllm_seams.check import check
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
 
 if current_platform.is_cpu():
@@ -30,6 +32,7 @@ class RoutedWorker(PlatformWorker):
         if isinstance(routing, PolicyRouting):
             routing.watch(runner, model.embed_text)
         else:
+            check([*native_router.NEEDS, *experts_sink.NEEDS, *step_watch.NEEDS])
             check_native_engine(self.vllm_config)
             routing = NativeRouting(self.vllm_config, model, self._modalities())
         routing.kernels = {layer.layer_id: kernel_name(layer) for layer in runners_of(model)}

@@ -11,7 +11,9 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.platforms import current_platform
 
+from prismoe.model_plugins.models.moe_llava.config import is_moe_llava
 from prismoe.model_plugins.vllm_seams.engines import ask_engines
+from prismoe.model_plugins.worker.engine_checks import check_native_engine
 from prismoe.model_plugins.worker.processes import end_forks_with_parent
 from prismoe.server.errors import StartRefused, sentence
 
@@ -26,6 +28,8 @@ class EngineArgs(AsyncEngineArgs):
         asked_for = METHOD in os.environ
         try:
             config = super().create_engine_config(*args, **kwargs)
+            if not is_moe_llava(config.model_config.hf_config.to_dict()):
+                check_native_engine(config)
         except (ValueError, OSError) as error:
             raise StartRefused(sentence(error)) from error
         if not asked_for:

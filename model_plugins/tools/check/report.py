@@ -14,7 +14,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was found out. `routing` is `ModalityRouting.describe`."""
+    """What was found out. `routing` is `ModelRouting.describe`."""
 
     facts: CheckpointFacts
     routing: Mapping[str, Any]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from vllm import LLM
 
-from prismoe.model_plugins.moe_layer import routed_model
+from prismoe.model_plugins.moe_layer import model_routing
 from prismoe.model_plugins.moe_layer.gpu_router import FusedRouter
 from tests.model_plugins.engine import engine, start_recording
 from tests.model_plugins.engines.test_routers_in_the_engine import (  # noqa: F401  # they run on the engine below
@@ -24,7 +24,7 @@ def llm(checkpoint: Path) -> Iterator[LLM]:  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the patches are this process's
         patch.setenv("TRITON_INTERPRET", "1")
-        patch.setattr(routed_model, "router_class", lambda policy, num_experts: FusedRouter)
+        patch.setattr(model_routing, "router_class", lambda policy, num_experts: FusedRouter)
         with engine(checkpoint, limit_mm_per_prompt={"image": 2}, max_num_seqs=8) as llm:
             llm.apply_model(start_recording)
             yield llm

@@ -64,10 +64,11 @@ class Rig:
             for place, layer in enumerate(LAYERS)
         }
         self.logits: dict[tuple[str, int, int], list[float]] = {}
-        self.routing: Any = SimpleNamespace(
+        self.routing = SimpleNamespace(
             routers=self.routers, layers=dict.fromkeys(LAYERS), step=self.routed, step_watchers=[]
         )
-        self.inspection = InspectionRecorder(runner, self.routing, "chatcmpl-mine", most_tokens, with_logits)
+        routing: Any = self.routing
+        self.inspection = InspectionRecorder(runner, routing, "chatcmpl-mine", most_tokens, with_logits)
 
     def step(
         self,

@@ -1,0 +1,97 @@
+"""Prints docs/models.md, made of the table."""
+
+from collections.abc import Sequence
+
+from prismoe.model_plugins.models.in_tree.table import IN_TREE, Model
+from prismoe.model_plugins.models.moe_llava.families import FAMILIES
+
+START = """\
+# Models
+
+Any mixture-of-experts vision-language model of vLLM's is served as vLLM serves it, and prismoe shows how its
+text, images, videos and sounds load its experts, layer by layer, but for the few below that are *not seen*.
+`prismoe serve Qwen/Qwen3-VL-30B-A3B-Instruct` serves one.
+`GET /v1/routing` of the running server says at once what is seen of its model, and what is not and why; the
+log says so at the start.
+
+This page is made by `make models-page` of [a table in the code](../model_plugins/models/in_tree/table.py).
+
+| status | what it means |
+| --- | --- |
+| exact | it was run with tiny random weights on CPU, and its counts are those of another implementation |
+| read | vLLM's code was read, and by it the counts should be exact; it was not run |
+| not seen | no series tells of its experts, and the start says why |
+
+Nothing was run on a GPU, and no model of vLLM's with the weights that its row names. *Gate* is what
+`/v1/routing` says of a layer's router; a checkpoint may set it otherwise. A model with a gate that is *the
+model's own function* has no entropy, RPV and near ties; its experts are counted like any other's.
+
+## MoE-LLaVA
+
+All [policies](routers.md) can route these. [Serving](serving.md) says what their folders hold.
+
+"""
+
+VLLM = """
+## vLLM's own
+
+These route as they were trained to (policy `native`). What is *exact* was run under both of vLLM's runners,
+V1 and V2, and compared with transformers.
+
+"""
+
+END = """
+A model that is not in the table is served too. If vLLM's `MoERunner` computes its experts they are counted
+like the others'; if it has none, or others, the start says that nothing of its routing is shown.
+
+## Which tokens count as what
+
+A token has the modality of the image, video or sound whose embedding stands in its place, by vLLM's name for
+it. What only surrounds it (the start and end of an image, a video's timestamps) is text, unless the model
+makes embeddings for that too: then the remarks say so.
+
+## What is refused, and where nothing is shown
+
+- The start is refused with a sentence under pipeline and prefill context parallelism, micro-batches
+  (`--enable-dbo`), expert parallelism on CPU, `--kv-sharing-fast-prefill` (some layers then see a part of a
+  step's tokens) and `--enable-prompt-embeds` (such tokens have no modality).
+- Nothing of the routing is shown where vLLM gathers or splits a step's tokens over ranks before it routes
+  them, and where a kernel routes by itself and can't tell the experts that it chose.
+"""
+
+MOE_LLAVA = [
+    Model(tuple(family.architectures), checkpoints, "softmax, renormalised", tested=True)
+    for family, checkpoints in zip(
+        FAMILIES,
+        [
+            ("LanguageBind/MoE-LLaVA-Phi2-2.7B-4e",),
+            ("LanguageBind/MoE-LLaVA-StableLM-1.6B-4e",),
+            ("LanguageBind/MoE-LLaVA-Qwen-1.8B-4e",),
+        ],
+        strict=True,
+    )
+]
+
+
+def page() -> str:
+    """The page as it has to be."""
+    return START + table(MOE_LLAVA) + VLLM + table(IN_TREE) + END
+
+
+def table(models: Sequence[Model]) -> str:
+    """The rows of a table, in Markdown."""
+    rows = [
+        "| architecture | checkpoints, some | gate | status | remarks |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    return "\n".join([*rows, *map(_row, models)]) + "\n"
+
+
+def _row(model: Model) -> str:
+    names, checkpoints = (", ".join(f"`{name}`" for name in part) for part in model[:2])
+    remarks = " ".join(part for part in (model.unseen, model.remarks) if part)
+    return f"| {names} | {checkpoints} | {model.gate} | {model.status} | {remarks} |".replace("|  |", "| – |")
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,34 @@
+"""MoE layers of vLLM's, with as much in them as policy `native` asks of one."""
+
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+
+
+def moe_layer(layer_id: int = 0, router: Any = None, **experts: Any) -> Any:
+    """A decoder layer's. By default its gate is a plain softmax; `experts` are vLLM's settings of it."""
+    settings = {
+        "scoring_func": "softmax",
+        "renormalize": False,
+        "use_grouped_topk": False,
+        "num_expert_group": None,
+        "topk_group": None,
+        "e_score_correction_bias": None,
+        "routed_scaling_factor": 1.0,
+        "custom_routing_function": None,
+        "quant_method": SimpleNamespace(is_monolithic=False),
+    } | experts
+    return SimpleNamespace(
+        layer_id=layer_id,
+        do_naive_dispatch_combine=False,
+        moe_config=SimpleNamespace(is_sequence_parallel=False),
+        router=router or Mock(BaseRouter),
+        routed_experts=SimpleNamespace(**settings),
+    )
+
+
+def moe_layers(*layer_ids: int) -> list[Any]:
+    """One for each of these places in the decoder."""
+    return [moe_layer(layer_id) for layer_id in layer_ids]

@@ -1,0 +1,81 @@
+"""What is said of a model of vLLM's own: its gate, and why its routing can't be counted."""
+
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+from vllm.model_executor.layers.fused_moe.router.fused_topk_bias_router import FusedTopKBiasRouter
+
+from prismoe.model_plugins.moe_layer.native import Gate, why_unseen
+from tests.model_plugins.moe_layer.native_layers import moe_layer, moe_layers
+
+MEDIA = ["text", "image", "video", "audio"]
+SIGMOID = {"scoring_func": "sigmoid", "e_score_correction_bias": torch.zeros(8), "renormalize": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "softmax"),
+        ({"renormalize": True}, "softmax, renormalised"),
+        (
+            SIGMOID | {"use_grouped_topk": True, "num_expert_group": 1, "topk_group": 1},
+            "sigmoid, with a bias, renormalised",
+        ),
+        (
+            SIGMOID
+            | {
+                "use_grouped_topk": True,
+                "num_expert_group": 4,
+                "topk_group": 2,
+                "routed_scaling_factor": 2.5,
+            },
+            "sigmoid, with a bias, in the best 2 of 4 groups, renormalised, times 2.5",
+        ),
+        # vLLM passes such a function all settings, and it may heed none.
+        (SIGMOID | {"custom_routing_function": max}, "the model's own function"),
+    ],
+)
+def test_what_is_said_of_a_gate(settings: dict[str, Any], said: str) -> None:
+    assert str(Gate.of(moe_layer(**settings))) == said
+
+
+@pytest.mark.parametrize(
+    ("by_token", "known"),
+    [({}, True), ({"hash_indices_table": torch.zeros(9, 2)}, False), ({"bias_vl": torch.zeros(8)}, False)],
+)
+def test_no_confidence_of_a_router_that_chooses_by_tokens(by_token: dict[str, Any], known: bool) -> None:
+    """DeepSeek-V4's: by token id in its first layers, by a bias of the images' own in all."""
+    router = FusedTopKBiasRouter(
+        2, 8, e_score_correction_bias=torch.zeros(8), scoring_func="sqrtsoftplus", **by_token
+    )
+    gate = Gate.of(moe_layer(router=router, scoring_func="sqrtsoftplus"))
+    assert (gate.scoring == "sqrtsoftplus") is known
+
+
+def test_a_models_layers_are_seen() -> None:
+    assert why_unseen("Qwen3VLMoeForConditionalGeneration", moe_layers(0, 1, 2), MEDIA[:3]) is None
+
+
+def test_a_model_that_would_be_miscounted_is_not_seen() -> None:
+    said = why_unseen("Qwen3OmniMoeForConditionalGeneration", moe_layers(0, 1), MEDIA)
+    assert said is not None and "use_audio_in_video" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"do_naive_dispatch_combine": True}, "gathers the tokens of several ranks"),
+        ({"moe_config": SimpleNamespace(is_sequence_parallel=True)}, "splits a step's tokens over the ranks"),
+        ({"router": object()}, "The routing of vLLM's object can't be seen"),
+        ({"router": Mock(BaseRouter)}, None),
+    ],
+)
+def test_layers_whose_rows_are_not_the_steps_are_not_seen(changes: dict[str, Any], said: str | None) -> None:
+    layer = moe_layer(1)
+    vars(layer).update(changes)
+    told = why_unseen("AriaForConditionalGeneration", [moe_layer(0), layer], MEDIA[:2])
+    assert told is None if said is None else told is not None and said in told

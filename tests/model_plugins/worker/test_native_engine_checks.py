@@ -1,0 +1,44 @@
+"""Settings under which a model of vLLM's own would be miscounted stop the start with a sentence."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prismoe.model_plugins.worker.engine_checks import check_native_engine
+
+PLAIN = {
+    "enable_expert_parallel": False,
+    "pipeline_parallel_size": 1,
+    "prefill_context_parallel_size": 1,
+    "use_ubatching": False,
+    "kv_sharing_fast_prefill": False,
+    "enable_prompt_embeds": False,
+}
+
+
+def config(**changes: Any) -> Any:
+    settings = SimpleNamespace(**PLAIN | changes)
+    return SimpleNamespace(
+        additional_config={}, parallel_config=settings, cache_config=settings, model_config=settings
+    )
+
+
+def test_plain_settings_are_served() -> None:
+    check_native_engine(config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"enable_expert_parallel": True}, "--enable-expert-parallel"),
+        ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
+        ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size"),
+        ({"use_ubatching": True}, "--enable-dbo"),
+        ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
+        ({"enable_prompt_embeds": True}, "--enable-prompt-embeds"),
+    ],
+)
+def test_settings_that_miscount_are_refused(changes: dict[str, Any], option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        check_native_engine(config(**changes))
