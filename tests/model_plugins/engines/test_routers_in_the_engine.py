@@ -166,7 +166,6 @@ def route_by(model: Any, layer: int, settings: dict[str, Any]) -> None:
     """Have a layer route by other settings, under which its tensors keep their shapes."""
     policy, by_request = make(settings), model.routing.requests
     router = model.model.layers[layer].mlp.experts.router
-    router.load()  # counts what is kept of the policy before
     router.policy = policy
     if isinstance(policy, RequestPolicy):
         index = [*by_request._experts_by_layer].index(layer)

@@ -148,10 +148,24 @@ def test_nothing_stays_behind(kind: type[V1Runner | V2Runner]) -> None:
         "modalities": [],
         "media": [],
         "layers": [
-            {"layer": layer, "experts": [], "weights": [], "tail": [], "router_logits": []}
+            {"layer": layer, "experts": [], "weights": [], "tail": [], "router_logits": None}
             for layer in LAYERS
         ],
     }
+
+
+def test_a_kernel_that_routes_by_itself_tells_neither_weights_nor_logits() -> None:
+    rig = Rig(V1Runner())
+    rig.routers[0].observer = None
+    rig.runner.step({"chatcmpl-mine-a": 0}, {"chatcmpl-mine-a": 2})
+    rig.forward([-1, -1])
+    rig.routed.write(0, torch.tensor([[2, 1], [0, 3]]), None)
+    for watch in rig.routing.step_watchers:
+        watch(rig.routed)
+    alone, other = rig.inspection.rows()["layers"]
+    assert alone["experts"] == [[2, 1], [0, 3]]
+    assert alone["weights"] is None and alone["router_logits"] is None
+    assert len(other["weights"]) == len(other["router_logits"]) == 2
 
 
 @pytest.mark.parametrize(
