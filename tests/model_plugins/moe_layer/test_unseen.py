@@ -1,4 +1,4 @@
-"""Layers whose routing can't be seen are not counted, and those that a kernel routes by itself are, by its sink."""
+"""Layers that can't be seen are left alone; where a kernel routes by itself, its sink is counted."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -37,10 +37,6 @@ class Router(BaseRouter):
     _compute_routing = None  # type: ignore[assignment]
 
 
-class OtherRouter:
-    """None of those that vLLM's own models have."""
-
-
 class Silent(FusedMoEExpertsMonolithic):
     """A kernel that takes logits."""
 
@@ -62,13 +58,11 @@ for fake in (Router, Silent, Telling):
 class Runner(MoERunner):
     """A MoE layer of vLLM's: routed by a router, or by its kernel."""
 
-    def __init__(
-        self, layer: int, router: Any = None, kernel: FusedMoEExpertsMonolithic | None = None, **parallel: Any
-    ) -> None:
+    def __init__(self, layer: int, kernel: FusedMoEExpertsMonolithic | None = None) -> None:
         nn.Module.__init__(self)
         self.layer_name = f"model.layers.{layer}.mlp.experts"
-        self.moe_config = SimpleNamespace(**ONE_RANK | parallel)  # type: ignore[assignment]
-        self.router = router or Router()
+        self.moe_config = SimpleNamespace(**ONE_RANK)  # type: ignore[assignment]
+        self.router = Router()
         held = SimpleNamespace(fused_experts=kernel, impl=SimpleNamespace(fused_experts=kernel))
         method = SimpleNamespace(
             is_monolithic=kernel is not None,
@@ -125,18 +119,8 @@ def test_layers_that_vllms_routers_route_are_seen() -> None:
         ([Runner(0, kernel=Silent())], ("text",), "The routing of this kernel (Silent) can't be seen."),
         ([Runner(1), Runner(1)], ("text",), f"{MODEL} has more than one set of experts in a decoder layer."),
         ([Runner(0)], ("text", "thermal"), f"prismoe doesn't know {MODEL}'s modality thermal."),
-        (
-            [Runner(0), Runner(1, OtherRouter())],
-            ("text",),
-            "The routing of vLLM's OtherRouter can't be seen.",
-        ),
-        (
-            [Runner(0, dp_size=2)],
-            ("text",),
-            "Here vLLM gathers the tokens of several ranks before it routes them.",
-        ),
     ],
-    ids=["no MoERunner", "no sink", "two in a layer", "modality", "router", "ranks"],
+    ids=["no MoERunner", "no sink", "two in a layer", "modality"],
 )
 def test_the_first_reason_is_a_sentence_and_nothing_is_attached(
     runners: Sequence[Runner], modalities: Sequence[str], sentence: str
