@@ -118,7 +118,7 @@ class NativeRouting(ModelRouting):
         refusal = why_unseen(architecture, runners, modalities)
         if refusal is not None:
             logger.warning(refusal)
-            runners, modalities = [], []
+            runners = []
         shapes = {runner.layer_id: _shape(runner) for runner in runners}
         max_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         super().__init__(architecture, modalities, shapes, max_tokens)

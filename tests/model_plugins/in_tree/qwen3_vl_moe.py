@@ -30,9 +30,11 @@ CHAT_TEMPLATE = (
     "{% endfor %}<|im_start|>assistant\n"
 )
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+DEEPSTACK = {"deepstack_visual_indexes": [0, 1]}
 
 
-def config(ids: dict[str, int]) -> Qwen3VLMoeConfig:
+def config(ids: dict[str, int], **changes: Any) -> Qwen3VLMoeConfig:
+    """`changes` are of the decoder."""
     text: dict[str, Any] = {
         "vocab_size": BYTES + len(ids),
         "hidden_size": 64,
@@ -50,10 +52,9 @@ def config(ids: dict[str, int]) -> Qwen3VLMoeConfig:
         "rope_parameters": ROPE,
         "pad_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
-    }
-    return Qwen3VLMoeConfig(
-        text_config=text, vision_config=vision() | {"deepstack_visual_indexes": [0, 1]}, **media_ids(ids)
-    )
+    } | changes
+    tower = vision() | DEEPSTACK | {"out_hidden_size": text["hidden_size"]}
+    return Qwen3VLMoeConfig(text_config=text, vision_config=tower, **media_ids(ids))
 
 
 def vision() -> dict[str, Any]:

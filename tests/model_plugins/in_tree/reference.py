@@ -45,11 +45,24 @@ def answers(
     checkpoint: Path, chats: Sequence[Chat], max_tokens: int = 6, dtype: str | torch.dtype = "auto"
 ) -> list[Answer]:
     """Each chat by itself, in the checkpoint's dtype unless told."""
+    model, processor = _loaded(checkpoint, dtype)
+    return [answer(model, inputs(processor, chat, checkpoint), max_tokens) for chat in chats]
+
+
+def tokens_alone(
+    checkpoint: Path, chats: Sequence[Chat], max_tokens: int = 6
+) -> list[tuple[list[int], list[int]]]:
+    """Of each chat to a model without experts, the prompt's and the answer's tokens."""
+    model, processor = _loaded(checkpoint, "auto")
+    prepared = [inputs(processor, chat, checkpoint) for chat in chats]
+    return [_token_ids(one, _generated(model, one, max_tokens)) for one in prepared]
+
+
+def _loaded(checkpoint: Path, dtype: str | torch.dtype) -> tuple[Any, Any]:
     model = AutoModelForImageTextToText.from_pretrained(
         checkpoint, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
     ).eval()
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    return [answer(model, inputs(processor, chat, checkpoint), max_tokens) for chat in chats]
+    return model, AutoProcessor.from_pretrained(checkpoint)
 
 
 def inputs(processor: Any, chat: Chat, checkpoint: Path) -> dict[str, Tensor]:
@@ -65,10 +78,8 @@ def inputs(processor: Any, chat: Chat, checkpoint: Path) -> dict[str, Tensor]:
     return {name: value for name, value in prepared.items() if isinstance(value, Tensor)}
 
 
-@torch.inference_mode()
 def answer(model: Any, inputs: dict[str, Tensor], max_tokens: int) -> Answer:
-    """Generates greedily with the routers watched; only bytes are allowed."""
-    vocabulary = model.config.get_text_config().vocab_size
+    """Generates with the routers watched."""
     routers = [module for name, module in model.named_modules() if _is_router(name)]
     chosen: list[list[Tensor]] = [[] for _ in routers]
     hooks = [
@@ -76,26 +87,37 @@ def answer(model: Any, inputs: dict[str, Tensor], max_tokens: int) -> Answer:
         for router, rows in zip(routers, chosen, strict=True)
     ]
     try:
-        generated = model.generate(
-            **inputs,
-            do_sample=False,
-            max_new_tokens=max_tokens,
-            min_new_tokens=max_tokens,
-            suppress_tokens=list(range(BYTES, vocabulary)),
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
+        generated = _generated(model, inputs, max_tokens)
     finally:
         for hook in hooks:
             hook.remove()
-    prompt_ids: list[int] = inputs["input_ids"][0].tolist()
-    token_ids: list[int] = generated.sequences[0, len(prompt_ids) :].tolist()
+    prompt_ids, token_ids = _token_ids(inputs, generated)
     modality = np.zeros(len(prompt_ids) + max_tokens - 1, dtype=np.int64)
     modality[: len(prompt_ids)] = inputs["mm_token_type_ids"][0].numpy()
     experts = np.stack([torch.cat(rows).numpy() for rows in chosen])
     assert experts.shape[1] == len(modality), "The routers have not seen each computed token once."
     first_logits = generated.logits[0][0, :BYTES].float().numpy()
     return Answer(prompt_ids, token_ids, modality, experts, _num_experts(model), first_logits)
+
+
+@torch.inference_mode()
+def _generated(model: Any, inputs: dict[str, Tensor], max_tokens: int) -> Any:
+    """Greedily; only bytes are allowed."""
+    vocabulary = model.config.get_text_config().vocab_size
+    return model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        min_new_tokens=max_tokens,
+        suppress_tokens=list(range(BYTES, vocabulary)),
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+
+
+def _token_ids(inputs: dict[str, Tensor], generated: Any) -> tuple[list[int], list[int]]:
+    prompt_ids: list[int] = inputs["input_ids"][0].tolist()
+    return prompt_ids, generated.sequences[0, len(prompt_ids) :].tolist()
 
 
 def _is_router(name: str) -> bool:

@@ -1,0 +1,1 @@
+"""vLLM's own models behind `prismoe serve`, held against transformers over HTTP."""
