@@ -38,7 +38,7 @@ LAYER: dict[str, Any] = {
     "moe_intermediate_size": 768,
 }
 VOCABULARY = 1024
-WORKLOADS = {"prefill": (256, 1), "decode": (8, 24)}
+WORKLOADS = {"prefill": (128, 1), "decode": (8, 16)}
 """Tokens of the prompt and of the answer."""
 
 
@@ -79,7 +79,7 @@ def start_engine(folder: Path) -> LLM:
 
 def unwatched(worker: Any) -> Callable[[], Any]:
     """To be run in the worker: what takes prismoe away from the model for as long as it lasts."""
-    routers = [runner.router for runner in runners_of(worker.model_runner.get_model())]
+    routers: list[Any] = [runner.router for runner in runners_of(worker.model_runner.get_model())]
 
     @contextmanager
     def stock() -> Iterator[None]:
