@@ -60,13 +60,13 @@ def asks() -> list[SamplingParams]:
 def inspection(llm: LLM) -> Mapping[str, Any]:
     """What is told of one request among the others."""
     llm.reset_prefix_cache()
-    llm.collective_rpc("prismoe_start_inspection", args=(INSPECTED, 512))
+    llm.collective_rpc("prismoe_start_inspection", args=(INSPECTED, 512, True))
     names = ["first", "second", INSPECTED, "fourth", "fifth"]
     for name, request, ask in zip(names, requests(), asks(), strict=True):
         llm.llm_engine.add_request(name, request, ask)
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
-    rows: Mapping[str, Any] = llm.collective_rpc("prismoe_inspected_rows", args=(True,))[0]
+    rows: Mapping[str, Any] = llm.collective_rpc("prismoe_inspected_rows")[0]
     return rows
 
 
@@ -106,7 +106,10 @@ def test_the_answers(v1: Seen, v2: Seen) -> None:
 
 def test_the_load(v1: Seen, v2: Seen) -> None:
     assert any(flat(v1.load["tail_tokens"]))
+    assert v2.load["modalities"] == v1.load["modalities"] == ["text", "image"]
     for name, counts in v1.load.items():
+        if name == "modalities":
+            continue
         # The routing probabilities themselves may differ in their last bits.
         accuracy = 1e-3 if name.startswith("routing_") else 0
         np.testing.assert_allclose(flat(v2.load[name]), flat(counts), rtol=accuracy, err_msg=name)
@@ -114,9 +117,9 @@ def test_the_load(v1: Seen, v2: Seen) -> None:
 
 def test_the_inspection(v1: Seen, v2: Seen) -> None:
     computed = len(v1.inspection["positions"])
-    assert v1.inspection["is_vision"].count(True) == 32  # two images
+    assert v1.inspection["modalities"].count("image") == 32  # two images
     assert v2.inspection["positions"][:computed] == v1.inspection["positions"]
-    assert v2.inspection["is_vision"][:computed] == v1.inspection["is_vision"]
+    assert v2.inspection["modalities"][:computed] == v1.inspection["modalities"]
     for mine, theirs in zip(v2.inspection["layers"], v1.inspection["layers"], strict=True):
         for name in ("experts", "tail"):
             assert mine[name][:computed] == theirs[name]
