@@ -54,7 +54,7 @@ def _write(experts_ptr, weights_ptr, count_ptr, tail_ptr, logits_ptr, scores_ptr
         tl.store(to_tail_ptr + token_T, tail_T, is_inside_T)
     if to_logits_ptr is not None and logits_ptr is not None:
         is_sampled_T = token_T < S
-        row_T = token_T
+        row_T = token_T.to(tl.int64)
         if T > S:
             row_T = tl.minimum(tl.load(sampled_ptr + token_T, is_sampled_T, 0), T - 1)
         _copy(logits_ptr, to_logits_ptr, row_T, token_T, is_sampled_T & is_inside_T, E, TO_E, BLOCK_E)

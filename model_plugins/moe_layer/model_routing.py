@@ -20,7 +20,6 @@ from prismoe.model_plugins.moe_layer.load_counter import LoadCounter
 from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
 from prismoe.model_plugins.moe_layer.router import Observer, PolicyRouter, layer_shape
 from prismoe.model_plugins.moe_layer.step import RoutingStep
-from prismoe.model_plugins.routing import ROUTING_KEY
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
@@ -169,12 +168,6 @@ class PolicyRouting(ModelRouting):
             "policy": routing.policy.model_dump(),
             "sources": dict(routing.sources),
         }
-
-
-def operator_routing(vllm_config: VllmConfig) -> Mapping[str, Any] | None:
-    """The routing settings that the operator gave, None where the checkpoint's are in force."""
-    settings: dict[str, Any] = vllm_config.additional_config  # type: ignore[assignment]
-    return settings.get(ROUTING_KEY)
 
 
 def router_parameters(policy: RoutingPolicy, hidden_size: int, num_experts: int) -> nn.ParameterDict:

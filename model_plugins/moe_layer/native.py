@@ -22,11 +22,9 @@ from prismoe.model_plugins.moe_layer.miscounted import MISCOUNTED
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, kernel_name, runners_of
 from prismoe.model_plugins.moe_layer.router import Observer
 from prismoe.model_plugins.moe_layer.step import Media, RoutingStep
+from prismoe.model_plugins.routing import NATIVE, ONLY_NATIVE
 from prismoe.model_plugins.vllm_seams.experts_sink import has_sink, put_sink, routes_by_itself
 from prismoe.model_plugins.vllm_seams.native_router import chooses_by_tokens, watch_routing
-
-NATIVE = {"policy": "native"}
-ONLY_NATIVE = "Routing policies run on MoE-LLaVA checkpoints alone: this model routes as vLLM has it."
 
 logger = init_logger("vllm.prismoe.native")
 

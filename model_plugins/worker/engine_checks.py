@@ -4,10 +4,9 @@ from vllm.config import SchedulerConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
-from prismoe.model_plugins.moe_layer.model_routing import operator_routing
-from prismoe.model_plugins.moe_layer.native import NATIVE, ONLY_NATIVE
+from prismoe.model_plugins.routing import NATIVE, ONLY_NATIVE
 from prismoe.model_plugins.vllm_seams.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
-from prismoe.model_plugins.worker.engine_options import ROUTED_WORKER
+from prismoe.model_plugins.worker.engine_options import ROUTED_WORKER, operator_routing
 
 logger = init_logger("vllm.prismoe.engine")
 

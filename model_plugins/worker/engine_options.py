@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from vllm.config import VllmConfig
+
 from prismoe.model_plugins.routing import ROUTING_KEY
 
 ROUTED_WORKER = "prismoe.model_plugins.worker.routed_worker.RoutedWorker"
@@ -20,3 +22,9 @@ def engine_options(routing: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "worker_extension_cls": "prismoe.model_plugins.worker.extension.RoutingWorkerExtension",
         "additional_config": {ROUTING_KEY: None if routing is None else dict(routing)},
     }
+
+
+def operator_routing(vllm_config: VllmConfig) -> Mapping[str, Any] | None:
+    """The routing settings that the operator gave, None where the checkpoint's are in force."""
+    settings: dict[str, Any] = vllm_config.additional_config  # type: ignore[assignment]
+    return settings.get(ROUTING_KEY)

@@ -48,9 +48,10 @@ from prismoe.model_plugins.models.moe_llava.tower import (
     tower_config,
     tower_weights,
 )
-from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting, operator_routing
+from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting
 from prismoe.model_plugins.moe_layer.request_routing import with_numbers, without_numbers
 from prismoe.model_plugins.moe_layer.step import Media
+from prismoe.model_plugins.worker.engine_options import operator_routing
 
 MODALITIES = ("text", "image")
 

@@ -24,11 +24,11 @@ from prismoe.model_plugins.models.moe_llava.tower import (
     tower_config,
     tower_shapes,
 )
-from prismoe.model_plugins.moe_layer.model_routing import operator_routing
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.vllm_seams import overridden, scheduler, step_watch
 from prismoe.model_plugins.vllm_seams.check import check
 from prismoe.model_plugins.worker.engine_checks import check_engine, check_request_engine
+from prismoe.model_plugins.worker.engine_options import operator_routing
 
 LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "pt")
 """vLLM's --load-format values that read a checkpoint's own files."""
