@@ -41,13 +41,13 @@ def write_rows(
     if to.tail_T is not None:
         to.tail_T[:num_tokens] = False if tail_T is None else tail_T
     if confidence is not None:
-        _write_sampled(to.logits_SE, to.sampled_S, confidence.logits_TE)
-        _write_sampled(to.scores_SE, to.sampled_S, confidence.scores_TE)
+        if to.logits_SE is not None:
+            _write_sampled(to.logits_SE, to.sampled_S, confidence.logits_TE)
+        if to.scores_SE is not None and confidence.scores_TE is not None:
+            _write_sampled(to.scores_SE, to.sampled_S, confidence.scores_TE)
 
 
-def _write_sampled(to_SE: Tensor | None, sampled_S: Tensor, values_TE: Tensor | None) -> None:
-    if to_SE is None or values_TE is None:
-        return
+def _write_sampled(to_SE: Tensor, sampled_S: Tensor, values_TE: Tensor) -> None:
     num_tokens, experts = values_TE.shape
     if not torch.compiler.is_compiling() and num_tokens <= len(sampled_S):
         to_SE[:num_tokens, :experts] = values_TE

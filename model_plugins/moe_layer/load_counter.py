@@ -3,7 +3,7 @@
 A step is copied into a page, and a full page is counted: a small step would take ten times as long by itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -26,10 +26,13 @@ Rows = TypeVar("Rows", RoutedTokens, ScoredTokens)
 
 
 class Page(Generic[Rows]):
-    """Room for the tokens of many steps, side by side; made with the first, on its device."""
+    """Room for the tokens of many steps, side by side; made with the first, on its device.
 
-    def __init__(self, most_tokens: int) -> None:
-        self._most_tokens = most_tokens
+    Of the parts named in `constant` the first token's stand for all.
+    """
+
+    def __init__(self, most_tokens: int, constant: Collection[str]) -> None:
+        self._most_tokens, self._constant = most_tokens, constant
         self._tokens = 0
         self._rows: Rows | None = None
 
@@ -40,9 +43,10 @@ class Page(Generic[Rows]):
     def append(self, rows: Rows, tokens: int) -> None:
         """Copy a step behind the others."""
         if self._rows is None:
-            self._rows = type(rows)(*(_room(part, self._most_tokens) for part in rows))
-        for room, part in zip(self._rows, rows, strict=True):
-            room.narrow(_token_dim(part), self._tokens, tokens).copy_(part)
+            self._rows = type(rows)(*map(self._room, rows._fields, rows))
+        for name, room, part in zip(rows._fields, self._rows, rows, strict=True):
+            if name not in self._constant:
+                room.narrow(_token_dim(part), self._tokens, tokens).copy_(part)
         self._tokens += tokens
 
     def take(self) -> Rows | None:
@@ -52,10 +56,10 @@ class Page(Generic[Rows]):
             return None
         return type(self._rows)(*(room.narrow(_token_dim(room), 0, tokens) for room in self._rows))
 
-
-def _room(part: Tensor, tokens: int) -> Tensor:
-    dim = _token_dim(part)
-    return part.new_empty((*part.shape[:dim], tokens, *part.shape[dim + 1 :]))
+    def _room(self, name: str, part: Tensor) -> Tensor:
+        dim: int = _token_dim(part)
+        size = (*part.shape[:dim], self._most_tokens, *part.shape[dim + 1 :])
+        return part.narrow(dim, 0, 1).expand(size) if name in self._constant else part.new_empty(size)
 
 
 def _token_dim(part: Tensor) -> int:
@@ -76,8 +80,9 @@ class LoadCounter(nn.Module):
         self.register_buffer("load_LMC", load_LMC.to(step.segments.device), persistent=False)
         self.as_scored: Callable[[ScoredTokens], ScoredTokens] = lambda scored: scored
         """From what the layers wrote to what is counted."""
-        self._routed = Page[RoutedTokens](max(PAGE_TOKENS, len(step.segments)))
-        self._scored = Page[ScoredTokens](PAGE_STEPS * len(step.sampled))
+        constant = step.constant()
+        self._routed = Page[RoutedTokens](max(PAGE_TOKENS, len(step.segments)), constant)
+        self._scored = Page[ScoredTokens](PAGE_STEPS * len(step.sampled), constant)
 
     def add(self, step: RoutingStep) -> None:
         """Add a step that has run."""

@@ -65,7 +65,7 @@ class RoutingStep(nn.Module):
         super().__init__()
         self.layers, self.names = [*layers], (*modalities,)
         self.num_tokens = 0
-        self._is_text = self._is_spaced = False
+        self._is_text = self._is_asked = self._is_spaced = False
         self._rows: list[LayerRows] = []
         self._write_rows = write_rows
         slots = max((layer.slots for layer in layers), default=0)
@@ -101,9 +101,8 @@ class RoutingStep(nn.Module):
         self.clear()
         self.num_tokens, self._is_text = num_tokens, is_media_T is None or not media
         if is_media_T is None or not media:
-            self.segments[:num_tokens] = TEXT
-            self.asked[:num_tokens] = 0
-            self.modalities[:num_tokens] = 0
+            self.segments[:num_tokens].fill_(TEXT)
+            self.modalities[:num_tokens].fill_(0)
         else:
             self._mark_media(np.flatnonzero(is_media_T.numpy()), media)
         self._sample()
@@ -118,10 +117,10 @@ class RoutingStep(nn.Module):
         modalities[positions] = np.repeat([self.names.index(one.modality) for one in media], sizes)
         async_tensor_h2d(segments, out=self.segments[:num_tokens])
         async_tensor_h2d(modalities, out=self.modalities[:num_tokens])
-        self.asked[:num_tokens] = 0
         if all(one.asked_T2 is not None for one in media):
             asked_X2 = torch.cat([one.asked_T2 for one in media if one.asked_T2 is not None])
             self.asked[async_tensor_h2d(positions, device=device)] = asked_X2.to(self.asked.dtype)
+            self._is_asked = True
 
     def _sample(self) -> None:
         """Choose which tokens are asked how sure their routers were."""
@@ -185,8 +184,22 @@ class RoutingStep(nn.Module):
             self.scores[:, :n],
         )
 
+    def constant(self) -> set[str]:
+        """The parts of `routed` and `scored` that are the same for all tokens of a layer, in every step."""
+        parts = {
+            "count_LT": all(layer.uses_all_slots for layer in self.layers),
+            "tail_LT": not any(layer.has_tails for layer in self.layers),
+            "scores_LTE": not any(layer.has_scores for layer in self.layers),
+        }
+        return {name for name, is_constant in parts.items() if is_constant}
+
     def clear(self) -> None:
         """Forget the step, so that a dummy step after it counts nothing."""
-        self.segments.fill_(PADDING)
-        self.modalities.fill_(NOT_COUNTED)
-        self.num_tokens, self._is_text = 0, False
+        n = self.num_tokens
+        if n == 0:
+            return
+        self.segments[:n].fill_(PADDING)
+        self.modalities[:n].fill_(NOT_COUNTED)
+        if self._is_asked:
+            self.asked[:n].fill_(0)
+        self.num_tokens, self._is_text, self._is_asked = 0, False, False

@@ -131,3 +131,33 @@ def test_many_steps_are_counted_as_one_by_one() -> None:
     assert load["expert_tokens"][0][0] == [0, total, 0, total]
     counter.reset()
     assert counter.load()["tokens"] == [[0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("own", [(), ("uses_all_slots",), ("has_tails", "has_scores")], ids=str)
+def test_parts_that_never_change_count_as_if_they_could(own: tuple[str, ...]) -> None:
+    """Layers of 1 and 2 experts a token."""
+    layers = [
+        LayerShape(experts=4, slots=slots, scored=4)._replace(**dict.fromkeys(own, True)) for slots in (1, 2)
+    ]
+    step = RoutingStep(("text", "image"), layers, max_tokens=5)
+    counter = LoadCounter(step)
+    for size in (3, 5):
+        step.mark(None, [], num_tokens=size)
+        step.write(
+            0, torch.tensor([[3]] * size), torch.ones(size, 1), None, None, Confidence(torch.zeros(size, 4))
+        )
+        step.write(
+            1,
+            torch.tensor([[0, 2]] * size),
+            torch.ones(size, 2),
+            None,
+            None,
+            Confidence(torch.zeros(size, 4)),
+        )
+        counter.add(step)
+        step.clear()
+    load = counter.load()
+    assert load["tokens"] == [[8, 0]] * 2 == load["scored_tokens"]
+    assert [rows[0] for rows in load["expert_tokens"]] == [[0, 0, 0, 8], [8, 0, 8, 0]]
+    assert [rows[0] for rows in load["tokens_by_experts"]] == [[8], [0, 8]]
+    assert load["tail_tokens"] == [0, 0]
