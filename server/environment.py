@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
-from prismoe.model_plugins.worker.processes import ask_to_end_with_parent
+from prismoe.model_plugins.processes import ask_to_end_with_parent
 
 MEDIA_CONNECTOR = "prismoe"
 """The name in vLLM's registry of what fetches a request's images (`prismoe.server.media`)."""

@@ -6,11 +6,11 @@ from pydantic import BaseModel, Field, field_validator
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.model_plugins.routing.setting import RoutingSetting
+from prismoe.model_plugins.worker.settings import MetricsSettings
 from prismoe.server.access.settings import AccessSettings
 from prismoe.server.health.settings import LifeSettings
 from prismoe.server.limits.settings import LimitSettings
 from prismoe.server.media.settings import MediaSettings
-from prismoe.server.metrics.settings import MetricsSettings
 
 
 class CodeSettings(BaseModel):

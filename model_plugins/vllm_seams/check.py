@@ -51,6 +51,6 @@ def _is_there(needed: Needed) -> bool:
     except (ImportError, AttributeError):
         return False
     function: Any = inspect.unwrap(found)  # type: ignore[arg-type]
-    has = [name for name in inspect.signature(function).parameters if name != "self"]
+    has = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
     names = function.__code__.co_names if needed.attributes else ()
     return tuple(has[: len(needed.parameters)]) == needed.parameters and set(needed.attributes) <= set(names)

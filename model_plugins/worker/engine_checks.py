@@ -6,7 +6,7 @@ from vllm.platforms import current_platform
 
 from prismoe.model_plugins.routing import NATIVE, ONLY_NATIVE
 from prismoe.model_plugins.vllm_seams.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
-from prismoe.model_plugins.worker.engine_options import ROUTED_WORKER, operator_routing
+from prismoe.model_plugins.worker.engine_options import operator_routing
 
 logger = init_logger("vllm.prismoe.engine")
 
@@ -87,11 +87,6 @@ def check_request_engine(vllm_config: VllmConfig) -> None:
     A token's keys and values then depend on its whole prompt and on the request's task, by which vLLM's cache
     does not tell requests apart.
     """
-    if vllm_config.parallel_config.worker_cls != ROUTED_WORKER:
-        raise ValueError(
-            "This routing policy decides once a request, and vLLM's own worker does not tell the model which "
-            f"request a token is of: start with `prismoe serve`, or pass {ROUTED_WORKER} as --worker-cls."
-        )
     if vllm_config.kv_transfer_config is not None:
         raise ValueError(
             "This routing policy decides once a request, and transferred KV blocks may come from "

@@ -5,7 +5,7 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
-from prismoe.model_plugins.routing import ROUTING_KEY
+from prismoe.model_plugins.worker.settings import SETTINGS_KEY, EngineSettings
 
 ROUTED_WORKER = "prismoe.model_plugins.worker.routed_worker.RoutedWorker"
 
@@ -19,12 +19,31 @@ def engine_options(routing: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """
     return {
         "worker_cls": ROUTED_WORKER,
-        "worker_extension_cls": "prismoe.model_plugins.worker.extension.RoutingWorkerExtension",
-        "additional_config": {ROUTING_KEY: None if routing is None else dict(routing)},
+        "additional_config": additional_config(routing),
     }
+
+
+def additional_config(routing: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of prismoe's settings the workers read, and vLLM's compile cache tells graphs apart by."""
+    return {SETTINGS_KEY: {"routing": None if routing is None else dict(routing)}}
 
 
 def operator_routing(vllm_config: VllmConfig) -> Mapping[str, Any] | None:
     """The routing settings that the operator gave, None where the checkpoint's are in force."""
     settings: dict[str, Any] = vllm_config.additional_config  # type: ignore[assignment]
-    return settings.get(ROUTING_KEY)
+    return EngineSettings.of(settings).routing
+
+
+def use_routed_worker(vllm_config: VllmConfig) -> None:
+    """Have vLLM run the worker that counts, before it chooses one of its own.
+
+    Raises ValueError where the user chose another.
+    """
+    parallel = vllm_config.parallel_config
+    if parallel.worker_cls not in ("auto", ROUTED_WORKER):
+        raise ValueError(
+            f"prismoe counts in a worker of its own: leave --worker-cls {parallel.worker_cls} out."
+        )
+    parallel.worker_cls = ROUTED_WORKER
+    settings: dict[str, Any] = vllm_config.additional_config  # type: ignore[assignment]
+    vllm_config.additional_config = {**settings, **additional_config(operator_routing(vllm_config))}

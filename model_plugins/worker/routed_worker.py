@@ -6,10 +6,11 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.platforms import current_platform
 
 from prismoe.kernels.modalities import MODALITIES
-from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, PolicyRouting, kernel_name, runners_of
+from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting, kernel_name, runners_of
 from prismoe.model_plugins.moe_layer.native import NativeRouting
 from prismoe.model_plugins.vllm_seams import experts_sink, native_router, step_watch
 from prismoe.model_plugins.vllm_seams.check import check
+from prismoe.model_plugins.worker.calls import RoutingCalls
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
 
 if current_platform.is_cpu():
@@ -18,10 +19,8 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker  # type: ignore[assignment]
 
 
-class RoutedWorker(PlatformWorker):
+class RoutedWorker(RoutingCalls, PlatformWorker):
     """To be given as `worker_cls`."""
-
-    routing: ModelRouting
 
     def load_model(self, **options: Any) -> None:
         """Load the model, and stand beside its routers."""
@@ -37,6 +36,12 @@ class RoutedWorker(PlatformWorker):
             routing = NativeRouting(self.vllm_config, model, self._modalities())
         routing.kernels = {layer.layer_id: kernel_name(layer) for layer in runners_of(model)}
         self.routing = routing
+
+    def compile_or_warm_up_model(self) -> Any:
+        """Warm up, and count from zero: on CUDA vLLM makes requests up, which look like real ones here."""
+        times = super().compile_or_warm_up_model()
+        self.routing.reset_load()
+        return times
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Take a step, and count it. Dummy and warm-up steps of vLLM's go past this."""

@@ -12,9 +12,9 @@ from vllm.engine.protocol import EngineClient
 from vllm.platforms import current_platform
 
 from prismoe.model_plugins.models.moe_llava.config import is_moe_llava
+from prismoe.model_plugins.processes import end_forks_with_parent
 from prismoe.model_plugins.vllm_seams.engines import ask_engines
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
-from prismoe.model_plugins.worker.processes import end_forks_with_parent
 from prismoe.server.errors import StartRefused, sentence
 
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"

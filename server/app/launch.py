@@ -31,6 +31,7 @@ from prismoe.server.app.engine import (
     prepare_fork,
 )
 from prismoe.server.app.error_shape import ErrorShape, tell_validation_errors
+from prismoe.server.app.routing_state import init_routing_state
 from prismoe.server.errors import EngineFailed, StartRefused, explained
 from prismoe.server.health.engine_watch import EngineWatch
 from prismoe.server.health.http_server import serve_until
@@ -40,15 +41,13 @@ from prismoe.server.health.running_requests import RunningRequests
 from prismoe.server.health.starting import answering_meanwhile
 from prismoe.server.inspector import page as inspector_page
 from prismoe.server.inspector import routes as inspection_routes
-from prismoe.server.inspector.inspector import Inspector, what_is_inspectable
 from prismoe.server.limits.admission import Admission
 from prismoe.server.limits.body import BodyLimit
 from prismoe.server.logs.error_log import log_faults_alone
 from prismoe.server.logs.request_log import RequestLog, count_tokens
 from prismoe.server.media.connector import use_media
 from prismoe.server.metrics import routes
-from prismoe.server.metrics.load_reader import ExpertLoadReader, logger
-from prismoe.server.metrics.page import ExpertMetrics, metrics_route, vllm_tokens
+from prismoe.server.metrics.page import MetricsPage, vllm_tokens
 from prismoe.server.refusal import RefusalCounter
 from prismoe.server.requests.answer_text import mend_answers
 from prismoe.server.requests.guard import RequestGuard
@@ -133,6 +132,7 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     with with_handlers(tell_validation_errors):
         app: FastAPI = build_app(args, tasks, engine.model_config)
     keep_listed_routes(app)
+    app.state.endpoint_plugins = []  # their routes are gone
     app.include_router(routes.router)
     app.include_router(model_routes.router)
     app.include_router(inspection_routes.router)
@@ -140,32 +140,17 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     await init_app_state(engine, app.state, args, tasks)
     model_routes.hide_folders(app.state.openai_serving_models)
     registry = get_prometheus_registry()
-    engines = RoutedEngines(engine)
-    app.state.expert_load = ExpertLoadReader(engines, lambda: vllm_tokens(registry))
-    app.state.engine_watch = EngineWatch(engines, lambda: vllm_tokens(registry), settings)
+    app.state.engine_watch = EngineWatch(RoutedEngines(engine), lambda: vllm_tokens(registry), settings)
     count_tokens(engine)
     mend_answers(engine)
     send_images_always(engine)
     check_sampling_early(engine, tasks)
     log_faults_alone(engine.renderer)
     try:
-        await engines.ask("prismoe_reset_expert_load")
-        await app.state.expert_load.read()
-        app.state.routing = await routes.routing_in_force(engines)
-        inspectable = await what_is_inspectable(engines, engine.vllm_config, app.state.routing.not_supported)
+        metrics = await init_routing_state(app.state, engine, registry, settings)
     except Exception as error:
         raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error
     app.state.served = await what_is_served(engine, app.state.openai_serving_chat)
-    app.state.inspector = Inspector(engines, app.state.openai_serving_chat, inspectable)
-    model_name = str(engine.model_config.served_model_name)
-    app.state.requests = RequestCounter(registry, model_name)
-    metrics = ExpertMetrics(app.state.expert_load, app.state.routing, model_name, settings.expert_metrics)
-    app.router.routes.append(metrics_route(registry, metrics))
-    for sentence in app.state.routing.sentences():
-        logger.info("%s", sentence)
-    logger.info(
-        "/metrics exports %d series of prismoe's (--expert-metrics %s).",
-        metrics.series,
-        settings.expert_metrics,
-    )
+    app.state.requests = RequestCounter(registry, str(engine.model_config.served_model_name))
+    MetricsPage(registry, metrics).add_to(app)
     return app

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
+from prismoe.model_plugins.worker.settings import MetricsSettings
 from prismoe.server.access.settings import AccessSettings
 from prismoe.server.health.settings import LifeSettings
 from prismoe.server.limits.settings import LimitSettings
 from prismoe.server.media.settings import MediaSettings
-from prismoe.server.metrics.settings import MetricsSettings
 from prismoe.server.settings import CodeSettings, ServeSettings
 
 USAGE = "prismoe serve [MODEL] [options] [any vLLM option]"

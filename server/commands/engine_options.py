@@ -49,8 +49,6 @@ def parse_engine_options(settings: ServeSettings) -> Namespace:
         args.trust_request_mm_kwargs = moe_llava
     args.model = str(folder)
     args.additional_config = {**(args.additional_config or {}), **routed["additional_config"]}
-    if args.worker_extension_cls != routed["worker_extension_cls"]:
-        raise ValueError("prismoe reads the routers through --worker-extension-cls: leave this option out.")
     refuse_unserved(args, parser)
     if not 0 <= args.port <= MOST_PORT:
         raise ValueError(f"--port is {args.port}: give a number from 0 to {MOST_PORT}.")

@@ -4,8 +4,8 @@ import argparse
 import signal
 from collections.abc import Callable, Sequence
 
+from prismoe.model_plugins.processes import ask_to_end_with_parent
 from prismoe.model_plugins.tools.settings import CalibrateSettings, CheckSettings, ConvertSettings
-from prismoe.model_plugins.worker.processes import ask_to_end_with_parent
 from prismoe.server.errors import fail, sentence
 
 ROUTING_HELP = 'how to route, instead of what the checkpoint says, e.g. {"policy": "topk"}'

@@ -29,6 +29,7 @@ MOST_WAITING = 4
 DONE = "data: [DONE]\n\n"
 
 NO_LAYERS = "This checkpoint has no MoE layers, so there is no routing to inspect."
+REPLACED = "An inspection by another API server took the place of this one: try again in a moment."
 NO_LOGITS = (
     "This server runs a compiled model, whose router logits can't be kept: "
     "leave router_logits out, or start another server with --enforce-eager."
@@ -155,7 +156,9 @@ class Inspector:
         internal_id = f"chatcmpl-{request.request_id}"  # as vLLM names it, before a suffix of its own
 
         async def routing(prompt: list[int], answer: list[int]) -> Inspection:
-            recorded = await self._engine.ask("prismoe_inspected_rows")
+            recorded = await self._engine.ask("prismoe_inspected_rows", internal_id)
+            if None in recorded:
+                raise HTTPException(503, REPLACED)
             # One of the data-parallel engines ran the request; the others recorded nothing.
             rows = RecordedRows.model_validate(max(recorded, key=lambda rows: len(rows["positions"])))
             tokenizer, grid = self._chat.renderer.get_tokenizer(), self.inspectable.grid

@@ -1,16 +1,18 @@
 """The /metrics page: prismoe's metrics beside vLLM's own."""
 
+from dataclasses import dataclass
+
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, exposition
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
+from prismoe.model_plugins.worker.settings import MetricsLevel
 from prismoe.server.metrics.by_layer import layer_metrics
 from prismoe.server.metrics.load_reader import ExpertLoadReader
 from prismoe.server.metrics.metric import Reading
 from prismoe.server.metrics.routes import ServedRouting
-from prismoe.server.metrics.settings import MetricsLevel
 from prismoe.server.metrics.summary import summary_metrics
 
 VLLM_TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
@@ -63,18 +65,26 @@ class ExpertMetrics:
         return Reading(self._reader.latest, self._reader.window.counted(), self._reader.failures)
 
 
-def metrics_route(registry: CollectorRegistry, expert_metrics: ExpertMetrics) -> Route:
-    """/metrics: prismoe's metrics, then those of the registry, in the format that the scraper asks for."""
+@dataclass
+class MetricsPage:
+    """/metrics: prismoe's metrics, if there are any yet, and those of the registry."""
 
-    def metrics(request: Request) -> Response:
+    registry: CollectorRegistry
+    experts: ExpertMetrics | None = None
+
+    def __call__(self, request: Request) -> Response:
+        """The page in the format that the scraper asks for."""
         openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
         if openmetrics:
             # Else prometheus_client would turn "vllm:" into "vllm_" in this format.
-            rest = openmetrics_exposition.generate_latest(registry, openmetrics_exposition.ALLOWUTF8)
+            rest = openmetrics_exposition.generate_latest(self.registry, openmetrics_exposition.ALLOWUTF8)
             content_type = openmetrics_exposition.CONTENT_TYPE_LATEST
         else:
-            rest, content_type = exposition.generate_latest(registry), exposition.CONTENT_TYPE_PLAIN_0_0_4
-        text = expert_metrics.text(openmetrics).encode() + rest
-        return Response(text, headers={"Content-Type": content_type})
+            rest = exposition.generate_latest(self.registry)
+            content_type = exposition.CONTENT_TYPE_PLAIN_0_0_4
+        text = "" if self.experts is None else self.experts.text(openmetrics)
+        return Response(text.encode() + rest, headers={"Content-Type": content_type})
 
-    return Route("/metrics", metrics)
+    def add_to(self, app: FastAPI) -> None:
+        """Serve the page."""
+        app.add_api_route("/metrics", self, response_model=None, include_in_schema=False)

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import psutil
 
@@ -24,23 +26,30 @@ END_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM")  # a program of util-linux,
 class Command:
     """`prismoe <arguments>`, with its output in a file; `prefix` is a program that becomes it.
 
-    It ends with the thread that starts it, so that no server stays behind tests that were killed.
+    `program` runs instead of prismoe, in an environment with these variables more. It ends with the thread
+    that starts it, so that no server stays behind tests that were killed.
     """
 
-    def __init__(self, log: Path, *arguments: str, prefix: Sequence[str] = (), runner: Runner = "v1") -> None:
+    def __init__(
+        self,
+        log: Path,
+        *arguments: str,
+        prefix: Sequence[str] = (),
+        runner: Runner = "v1",
+        program: Sequence[str] = PRISMOE,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.log = log
         self.family: set[psutil.Process] = set()
         # vLLM's settings of other tests would hide the server's own. As in those, its ops have one thread.
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "HF_"))
-        }
-        environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} | runner_environment(runner)
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "HF_"))}
+        own = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} | runner_environment(runner)
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [*prefix, *END_WITH_PARENT, *PRISMOE, *arguments],
+                [*prefix, *END_WITH_PARENT, *program, *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env={**inherited, **own, **environment},
                 # Not a session: Linux schedules sessions apart, and the engine's busy loops starve others.
                 process_group=0,
             )
@@ -99,13 +108,12 @@ class Server(Command):
         log: Path,
         *arguments: str,
         port: int = 0,
-        prefix: Sequence[str] = (),
-        runner: Runner = "v1",
+        **options: Any,
     ) -> None:
         port = port or self.free_port()
         self.url = f"http://127.0.0.1:{port}"
         address = ("--host", "127.0.0.1", "--port", str(port))
-        super().__init__(log, "serve", *arguments, *address, prefix=prefix, runner=runner)
+        super().__init__(log, "serve", *arguments, *address, **options)
 
     @staticmethod
     def free_port() -> int:

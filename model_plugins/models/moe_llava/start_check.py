@@ -5,7 +5,6 @@ from pathlib import Path
 from transformers import PretrainedConfig
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
-from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from prismoe.model_plugins.files.hub import checkpoint_folder
 from prismoe.model_plugins.files.weight_files import stored_shapes
@@ -28,7 +27,7 @@ from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.vllm_seams import overridden, scheduler, step_watch
 from prismoe.model_plugins.vllm_seams.check import check
 from prismoe.model_plugins.worker.engine_checks import check_engine, check_request_engine
-from prismoe.model_plugins.worker.engine_options import operator_routing
+from prismoe.model_plugins.worker.engine_options import operator_routing, use_routed_worker
 
 LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "pt")
 """vLLM's --load-format values that read a checkpoint's own files."""
@@ -36,36 +35,33 @@ LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "pt")
 logger = init_logger("vllm.prismoe.checkpoint")
 
 
-class MoELLaVAStartCheck(VerifyAndUpdateConfig):
-    """Refuses checkpoints that are not whole, and settings under which they would route wrongly."""
-
-    @staticmethod
-    def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Raise ValueError with a sentence, in the process that the user started."""
-        check([*overridden.NEEDS, *scheduler.NEEDS, *step_watch.NEEDS])
-        model, load = vllm_config.model_config, vllm_config.load_config
-        config = model.hf_config
-        if load.load_format in LOAD_FORMATS:
-            model.model = str(checkpoint_folder(model.model, model.revision, load.download_dir))
-        check_servable(config)
-        in_force = routing_in_force(config, operator_routing(vllm_config))
-        # What processes requests sees the checkpoint's config, but not the operator's settings.
-        setattr(config, MOST_REQUEST_EXPERTS, in_force.most_request_experts)
-        check_engine(vllm_config, in_force.needs_whole_images, tokens_per_image(config, model.model))
-        if in_force.experts_by_request_layer:
-            check_request_engine(vllm_config)
-        check_quantization(model, family_of(config))
-        model.tokenizer_mode = RENDERER
-        if not model.skip_tokenizer_init:
-            check_tokenizer(config, Path(model.tokenizer))
-        if load.load_format in LOAD_FORMATS:
-            unused = check_weights(config, Path(model.model), in_force)
-            if unused:
-                logger.info(
-                    "%d tensors of the checkpoint are left out, since serving does not use them, such as %s.",
-                    len(unused),
-                    unused[0],
-                )
+def check_start(vllm_config: VllmConfig) -> None:
+    """Raise ValueError with a sentence, in the process that the user started."""
+    check([*overridden.NEEDS, *scheduler.NEEDS, *step_watch.NEEDS])
+    use_routed_worker(vllm_config)
+    model, load = vllm_config.model_config, vllm_config.load_config
+    config = model.hf_config
+    if load.load_format in LOAD_FORMATS:
+        model.model = str(checkpoint_folder(model.model, model.revision, load.download_dir))
+    check_servable(config)
+    in_force = routing_in_force(config, operator_routing(vllm_config))
+    # What processes requests sees the checkpoint's config, but not the operator's settings.
+    setattr(config, MOST_REQUEST_EXPERTS, in_force.most_request_experts)
+    check_engine(vllm_config, in_force.needs_whole_images, tokens_per_image(config, model.model))
+    if in_force.experts_by_request_layer:
+        check_request_engine(vllm_config)
+    check_quantization(model, family_of(config))
+    model.tokenizer_mode = RENDERER
+    if not model.skip_tokenizer_init:
+        check_tokenizer(config, Path(model.tokenizer))
+    if load.load_format in LOAD_FORMATS:
+        unused = check_weights(config, Path(model.model), in_force)
+        if unused:
+            logger.info(
+                "%d tensors of the checkpoint are left out, since serving does not use them, such as %s.",
+                len(unused),
+                unused[0],
+            )
 
 
 def check_tokenizer(config: PretrainedConfig, folder: Path) -> None:

@@ -122,11 +122,16 @@ def scrape(http: httpx.Client, start: str = "prismoe_") -> Samples:
 
 def scrape_when_read(http: httpx.Client, told: dict[str, Any]) -> Samples:
     """The samples once they have the tokens of `told`, a load after which nothing was asked."""
+    return scrape_until_counted(http, sum(told["tokens"][0]))
+
+
+def scrape_until_counted(http: httpx.Client, tokens: int) -> Samples:
+    """The samples once so many tokens are counted, or those of 20 seconds later."""
     end = time.monotonic() + 20
     while True:
         samples = scrape(http)
-        of_modality = [samples[("prismoe_tokens_total", name)] for name in told["modalities"]]
-        if of_modality == told["tokens"][0] or time.monotonic() > end:
+        counted = sum(value for key, value in samples.items() if key[0] == "prismoe_tokens_total")
+        if counted == tokens or time.monotonic() > end:
             return samples
         time.sleep(0.1)
 

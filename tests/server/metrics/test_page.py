@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from prismoe.model_plugins.worker.settings import MetricsLevel
 from prismoe.server.metrics.load_reader import ExpertLoadReader
 from prismoe.server.metrics.page import ExpertMetrics, metrics_route
-from prismoe.server.metrics.settings import MetricsLevel
 from tests.paths import REPOSITORY
 from tests.server import fake_engine
 from tests.server.fake_engine import NOTHING, UNSEEN, FakeEngine, large_load, routing

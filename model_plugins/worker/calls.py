@@ -1,4 +1,4 @@
-"""What the server and the tools ask of a worker process over vLLM's RPC."""
+"""What the server and the tools call in a worker process over vLLM's RPC."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +10,10 @@ from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 from prismoe.model_plugins.recording.inspection import InspectionRecorder
 
 
-class RoutingWorkerExtension:
-    """Mixed into vLLM's worker (`worker_extension_cls`). Ranks hold the same counts: read rank 0's."""
+class RoutingCalls:
+    """A part of `RoutedWorker`. Ranks hold the same counts: read rank 0's."""
 
     routing: ModelRouting
-    """`RoutedWorker` has it."""
     _prismoe_inspection: InspectionRecorder | None = None
 
     def prismoe_routing(self) -> Mapping[str, Any]:
@@ -102,11 +101,12 @@ class RoutingWorkerExtension:
             self._prismoe_inspection.end()
             self._prismoe_inspection = None
 
-    def prismoe_inspected_rows(self) -> Mapping[str, Any] | None:
-        """What was recorded so far (`InspectionRecorder.rows`), from rank 0."""
-        if self._prismoe_inspection is None or self.rank != 0:  # type: ignore[attr-defined]
+    def prismoe_inspected_rows(self, request: str) -> Mapping[str, Any] | None:
+        """What was recorded of this request so far (`InspectionRecorder.rows`), from rank 0."""
+        inspection = self._prismoe_inspection
+        if inspection is None or inspection.request != request or self.rank != 0:  # type: ignore[attr-defined]
             return None
-        return self._prismoe_inspection.rows()
+        return inspection.rows()
 
     def _prismoe_model(self) -> Any:
         return self.model_runner.get_model()  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from prismoe.model_plugins.worker.processes import ASKED, ask_to_end_with_parent, end_with_parent_if_asked
+from prismoe.model_plugins.processes import ASKED, ask_to_end_with_parent, end_with_parent_if_asked
 
 
 def engine(ready: Connection) -> None:
@@ -95,7 +95,7 @@ def test_it_ends_where_its_parent_did_before_it_could_ask_linux(asked: bool) -> 
 @pytest.mark.parametrize(("parent", "said"), [("ends", ""), ("waits", "forked")])
 def test_a_fork_ends_where_its_parent_did_before_it_could_ask_linux(parent: str, said: str) -> None:
     program = (
-        "import os, sys, time; from prismoe.model_plugins.worker.processes import end_forks_with_parent\n"
+        "import os, sys, time; from prismoe.model_plugins.processes import end_forks_with_parent\n"
         "def wait_for_its_end():\n"
         "    while sys.argv[1] == 'ends' and os.getppid() == parent: time.sleep(0.01)\n"
         "parent = os.getpid()\n"

