@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, exposition
-from prometheus_client.openmetrics import exposition as openmetrics_exposition
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,6 +15,8 @@ from prismoe.server.metrics.metric import Reading
 from prismoe.server.metrics.routes import ServedRouting
 from prismoe.server.metrics.summary import summary_metrics
 
+# Without `escaping`, prometheus_client turns "vllm:" into "vllm_" in this format.
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8"
 VLLM_TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 
 
@@ -75,15 +77,9 @@ class MetricsPage:
     def __call__(self, request: Request) -> Response:
         """The page in the format that the scraper asks for."""
         openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
-        if openmetrics:
-            # Else prometheus_client would turn "vllm:" into "vllm_" in this format.
-            rest = openmetrics_exposition.generate_latest(self.registry, openmetrics_exposition.ALLOWUTF8)
-            content_type = openmetrics_exposition.CONTENT_TYPE_LATEST
-        else:
-            rest = exposition.generate_latest(self.registry)
-            content_type = exposition.CONTENT_TYPE_PLAIN_0_0_4
+        encode, content_type = choose_encoder(OPENMETRICS if openmetrics else "text/plain")
         text = "" if self.experts is None else self.experts.text(openmetrics)
-        return Response(text.encode() + rest, headers={"Content-Type": content_type})
+        return Response(text.encode() + encode(self.registry), headers={"Content-Type": content_type})
 
     def add_to(self, app: FastAPI) -> None:
         """Serve the page."""

@@ -14,12 +14,13 @@ import yaml
 from helm_python import Chart
 
 from tests.paths import REPOSITORY
+from tests.project import PROJECT
 
 DEPLOY = REPOSITORY / "deploy"
 CHART = DEPLOY / "kubernetes"
 
 REQUIRED = {
-    "image": "registry.example/prismoe:0.1.0-cuda",
+    "image": f"registry.example/prismoe:{PROJECT['version']}-cuda",
     "checkpointsClaim": "checkpoints",
     "model": "MoE-LLaVA-Phi2-2.7B-4e",
     "apiKeySecret": "prismoe",

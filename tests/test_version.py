@@ -1,0 +1,41 @@
+"""pyproject.toml says the version; what else has to say it says the same."""
+
+import re
+
+import pytest
+import yaml
+
+from tests.paths import REPOSITORY
+from tests.project import PROJECT
+
+VERSION = PROJECT["version"]
+IMAGE = re.compile(r"\bprismoe:(\d[\w.]*)-c(?:pu|uda)\b")
+FILES_WITH_IMAGES = [
+    "deploy/Dockerfile.cpu",
+    "deploy/Dockerfile.cuda",
+    "deploy/compose.yaml",
+    "deploy/cpu.yaml",
+    "docs/deploy.md",
+]
+
+
+@pytest.mark.parametrize("file", FILES_WITH_IMAGES)
+def test_an_image_has_the_projects_version(file: str) -> None:
+    assert set(IMAGE.findall((REPOSITORY / file).read_text())) == {VERSION}
+
+
+def test_no_other_file_names_an_image() -> None:
+    files = [file for folder in ("deploy", "docs") for file in (REPOSITORY / folder).rglob("*.*")]
+    texts = {file: file.read_text(errors="ignore") for file in files if file.is_file()}
+    naming = {file.relative_to(REPOSITORY).as_posix() for file, text in texts.items() if IMAGE.search(text)}
+    assert naming == set(FILES_WITH_IMAGES)
+
+
+def test_the_chart_has_the_projects_version() -> None:
+    chart = yaml.safe_load((REPOSITORY / "deploy" / "kubernetes" / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == VERSION
+
+
+def test_the_changelog_begins_with_the_projects_version() -> None:
+    text = (REPOSITORY / "CHANGELOG.md").read_text()
+    assert re.findall(r"^## \[(.+?)\]", text, re.M)[0] == VERSION

@@ -1,0 +1,106 @@
+"""The wheel that people install beside a vLLM of their own: what it holds, and what it says of itself."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.paths import REPOSITORY
+from tests.project import NOT_PACKED, PROJECT, ROOMS
+
+pytestmark = pytest.mark.slow
+MEBIBYTE = 2**20
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from an sdist, as `python -m build` does, by the backend that is installed."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    for name in ("prismoe", *ROOMS):
+        shutil.copytree(REPOSITORY / name, source / name, symlinks=True)
+    sdist = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    run(source, sys.executable, "-c", sdist, str(built))
+    [archive] = built.iterdir()
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index")
+    run(built, *pip, archive.name)
+    [file] = built.glob("*.whl")
+    return file
+
+
+def run(folder: Path, *command: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def names(wheel: Path) -> set[str]:
+    with ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def information(wheel: Path, name: str) -> str:
+    with ZipFile(wheel) as archive:
+        return archive.read(f"prismoe-{PROJECT['version']}.dist-info/{name}").decode()
+
+
+def metadata(wheel: Path) -> Message:
+    return Parser().parsestr(information(wheel, "METADATA"))
+
+
+def test_the_wheel_is_small(wheel: Path) -> None:
+    assert 8 * MEBIBYTE < wheel.stat().st_size < 16 * MEBIBYTE
+
+
+def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel: Path) -> None:
+    """Each file of the rooms, but for what measures beside the tests."""
+    packed = {"prismoe/__init__.py", "prismoe/py.typed"} | {
+        f"prismoe/{file.relative_to(REPOSITORY).as_posix()}"
+        for room in ROOMS
+        for file in (REPOSITORY / room).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts and NOT_PACKED not in file.parents
+    }
+    assert len(ROOMS) == 6
+    assert {
+        "prismoe/model_plugins/checkpoints/prismoji/model.safetensors",
+        "prismoe/model_plugins/checkpoints/prismoji/pictures/NOTICE.txt",
+        "prismoe/model_plugins/models/moe_llava/chat_template.jinja",
+        "prismoe/server/inspector/static/inspector.html",
+    } < packed
+    information = f"prismoe-{PROJECT['version']}.dist-info/"
+    assert {name for name in names(wheel) if not name.startswith(information)} == packed
+    assert f"{information}licenses/LICENSE" in names(wheel)
+
+
+def test_the_wheel_offers_the_command_and_both_plugins(wheel: Path) -> None:
+    offered = ConfigParser()
+    offered.read_string(information(wheel, "entry_points.txt"))
+    plugins = ("vllm.general_plugins", "vllm.endpoint_plugins")
+    assert set(offered.sections()) == {"console_scripts", *plugins}
+    assert all(set(offered[group]) == {"prismoe"} for group in offered.sections())
+    for group in offered.sections():
+        module, _, name = offered[group]["prismoe"].partition(":")
+        with ZipFile(wheel) as archive:
+            program = ast.parse(archive.read(f"{module.replace('.', '/')}.py"))
+        assert name in {
+            node.name for node in program.body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
+
+
+def test_the_wheel_says_what_it_is(wheel: Path) -> None:
+    said = metadata(wheel)
+    assert (said["Name"], said["Version"]) == ("prismoe", PROJECT["version"])
+    assert said["License-Expression"] == "Apache-2.0"
+    assert said["Requires-Python"] == "<3.14,>=3.11"
+    assert said["Description-Content-Type"] == "text/markdown"
+    assert str(said.get_payload()).strip() == (REPOSITORY / "README.md").read_text().strip()
+    required = [Requirement(text) for text in said.get_all("Requires-Dist", [])]
+    assert sorted(str(each) for each in required if each.marker is None) == sorted(PROJECT["dependencies"])
