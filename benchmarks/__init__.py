@@ -1,1 +1,4 @@
-"""What measures in process, beside vLLM or on a GPU. May import everything; nothing imports it."""
+"""What measures in process, beside vLLM, under a real Prometheus or on a GPU.
+
+May import everything. Only tests import it.
+"""

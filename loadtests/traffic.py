@@ -20,10 +20,9 @@ QUESTIONS = ["What is this?", "What kind of thing is shown in this picture?", "I
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a request took, in seconds from its start, and how many tokens it brought."""
+    """How long after its start a request brought its first token, and how many it brought."""
 
     first_token_s: float
-    total_s: float
     tokens: int
 
 
@@ -62,8 +61,7 @@ async def send(client: httpx.AsyncClient, request: dict[str, Any]) -> Timing:
             if first is None and event["choices"] and event["choices"][0]["delta"].get("content"):
                 first = time.perf_counter()
             tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-    end = time.perf_counter()
-    return Timing((first or end) - start, end - start, tokens)
+    return Timing((first or time.perf_counter()) - start, tokens)
 
 
 async def send_all(

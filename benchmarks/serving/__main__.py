@@ -7,10 +7,9 @@ Each system's figures are kept in build/performance and not measured again; remo
 import argparse
 from pathlib import Path
 
+from prismoe.benchmarks.paths import REPOSITORY
 from prismoe.benchmarks.serving.page import page, plots
 from prismoe.benchmarks.serving.systems import SYSTEMS, SystemSpeed, measure
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ def serve(arguments: Sequence[str]) -> int:
         from vllm.logger import configure_logging_from_args
 
         from prismoe.server.app.launch import run_server
-        from prismoe.server.commands.engine_options import parse_engine_options
+        from prismoe.server.commands.vllm_arguments import parse_vllm_arguments
 
-        args: Namespace = parse_engine_options(settings)
+        args: Namespace = parse_vllm_arguments(settings)
     except Exception as error:
         return fail(explained(error))
     configure_logging_from_args(args)

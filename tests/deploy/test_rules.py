@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import yaml
 
-from tests.deploy.prometheus import DEPLOY, RULES, program
+from prismoe.benchmarks.monitoring.prometheus import DEPLOY, RULES, program
 
 TESTS = DEPLOY / "prometheus" / "rules.test.yaml"
 RUNBOOKS = DEPLOY.parent / "docs" / "runbooks.md"

@@ -25,9 +25,9 @@ from urllib.parse import quote
 import pytest
 import yaml
 
+from prismoe.benchmarks.monitoring.prometheus import RULES
 from tests.deploy.conftest import DEPLOY
 from tests.deploy.docker_engine import COMPOSE, docker, engine, inspect
-from tests.deploy.prometheus import RULES
 from tests.deploy.stand_ins import in_their_place, torch_index
 from tests.paths import REPOSITORY
 

@@ -2,15 +2,17 @@
 
 import json
 import math
+import statistics
 import time
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from prismoe.kernels.diagnostics import load_variation
+from prismoe.kernels.balance import variation
 from prismoe.kernels.routing import PADDING, routing_entropy
 from prismoe.training.comparison.measured import ContenderScores
 from prismoe.training.comparison.prefill import PICTURES, prefill_ratio
@@ -28,12 +30,12 @@ def measure(folder: Path, baseline_url: str, exam: Exam) -> ContenderScores:
         load = _read(f"{url}/v1/routing/load")
         prefill = prefill_ratio(url, baseline_url, list(exam.png.values())[:PICTURES])
     experts = experts_per_token(load)
-    load_LME = torch.tensor(load["expert_tokens"])
+    load_LE = np.array(load["expert_tokens"]).sum(axis=1)
     return ContenderScores(
         right=[case.answer == reply.strip() for case, reply in zip(exam.cases, replies, strict=True)],
         vision_experts=experts["image"],
         text_experts=experts["text"],
-        load_variation=load_variation(load_LME.sum(dim=1)).item(),
+        load_variation=statistics.mean(variation(load_E) for load_E in load_LE),
         entropy_bits=entropy_bits(folder, exam),
         prefill=prefill,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from prismoe.kernels.diagnostics import load_variation
+from prismoe.kernels.balance import variation
 from prismoe.kernels.mixture import expert_posteriors, log_joint
 from prismoe.kernels.routing import ranked_experts, router_probabilities, routing_entropy
 from prismoe.model_plugins.routing.policies.gmm import GMM
@@ -86,7 +86,7 @@ class _Router:
         return LayerSummary(
             (count_T[~is_vision_T].mean().item(), count_T[is_vision_T].mean().item()),
             routing_entropy(self._probabilities()).mean().item() / math.log(2),
-            load_variation(load_E[None]).item(),
+            variation(load_E.numpy()),
         )
 
     def agreement(self) -> float:

@@ -23,7 +23,7 @@ from prismoe.server.access.routes import (
     match_whole_paths,
     route_label,
 )
-from prismoe.server.commands.engine_options import parse_engine_options
+from prismoe.server.commands.vllm_arguments import parse_vllm_arguments
 from prismoe.server.health.probes import probe_routes
 from prismoe.server.inspector import page as inspector_page
 from prismoe.server.inspector import routes as inspection_routes
@@ -79,7 +79,7 @@ def app() -> Iterator[FastAPI]:
         patch.setenv("VLLM_SERVER_DEV_MODE", "1")
         patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
         options = ("--allowed-origins", '["*"]')
-        args = parse_engine_options(ServeSettings(engine_options=options))
+        args = parse_vllm_arguments(ServeSettings(engine_options=options))
         app: FastAPI = build_app(args, ("generate",), None)
         there = {getattr(route, "path", None) for route in app.routes}
         assert {"/collective_rpc", "/pause", "/sleep", "/invocations", "/v1/load_lora_adapter"} <= there
@@ -264,7 +264,7 @@ def test_a_preflight_of_a_browser_is_left_to_cors(app: FastAPI) -> None:
 
 
 def test_by_default_no_other_origin_may_ask() -> None:
-    assert parse_engine_options(ServeSettings()).allowed_origins == []
+    assert parse_vllm_arguments(ServeSettings()).allowed_origins == []
 
 
 def test_websockets_are_refused() -> None:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from prismoe.server.access.routes import keep_listed_routes
 from prismoe.server.app import launch
-from prismoe.server.commands.engine_options import parse_engine_options
+from prismoe.server.commands.vllm_arguments import parse_vllm_arguments
 from prismoe.server.errors import StartRefused
 from prismoe.server.settings import ServeSettings
 
@@ -36,4 +36,4 @@ def test_a_vllm_that_lacks_routes_stops_the_start_with_a_sentence(monkeypatch: p
     monkeypatch.setattr(launch, "build_routed_app", app_without_routes)
     sentence = "The engine did not start. vLLM lacks routes that prismoe expects: /detokenize, "
     with pytest.raises(StartRefused, match=f"^{re.escape(sentence)}.*Install the version of vLLM"):
-        asyncio.run(launch.run_server(parse_engine_options(settings), settings))
+        asyncio.run(launch.run_server(parse_vllm_arguments(settings), settings))

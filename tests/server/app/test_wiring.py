@@ -12,7 +12,7 @@ import pytest
 
 from prismoe.server.access.keys import Role, add_key
 from tests.paths import REPOSITORY
-from tests.server.route_lister import HEADER, RouteLister
+from tests.server.app.route_lister import HEADER, RouteLister
 from tests.server.running import START_LIMIT_S, Server
 
 pytestmark = pytest.mark.server

@@ -3,11 +3,11 @@
 from argparse import Namespace
 from functools import cache
 
-from prismoe.server.commands.engine_options import parse_engine_options
+from prismoe.server.commands.vllm_arguments import parse_vllm_arguments
 from prismoe.server.settings import ServeSettings
 
 
 @cache
 def options(*arguments: str) -> Namespace:
     """What these arguments become."""
-    return parse_engine_options(ServeSettings(engine_options=arguments))
+    return parse_vllm_arguments(ServeSettings(engine_options=arguments))

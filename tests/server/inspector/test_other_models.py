@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.server.browser import running_browser
+from prismoe.benchmarks.monitoring.browser import running_browser
 from tests.server.inspector.made_up import (
     LAYERS,
     MODEL,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from prismoe.benchmarks.monitoring.browser import running_browser
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from tests.kernels.reference import probabilities
 from tests.kernels.reference import tail as reference_tail
-from tests.server.browser import running_browser
 from tests.server.conftest import image_part, user
 from tests.server.running import Server
 

@@ -12,13 +12,12 @@ from prometheus_client import CollectorRegistry, Counter
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from prismoe.benchmarks.monitoring.dashboards import DASHBOARDS, QUERIES, shows_something, with_variables
+from prismoe.benchmarks.monitoring.prometheus import Prometheus
 from prismoe.server.metrics.load_reader import ExpertLoadReader
 from prismoe.server.metrics.page import ExpertMetrics, metrics_route
 from prismoe.server.requests.routing_choice import RequestCounter
-from tests.deploy.prometheus import Prometheus
-from tests.server.draw_dashboard import with_variables
 from tests.server.fake_engine import large_load, routing
-from tests.server.monitored import DASHBOARDS, QUERIES, shows_something
 
 pytestmark = pytest.mark.prometheus
 

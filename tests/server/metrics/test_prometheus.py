@@ -8,17 +8,10 @@ import httpx
 import psutil
 import pytest
 
-from tests.deploy.prometheus import Prometheus
+from prismoe.benchmarks.monitoring.checks import check_rule, seconds_to_alert, wait_for_totals
+from prismoe.benchmarks.monitoring.dashboards import DASHBOARDS, QUERIES, shows_something, with_variables
+from prismoe.benchmarks.monitoring.prometheus import Prometheus
 from tests.server.app.test_counts import mixed_requests
-from tests.server.draw_dashboard import with_variables
-from tests.server.monitored import (
-    DASHBOARDS,
-    QUERIES,
-    check_rule,
-    seconds_to_alert,
-    shows_something,
-    wait_for_totals,
-)
 from tests.server.running import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.prometheus]
@@ -73,7 +66,7 @@ def test_every_rule_is_evaluated_on_what_there_is_and_no_alert_fires(prometheus:
 
 
 def test_totals_in_prometheus_are_the_engines(prometheus: Prometheus, server: Server) -> None:
-    totals = wait_for_totals(prometheus, server)
+    totals = wait_for_totals(prometheus, server.url)
     assert totals["prismoe_tokens_total", "image"] > 0
 
 
@@ -88,7 +81,8 @@ def test_a_killed_engine_ends_the_server_and_fires_its_alert(tmp_path: Path) -> 
     prometheus = Prometheus(tmp_path, server.url)
     try:
         prometheus.wait_until(lambda: [value for _, value in prometheus.query("up")] == [1], 20)
-        seconds_to_alert(prometheus, server)
+        server.watch()
+        seconds_to_alert(prometheus, server.process.pid)
         assert server.process.wait(10) == 1
         assert "The engine died." in server.output
         assert server.survivors() == []

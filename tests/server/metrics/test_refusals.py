@@ -15,13 +15,13 @@ from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from prismoe.benchmarks.monitoring.dashboards import with_variables
+from prismoe.benchmarks.monitoring.prometheus import DEPLOY, program
 from prismoe.server.access.keys import Key, KeyRing, Role
 from prismoe.server.app import launch
 from prismoe.server.health.running_requests import RunningRequests
 from prismoe.server.metrics.page import metrics_route
 from prismoe.server.settings import ServeSettings
-from tests.deploy.prometheus import DEPLOY, program
-from tests.server.draw_dashboard import with_variables
 
 CHAT = "/v1/chat/completions"
 CLIENTS = ("alice", "bob", "carol", "dave")

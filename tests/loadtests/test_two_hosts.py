@@ -6,14 +6,13 @@ import sys
 
 import pytest
 
-from tests.deploy.two_hosts import REQUESTS
-from tests.paths import REPOSITORY
+from prismoe.loadtests.two_hosts import REQUESTS
 
 pytestmark = [pytest.mark.server, pytest.mark.network_namespaces]
 
 
 def test_no_request_is_lost() -> None:
-    command = [sys.executable, "-m", "tests.deploy.two_hosts"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "prismoe.loadtests.two_hosts"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["answered"] == REQUESTS

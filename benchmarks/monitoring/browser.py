@@ -1,4 +1,4 @@
-"""A real browser for the tests of the inspector's page."""
+"""A real browser."""
 
 import os
 import shutil

@@ -5,12 +5,12 @@ This is not Grafana, which does not come as a package: it shows what the queries
 
 import html
 import math
-import re
 import time
 from typing import Any, NamedTuple
 
-from tests.deploy.prometheus import Prometheus
-from tests.paths import REPOSITORY
+from prismoe.benchmarks.monitoring.dashboards import with_variables
+from prismoe.benchmarks.monitoring.prometheus import Prometheus
+from prismoe.benchmarks.paths import REPOSITORY
 
 STYLE = REPOSITORY / "server" / "inspector" / "static" / "inspector.css"
 OWN_STYLE = """
@@ -83,14 +83,6 @@ def _values(panel: dict[str, Any], prometheus: Prometheus) -> str:
         number = "" if names_alone else f"<b>{_number(value, unit)}</b> "
         parts.append(f"<div class=now>{number}{name}</div>")
     return "".join(parts)
-
-
-def with_variables(query: str, interval: str = "5m") -> str:
-    """A panel's query, with every choice of a variable."""
-    query = re.sub(r"\[\$__(rate_interval|range)\]", f"[{interval}]", query)
-    query = re.sub(r'=~"\$(job|model|layer|modality)"', '=~".+"', query)
-    assert "$" not in query
-    return query
 
 
 def _query(target: dict[str, Any]) -> str:

@@ -2,15 +2,16 @@
 
 import io
 import sys
-import tempfile
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from tests.server.browser import running_browser
-from tests.server.running import Server
+from prismoe.benchmarks.monitoring.browser import running_browser
+from prismoe.benchmarks.paths import REPOSITORY
+from prismoe.loadtests.local_server import local_server
 
+LOG = REPOSITORY / "build" / "monitoring" / "server.log"
 SIZE = {"width": 1280, "height": 1000}
 COLOURS = 128  # makes a picture a third of its size, with no difference to be seen
 
@@ -18,15 +19,10 @@ COLOURS = 128  # makes a picture a third of its size, with no difference to be s
 def main(folder: Path) -> None:
     """Write `inspector-light.png` and `inspector-dark.png` into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as logs:
-        server = Server(Path(logs) / "server.log")
-        try:
-            server.wait_until_ready()
-            with running_browser() as browser:
-                for scheme in ("light", "dark"):
-                    take(browser, server.url, scheme, folder / f"inspector-{scheme}.png")
-        finally:
-            server.stop()
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    with local_server(LOG) as (url, _), running_browser() as browser:
+        for scheme in ("light", "dark"):
+            take(browser, url, scheme, folder / f"inspector-{scheme}.png")
 
 
 def take(browser: Browser, url: str, scheme: str, file: Path) -> None:

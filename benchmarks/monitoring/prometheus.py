@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.paths import REPOSITORY
+from prismoe.benchmarks.paths import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
 RULES = DEPLOY / "prometheus" / "rules" / "prismoe.yaml"
@@ -26,7 +26,7 @@ scrape_configs: [{{job_name: prismoe, static_configs: [{{targets: ["{target}"]}}
 
 
 def program(name: str) -> str:
-    """The path of `prometheus` or `promtool`, which `make test` puts beside Python."""
+    """The path of `prometheus` or `promtool`, which the Makefile puts beside Python."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     assert found, f"{name} is not installed: run `deploy/prometheus/install.sh .venv/bin`."
     return found

@@ -1,4 +1,4 @@
-"""What vLLM's options become, without an engine."""
+"""What vLLM's arguments become, without an engine."""
 
 import json
 import re
@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from prismoe.server.commands import engine_options as options
-from prismoe.server.commands import serve
+from prismoe.server.commands import serve, vllm_arguments
 from prismoe.server.commands.cli import main
-from prismoe.server.commands.engine_options import parse_engine_options
 from prismoe.server.commands.interruption import StartSignals
+from prismoe.server.commands.vllm_arguments import parse_vllm_arguments
 from prismoe.server.errors import explained
 from prismoe.server.settings import ServeSettings
 from tests.model_plugins.engine import PHI
@@ -26,7 +25,7 @@ def test_a_hub_name_is_served_under_that_name_from_the_local_cache(tmp_path: Pat
     repository = tmp_path / "models--LanguageBind--MoE-LLaVA-Tiny"
     folder = shutil.copytree(PHI, repository / "snapshots" / COMMIT)
     options = ("--download-dir", str(tmp_path), "--revision", COMMIT)
-    args = parse_engine_options(ServeSettings(model=NAME, engine_options=options))
+    args = parse_vllm_arguments(ServeSettings(model=NAME, engine_options=options))
     assert args.model == str(folder)
     assert args.served_model_name == [NAME]
 
@@ -86,7 +85,7 @@ def test_a_hub_name_is_served_under_that_name_from_the_local_cache(tmp_path: Pat
 )
 def test_what_prismoe_does_not_do_is_refused_with_a_sentence(option: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        parse_engine_options(ServeSettings(model=str(PHI), engine_options=option))
+        parse_vllm_arguments(ServeSettings(model=str(PHI), engine_options=option))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,7 @@ def test_what_prismoe_does_not_do_is_refused_with_a_sentence(option: tuple[str, 
     ],
 )
 def test_what_has_its_effect_or_asks_for_nothing_is_taken(option: tuple[str, ...]) -> None:
-    parse_engine_options(ServeSettings(model=str(PHI), engine_options=option))
+    parse_vllm_arguments(ServeSettings(model=str(PHI), engine_options=option))
 
 
 @pytest.mark.slow
@@ -150,7 +149,7 @@ def test_any_error_of_vllms_options_is_told_in_a_sentence(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(options, "make_arg_parser", fail)
+    monkeypatch.setattr(vllm_arguments, "make_arg_parser", fail)
     monkeypatch.setattr(StartSignals, "take", lambda self: None)
     monkeypatch.setattr(serve, "prepare_environment", lambda model: None)
     assert main(["serve"]) == 1
@@ -182,14 +181,14 @@ def test_any_models_options_are_vllms(qwen: Path) -> None:
     for name, value in options.items():
         text = json.dumps(value) if isinstance(value, dict) else str(value)
         given += ["--" + name.replace("_", "-"), *([] if value is True else [text])]
-    args = parse_engine_options(ServeSettings(model=str(qwen), engine_options=tuple(given)))
+    args = parse_vllm_arguments(ServeSettings(model=str(qwen), engine_options=tuple(given)))
     assert {name: getattr(args, name) for name in options} == options
     assert args.model == str(qwen) and args.trust_remote_code is False
 
 
 def test_requests_are_trusted_to_choose_their_routing_on_moe_llava_alone(qwen: Path) -> None:
     def trusted(model: Path, *options: str) -> bool:
-        return parse_engine_options(
+        return parse_vllm_arguments(
             ServeSettings(model=str(model), engine_options=options)
         ).trust_request_mm_kwargs
 
@@ -199,55 +198,55 @@ def test_requests_are_trusted_to_choose_their_routing_on_moe_llava_alone(qwen: P
 
 
 def test_media_of_a_prompt_are_few_unless_the_operator_says_else(qwen: Path) -> None:
-    args = parse_engine_options(ServeSettings(model=str(qwen)))
+    args = parse_vllm_arguments(ServeSettings(model=str(qwen)))
     assert args.limit_mm_per_prompt == {"image": 8, "video": 1, "vision_chunk": 8}
     own = ("--limit-mm-per-prompt", '{"image": 2}')
-    args = parse_engine_options(ServeSettings(model=str(qwen), engine_options=own))
+    args = parse_vllm_arguments(ServeSettings(model=str(qwen), engine_options=own))
     assert args.limit_mm_per_prompt == {"image": 2}
 
 
 def test_code_of_a_checkpoint_is_run_by_its_own_option_alone(qwen: Path) -> None:
-    assert parse_engine_options(ServeSettings(model=str(qwen), run_checkpoint_code=True)).trust_remote_code
+    assert parse_vllm_arguments(ServeSettings(model=str(qwen), run_checkpoint_code=True)).trust_remote_code
     both = ServeSettings(model=str(qwen), run_checkpoint_code=True, engine_options=("--trust-remote-code",))
     with pytest.raises(ValueError, match="--trust-remote-code is not taken"):
-        parse_engine_options(both)
+        parse_vllm_arguments(both)
 
 
 def test_advice_to_trust_code_names_the_option_that_is_taken() -> None:
     advice = ValueError("Please pass the argument `trust_remote_code=True`.")
     assert explained(advice) == f"{advice} prismoe's option for this is --run-checkpoint-code."
     with pytest.raises(ValueError) as refused:
-        parse_engine_options(ServeSettings(model=str(PHI), engine_options=("--trust-remote-code",)))
-    assert explained(refused.value) == options.REMOTE_CODE
+        parse_vllm_arguments(ServeSettings(model=str(PHI), engine_options=("--trust-remote-code",)))
+    assert explained(refused.value) == vllm_arguments.REMOTE_CODE
 
 
 def test_the_config_may_be_elsewhere(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     bare = tmp_path_factory.mktemp("bare")
     given = ("--hf-config-path", str(qwen))
-    assert parse_engine_options(ServeSettings(model=str(bare), engine_options=given)).model == str(bare)
+    assert parse_vllm_arguments(ServeSettings(model=str(bare), engine_options=given)).model == str(bare)
     with pytest.raises(ValueError, match=re.escape("holds no config.json")):
-        parse_engine_options(ServeSettings(model=str(bare)))
+        parse_vllm_arguments(ServeSettings(model=str(bare)))
     (bare / "params.json").write_text("{}")
-    assert not parse_engine_options(ServeSettings(model=str(bare))).trust_request_mm_kwargs
+    assert not parse_vllm_arguments(ServeSettings(model=str(bare))).trust_request_mm_kwargs
 
 
 def test_a_moe_llava_by_its_architecture_alone_is_checked(qwen: Path) -> None:
     config = json.loads((PHI / "config.json").read_text()) | {"model_type": "moe_llava_other"}
     (qwen / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="gives the model_type 'moe_llava_other'; prismoe serves"):
-        parse_engine_options(ServeSettings(model=str(qwen)))
+        parse_vllm_arguments(ServeSettings(model=str(qwen)))
 
 
 def test_another_name_may_be_asked_for() -> None:
     settings = ServeSettings(model=str(PHI), engine_options=("--served-model-name", "mine"))
-    args = parse_engine_options(settings)
+    args = parse_vllm_arguments(settings)
     assert args.model == str(PHI)
     assert args.served_model_name == ["mine"]
 
 
 def test_structured_output_is_compact_json_unless_the_operator_says_else() -> None:
-    config = parse_engine_options(ServeSettings(model=str(PHI))).structured_outputs_config
+    config = parse_vllm_arguments(ServeSettings(model=str(PHI))).structured_outputs_config
     assert (config.backend, config.disable_any_whitespace) == ("xgrammar", True)
     own = ("--structured-outputs-config", '{"backend": "guidance"}')
-    config = parse_engine_options(ServeSettings(model=str(PHI), engine_options=own)).structured_outputs_config
+    config = parse_vllm_arguments(ServeSettings(model=str(PHI), engine_options=own)).structured_outputs_config
     assert (config.backend, config.disable_any_whitespace) == ("guidance", False)

@@ -1,4 +1,4 @@
-"""vLLM's own options, with prismoe's defaults where the user gave none."""
+"""vLLM's arguments, with prismoe's defaults where the user gave none."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -34,7 +34,7 @@ REMOTE_CODE = (
 )
 
 
-def parse_engine_options(settings: ServeSettings) -> Namespace:
+def parse_vllm_arguments(settings: ServeSettings) -> Namespace:
     """vLLM's arguments for these settings. Raises ValueError where they can't be served."""
     if not current_platform.device_type:
         raise ValueError(NO_DEVICE)

@@ -1,7 +1,7 @@
 """Starts a server on the bundled model and runs each client against it: `make clients`.
 
-python -m tests.clients ENVIRONMENT: the folder of a virtual environment with the clients of `python_clients`,
-and of the npm packages of `node_clients`.
+python -m tests.server.clients ENVIRONMENT: the folder of a virtual environment with the clients of
+`python_clients`, and of the npm packages of `node_clients`.
 """
 
 import os

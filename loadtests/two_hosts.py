@@ -49,7 +49,7 @@ def main() -> int:
             f"No network namespace can be made here: {words}. Run it as root, with iproute2.", file=sys.stderr
         )
         return 1
-    return subprocess.run([*own, sys.executable, "-m", "tests.deploy.two_hosts", INSIDE]).returncode
+    return subprocess.run([*own, sys.executable, "-m", "prismoe.loadtests.two_hosts", INSIDE]).returncode
 
 
 async def measure() -> dict[str, Any]:
