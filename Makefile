@@ -17,9 +17,13 @@ LOCK := $(LOCKING)/bin/uv pip compile --quiet --upgrade --generate-hashes --no-e
 
 CLIENTS := .cache/clients
 
+# The release that `make compat` reads.
+VLLM ?= 0.33.0
+COMPAT = .cache/compat/$(VLLM)
+
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test test-fast lint browser pictures monitored dashboards models-page bench load locks audit two-hosts train install clients
+.PHONY: demo test test-fast lint browser pictures monitored dashboards models-page bench load locks audit compat two-hosts train install clients
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -64,6 +68,13 @@ locks: $(LOCKING)/bin/uv
 audit: $(LOCKING)/bin/uv
 	sed -n 's/^\([a-z].*==[^+ ]*\).*/\1/p' deploy/requirements-cpu.lock > $(LOCKING)/audited.txt
 	$(LOCKING)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(LOCKING)/audited.txt
+
+# Whether another release of vLLM has what prismoe needs of it: make compat VLLM=0.33.0. Downloads its wheel (340 MB), which is
+# read and not installed: every name that prismoe imports or needs, and then calls and overrides, by mypy. Some minutes.
+compat: $(INSTALLED)
+	ls $(COMPAT)/*.whl 2>/dev/null || $(BIN)/pip download --quiet --no-deps --only-binary :all: --dest $(COMPAT) vllm==$(VLLM)
+	$(BIN)/python -m tests.model_plugins.vllm_seams.compat $(COMPAT)/*.whl
+	MYPYPATH=$(COMPAT)/unpacked $(BIN)/mypy --cache-dir $(COMPAT)/mypy --package prismoe
 
 # Loads a server that it starts, or one at a URL: make load ARGS="http://127.0.0.1:8000 --soak 30". The report is in build/load.
 load: $(INSTALLED)

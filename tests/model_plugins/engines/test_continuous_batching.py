@@ -35,13 +35,13 @@ class RecordingHits(Scheduler):
         super().__init__(*args, **kwargs)
         self.hits: Counter[str] = Counter()
 
-    def _get_local_prefix_cache_hit(self, request: Any) -> Any:
+    def _get_local_prefix_cache_hit(self, request: Any, *limit: Any) -> Any:
         _, hit, _ = self.kv_cache_manager.get_computed_blocks(request)
         for feature in request.mm_features:
             start, end = feature.mm_position.offset, feature.mm_position.offset + feature.mm_position.length
             if start <= hit <= end:
                 self.hits["inside an image" if start < hit < end else "at an image's edge"] += 1
-        return super()._get_local_prefix_cache_hit(request)
+        return super()._get_local_prefix_cache_hit(request, *limit)
 
 
 class RecordingWholeImageScheduler(RecordingHits, WholeImageScheduler):

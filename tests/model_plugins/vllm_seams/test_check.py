@@ -31,9 +31,16 @@ def test_a_change_is_named(needed: Needed) -> None:
     with pytest.raises(VLLMChanged) as refused:
         check([Needed(f"{PROCESSOR}.add_request", ("request",)), needed])
     assert str(refused.value) == (
-        f"vLLM's {name} has changed: prismoe is tested with vLLM 0.32. Install that release."
+        f"vLLM's {name} is not as prismoe knows it. prismoe is tested with vLLM 0.32; of vLLM 0.33, only "
+        "names and signatures were checked. Install one of these."
     )
 
 
 def test_a_static_method_and_a_function_are_found() -> None:
     check([Needed("vllm.utils.system_utils:decorate_logs", ("process_name",))])
+
+
+def test_a_parameter_may_have_another_name_in_another_release() -> None:
+    check([Needed("vllm.utils.system_utils:decorate_logs", ("name|process_name",))])
+    with pytest.raises(VLLMChanged):
+        check([Needed("vllm.utils.system_utils:decorate_logs", ("name|process",))])

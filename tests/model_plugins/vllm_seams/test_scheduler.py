@@ -5,14 +5,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from vllm.config import VllmConfig
+from vllm.v1.core.sched.scheduler import Scheduler
 
-from prismoe.model_plugins.vllm_seams.scheduler import tokens_before_cut
+from prismoe.model_plugins.vllm_seams.scheduler import WholeImageScheduler, tokens_before_cut
 from tests.model_plugins.vllm_seams.schedules import TOKENS_PER_IMAGE, Prompt, Run, Settings, configure
 
 ENDLESS = 2000  # tokens of an answer: more steps than any schedule here has
@@ -255,3 +258,45 @@ def test_sliding_windows_keep_vllms_own_replay() -> None:
     assert run.requests["long"].replay_start == 32
     run.add("short", Prompt((3, "sun", 6), 50))  # 24 of 25, and a replay would start inside the image
     assert run.step() == {"first": 1, "long": 1, "short": 25}
+
+
+@pytest.mark.parametrize("limit", [(), (None,), (24,)])
+def test_vllms_limit_of_a_hit_is_passed_on(limit: tuple[int | None, ...]) -> None:
+    """0.33 gives one, and 0.32 doesn't."""
+    seen = []
+
+    class Release(Scheduler):
+        def _get_local_prefix_cache_hit(self, request: Any, *given: Any) -> Any:
+            seen.append(given)
+            return "blocks", 20, 0, False
+
+    class Whole(WholeImageScheduler, Release): ...
+
+    scheduler: Any = object.__new__(Whole)
+    scheduler.prefix_replay_tokens, scheduler.kv_cache_manager = 0, None
+    assert scheduler._get_local_prefix_cache_hit(waiting(), *limit) == ("blocks", 20, 0, False)
+    assert seen == [limit]
+
+
+@pytest.mark.parametrize("told", [24, 16])
+def test_an_image_that_a_replay_starts_with_waits_for_room(told: int) -> None:
+    """0.32 tells how much is hit, and 0.33 from where it is computed: 8 tokens are replayed."""
+    scheduler: Any = object.__new__(WholeImageScheduler)
+    scheduler.prefix_replay_tokens, scheduler.ec_connector, scheduler._passes = 8, None, WeakKeyDictionary()
+    request = waiting((16, 10))
+    for scheduler._left, waits in [(9, True), (10, False)]:
+        assert scheduler._ec_transfer_pending(request, told) is waits
+
+
+class Waiting:
+    """What the scheduler asks of a request."""
+
+    def __init__(self, images: Sequence[tuple[int, int]]) -> None:
+        self.mm_features = [
+            SimpleNamespace(mm_position=SimpleNamespace(offset=offset, length=length))
+            for offset, length in images
+        ]
+
+
+def waiting(*images: tuple[int, int]) -> Any:
+    return Waiting(images)

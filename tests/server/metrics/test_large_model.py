@@ -8,14 +8,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from prismoe.benchmarks.monitoring.dashboards import DASHBOARDS, QUERIES, shows_something, with_variables
 from prismoe.benchmarks.monitoring.prometheus import Prometheus
 from prismoe.server.metrics.load_reader import ExpertLoadReader
-from prismoe.server.metrics.page import ExpertMetrics, metrics_route
+from prismoe.server.metrics.page import ExpertMetrics, MetricsPage
 from prismoe.server.requests.routing_choice import RequestCounter
 from tests.server.fake_engine import large_load, routing
 
@@ -47,7 +47,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     metrics = ExpertMetrics(reader, in_force, "large", "full")
     requests = RequestCounter(registry, "large")
     finished = Counter("vllm:request_success", "Finished.", ["model_name"], registry=registry).labels("large")
-    page = TestClient(Starlette(routes=[metrics_route(registry, metrics)]))
+    app = FastAPI()
+    MetricsPage(registry, metrics).add_to(app)
+    page = TestClient(app)
 
     class Scraped(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

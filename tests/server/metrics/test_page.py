@@ -6,15 +6,15 @@ import time
 from typing import Any, get_args
 
 import pytest
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from prismoe.model_plugins.worker.settings import MetricsLevel
 from prismoe.server.metrics.load_reader import ExpertLoadReader
-from prismoe.server.metrics.page import ExpertMetrics, metrics_route
+from prismoe.server.metrics.page import ExpertMetrics, MetricsPage
 from tests.paths import REPOSITORY
 from tests.server import fake_engine
 from tests.server.fake_engine import NOTHING, UNSEEN, FakeEngine, large_load, routing
@@ -196,7 +196,9 @@ def test_label_values_are_escaped() -> None:
 def test_the_page_has_both_sources_in_the_format_that_is_asked_for() -> None:
     registry = CollectorRegistry()
     Counter("vllm:prompt_tokens", "Tokens.", registry=registry).inc(3)
-    page = TestClient(Starlette(routes=[metrics_route(registry, expert_metrics(NOTHING, LOAD))]))
+    app = FastAPI()
+    MetricsPage(registry, expert_metrics(NOTHING, LOAD)).add_to(app)
+    page = TestClient(app)
     new = page.get("/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0"})
     assert new.headers["content-type"].startswith("application/openmetrics-text")
     old = page.get("/metrics")

@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +19,7 @@ from prismoe.benchmarks.monitoring.prometheus import DEPLOY, program
 from prismoe.server.access.keys import Key, KeyRing, Role
 from prismoe.server.app import launch
 from prismoe.server.health.running_requests import RunningRequests
-from prismoe.server.metrics.page import metrics_route
+from prismoe.server.metrics.page import MetricsPage
 from prismoe.server.settings import ServeSettings
 
 CHAT = "/v1/chat/completions"
@@ -53,8 +52,7 @@ class Server:
         monkeypatch.setattr(launch, "get_prometheus_registry", lambda: registry)
         app = FastAPI()
         app.post(CHAT)(self._answer)
-        nothing: Any = SimpleNamespace(text=lambda openmetrics: "")
-        app.router.routes.append(metrics_route(registry, nothing))
+        MetricsPage(registry).add_to(app)
         app.state.vllm_config = SimpleNamespace(model_config=SimpleNamespace(served_model_name="prismoji"))
         self.running: RunningRequests = launch._protect(app, KEYS, LIMITS)
         self.go = asyncio.Event()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from transformers import AutoConfig
@@ -9,11 +10,10 @@ from vllm import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from vllm.transformers_utils.chat_templates.registry import get_chat_template_fallback_path
 
-from prismoe.model_plugins.models.moe_llava import families
+from prismoe.model_plugins.models.moe_llava import families, start_check
 from prismoe.model_plugins.models.moe_llava.families import FAMILIES
 from prismoe.model_plugins.models.moe_llava.families.family import Family
 from prismoe.model_plugins.models.moe_llava.model import MoELLaVAForCausalLM, checkpoint_names
-from prismoe.model_plugins.models.moe_llava.start_check import MoELLaVAStartCheck
 from prismoe.model_plugins.plugin import register
 from tests.model_plugins.engine import PHI
 
@@ -51,13 +51,19 @@ def test_the_authors_names(
     assert family.tokenizer_files == [("tokenizer.json",), *tokenizer_files, ("vocab.json", "merges.txt")]
 
 
+class Refused(Exception):
+    """By the check at the start."""
+
+
 @each_family
-def test_vllm_knows_each_family(family: Family) -> None:
+def test_vllm_knows_each_family(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_check, "check_start", Mock(side_effect=Refused))
     register()
     assert len(family.architectures) == 4
     for architecture in family.architectures:
         assert ModelRegistry.models[architecture].load_model_cls() is MoELLaVAForCausalLM
-        assert MODELS_CONFIG_MAP[architecture] is MoELLaVAStartCheck
+        with pytest.raises(Refused):
+            MODELS_CONFIG_MAP[architecture].verify_and_update_config(Mock())
     for config in family.configs:
         assert type(AutoConfig.for_model(config.model_type)) is config
         template = get_chat_template_fallback_path(config.model_type, str(PHI))

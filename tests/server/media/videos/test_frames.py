@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, VideoMediaIO
+from vllm.multimodal.video_decoders import VideoSourceMetadata
+from vllm.multimodal.video_decoders.opencv import OpenCVVideoBackendMixin
 
 from prismoe.server.media.budget import MediaBudget
 from prismoe.server.media.connector import RequestMedia
@@ -62,6 +64,28 @@ def test_frames_and_metadata_are_those_of_vllms_loader(kind: str, loader: str) -
     assert np.array_equal(stock.media[0], ours.media[0]) and len(ours.media[0]) >= 4
     assert stock.media[1] == ours.media[1]
     assert ours.original_bytes == data
+
+
+@pytest.mark.parametrize("kind", CODECS)
+def test_where_vllm_opens_a_video_for_its_metadata_it_gets_the_capture_in_use(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM 0.33 does, whose function takes the bytes."""
+    data, io = clip(kind=kind), VideoMediaIO(ImageMediaIO(), num_frames=8, video_backend="opencv")
+    stock = io.load_bytes(data)
+    opened: list[Any] = []
+    read_capture = OpenCVVideoBackendMixin.get_video_metadata
+
+    def get_video_metadata(data: bytes) -> VideoSourceMetadata:
+        opened.append(OpenCVVideoBackendMixin.open_video_capture(data))
+        return read_capture(opened[-1])
+
+    monkeypatch.setattr(OpenCVVideoBackendMixin, "get_video_metadata", staticmethod(get_video_metadata))
+    ours = RequestMedia().load_from_url(video_url(data), io)
+    assert np.array_equal(stock.media[0], ours.media[0]) and stock.media[1] == ours.media[1]
+    [used] = opened
+    assert isinstance(used, DecodedVideo)
+    assert not isinstance(OpenCVVideoBackendMixin.open_video_capture(data), DecodedVideo)
 
 
 def test_the_models_processor_and_the_operator_choose_the_sampling() -> None:

@@ -1,0 +1,50 @@
+"""The settings that `vllm serve` takes in its --additional-config."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from prismoe.model_plugins.worker.engine_options import engine_options
+from prismoe.model_plugins.worker.settings import EngineSettings
+from tests.paths import REPOSITORY
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    for config in (None, {}, {"another_plugin": 1}, {"prismoe": None}, {"prismoe": {}}):
+        assert EngineSettings.of(config) == EngineSettings()
+    assert EngineSettings.of({"prismoe": {"routes": True}}) == EngineSettings(routes=True)
+    assert EngineSettings.of(engine_options({"policy": "topk"})["additional_config"]).routing == {
+        "policy": "topk"
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"colour": 1}, "prismoe.colour: Extra inputs are not permitted."),
+        ({"expert_metrics": "all"}, "prismoe.expert_metrics: Input should be 'summary' or 'full'."),
+        ({"expert_load_interval": 0}, "prismoe.expert_load_interval: Input should be greater than 0."),
+        (3, "prismoe: Input should be a valid dictionary or instance of EngineSettings."),
+    ],
+)
+def test_what_can_not_be_is_refused_with_its_name(config: Any, said: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        EngineSettings.of({"prismoe": config})
+    assert str(refusal.value) == f"--additional-config: {said}"
+
+
+def test_the_page_lists_all_with_their_defaults() -> None:
+    page = (REPOSITORY / "docs" / "plugin.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.M)
+    told = {name: default.strip("`") for name, default in rows}
+    defaults = {name: field.default for name, field in EngineSettings.model_fields.items()}
+    assert told == {
+        name: value
+        if isinstance(value, str)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else json.dumps(value)
+        for name, value in defaults.items()
+    }
