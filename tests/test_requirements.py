@@ -97,7 +97,7 @@ def imported(room: str) -> set[str]:
     modules = {
         module.split(".")[0]
         for file in (REPOSITORY / room).rglob("*.py")
-        if NOT_PACKED not in file.parents
+        if NOT_PACKED.isdisjoint(file.parents)
         for node in ast.walk(ast.parse(file.read_text()))
         for module in modules_of(node)
     }

@@ -21,7 +21,7 @@ RULES = DEPLOY / "prometheus" / "rules" / "prismoe.yaml"
 CONFIG = """\
 global: {{scrape_interval: 1s, evaluation_interval: 1s}}
 rule_files: ["{rules}"]
-scrape_configs: [{{job_name: prismoe, static_configs: [{{targets: ["{target}"]}}]}}]
+scrape_configs: [{{job_name: prismoe, static_configs: [{{targets: {targets}}}]}}]
 """
 
 
@@ -33,14 +33,15 @@ def program(name: str) -> str:
 
 
 class Prometheus:
-    """Scrapes one server every second."""
+    """Scrapes servers every second."""
 
-    def __init__(self, folder: Path, server_url: str) -> None:
+    def __init__(self, folder: Path, *server_urls: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         config = folder / "prometheus.yml"
-        config.write_text(CONFIG.format(rules=RULES, target=server_url.removeprefix("http://")))
+        targets = json.dumps([url.removeprefix("http://") for url in server_urls])
+        config.write_text(CONFIG.format(rules=RULES, targets=targets))
         self.url = f"http://{address}"
         self.log = folder / "prometheus.log"
         with self.log.open("wb") as log:

@@ -15,7 +15,7 @@ def check_native_engine(vllm_config: VllmConfig) -> None:
     """Raise ValueError with a sentence where prismoe can't serve a model of vLLM's own right."""
     routing = operator_routing(vllm_config)
     if routing not in (None, NATIVE):
-        raise ValueError(f"{ONLY_NATIVE} Leave --routing out.")
+        raise ValueError(f"{ONLY_NATIVE} Leave the setting routing out.")
     parallel = vllm_config.parallel_config
     if parallel.enable_expert_parallel and current_platform.is_cpu():
         raise ValueError(

@@ -18,6 +18,8 @@ from prismoe.model_plugins.worker.engine_checks import check_engine, check_reque
 from prismoe.model_plugins.worker.engine_options import ROUTED_WORKER, engine_options
 from tests.model_plugins.engine import PHI
 
+CPU_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
+
 
 def config(image_limit: int = 1, scheduler: Mapping[str, Any] | None = None, **changes: Any) -> Any:
     settings = {
@@ -167,7 +169,6 @@ def test_what_would_keep_a_request_waiting_is_refused_under_any_policy(
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        (config(worker_cls="auto"), f"{ROUTED_WORKER} as --worker-cls"),
         (config(kv_transfer_config=object()), "--kv-transfer-config"),
         (config(enable_prompt_embeds=True), "--enable-prompt-embeds"),
     ],
@@ -175,6 +176,11 @@ def test_what_would_keep_a_request_waiting_is_refused_under_any_policy(
 def test_what_would_hide_a_request_is_refused(settings: Any, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
         check_request_engine(settings)
+
+
+def test_a_checkpoint_has_prismoes_worker_where_none_is_named() -> None:
+    parallel = EngineArgs(model=str(PHI)).create_engine_config().parallel_config
+    assert parallel.worker_cls == ROUTED_WORKER
 
 
 @pytest.mark.parametrize(("policy", "caching"), [("topk", True), ("task", False)])
@@ -192,7 +198,7 @@ def test_prefix_caching_ends_where_a_policy_decides_once_a_request(policy: str, 
         ({"policy": "ltdr", "tail_experts": 9}, {}, "tail_experts is 9: give a number from"),
         ({"policy": "ltdr"}, {"max_num_batched_tokens": 15}, "--max-num-batched-tokens 30 or more"),
         ({"policy": "topk"}, {"enable_lora": True}, "--enable-lora"),
-        ({"policy": "task", "top_k": 1, "experts": [0, 1, 2, 3]}, {"worker_cls": "auto"}, "prismoe serve"),
+        ({"policy": "topk"}, {"worker_cls": CPU_WORKER}, f"leave --worker-cls {CPU_WORKER} out"),
         ({"policy": "cluster"}, {}, "lacks the tensor model.layers"),
     ],
 )

@@ -12,8 +12,14 @@ from tests.paths import REPOSITORY
 
 
 def test_what_is_left_out_has_its_default() -> None:
-    for config in (None, {}, {"another_plugin": 1}, {"prismoe": None}, {"prismoe": {}}):
-        assert EngineSettings.of(config) == EngineSettings()
+    nothing: list[dict[str, Any] | None] = [
+        None,
+        {},
+        {"another_plugin": 1},
+        {"prismoe": None},
+        {"prismoe": {}},
+    ]
+    assert [EngineSettings.of(config) for config in nothing] == [EngineSettings()] * len(nothing)
     assert EngineSettings.of({"prismoe": {"routes": True}}) == EngineSettings(routes=True)
     assert EngineSettings.of(engine_options({"policy": "topk"})["additional_config"]).routing == {
         "policy": "topk"

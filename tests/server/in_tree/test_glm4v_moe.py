@@ -197,7 +197,7 @@ def test_a_policy_is_refused_at_the_start(checkpoint: Path, tmp_path: Path) -> N
     options = ("--dtype", "float32", "--port", "0", "--routing", '{"policy": "ltdr"}')
     command = Command(tmp_path / "log", "serve", str(checkpoint), *options)
     assert command.wait() == 1
-    assert command.output.splitlines()[-1] == f"prismoe: {ONLY_NATIVE} Leave --routing out."
+    assert command.output.splitlines()[-1] == f"prismoe: {ONLY_NATIVE} Leave the setting routing out."
     assert "Traceback" not in command.output and "Starting to load model" not in command.output
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from starlette.testclient import TestClient
 
 from prismoe.benchmarks.monitoring.dashboards import DASHBOARDS, QUERIES, shows_something, with_variables
@@ -46,6 +46,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     in_force = routing(*range(LAYERS), experts=EXPERTS, modalities=MODALITIES)
     metrics = ExpertMetrics(reader, in_force, "large", "full")
     requests = RequestCounter(registry, "large")
+    Gauge("vllm:num_requests_running", "Running.", ["model_name"], registry=registry).labels("large")
     finished = Counter("vllm:request_success", "Finished.", ["model_name"], registry=registry).labels("large")
     app = FastAPI()
     MetricsPage(registry, metrics).add_to(app)

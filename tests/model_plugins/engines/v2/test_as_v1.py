@@ -66,7 +66,7 @@ def inspection(llm: LLM) -> Mapping[str, Any]:
         llm.llm_engine.add_request(name, request, ask)
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
-    rows: Mapping[str, Any] = llm.collective_rpc("prismoe_inspected_rows")[0]
+    rows: Mapping[str, Any] = llm.collective_rpc("prismoe_inspected_rows", args=(INSPECTED,))[0]
     return rows
 
 
