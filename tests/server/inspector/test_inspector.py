@@ -12,7 +12,13 @@ from vllm.config import CompilationMode, CUDAGraphMode
 
 from prismoe.model_plugins.models.patch_grid import PatchGrid
 from prismoe.server.inspector.inspection import Inspection, RecordedRows, inspection
-from prismoe.server.inspector.inspector import MOST_WAITING, InspectionRequest, Inspector, what_is_inspectable
+from prismoe.server.inspector.inspector import (
+    MOST_WAITING,
+    REPLACED,
+    InspectionRequest,
+    Inspector,
+    what_is_inspectable,
+)
 
 SIGLIP = PatchGrid(rows=2, columns=2, tokens=3, first_patch=1, fit="stretch")
 FACTS = {"grid": SIGLIP.model_dump(), "request_experts": 4, "moe_layers": 1}
@@ -287,6 +293,28 @@ def test_a_client_that_reads_slowly_keeps_no_other_from_its_turn() -> None:
         len(quick) == 5 and quick[3].startswith("event: routing\ndata: ") and quick[4] == "data: [DONE]\n\n"
     )
     assert slow == quick
+
+
+class ReplacedEngine(StreamingEngine):
+    """Another API server began an inspection meanwhile, so that the worker records another request."""
+
+    async def ask(self, method: str, *args: Any) -> list[Any]:
+        told = await super().ask(method, *args)
+        return [None] if method == "prismoe_inspected_rows" else told
+
+
+def test_an_inspection_that_another_replaced_is_told_so() -> None:
+    async def inspect() -> None:
+        engine = ReplacedEngine()
+        engine.go.set()
+        events = (await inspector(engine)).events(STREAMED)
+        with pytest.raises(HTTPException) as refusal:
+            async for _ in events:
+                pass
+        assert (refusal.value.status_code, refusal.value.detail) == (503, REPLACED)
+        assert engine.calls[-1] == "prismoe_end_inspection"
+
+    asyncio.run(inspect())
 
 
 def test_an_inspection_ends_with_its_client() -> None:

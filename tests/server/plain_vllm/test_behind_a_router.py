@@ -16,8 +16,7 @@ from tests.model_plugins.in_tree.checkpoints import make_checkpoint
 from tests.model_plugins.in_tree.reference import Answer, answers
 from tests.server.in_tree.asking import MAX_TOKENS, OPTIONS, ask, body
 from tests.server.plain_vllm.conftest import CHATS
-from tests.server.plain_vllm.stock import StockServer
-from tests.server.plain_vllm.test_plain_vllm import settings
+from tests.server.plain_vllm.stock import StockServer, settings
 from tests.server.running import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.prometheus]

@@ -1,6 +1,5 @@
 """`vllm serve` with prismoe's wheel: answers are as without it, and /metrics has the expert load."""
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,17 +27,13 @@ from tests.server.in_tree.asking import (
     since,
 )
 from tests.server.plain_vllm.conftest import CHATS
-from tests.server.plain_vllm.stock import StockServer, imported
+from tests.server.plain_vllm.stock import StockServer, imported, settings
 
 pytestmark = pytest.mark.server
 
 LAYERS = [1, 2]
 UNUSED = ("worker", "moe_layer", "routing", "recording", "kernels", "server")
 """Rooms that nobody imports who didn't ask for prismoe."""
-
-
-def settings(**values: Any) -> tuple[str, str]:
-    return "--additional-config", json.dumps({"prismoe": {"expert_load_interval": 0.2, **values}})
 
 
 @contextmanager

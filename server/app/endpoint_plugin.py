@@ -4,7 +4,7 @@ import asyncio
 from argparse import Namespace
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, HTTPException
 from vllm.engine.protocol import EngineClient
 from vllm.logger import init_logger
 from vllm.tasks import SupportedTask
@@ -20,6 +20,8 @@ from prismoe.server.metrics.page import MetricsPage
 
 logger = init_logger("vllm.prismoe.plugin")
 
+UNREAD = "This server reads no expert load: its log says why at the start."
+
 
 class RoutingEndpoints:
     """vLLM loads it where `VLLM_PLUGINS` names prismoe, once in each API server."""
@@ -33,8 +35,9 @@ class RoutingEndpoints:
         self._page = MetricsPage(get_prometheus_registry())
         self._page.add_to(app)
         if self._settings.routes:
-            app.include_router(routes.router)
-            app.include_router(inspection_routes.router)
+            there = [Depends(self._check_read)]
+            app.include_router(routes.router, dependencies=there)
+            app.include_router(inspection_routes.router, dependencies=there)
             inspector_page.add_to(app)
 
     async def init_state(self, engine_client: EngineClient, state: Any, args: Namespace) -> None:
@@ -48,3 +51,8 @@ class RoutingEndpoints:
             logger.error("The expert load can't be read, so /metrics has none of it. %s", error)
             return
         self._polling = asyncio.create_task(state.expert_load.poll(settings.expert_load_interval))
+
+    async def _check_read(self) -> None:
+        """Raise HTTPException where there is no load to tell of."""
+        if self._page.experts is None:
+            raise HTTPException(503, UNREAD)
