@@ -5,7 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from prismoe.model_plugins.worker.routed_worker import PlatformWorker, RoutedWorker
+from prismoe.model_plugins.worker.routed_worker import RoutedWorker
 
 
 def test_what_is_counted_while_warming_up_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,6 +14,7 @@ def test_what_is_counted_while_warming_up_is_forgotten(monkeypatch: pytest.Monke
     worker.routing = Mock(name="routing")
     happened = Mock()
     happened.attach_mock(worker.routing, "routing")
-    monkeypatch.setattr(PlatformWorker, "compile_or_warm_up_model", lambda self: happened.warm_up())
+    vllms = RoutedWorker.__bases__[-1]
+    monkeypatch.setattr(vllms, "compile_or_warm_up_model", lambda self: happened.warm_up())
     assert worker.compile_or_warm_up_model() is happened.warm_up.return_value
     assert [name for name, _, _ in happened.mock_calls] == ["warm_up", "routing.reset_load"]
