@@ -161,3 +161,23 @@ def test_parts_that_never_change_count_as_if_they_could(own: tuple[str, ...]) ->
     assert [rows[0] for rows in load["expert_tokens"]] == [[0, 0, 0, 8], [8, 0, 8, 0]]
     assert [rows[0] for rows in load["tokens_by_experts"]] == [[8], [0, 8]]
     assert load["tail_tokens"] == [0, 0]
+
+
+def test_parts_that_change_are_counted_token_by_token() -> None:
+    """The number of experts, tail tokens, and scores that rank the experts otherwise than the logits."""
+    layer = LayerShape(experts=4, slots=2, scored=4, has_tails=True, has_scores=True)
+    step = RoutingStep(("text", "image"), [layer], max_tokens=4)
+    counter = LoadCounter(step)
+    for is_first in (True, False):
+        step.mark(torch.ones(2, dtype=torch.bool), images(2), num_tokens=2)
+        count_T = torch.tensor([1, 2] if is_first else [2, 2])
+        scores_TE = torch.tensor([[4.0, 3.0, 2.0, 1.0]] * 2 if is_first else [[1.0, 1.0, 1.0, 1.0]] * 2)
+        confidence = Confidence(torch.zeros(2, 4), scores_TE)
+        step.write(0, torch.tensor([[0, 1]] * 2), torch.ones(2, 2), count_T, count_T == 2, confidence)
+        counter.add(step)
+        step.clear()
+    load = counter.load()
+    assert load["expert_tokens"] == [[[0] * 4, [4, 3, 0, 0]]]
+    assert load["tokens_by_experts"] == [[[0, 0], [1, 3]]]
+    assert load["tail_tokens"] == [3]
+    assert load["near_ties"] == [[0, 2]]
