@@ -14,6 +14,13 @@ NAME = "prismoe"
 """What `VLLM_PLUGINS` calls it."""
 
 
+def add_to_vllm_plugins() -> None:
+    """Name this plugin in `VLLM_PLUGINS`, where that is set: engines of prismoe's commands need it."""
+    named = os.environ.get("VLLM_PLUGINS")
+    if named is not None and NAME not in named.split(","):
+        os.environ["VLLM_PLUGINS"] = ",".join(filter(None, [named, NAME]))
+
+
 @cache  # A second call would have vLLM warn of every name.
 def register() -> None:
     """Make the MoE-LLaVA models known to vLLM, and watch any model's experts where that is asked for."""

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
+from prismoe.model_plugins.plugin import add_to_vllm_plugins
 from prismoe.model_plugins.processes import ask_to_end_with_parent
 
 MEDIA_CONNECTOR = "prismoe"
@@ -13,6 +14,7 @@ MEDIA_CONNECTOR = "prismoe"
 def prepare_environment(model: str) -> None:
     """Set what prismoe wants where the user has not said otherwise."""
     ask_to_end_with_parent()
+    add_to_vllm_plugins()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("VLLM_MEDIA_CONNECTOR", MEDIA_CONNECTOR)

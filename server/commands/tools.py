@@ -4,6 +4,7 @@ import argparse
 import signal
 from collections.abc import Callable, Sequence
 
+from prismoe.model_plugins.plugin import add_to_vllm_plugins
 from prismoe.model_plugins.processes import ask_to_end_with_parent
 from prismoe.model_plugins.tools.settings import CalibrateSettings, CheckSettings, ConvertSettings
 from prismoe.server.errors import fail, sentence
@@ -120,6 +121,7 @@ def _end(run: Callable[[], int]) -> int:
     """The exit status of a command that cleans up when it is interrupted, and whose errors are sentences."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     ask_to_end_with_parent()
+    add_to_vllm_plugins()
     try:
         return run()
     except KeyboardInterrupt:

@@ -31,3 +31,20 @@ def test_the_user_has_the_last_word(said: str) -> None:
     os.environ["HF_HUB_OFFLINE"] = said
     environment.prepare_environment(str(bundled_checkpoint()))
     assert os.environ["HF_HUB_OFFLINE"] == said
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        (None, None),
+        ("", "prismoe"),
+        ("mine", "mine,prismoe"),
+        ("prismoe", "prismoe"),
+        ("a,prismoe,b", "a,prismoe,b"),
+    ],
+)
+def test_vllm_loads_prismoe_whatever_else_is_named(said: str | None, named: str | None) -> None:
+    if said is not None:
+        os.environ["VLLM_PLUGINS"] = said
+    environment.prepare_environment(str(bundled_checkpoint()))
+    assert os.environ.get("VLLM_PLUGINS") == named
