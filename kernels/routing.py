@@ -88,24 +88,34 @@ def ranked_by_comparison(scores_TE: Tensor, slots: int) -> tuple[Tensor, Tensor]
     return torch.stack(experts_AT, dim=1), torch.stack(scores_AT, dim=1)
 
 
-def top_experts(logits_TE: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+def top_experts(
+    logits_TE: Tensor, k: int, renormalize: bool, scores_TE: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The k most probable experts of each token, most probable first (LTDR, Eqs. 6 and 7).
 
     Returns `experts_TA` (int64) and `weights_TA` (float32); equal logits take the lower expert index. The
     weights are the experts' probabilities; with `renormalize` those of a softmax over the k alone, which is
-    the same as scaling a token's probabilities to a sum of 1.
+    the same as scaling a token's probabilities to a sum of 1. With `scores_TE` the best scores are chosen.
     """
-    experts_TA, logits_TA = ranked_experts(logits_TE, k)
+    experts_TA, logits_TA = _ranked_with_logits(logits_TE, k, scores_TE)
     if renormalize:
         return experts_TA, router_probabilities(logits_TA)
     return experts_TA, router_probabilities(logits_TE).gather(1, experts_TA)
 
 
+def _ranked_with_logits(logits_TE: Tensor, slots: int, scores_TE: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The `slots` best experts of each token by scores, else by logits, and their logits."""
+    if scores_TE is None:
+        return ranked_experts(logits_TE, slots)
+    experts_TA, _ = ranked_experts(scores_TE, slots)
+    return experts_TA, logits_TE.gather(1, experts_TA)
+
+
 def top_experts_by_count(
-    logits_TE: Tensor, count_T: Tensor, slots: int, renormalize: bool
+    logits_TE: Tensor, count_T: Tensor, slots: int, renormalize: bool, scores_TE: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`top_experts`, where token t has `count_T[t]` of them (LTDR, Eqs. 7 and 12); see `use_first`."""
-    experts_TA, logits_TA = ranked_experts(logits_TE, slots)
+    experts_TA, logits_TA = _ranked_with_logits(logits_TE, slots, scores_TE)
     if renormalize:
         weights_TA = router_probabilities(torch.where(used_slots(count_T, slots), logits_TA, -torch.inf))
     else:

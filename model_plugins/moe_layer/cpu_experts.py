@@ -22,6 +22,7 @@ from vllm.utils.torch_utils import direct_register_custom_op
 
 from prismoe.kernels.ragged_experts import FixedExperts, OneExpert, flat_experts, sorted_experts
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
+from prismoe.model_plugins.moe_layer.skipping import kernel_of
 
 WIDE = 512
 """From this hidden size on, experts without a gate run faster as plain products than with a made-up gate."""
@@ -107,40 +108,8 @@ class GatedExperts(UnquantizedFusedMoEMethod):
             layer.w13_bias.data[:, width:] = 1
         super().process_weights_after_loading(layer)
         torch.cpu._init_amx()  # vLLM's kernel takes for granted that the process may use AMX's tiles
-        layer.run_all = self._kernel_on(layer)
+        layer.run_all = kernel_of(layer)
         layer.run = partial(flat_experts, fixed_experts=layer.run_all)
-
-    def _kernel_on(self, layer: CPUExperts) -> FixedExperts:
-        apply: Any = self.moe_kernel.fused_experts.apply  # type: ignore[union-attr]  # made with the weights
-        w13, w2, activation, num_experts = (
-            layer.w13_weight,
-            layer.w2_weight,
-            layer.activation,
-            layer.global_num_experts,
-        )
-
-        def fixed_experts(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
-            output_TD = torch.empty_like(hidden_TD)
-            apply(
-                output_TD,
-                hidden_TD,
-                w13,
-                w2,
-                weights_TA,
-                experts_TA,
-                activation,
-                num_experts,
-                expert_map=None,
-                a1q_scale=None,
-                a2_scale=None,
-                workspace13=output_TD,
-                workspace2=output_TD,
-                expert_tokens_meta=None,
-                apply_router_weight_on_input=False,
-            )
-            return output_TD
-
-        return fixed_experts
 
 
 class PlainExperts(GatedExperts):

@@ -17,6 +17,7 @@ from vllm.platforms import current_platform
 from prismoe.kernels.expert_load import LayerShape
 from prismoe.kernels.routing import TEXT
 from prismoe.model_plugins.moe_layer.step import RoutingStep
+from prismoe.model_plugins.routing.gate import SOFTMAX, Gate
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
 
@@ -109,10 +110,12 @@ class PolicyRouter(BaseRouter):
         return self.observed(hidden_states, router_logits, weights_TA, experts_TA), experts_TA
 
 
-def layer_shape(policy: RoutingPolicy, num_experts: int) -> LayerShape:
+def layer_shape(policy: RoutingPolicy, num_experts: int, gate: Gate = SOFTMAX) -> LayerShape:
     """What counting has to know of a layer that routes by `policy`, from a trial of a few tokens."""
     with torch.device("cpu"):
-        routing = policy.route(trial_inputs(policy, num_experts, [0, 0, TEXT]))
+        bias_E = None if gate.bias_E is None else gate.bias_E.cpu()
+        inputs = trial_inputs(policy, num_experts, [0, 0, TEXT])
+        routing = policy.route(inputs._replace(gate=gate._replace(bias_E=bias_E)))
     confidence = routing.confidence
     return LayerShape(
         num_experts,

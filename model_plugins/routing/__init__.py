@@ -4,4 +4,3 @@ ROUTING_KEY = "prismoe_routing"
 """The key that says how to route, in a checkpoint's config.json and in vLLM's additional_config."""
 NATIVE = {"policy": "native"}
 """How a model routes that vLLM has itself: as it was trained to."""
-ONLY_NATIVE = "Routing policies run on MoE-LLaVA checkpoints alone: this model routes as vLLM has it."

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +11,7 @@ from torch import Tensor
 from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.fused_rule import ByModality, FusedRule, MixtureRule
 from prismoe.kernels.routing import top_experts
+from prismoe.model_plugins.routing.gate import SOFTMAX, Gate
 
 POLICY_MODALITIES = ("text", "vision")
 """What policies tell apart. Vision is images and videos; what is neither is text to them."""
@@ -26,6 +27,12 @@ class RouterInputs(NamedTuple):
     parameters: Mapping[str, Tensor]  # float32, those that `RoutingPolicy.parameters` names
     num_experts: int
     is_text: bool = False  # whether the step is known to hold no image: just where looking is free
+    gate: Gate = SOFTMAX  # what the model makes of the logits
+
+    @property
+    def confidence(self) -> Confidence:
+        """The probabilities that the gate makes of the logits, and what ranks the experts."""
+        return self.gate.confidence(self.logits_TE)
 
     @property
     def is_vision_T(self) -> Tensor:
@@ -103,6 +110,9 @@ class RoutingPolicy(BaseModel, ABC):
         """What `route` does in the words of a fused router; None where they don't say it."""
         return None
 
+    takes_any_gate: ClassVar[bool] = False
+    """Whether the rule holds under a gate of any kind, not under MoE-LLaVA's softmax alone."""
+
     @property
     def needs_whole_images(self) -> bool:
         """Whether all tokens of an image must be routed in the same step."""
@@ -126,9 +136,10 @@ class RoutingPolicy(BaseModel, ABC):
         return {}
 
 
-def top_k_routing(logits_TE: Tensor, k: int, renormalize: bool) -> Routing:
-    """The k most probable experts for every token."""
-    return Routing.of_equal_counts(*top_experts(logits_TE, k, renormalize), Confidence(logits_TE))
+def top_k_routing(confidence: Confidence, k: int, renormalize: bool) -> Routing:
+    """The k best experts for every token."""
+    chosen = top_experts(confidence.logits_TE, k, renormalize, confidence.scores_TE)
+    return Routing.of_equal_counts(*chosen, confidence)
 
 
 class TopKPolicy(RoutingPolicy, ABC):
@@ -160,7 +171,9 @@ class LogitsPolicy(TopKPolicy, ABC):
         """`[T, E]` in float32."""
 
     def route(self, step: RouterInputs) -> Routing:
-        return top_k_routing(self.logits(step), self.top_k, self.norm_topk_prob)
+        confidence = step.gate.confidence(self.logits(step))
+        return top_k_routing(confidence, self.top_k, self.norm_topk_prob)
 
     def fused_rule(self, step: RouterInputs) -> FusedRule:
-        return self.top_k_rule(Confidence(self.logits(step)))
+        confidence = step.gate.confidence(self.logits(step))
+        return self.top_k_rule(confidence, confidence.scores_TE)

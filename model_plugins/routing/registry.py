@@ -85,13 +85,17 @@ class RoutingInForce:
 
 
 def choose_routing(
-    operator: Settings | None, checkpoint: Settings | None, top_k: int, experts_by_layer: Mapping[int, int]
+    operator: Settings | None,
+    checkpoint: Settings | None,
+    top_k: int,
+    experts_by_layer: Mapping[int, int],
+    gate_renormalises: bool | None = None,
 ) -> RoutingInForce:
     """How each layer of `experts_by_layer` routes.
 
     Settings are a policy's, and under `layers` those that differ in a layer; a layer that names another
     policy starts from that policy's defaults. What is not given is the checkpoint's k, renormalised when
-    k > 1.
+    k > 1, or as the model's own gate does (`gate_renormalises`).
 
     Raises ValueError with a sentence when the settings are not a policy's or make no sense for a layer.
     """
@@ -104,7 +108,7 @@ def choose_routing(
         source, said_in, settings = "default", "the default", {"policy": "topk"}
     try:
         layers = {
-            layer: _layer_routing(layer_settings, source, top_k, experts_by_layer[layer])
+            layer: _layer_routing(layer_settings, source, top_k, experts_by_layer[layer], gate_renormalises)
             for layer, layer_settings in _by_layer(settings, list(experts_by_layer)).items()
         }
     except ValueError as error:
@@ -129,13 +133,18 @@ def _merged(common: Settings, override: Settings) -> Settings:
     return override if names_another_policy else {**common, **override}
 
 
-def _layer_routing(settings: Settings, source: Source, top_k: int, num_experts: int) -> LayerRouting:
+def _layer_routing(
+    settings: Settings, source: Source, top_k: int, num_experts: int, gate_renormalises: bool | None
+) -> LayerRouting:
     name = settings.get("policy")
     if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"policy is {name!r}: give one of {', '.join(POLICIES)}.")
     kind = POLICIES[name]
     defaults = {"top_k": top_k, "norm_topk_prob": settings.get("top_k", top_k) != 1}
     required = {name for name, field in kind.model_fields.items() if field.is_required()}
+    if gate_renormalises is not None and "norm_topk_prob" in kind.model_fields:
+        defaults["norm_topk_prob"] = gate_renormalises
+        required.add("norm_topk_prob")
     own_defaults = {name: value for name, value in defaults.items() if name in required}
     try:
         policy = kind.model_validate({**own_defaults, **settings})

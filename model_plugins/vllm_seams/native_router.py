@@ -21,6 +21,9 @@ NEEDS = [
         ":FusedTopKBiasRouter._compute_routing",
         attributes=("_hash_indices_table", "bias_vl"),
     ),
+    Needed(
+        "vllm.model_executor.models.gemma4:Gemma4Router.routing_function", attributes=("per_expert_scale",)
+    ),
 ]
 
 
@@ -41,6 +44,28 @@ def watch_routing(router: BaseRouter, tell: Callable[[Tensor, Tensor, Tensor, Te
 
     instance: Any = router
     instance._compute_routing = compute_and_tell
+
+
+def replace_routing(router: BaseRouter, decide: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+    """From now on `decide` makes a step's weights and experts of its hidden states and logits."""
+
+    def compute(
+        hidden_states: Tensor,
+        router_logits: Tensor,
+        indices_type: torch.dtype | None,
+        *,
+        input_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return decide(hidden_states, router_logits)
+
+    instance: Any = router
+    instance._compute_routing = compute
+
+
+def scale_of_experts(routing_function: object) -> Tensor | None:
+    """What Gemma-4's own function multiplies the weight of each expert by; None of other functions."""
+    owner = getattr(routing_function, "__self__", None)
+    return getattr(owner, "per_expert_scale", None)
 
 
 def chooses_by_tokens(router: FusedMoERouter) -> bool:

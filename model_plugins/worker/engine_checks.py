@@ -4,18 +4,13 @@ from vllm.config import SchedulerConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
-from prismoe.model_plugins.routing import NATIVE, ONLY_NATIVE
 from prismoe.model_plugins.vllm_seams.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
-from prismoe.model_plugins.worker.engine_options import operator_routing
 
 logger = init_logger("vllm.prismoe.engine")
 
 
 def check_native_engine(vllm_config: VllmConfig) -> None:
     """Raise ValueError with a sentence where prismoe can't serve a model of vLLM's own right."""
-    routing = operator_routing(vllm_config)
-    if routing not in (None, NATIVE):
-        raise ValueError(f"{ONLY_NATIVE} Leave the setting routing out.")
     parallel = vllm_config.parallel_config
     if parallel.enable_expert_parallel and current_platform.is_cpu():
         raise ValueError(

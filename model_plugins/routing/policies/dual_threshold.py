@@ -1,13 +1,12 @@
 """`dual_threshold`: experts of little importance are skipped, by modality (MoDES, arXiv 2511.15690)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.fused_rule import ByImportance, FusedRule
-from prismoe.kernels.routing import top_experts, use_first
+from prismoe.kernels.routing import ranked_experts, top_experts, use_first
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
 
@@ -20,6 +19,7 @@ class DualThreshold(TopKPolicy):
     """
 
     policy: Literal["dual_threshold"] = "dual_threshold"
+    takes_any_gate: ClassVar[bool] = True
     text_importance: float = Field(default=1.0, ge=0)
     vision_importance: float = Field(default=1.0, ge=0)
     text_threshold: float = Field(default=0.0, ge=0)
@@ -30,15 +30,24 @@ class DualThreshold(TopKPolicy):
         return False
 
     def route(self, step: RouterInputs) -> Routing:
-        experts_TA, weights_TA = top_experts(step.logits_TE, self.top_k, self.norm_topk_prob)
+        confidence = step.confidence
+        experts_TA, weights_TA = top_experts(
+            confidence.logits_TE, self.top_k, self.norm_topk_prob, confidence.scores_TE
+        )
+        if confidence.scores_TE is not None:  # the best by score is not always the heaviest
+            order_TA, weights_TA = ranked_experts(weights_TA, self.top_k)
+            experts_TA = experts_TA.gather(1, order_TA)
         importance_T = torch.where(step.is_vision_T, self.vision_importance, self.text_importance)
         threshold_T = torch.where(step.is_vision_T, self.vision_threshold, self.text_threshold)
         count_T = (importance_T[:, None] * weights_TA >= threshold_T[:, None]).sum(dim=-1).clamp(min=1)
         experts_TA, weights_TA = use_first(experts_TA, weights_TA, count_T)
-        return Routing.without_tail(experts_TA, weights_TA, count_T, Confidence(step.logits_TE))
+        return Routing.without_tail(experts_TA, weights_TA, count_T, confidence)
 
-    def fused_rule(self, step: RouterInputs) -> FusedRule:
+    def fused_rule(self, step: RouterInputs) -> FusedRule | None:
+        confidence = step.confidence
+        if confidence.scores_TE is not None:  # the kernel takes the first experts for the heaviest
+            return None
         uses = ByImportance(
             self.text_importance, self.vision_importance, self.text_threshold, self.vision_threshold
         )
-        return FusedRule(Confidence(step.logits_TE), uses, self.top_k, self.norm_topk_prob)
+        return FusedRule(confidence, uses, self.top_k, self.norm_topk_prob)

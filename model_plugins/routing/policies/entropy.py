@@ -1,13 +1,12 @@
 """`entropy`: the less certain the gate, the more experts (GeMoE, arXiv 2606.26287)."""
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.fused_rule import ByEntropy, FusedRule
-from prismoe.kernels.routing import router_probabilities, routing_entropy, top_experts_by_count
+from prismoe.kernels.routing import routing_entropy, top_experts_by_count
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy, check_experts
 
 
@@ -20,6 +19,7 @@ class Entropy(RoutingPolicy):
     """
 
     policy: Literal["entropy"] = "entropy"
+    takes_any_gate: ClassVar[bool] = True
     norm_topk_prob: bool
     min_experts: int = Field(default=1, ge=1)
     max_experts: int | None = Field(default=None, ge=1)
@@ -43,12 +43,17 @@ class Entropy(RoutingPolicy):
 
     def route(self, step: RouterInputs) -> Routing:
         slots = self.slots(step.num_experts)
-        entropy_T = routing_entropy(router_probabilities(step.logits_TE)) / math.log(max(step.num_experts, 2))
+        confidence = step.confidence
+        entropy_T = routing_entropy(confidence.probs_TE) / math.log(max(step.num_experts, 2))
         part_T = (entropy_T - self.low) / (self.high - self.low) * (slots - self.min_experts + 1)
         count_T = (self.min_experts + part_T.floor().long()).clamp(min=self.min_experts, max=slots)
-        experts_TA, weights_TA = top_experts_by_count(step.logits_TE, count_T, slots, self.norm_topk_prob)
-        return Routing.without_tail(experts_TA, weights_TA, count_T, Confidence(step.logits_TE))
+        experts_TA, weights_TA = top_experts_by_count(
+            confidence.logits_TE, count_T, slots, self.norm_topk_prob, confidence.scores_TE
+        )
+        return Routing.without_tail(experts_TA, weights_TA, count_T, confidence)
 
     def fused_rule(self, step: RouterInputs) -> FusedRule:
         uses = ByEntropy(self.min_experts, self.low, self.high)
-        return FusedRule(Confidence(step.logits_TE), uses, self.slots(step.num_experts), self.norm_topk_prob)
+        confidence = step.confidence
+        slots = self.slots(step.num_experts)
+        return FusedRule(confidence, uses, slots, self.norm_topk_prob, confidence.scores_TE)

@@ -1,13 +1,13 @@
 """`equiroute`: equal access to experts for the minority modality (EquiRoute, osf.io/hfvbc)."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.fused_rule import FusedRule
-from prismoe.kernels.routing import by_modality, picked_experts, router_probabilities
+from prismoe.kernels.routing import by_modality, top_experts
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPolicy
 
 
@@ -23,22 +23,25 @@ class EquiRoute(TopKPolicy):
     """
 
     policy: Literal["equiroute"] = "equiroute"
+    takes_any_gate: ClassVar[bool] = True
 
     def parameters(self, hidden_size: int, num_experts: int) -> Mapping[str, tuple[int, ...]]:
         return {"pressure": (2, 1), "reservation": (2, num_experts)}
 
-    def scores(self, step: RouterInputs) -> Tensor:
-        """What ranks the experts, `[T, E]`."""
-        pressure_T1 = by_modality(step.is_vision_T, step.parameters["pressure"])
-        reservation_TE = by_modality(step.is_vision_T, step.parameters["reservation"])
-        return pressure_T1 * step.logits_TE + reservation_TE
-
     def route(self, step: RouterInputs) -> Routing:
-        scores_TE = self.scores(step)
-        probs_TE = router_probabilities(step.logits_TE)
-        picked = picked_experts(scores_TE, probs_TE, self.top_k, self.norm_topk_prob)
-        return Routing.of_equal_counts(*picked, Confidence(step.logits_TE, router_probabilities(scores_TE)))
+        confidence, ranking_TE = self._ranked(step)
+        chosen = top_experts(confidence.logits_TE, self.top_k, self.norm_topk_prob, ranking_TE)
+        return Routing.of_equal_counts(*chosen, confidence)
 
     def fused_rule(self, step: RouterInputs) -> FusedRule:
-        scores_TE = self.scores(step)
-        return self.top_k_rule(Confidence(step.logits_TE, router_probabilities(scores_TE)), scores_TE)
+        return self.top_k_rule(*self._ranked(step))
+
+    def _ranked(self, step: RouterInputs) -> tuple[Confidence, Tensor]:
+        """The confidence, and what ranks the experts: as the gate would rank them by the pressed logits."""
+        pressure_T1 = by_modality(step.is_vision_T, step.parameters["pressure"])
+        reservation_TE = by_modality(step.is_vision_T, step.parameters["reservation"])
+        pressed = step.gate.confidence(pressure_T1 * step.logits_TE.float() + reservation_TE)
+        logits_TE = step.confidence.logits_TE
+        if pressed.scores_TE is None:
+            return Confidence(logits_TE, pressed.probs_TE), pressed.logits_TE
+        return Confidence(logits_TE, pressed.scores_TE), pressed.scores_TE

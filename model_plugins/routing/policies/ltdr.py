@@ -1,13 +1,12 @@
 """`ltdr`: vision tail tokens get more experts (LTDR, arXiv 2507.01351, Eqs. 6, 7, 9, 11 and 12)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.fused_rule import ByTail, FusedRule
-from prismoe.kernels.routing import router_probabilities, tail_tokens, top_experts_by_count
+from prismoe.kernels.routing import tail_tokens, top_experts_by_count
 from prismoe.model_plugins.routing.policy import (
     RouterInputs,
     Routing,
@@ -30,6 +29,7 @@ class LTDR(RoutingPolicy):
     """
 
     policy: Literal["ltdr"] = "ltdr"
+    takes_any_gate: ClassVar[bool] = True
     top_k: int = Field(ge=1)
     norm_topk_prob: bool
     tail_experts: int | None = Field(default=None, ge=1)
@@ -55,9 +55,10 @@ class LTDR(RoutingPolicy):
 
     def route(self, step: RouterInputs) -> Routing:
         slots = self.slots(step.num_experts)
+        confidence = step.confidence
         if step.is_text:  # as in decode: nothing below concerns text
-            return top_k_routing(step.logits_TE, self.text_experts or self.top_k, self.norm_topk_prob)
-        tail_T = tail_tokens(router_probabilities(step.logits_TE), step.segment_T, self.threshold)
+            return top_k_routing(confidence, self.text_experts or self.top_k, self.norm_topk_prob)
+        tail_T = tail_tokens(confidence.probs_TE, step.segment_T, self.threshold)
         selected_T = tail_T if self.selection == "tail" else step.is_vision_T & ~tail_T
         head, text = self.head_experts or self.top_k, self.text_experts or self.top_k
         unselected = text if head == text else torch.where(step.is_vision_T, head, text)
@@ -65,8 +66,10 @@ class LTDR(RoutingPolicy):
         asked_of_tail_T, asked_of_head_T = step.asked_T2.unbind(dim=1)
         asked_T = torch.where(selected_T, asked_of_tail_T, asked_of_head_T)
         count_T = torch.where(asked_T > 0, asked_T.clamp(max=slots), count_T)
-        experts_TA, weights_TA = top_experts_by_count(step.logits_TE, count_T, slots, self.norm_topk_prob)
-        return Routing(experts_TA, weights_TA, count_T, tail_T, Confidence(step.logits_TE))
+        experts_TA, weights_TA = top_experts_by_count(
+            confidence.logits_TE, count_T, slots, self.norm_topk_prob, confidence.scores_TE
+        )
+        return Routing(experts_TA, weights_TA, count_T, tail_T, confidence)
 
     def fused_rule(self, step: RouterInputs) -> FusedRule:
         uses = ByTail(
@@ -77,4 +80,6 @@ class LTDR(RoutingPolicy):
             selects_head=self.selection == "head",
             asked_T2=step.asked_T2,
         )
-        return FusedRule(Confidence(step.logits_TE), uses, self.slots(step.num_experts), self.norm_topk_prob)
+        confidence = step.confidence
+        slots = self.slots(step.num_experts)
+        return FusedRule(confidence, uses, slots, self.norm_topk_prob, confidence.scores_TE)

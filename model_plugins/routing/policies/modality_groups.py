@@ -1,9 +1,10 @@
 """`modality_groups`: each modality has experts of its own (LTDR, App. B.1; MoMa, arXiv 2407.21770)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.fused_rule import ByModality, FusedRule
@@ -16,10 +17,12 @@ class ModalityGroups(RoutingPolicy):
 
     The first `vision_group` experts are vision's (half of them by default), the next ones text's, and the
     last `shared_experts` every token's, at weight 1. With 4 experts the defaults are LTDR's v2Top1-t2Top1;
-    with 8 experts and 2 for `vision_experts` and `text_experts` it is v4Top2-t4Top2.
+    with 8 experts and 2 for `vision_experts` and `text_experts` it is v4Top2-t4Top2. Groups of a gate's own
+    don't bind: they would leave a modality without its experts.
     """
 
     policy: Literal["modality_groups"] = "modality_groups"
+    takes_any_gate: ClassVar[bool] = True
     vision_group: int | None = Field(default=None, ge=1)
     vision_experts: int = Field(default=1, ge=1)
     text_experts: int = Field(default=1, ge=1)
@@ -45,11 +48,11 @@ class ModalityGroups(RoutingPolicy):
         return num_experts - self.shared_experts
 
     def route(self, step: RouterInputs) -> Routing:
-        confidence = self.confidence(step)
+        confidence, ranking_TE = self._ranked(step)
         count_T = torch.where(step.is_vision_T, self.vision_experts, self.text_experts)
         slots = max(self.vision_experts, self.text_experts)
         experts_TA, weights_TA = top_experts_by_count(
-            confidence.logits_TE, count_T, slots, self.norm_topk_prob
+            confidence.logits_TE, count_T, slots, self.norm_topk_prob, ranking_TE
         )
         if self.shared_experts:
             experts_TA, weights_TA, count_T = with_shared_experts(
@@ -58,21 +61,26 @@ class ModalityGroups(RoutingPolicy):
         return Routing.without_tail(experts_TA, weights_TA, count_T, confidence)
 
     def fused_rule(self, step: RouterInputs) -> FusedRule:
+        confidence, ranking_TE = self._ranked(step)
         return FusedRule(
-            self.confidence(step),
+            confidence,
             ByModality(self.text_experts, self.vision_experts),
             max(self.vision_experts, self.text_experts),
             self.norm_topk_prob,
+            ranking_TE,
             shared=self.shared_experts,
         )
 
-    def confidence(self, step: RouterInputs) -> Confidence:
-        """Of the token's own experts alone."""
+    def _ranked(self, step: RouterInputs) -> tuple[Confidence, Tensor | None]:
+        """The confidence in the token's own experts, and what ranks them, None where the logits do."""
         vision, _ = self._group_sizes(step.num_experts)
         is_visions_E = torch.arange(step.logits_TE.shape[1], device=step.logits_TE.device) < vision
         others_TE = is_visions_E != step.is_vision_T[:, None]
-        logits_TE = step.logits_TE.masked_fill(others_TE, -torch.inf)
-        return Confidence(logits_TE, router_probabilities(logits_TE).masked_fill(others_TE, -torch.inf))
+        of_all = step.gate._replace(groups=None).confidence(step.logits_TE)
+        logits_TE = of_all.logits_TE.masked_fill(others_TE, -torch.inf)
+        scores_TE = router_probabilities(logits_TE) if of_all.scores_TE is None else of_all.scores_TE
+        confidence = Confidence(logits_TE, scores_TE.masked_fill(others_TE, -torch.inf))
+        return confidence, None if of_all.scores_TE is None else confidence.scores_TE
 
     def _group_sizes(self, num_experts: int) -> tuple[int, int]:
         routed = num_experts - self.shared_experts

@@ -1,6 +1,6 @@
 """`topk`: the same number of experts for every token, as MoE-LLaVA routes (LTDR, Eqs. 6 and 7)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ class TopK(LogitsPolicy):
     """Softmax over all experts, the k most probable, their probabilities renormalised or not."""
 
     policy: Literal["topk"] = "topk"
+    takes_any_gate: ClassVar[bool] = True
 
     def logits(self, step: RouterInputs) -> Tensor:
         return step.logits_TE

@@ -1,6 +1,6 @@
 """What transformers makes of chats: greedy tokens, and which experts each modality's tokens used."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.model_plugins.in_tree.chats import Chat
 from tests.model_plugins.in_tree.tiny_model import BYTES
 
+Rule = Callable[[int, Any, np.ndarray, bool], list[tuple[int, float]]]
+"""Of a MoE layer, its router, a token's logits and whether it is vision: its experts and their weights."""
+UNUSED = -1
 MODALITIES = ("text", "image", "video")
 """In the order of transformers' `mm_token_type_ids`."""
 
@@ -26,7 +29,7 @@ class Answer:
     modality_T: np.ndarray
     """Of each computed token, a number in MODALITIES."""
     experts_LTK: np.ndarray
-    """Which experts each computed token used, by MoE layer."""
+    """Which experts each computed token used, by MoE layer; UNUSED where it used fewer than others."""
     num_experts: int
     first_logits: np.ndarray
     """Of the answer's first token, for each byte."""
@@ -37,16 +40,21 @@ class Answer:
         layers = len(self.experts_LTK)
         counts = np.zeros((layers, len(MODALITIES), self.num_experts), dtype=np.int64)
         for layer, experts_TK in enumerate(self.experts_LTK):
-            np.add.at(counts[layer], (self.modality_T[:, None], experts_TK), 1)
+            token_P, slot_P = np.nonzero(experts_TK != UNUSED)
+            np.add.at(counts[layer], (self.modality_T[token_P], experts_TK[token_P, slot_P]), 1)
         return counts
 
 
 def answers(
-    checkpoint: Path, chats: Sequence[Chat], max_tokens: int = 6, dtype: str | torch.dtype = "auto"
+    checkpoint: Path,
+    chats: Sequence[Chat],
+    max_tokens: int = 6,
+    dtype: str | torch.dtype = "auto",
+    rule: Rule | None = None,
 ) -> list[Answer]:
-    """Each chat by itself, in the checkpoint's dtype unless told."""
+    """Each chat by itself, in the checkpoint's dtype unless told, and with its own routing unless told."""
     model, processor = _loaded(checkpoint, dtype)
-    return [answer(model, inputs(processor, chat, checkpoint), max_tokens) for chat in chats]
+    return [answer(model, inputs(processor, chat, checkpoint), max_tokens, rule) for chat in chats]
 
 
 def tokens_alone(
@@ -78,14 +86,39 @@ def inputs(processor: Any, chat: Chat, checkpoint: Path) -> dict[str, Tensor]:
     return {name: value for name, value in prepared.items() if isinstance(value, Tensor)}
 
 
-def answer(model: Any, inputs: dict[str, Tensor], max_tokens: int) -> Answer:
+class _Watch:
+    """Keeps what a router chooses, and has it choose by a rule where there is one."""
+
+    def __init__(self, layer: int, is_vision: np.ndarray, rule: Rule | None) -> None:
+        self._layer, self._is_vision, self._rule = layer, is_vision, rule
+        self.rows: list[np.ndarray] = []
+
+    def __call__(self, router: Any, _: Any, output: tuple[Tensor, Tensor, Tensor]) -> Any:
+        first, weights_TK, experts_TK = output
+        if self._rule is None:
+            self.rows.extend(experts_TK.numpy())
+            return None
+        # Gemma's routers give probabilities, whose logarithms are as good as the logits.
+        logits_TE = first.log() if type(router).__name__.startswith("Gemma") else first
+        pairs_T = []
+        for logits_E in logits_TE.double().numpy():
+            place = len(self.rows) + len(pairs_T)
+            is_vision = place < len(self._is_vision) and bool(self._is_vision[place])
+            pairs_T.append(self._rule(self._layer, router, logits_E, is_vision))
+        slots = max(map(len, pairs_T))
+        chosen = [pairs + [(UNUSED, 0.0)] * (slots - len(pairs)) for pairs in pairs_T]
+        self.rows.extend(np.array([expert for expert, _ in pairs]) for pairs in chosen)
+        experts_TA = torch.tensor([[max(expert, 0) for expert, _ in pairs] for pairs in chosen])
+        weights_TA = torch.tensor([[weight for _, weight in pairs] for pairs in chosen])
+        return first, weights_TA.to(weights_TK.dtype), experts_TA.to(experts_TK.dtype)
+
+
+def answer(model: Any, inputs: dict[str, Tensor], max_tokens: int, rule: Rule | None = None) -> Answer:
     """Generates with the routers watched."""
     routers = [module for name, module in model.named_modules() if _is_router(name)]
-    chosen: list[list[Tensor]] = [[] for _ in routers]
-    hooks = [
-        router.register_forward_hook(lambda _, __, output, rows=rows: rows.append(output[-1]))
-        for router, rows in zip(routers, chosen, strict=True)
-    ]
+    prompt_modality = inputs["mm_token_type_ids"][0].numpy()
+    watches = [_Watch(layer, prompt_modality > 0, rule) for layer in range(len(routers))]
+    hooks = [router.register_forward_hook(watch) for router, watch in zip(routers, watches, strict=True)]
     try:
         generated = _generated(model, inputs, max_tokens)
     finally:
@@ -93,8 +126,14 @@ def answer(model: Any, inputs: dict[str, Tensor], max_tokens: int) -> Answer:
             hook.remove()
     prompt_ids, token_ids = _token_ids(inputs, generated)
     modality = np.zeros(len(prompt_ids) + max_tokens - 1, dtype=np.int64)
-    modality[: len(prompt_ids)] = inputs["mm_token_type_ids"][0].numpy()
-    experts = np.stack([torch.cat(rows).numpy() for rows in chosen])
+    modality[: len(prompt_ids)] = prompt_modality
+    most = max(len(row) for watch in watches for row in watch.rows)
+    experts = np.stack(
+        [
+            [np.pad(row, (0, most - len(row)), constant_values=UNUSED) for row in watch.rows]
+            for watch in watches
+        ]
+    )
     assert experts.shape[1] == len(modality), "The routers have not seen each computed token once."
     first_logits = generated.logits[0][0, :BYTES].float().numpy()
     return Answer(prompt_ids, token_ids, modality, experts, _num_experts(model), first_logits)

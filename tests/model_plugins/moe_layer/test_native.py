@@ -9,7 +9,7 @@ import torch
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.router.fused_topk_bias_router import FusedTopKBiasRouter
 
-from prismoe.model_plugins.moe_layer.native import Gate, why_unseen
+from prismoe.model_plugins.moe_layer.attach import gate_of, why_unseen
 from tests.model_plugins.moe_layer.native_layers import moe_layer, moe_layers
 
 MEDIA = ["text", "image", "video", "audio"]
@@ -40,7 +40,7 @@ SIGMOID = {"scoring_func": "sigmoid", "e_score_correction_bias": torch.zeros(8),
     ],
 )
 def test_what_is_said_of_a_gate(settings: dict[str, Any], said: str) -> None:
-    assert str(Gate.of(moe_layer(**settings))) == said
+    assert str(gate_of(moe_layer(**settings))) == said
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_no_confidence_of_a_router_that_chooses_by_tokens(by_token: dict[str, An
     router = FusedTopKBiasRouter(
         2, 8, e_score_correction_bias=torch.zeros(8), scoring_func="sqrtsoftplus", **by_token
     )
-    gate = Gate.of(moe_layer(router=router, scoring_func="sqrtsoftplus"))
+    gate = gate_of(moe_layer(router=router, scoring_func="sqrtsoftplus"))
     assert (gate.scoring == "sqrtsoftplus") is known
 
 

@@ -1,0 +1,81 @@
+"""What policies and counters stand on in a model that vLLM has built: gates, steps, and why they can't.
+
+Everything is attached to the instances of the loaded model, and nothing of its code is touched.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+from prismoe.kernels.modalities import MODALITIES
+from prismoe.model_plugins.moe_layer.miscounted import MISCOUNTED
+from prismoe.model_plugins.moe_layer.model_routing import kernel_name
+from prismoe.model_plugins.moe_layer.step import Media, RoutingStep
+from prismoe.model_plugins.routing.gate import SCORES, Gate
+from prismoe.model_plugins.vllm_seams.experts_sink import has_sink, routes_by_itself
+from prismoe.model_plugins.vllm_seams.native_router import chooses_by_tokens, scale_of_experts
+
+
+def gate_of(runner: MoERunner) -> Gate:
+    """The gate of a layer, by vLLM's settings of it."""
+    experts: Any = runner.routed_experts
+    expert_scale_E = scale_of_experts(experts.custom_routing_function)
+    has_own = experts.custom_routing_function is not None or chooses_by_tokens(runner.router)
+    scoring = experts.scoring_func if experts.scoring_func in SCORES and not has_own else None
+    is_grouped = experts.use_grouped_topk and experts.num_expert_group > 1
+    return Gate(
+        "softmax" if expert_scale_E is not None else scoring,
+        experts.renormalize,
+        (experts.num_expert_group, experts.topk_group) if is_grouped else None,
+        experts.e_score_correction_bias,
+        experts.routed_scaling_factor,
+        expert_scale_E,
+    )
+
+
+def mark_steps_of(model: Any, step: RoutingStep) -> None:
+    """Learn what a step's tokens are where they are embedded, whatever the model's class does there."""
+    embed = model.embed_input_ids
+
+    def mark_and_embed(
+        input_ids: Tensor,
+        multimodal_embeddings: Sequence[Tensor] | None = None,
+        *,
+        is_multimodal: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        # vLLM's runner writes its modality on each embedding: token ids don't tell videos from images.
+        media = [Media(part.modality, len(part)) for part in multimodal_embeddings or ()]  # type: ignore[attr-defined]
+        step.mark(is_multimodal, media, len(input_ids))
+        embeds_TD: Tensor = embed(input_ids, multimodal_embeddings, is_multimodal=is_multimodal, **options)
+        return embeds_TD
+
+    model.embed_input_ids = mark_and_embed
+
+
+def why_unseen(architecture: str, runners: Sequence[MoERunner], modalities: Sequence[str]) -> str | None:
+    """Why the routing of a model can't be counted; None where it can."""
+    end = "It is served as vLLM serves it, and nothing of its routing is shown."
+    layers = [runner.layer_id for runner in runners]
+    if not runners:
+        return f"{architecture} has no MoE layer that vLLM's MoERunner computes. {end}"
+    if architecture in MISCOUNTED:
+        return f"{MISCOUNTED[architecture]} {end}"
+    if unknown := sorted({*modalities} - {*MODALITIES}):
+        return f"prismoe doesn't know {architecture}'s modality {', '.join(unknown)}. {end}"
+    if len({*layers}) < len(layers):
+        return f"{architecture} has more than one set of experts in a decoder layer. {end}"
+    for runner in runners:
+        if runner.do_naive_dispatch_combine:
+            return f"Here vLLM gathers the tokens of several ranks before it routes them. {end}"
+        if runner.moe_config.is_sequence_parallel:
+            return f"Here vLLM splits a step's tokens over the ranks before it routes them. {end}"
+        if routes_by_itself(runner):
+            if not has_sink(runner):
+                return f"The routing of this kernel ({kernel_name(runner)}) can't be seen. {end}"
+        elif not isinstance(runner.router, BaseRouter):
+            return f"The routing of vLLM's {type(runner.router).__name__} can't be seen. {end}"
+    return None

@@ -1,0 +1,100 @@
+"""A model's own gate, as policies see it: probabilities, a ranking, and what its weights are scaled by."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+from prismoe.kernels.expert_load import Confidence
+from prismoe.kernels.routing import ranked_experts
+
+SCORES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "softmax": (lambda logits: logits, lambda logits: torch.softmax(logits, dim=-1)),
+    "sigmoid": (logsigmoid, torch.sigmoid),
+    "sqrtsoftplus": (lambda logits: softplus(logits).log() / 2, lambda logits: softplus(logits).sqrt()),
+}
+"""By vLLM's name of what makes scores of logits: the logarithm of the scores, and the scores."""
+
+
+class Gate(NamedTuple):
+    """How a model's own router chooses and weighs.
+
+    A gate makes a score of each logit. The scores over their sum are its probabilities, whatever the scoring:
+    RPV and entropy are theirs. The best scores are chosen, with the bias on top and from the best groups
+    alone; the weights are the scores without the bias, renormalised or not, and then scaled.
+    """
+
+    scoring: str | None
+    """One of SCORES; None where the model has a function of its own."""
+    renormalises: bool
+    groups: tuple[int, int] | None
+    """How many groups of experts there are, and how many a token may use."""
+    bias_E: Tensor | None
+    scale: float
+    expert_scale_E: Tensor | None = None
+    """What each expert's weight is multiplied by at the end (Gemma-4)."""
+
+    def __str__(self) -> str:
+        if self.scoring is None:
+            return "the model's own function"
+        parts = [self.scoring]
+        if self.bias_E is not None:
+            parts.append("with a bias")
+        if self.groups is not None:
+            parts.append("in the best {1} of {0} groups".format(*self.groups))
+        if self.renormalises:
+            parts.append("renormalised")
+        if self.scale != 1:
+            parts.append(f"times {self.scale:g}")
+        if self.expert_scale_E is not None:
+            parts.append("times a scale of each expert's own")
+        return ", ".join(parts)
+
+    def most_experts(self, num_experts: int) -> int:
+        """The most experts that a token can use."""
+        return num_experts if self.groups is None else num_experts // self.groups[0] * self.groups[1]
+
+    def confidence(self, logits_TE: Tensor) -> Confidence:
+        """The gate's probabilities, and what ranks the experts. Its scoring must be known."""
+        assert self.scoring is not None
+        logarithm, scores = SCORES[self.scoring]
+        logits_TE = logits_TE.float()
+        if self.bias_E is None and self.groups is None:
+            return Confidence(logarithm(logits_TE))
+        scores_TE = scores(logits_TE)
+        if self.bias_E is not None:
+            scores_TE = scores_TE + self.bias_E
+        if self.groups is not None:
+            scores_TE = self._of_best_groups(scores_TE, *self.groups)
+        return Confidence(logarithm(logits_TE), scores_TE)
+
+    def _of_best_groups(self, scores_TE: Tensor, groups: int, used: int) -> Tensor:
+        """The scores, -inf outside the groups that a token may use.
+
+        As in DeepSeek-V3, a group is as good as its two best experts where there is a bias, else as its best.
+        """
+        scores_TGE = scores_TE.unflatten(1, (groups, -1))
+        best_TG = scores_TGE.topk(1 if self.bias_E is None else 2, dim=-1).values.sum(dim=-1)
+        used_TG, _ = ranked_experts(best_TG, used)
+        is_out_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter(1, used_TG, False)
+        return scores_TGE.masked_fill(is_out_TG[:, :, None], -torch.inf).flatten(1)
+
+    def scaled(self, weights_TA: Tensor, experts_TA: Tensor, logits_TE: Tensor, renormalised: bool) -> Tensor:
+        """What the experts' outputs are multiplied by, of the shares that a policy gives to them.
+
+        `renormalised`: whether a token's shares sum to 1; else they are the probabilities.
+        """
+        if not renormalised and self.scoring not in (None, "softmax"):
+            scores_TE = SCORES[self.scoring][1](logits_TE.float())
+            weights_TA = weights_TA * scores_TE.sum(dim=-1, keepdim=True)
+        if self.scale != 1:
+            weights_TA = weights_TA * self.scale
+        if self.expert_scale_E is not None:
+            weights_TA = weights_TA * self.expert_scale_E.float()[experts_TA.long()]
+        return weights_TA
+
+
+SOFTMAX = Gate("softmax", renormalises=False, groups=None, bias_E=None, scale=1.0)
+"""MoE-LLaVA's. Whether weights are renormalised, a policy's setting says."""
