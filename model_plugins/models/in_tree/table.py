@@ -28,7 +28,7 @@ class Model(NamedTuple):
     tested: bool = False
     """Whether tests run it with tiny random weights and compare each count with transformers'."""
     unseen: str | None = None
-    """What `native.why_unseen` says where nothing of its routing is shown."""
+    """What `attach.why_unseen` says where nothing of its routing is shown."""
 
     @property
     def status(self) -> Status:
