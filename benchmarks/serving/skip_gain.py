@@ -76,7 +76,7 @@ class Bench:
     def __init__(self, worker: Any) -> None:
         self.routing = worker.routing
         self.runners: list[Any] = runners_of(worker.model_runner.get_model())
-        self.top_k: int = self.runners[0].router.top_k
+        self.top_k: int = self.runners[0].routed_experts.top_k
         self.layer_seconds = 0.0
         for runner in self.runners:
             runner.register_forward_pre_hook(self._begin)

@@ -162,6 +162,11 @@ def check_layer(runner: MoERunner, gate: Gate, routing: LayerRouting) -> None:
             f"The kernel of {layer} ({kernel_name(runner)}) routes by itself: "
             "choose another with --moe-backend, or leave the policy out."
         )
+    if current_platform.is_cuda() and not policy.uses_all_slots and "Cutlass" in kernel_name(runner):
+        raise ValueError(
+            f"The policy {policy.policy} leaves slots unused, which the kernel of {layer} "
+            f"({kernel_name(runner)}) can't do: use --moe-backend triton."
+        )
     if runner.routed_experts.apply_router_weight_on_input:
         raise ValueError(f"The experts of {layer} take their weights with their inputs: use native.")
     most = gate.most_experts(routing.num_experts)

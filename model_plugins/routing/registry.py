@@ -1,7 +1,8 @@
 """The policies by name, and which one is in force: the operator's, else the checkpoint's, else top-k."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -41,6 +42,31 @@ POLICIES: dict[str, type[RoutingPolicy]] = {
     "dual_threshold": DualThreshold,
     "entropy": Entropy,
 }
+
+ENTRY_POINTS = "prismoe.policies"
+"""The group in which an installed package names policies of its own."""
+
+
+def installed_policies(entry_points: Iterable[EntryPoint]) -> dict[str, type[RoutingPolicy]]:
+    """The policies that other packages name, each called as its own setting `policy` says.
+
+    Raises ValueError with a sentence where one is no policy, or has the name of another.
+    """
+    found: dict[str, type[RoutingPolicy]] = {}
+    for entry in entry_points:
+        kind = entry.load()
+        of = f"The entry point {entry.name} of the group {ENTRY_POINTS} ({entry.value})"
+        if not (isinstance(kind, type) and issubclass(kind, RoutingPolicy)):
+            raise ValueError(f"{of} is no RoutingPolicy: name a subclass of it, or uninstall its package.")
+        if kind.model_fields["policy"].default != entry.name:
+            raise ValueError(f"{of} needs the name that is the default of its field policy.")
+        if entry.name in POLICIES or entry.name in found:
+            raise ValueError(f"{of} has the name of another policy: rename it, or uninstall its package.")
+        found[entry.name] = kind
+    return found
+
+
+POLICIES |= installed_policies(entry_points(group=ENTRY_POINTS))
 
 Source = Literal["--routing", "checkpoint", "default"]
 Settings = Mapping[str, Any]

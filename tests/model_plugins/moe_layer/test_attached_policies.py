@@ -1,6 +1,7 @@
 """Which layers of a model that vLLM has built a policy can route, and which not."""
 
 import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
+from vllm.platforms import current_platform
 
+from prismoe.model_plugins.moe_layer import attached_policies
 from prismoe.model_plugins.moe_layer.attach import gate_of
 from prismoe.model_plugins.moe_layer.attached_policies import check_layer
 from prismoe.model_plugins.routing.registry import LayerRouting, choose_routing
@@ -90,3 +93,15 @@ def test_a_layer_that_can_not_be_routed_says_why(
     runner = layer(kernel, **gate)
     with pytest.raises(ValueError, match=re.escape(said)):
         check_layer(runner, gate_of(runner), routing(**settings))
+
+
+@pytest.mark.parametrize(("policy", "refused"), [("topk", False), ("dual_threshold", True)])
+def test_blackwells_kernel_never_sees_an_unused_slot(
+    policy: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops at a token's first repeated expert, and reads memory that nobody wrote."""
+    monkeypatch.setattr(current_platform, "is_cuda", lambda: True)
+    monkeypatch.setattr(attached_policies, "kernel_name", lambda _: "FlashInferCutlassExperts")
+    runner = layer()
+    with pytest.raises(ValueError, match="--moe-backend triton") if refused else nullcontext():
+        check_layer(runner, gate_of(runner), routing(policy=policy))
