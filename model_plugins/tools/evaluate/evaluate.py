@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from prismoe.model_plugins.files.hub import checkpoint_folder
 from prismoe.model_plugins.files.weight_files import read_json
 from prismoe.model_plugins.routing import NATIVE
-from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.tools.captured_output import captured_output
 from prismoe.model_plugins.tools.evaluate.questions import BUNDLED, Question, read_questions
 from prismoe.model_plugins.tools.settings import EvaluateSettings
@@ -58,6 +57,7 @@ def _routings(folder: Path, asked: list[dict[str, Any] | None]) -> list[Mapping[
         is_moe_llava,
         routing_in_force,
     )
+    from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 
     if not is_moe_llava(read_json(file)):
         for routing in asked:
