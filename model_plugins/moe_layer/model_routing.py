@@ -7,7 +7,7 @@ routers of a model that vLLM has built.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
 from prismoe.model_plugins.vllm_seams.step_watch import watch_steps
 
+RoutedBy = Literal["native", "policy"]
+"""Whose choice a model's MoE layers take: that of its own gate, as vLLM computes it, or a policy's."""
+
 
 class Observed(Protocol):
     """What routes a MoE layer."""
@@ -37,6 +40,9 @@ class ModelRouting(nn.Module, ABC):
 
     not_supported: Sequence[str] = ()
     """What can't be had of this model, a sentence each."""
+    switchable = False
+    """Whether `route_by` may be called: whether there are both choices."""
+    routed_by: RoutedBy = "policy"
 
     def __init__(
         self,
@@ -69,6 +75,13 @@ class ModelRouting(nn.Module, ABC):
         """Count from zero: on CUDA vLLM warms up with made-up requests, which look like real ones here."""
         self.counter.reset()
 
+    def route_by(self, choice: RoutedBy) -> bool:
+        """From the next step on route by this choice; whether that changes anything.
+
+        Raises ValueError where the model is not `switchable`.
+        """
+        raise ValueError(f"{self.architecture} is routed by {self.routed_by} alone.")
+
     @property
     def most_request_experts(self) -> int:
         """The most experts that a request may ask for its vision tokens; 0: none."""
@@ -95,6 +108,8 @@ class ModelRouting(nn.Module, ABC):
         ]
         return {
             "source": self.source(),
+            "in_force": self.routed_by,
+            "switchable": self.switchable,
             "architecture": self.architecture,
             "modalities": [*self.step.names],
             "layers": layers,
