@@ -22,10 +22,11 @@ from prismoe.kernels.expert_load import LayerShape
 from prismoe.kernels.routing import top_experts
 from prismoe.model_plugins.moe_layer.attach import gate_of, mark_steps_of, why_unseen
 from prismoe.model_plugins.moe_layer.either import either
-from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, RoutedBy, kernel_name, runners_of
+from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, kernel_name, runners_of
 from prismoe.model_plugins.moe_layer.router import Observer, layer_shape
 from prismoe.model_plugins.moe_layer.skipping import skip_unused_slots
 from prismoe.model_plugins.moe_layer.step import RoutingStep
+from prismoe.model_plugins.routing import RoutedBy
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 from prismoe.model_plugins.routing.registry import POLICIES, LayerRouting, choose_routing

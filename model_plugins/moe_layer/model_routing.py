@@ -7,7 +7,7 @@ routers of a model that vLLM has built.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,11 @@ from prismoe.model_plugins.moe_layer.load_counter import LoadCounter
 from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
 from prismoe.model_plugins.moe_layer.router import Observer, PolicyRouter, layer_shape
 from prismoe.model_plugins.moe_layer.step import RoutingStep
+from prismoe.model_plugins.routing import RoutedBy
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
 from prismoe.model_plugins.vllm_seams.step_watch import watch_steps
-
-RoutedBy = Literal["native", "policy"]
-"""Whose choice a model's MoE layers take: that of its own gate, as vLLM computes it, or a policy's."""
 
 
 class Observed(Protocol):

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, RoutedBy
+from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 from prismoe.model_plugins.recording.inspection import InspectionRecorder
+from prismoe.model_plugins.routing import RoutedBy
 
 
 class RoutingCalls:

@@ -101,7 +101,11 @@ class Layer(NamedTuple):
 
 
 def make_layer(
-    settings: dict[str, Any], gate_name: str, segments: list[int], num_experts: int = 18, compiled: bool = False
+    settings: dict[str, Any],
+    gate_name: str,
+    segments: list[int],
+    num_experts: int = 18,
+    compiled: bool = False,
 ) -> Layer:
     gate, rule = make_gate(GATES[gate_name], num_experts)
     policy = make_policy(settings, gate.renormalises)
