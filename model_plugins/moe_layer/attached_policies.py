@@ -27,14 +27,13 @@ from prismoe.model_plugins.moe_layer.router import Observer, layer_shape
 from prismoe.model_plugins.moe_layer.skipping import skip_unused_slots
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing import RoutedBy
+from prismoe.model_plugins.routing.any_gate import PARAMETERS, OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
-from prismoe.model_plugins.routing.registry import POLICIES, LayerRouting, choose_routing
+from prismoe.model_plugins.routing.registry import LayerRouting, choose_routing
 from prismoe.model_plugins.vllm_seams.experts_sink import routes_by_itself
 from prismoe.model_plugins.vllm_seams.native_router import replace_routing
 
-PARAMETERS = "parameters"
-"""The setting that names a safetensors file with what a policy was trained to."""
 CHECKED_TOKENS = 64
 
 
@@ -119,17 +118,16 @@ class AttachedPolicies(ModelRouting):
         vllm_config: VllmConfig,
         model: nn.Module,
         modalities: Sequence[str],
-        operator: Mapping[str, Any],
+        operator: OperatorPolicies,
     ) -> None:
         architecture = vllm_config.model_config.architecture
         runners = runners_of(model)
         if (unseen := why_unseen(architecture, runners, modalities)) is not None:
             raise ValueError(f"The routing policy can't be used. {unseen}")
-        settings = {name: value for name, value in operator.items() if name != PARAMETERS}
         gates = {runner.layer_id: gate_of(runner) for runner in runners}
         self._top_k = runners[0].routed_experts.top_k
         in_force = choose_routing(
-            settings,
+            operator.settings,
             None,
             self._top_k,
             {runner.layer_id: runner.moe_config.num_logical_experts for runner in runners},
@@ -152,7 +150,7 @@ class AttachedPolicies(ModelRouting):
         if current_platform.is_cuda():
             self.step.write_by_kernel()
         self.in_force, self.gates = in_force, gates
-        trained = _trained(operator.get(PARAMETERS))
+        trained = _trained(operator.trained)
         for place, runner in enumerate(runners):
             layer = runner.layer_id
             routing, shape = in_force.layers[layer], shapes[layer]
@@ -198,25 +196,17 @@ def shape_of(routing: LayerRouting, gate: Gate, top_k: int) -> LayerShape:
 def check_layer(runner: MoERunner, gate: Gate, routing: LayerRouting) -> None:
     """Raise ValueError with a sentence where a layer's gate or kernel can't give what its policy needs."""
     policy, layer = routing.policy, f"layer {runner.layer_id}"
-    if not policy.takes_any_gate:
-        names = ", ".join(name for name, kind in POLICIES.items() if kind.takes_any_gate)
-        raise ValueError(
-            f"The policy {policy.policy} has a router of its own, which this model was not trained with: "
-            f"give one of {names}."
-        )
-    if policy.gate_rows(routing.num_experts) != routing.num_experts:
-        raise ValueError(f"The model's gate scores all of its experts: {policy.policy} can't share some.")
-    if policy.needs_whole_images:
-        raise ValueError(
-            f"The policy {policy.policy} compares the tokens of a whole image, and vLLM may cut this model's "
-            "images between steps: give it a threshold."
-        )
     if gate.scoring is None:
         raise ValueError(f"The gate of {layer} is a function of the model's own: it routes by native alone.")
     if routes_by_itself(runner):
         raise ValueError(
             f"The kernel of {layer} ({kernel_name(runner)}) routes by itself: "
             "choose another with --moe-backend, or leave the policy out."
+        )
+    if current_platform.is_cuda() and not policy.uses_all_slots and "Cutlass" in kernel_name(runner):
+        raise ValueError(
+            f"The policy {policy.policy} leaves slots unused, which the kernel of {layer} "
+            f"({kernel_name(runner)}) can't do: use --moe-backend triton."
         )
     if runner.routed_experts.apply_router_weight_on_input:
         raise ValueError(f"The experts of {layer} take their weights with their inputs: use native.")
@@ -254,10 +244,10 @@ def follows(runner: MoERunner, gate: Gate) -> bool:
     return torch.allclose(mine_TE, vllms_TE, rtol=1e-4, atol=1e-6)
 
 
-def _trained(file: object) -> Mapping[str, Tensor]:
+def _trained(file: str | None) -> Mapping[str, Tensor]:
     if file is None:
         return {}
-    if not isinstance(file, str) or not Path(file).is_file():
+    if not Path(file).is_file():
         raise ValueError(f"The routing setting parameters names {file!r}: give a safetensors file.")
     return load_file(file)
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
+from prismoe.model_plugins.routing import NATIVE
+from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.worker.settings import SETTINGS_KEY, EngineSettings
 
 ROUTED_WORKER = "prismoe.model_plugins.worker.routed_worker.RoutedWorker"
@@ -32,6 +34,15 @@ def operator_routing(vllm_config: VllmConfig) -> Mapping[str, Any] | None:
     """The routing settings that the operator gave, None where the checkpoint's are in force."""
     settings: dict[str, Any] = vllm_config.additional_config  # type: ignore[assignment]
     return EngineSettings.of(settings).routing
+
+
+def operator_policies(vllm_config: VllmConfig) -> OperatorPolicies | None:
+    """What the operator said of a model that vLLM has built; None where it routes by `native`.
+
+    Raises ValueError with a sentence where a policy can't hold in such a model.
+    """
+    routing = operator_routing(vllm_config)
+    return None if routing is None or routing == NATIVE else OperatorPolicies.of(routing)
 
 
 def use_routed_worker(vllm_config: VllmConfig) -> None:

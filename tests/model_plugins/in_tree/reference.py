@@ -100,7 +100,7 @@ class _Watch:
             return None
         # Gemma's routers give probabilities, whose logarithms are as good as the logits.
         logits_TE = first.log() if type(router).__name__.startswith("Gemma") else first
-        pairs_T = []
+        pairs_T: list[list[tuple[int, float]]] = []
         for logits_E in logits_TE.double().numpy():
             place = len(self.rows) + len(pairs_T)
             is_vision = place < len(self._is_vision) and bool(self._is_vision[place])

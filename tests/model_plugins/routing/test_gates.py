@@ -44,7 +44,12 @@ CASES: dict[str, dict[str, Any]] = {
 def make_gate(settings: dict[str, Any], num_experts: int) -> tuple[Gate, GateRule]:
     """The gate, and its reference."""
     generator = torch.Generator().manual_seed(num_experts)
-    own = {"scoring": "softmax", "renormalises": True, "groups": None, "scale": 1.0} | settings
+    own: dict[str, Any] = {
+        "scoring": "softmax",
+        "renormalises": True,
+        "groups": None,
+        "scale": 1.0,
+    } | settings
     bias_E = 0.3 * torch.randn(num_experts, generator=generator) if own.pop("bias", False) else None
     scale_E = torch.rand(num_experts, generator=generator) + 0.5 if own.pop("expert_scale", False) else None
     rule = GateRule(
