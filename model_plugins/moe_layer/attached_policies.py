@@ -1,4 +1,8 @@
-"""Routing policies in a model that vLLM has built: they choose in place of its routers, by its own gates."""
+"""Routing policies in a model that vLLM has built: they choose in place of its routers, by its own gates.
+
+Its routers choose beside them, so that an operator can return to `native` while requests run. A layer under a
+policy pays for that: its router's top-k and a few operations on `[T, A]`.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,12 +18,15 @@ from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.platforms import current_platform
 
+from prismoe.kernels.expert_load import LayerShape
 from prismoe.kernels.routing import top_experts
 from prismoe.model_plugins.moe_layer.attach import gate_of, mark_steps_of, why_unseen
+from prismoe.model_plugins.moe_layer.either import either
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, kernel_name, runners_of
 from prismoe.model_plugins.moe_layer.router import Observer, layer_shape
 from prismoe.model_plugins.moe_layer.skipping import skip_unused_slots
 from prismoe.model_plugins.moe_layer.step import RoutingStep
+from prismoe.model_plugins.routing import RoutedBy
 from prismoe.model_plugins.routing.any_gate import PARAMETERS, OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
@@ -31,7 +38,10 @@ CHECKED_TOKENS = 64
 
 
 class PolicyLayer:
-    """Chooses the experts of one MoE layer in place of its router."""
+    """Chooses the experts of one MoE layer in place of its router, or leaves them as its router chose.
+
+    It has `slots` slots, the more of the policy's and the router's. `is_native` is a flag on the device.
+    """
 
     observer: Observer | None = None
 
@@ -42,16 +52,20 @@ class PolicyLayer:
         step: RoutingStep,
         place: int,
         parameters: Mapping[str, Tensor],
+        slots: int,
+        is_native: Tensor,
     ) -> None:
         self.policy, self.gate, self.parameters = routing.policy, gate, dict(parameters)
         self._num_experts = routing.num_experts
-        self._slots = routing.policy.slots(routing.num_experts)
+        self._slots, self._is_native = slots, is_native
         self._is_renormalised = bool(getattr(routing.policy, "norm_topk_prob", True))
         self._step, self._place = step, place
         self._route: Callable[[RouterInputs], Routing] = _route_by(routing.policy, routing.num_experts)
 
-    def decide(self, hidden_TD: Tensor, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """Route the running step, and write down where it goes.
+    def decide(
+        self, hidden_TD: Tensor, logits_TE: Tensor, native_weights_TK: Tensor, native_experts_TK: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Route the running step, which the layer's router has routed, and write down where it goes.
 
         Returns `weights_TA` (float32) and `experts_TA` (int32).
         """
@@ -66,9 +80,13 @@ class PolicyLayer:
             tokens.is_text,
             self.gate,
         )
-        experts_TA, weights_TA, count_T, tail_T, confidence = self._route(inputs)
-        experts_TA = experts_TA.int().contiguous()
-        weights_TA = self.gate.scaled(weights_TA, experts_TA, logits_TE, self._is_renormalised).contiguous()
+        policy = self._route(inputs)
+        scaled_TA = self.gate.scaled(policy.weights_TA, policy.experts_TA, logits_TE, self._is_renormalised)
+        confidence = None if self.policy.gives_gate_confidence else self.gate.confidence(logits_TE)
+        native = Routing.of_equal_counts(native_experts_TK, native_weights_TK, confidence)
+        experts_TA, weights_TA, count_T, tail_T, confidence = either(
+            self._is_native, native, policy._replace(weights_TA=scaled_TA)
+        )
         self._step.write(self._place, experts_TA, weights_TA, count_T, tail_T, confidence)
         if self.observer is not None:  # it sees as many slots in each step
             unused = self._slots - experts_TA.shape[1]
@@ -91,6 +109,9 @@ class AttachedPolicies(ModelRouting):
 
     Raises ValueError with a sentence where the model can't be routed so.
     """
+
+    switchable = True
+    is_native: Tensor
 
     def __init__(
         self,
@@ -115,12 +136,15 @@ class AttachedPolicies(ModelRouting):
         for runner in runners:
             check_layer(runner, gates[runner.layer_id], in_force.layers[runner.layer_id])
         shapes = {
-            layer: layer_shape(routing.policy, routing.num_experts, gates[layer])
-            for layer, routing in in_force.layers.items()
+            runner.layer_id: shape_of(
+                in_force.layers[runner.layer_id], gates[runner.layer_id], runner.routed_experts.top_k
+            )
+            for runner in runners
         }
         super().__init__(
             architecture, modalities, shapes, vllm_config.scheduler_config.max_num_batched_tokens
         )
+        self.register_buffer("is_native", torch.zeros((), dtype=torch.bool), persistent=False)
         device = next(model.parameters()).device
         self.to(device)
         if current_platform.is_cuda():
@@ -129,15 +153,23 @@ class AttachedPolicies(ModelRouting):
         trained = _trained(operator.trained)
         for place, runner in enumerate(runners):
             layer = runner.layer_id
-            routing = in_force.layers[layer]
+            routing, shape = in_force.layers[layer], shapes[layer]
             parameters = _parameters(trained, layer, routing, runner.moe_config.hidden_dim, device)
-            chooser = PolicyLayer(routing, gates[layer], self.step, place, parameters)
+            chooser = PolicyLayer(
+                routing, gates[layer], self.step, place, parameters, shape.slots, self.is_native
+            )
             self.routers[layer] = chooser
             assert isinstance(runner.router, BaseRouter)  # or it could not be seen
             replace_routing(runner.router, chooser.decide)
-            if not routing.policy.uses_all_slots and current_platform.is_cpu():
+            if not shape.uses_all_slots and current_platform.is_cpu():
                 skip_unused_slots(runner)
         mark_steps_of(model, self.step)
+
+    def route_by(self, choice: RoutedBy) -> bool:
+        changes = choice != self.routed_by
+        self.routed_by = choice
+        self.is_native.fill_(choice == "native")
+        return changes
 
     def source(self) -> str:
         return self.in_force.source
@@ -150,6 +182,15 @@ class AttachedPolicies(ModelRouting):
             "policy": routing.policy.model_dump(),
             "sources": dict(routing.sources),
         }
+
+
+def shape_of(routing: LayerRouting, gate: Gate, top_k: int) -> LayerShape:
+    """What counting has to know of a layer whose tokens use the policy's experts or its router's `top_k`."""
+    shape = layer_shape(routing.policy, routing.num_experts, gate)
+    return shape._replace(
+        slots=max(shape.slots, top_k),
+        uses_all_slots=shape.uses_all_slots and shape.slots == top_k,
+    )
 
 
 def check_layer(runner: MoERunner, gate: Gate, routing: LayerRouting) -> None:

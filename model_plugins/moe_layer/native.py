@@ -52,6 +52,8 @@ class NativeLayer:
 class NativeRouting(ModelRouting):
     """The MoE layers of a model that vLLM has loaded. Where they can't be seen it has none, and says why."""
 
+    routed_by = "native"
+
     def __init__(self, vllm_config: VllmConfig, model: nn.Module, modalities: Sequence[str]) -> None:
         architecture = vllm_config.model_config.architecture
         runners = runners_of(model)

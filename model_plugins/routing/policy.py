@@ -112,6 +112,8 @@ class RoutingPolicy(BaseModel, ABC):
 
     takes_any_gate: ClassVar[bool] = False
     """Whether the rule holds under a gate of any kind, not under MoE-LLaVA's softmax alone."""
+    gives_gate_confidence: ClassVar[bool] = False
+    """Whether the confidence that `route` gives is the gate's own, `RouterInputs.confidence`."""
 
     @property
     def needs_whole_images(self) -> bool:

@@ -6,8 +6,7 @@ from typing import Any
 from vllm.config import VllmConfig
 
 from prismoe.model_plugins.routing import NATIVE
-from prismoe.model_plugins.routing.any_gate import PARAMETERS, OperatorPolicies
-from prismoe.model_plugins.routing.registry import policies_named
+from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.worker.settings import SETTINGS_KEY, EngineSettings
 
 ROUTED_WORKER = "prismoe.model_plugins.worker.routed_worker.RoutedWorker"
@@ -44,15 +43,6 @@ def operator_policies(vllm_config: VllmConfig) -> OperatorPolicies | None:
     """
     routing = operator_routing(vllm_config)
     return None if routing is None or routing == NATIVE else OperatorPolicies.of(routing)
-
-
-def operator_skips(vllm_config: VllmConfig) -> bool:
-    """Whether the operator named a policy that leaves slots unused."""
-    routing = operator_routing(vllm_config)
-    if routing is None or routing == NATIVE:
-        return False
-    settings = {name: value for name, value in routing.items() if name != PARAMETERS}
-    return not all(policy.uses_all_slots for policy in policies_named(settings))
 
 
 def use_routed_worker(vllm_config: VllmConfig) -> None:

@@ -13,7 +13,7 @@ from prismoe.model_plugins.vllm_seams import experts_sink, native_router, step_w
 from prismoe.model_plugins.vllm_seams.check import check
 from prismoe.model_plugins.worker.calls import RoutingCalls
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
-from prismoe.model_plugins.worker.engine_options import operator_policies, operator_skips
+from prismoe.model_plugins.worker.engine_options import operator_policies
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -26,7 +26,8 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
 
     def load_model(self, **options: Any) -> None:
         """Load the model, and stand beside its routers."""
-        if current_platform.is_cuda() and operator_skips(self.vllm_config):
+        # Of as many slots as a policy or the model's router may use, the other one leaves some out.
+        if current_platform.is_cuda() and operator_policies(self.vllm_config) is not None:
             from prismoe.model_plugins.moe_layer.gpu_experts import use_in_all_models
 
             use_in_all_models()

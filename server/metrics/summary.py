@@ -29,7 +29,7 @@ def summary_metrics(routing: ServedRouting, model_name: str) -> list[Metric]:
         entry(
             "prismoe_routing",
             "info",
-            "The routing policies in force, and where they were set.",
+            "The routing policies that were chosen, and where they were set.",
             lambda reading: [1] * len(policies),
             labels=["policy", "source"],
             label_values=[[policy, routing.source] for policy in policies],

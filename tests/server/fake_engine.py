@@ -75,6 +75,8 @@ def routing(
     ]
     return ServedRouting(
         source="checkpoint",
+        in_force="policy",
+        switchable=False,
         architecture="MoELLaVAPhiForCausalLM",
         modalities=list(modalities),
         layers=in_force,
@@ -100,3 +102,19 @@ class FakeEngine:
         if isinstance(answer, Exception):
             raise answer
         return answer if isinstance(answer, list) else [answer]
+
+
+class SwitchedEngines:
+    """Two data-parallel engines under a policy, which only take `prismoe_route_by`."""
+
+    errored = False
+
+    def __init__(self) -> None:
+        self.routed_by = ["policy", "policy"]
+
+    async def ask(self, method: str, *args: Any) -> list[Any]:
+        assert method == "prismoe_route_by"
+        [choice] = args
+        changes = [one != choice for one in self.routed_by]
+        self.routed_by = [choice] * len(changes)
+        return changes

@@ -20,6 +20,7 @@ class DualThreshold(TopKPolicy):
 
     policy: Literal["dual_threshold"] = "dual_threshold"
     takes_any_gate: ClassVar[bool] = True
+    gives_gate_confidence: ClassVar[bool] = True
     text_importance: float = Field(default=1.0, ge=0)
     vision_importance: float = Field(default=1.0, ge=0)
     text_threshold: float = Field(default=0.0, ge=0)

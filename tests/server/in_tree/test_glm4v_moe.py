@@ -92,6 +92,8 @@ def test_what_is_in_force(glm: Server, glm_http: httpx.Client) -> None:
     told = glm_http.get("/v1/routing").raise_for_status().json()
     assert told == {
         "source": "model",
+        "in_force": "native",
+        "switchable": False,
         "architecture": "Glm4vMoeForConditionalGeneration",
         "modalities": MODALITIES,
         "layers": [{"layer": index} | layer for index in LAYERS],
