@@ -44,10 +44,8 @@ def assert_same(actual: list[Pairs], expected: list[Pairs]) -> None:
 
 def assert_well_formed(routing: Routing, policy: RoutingPolicy, num_experts: int) -> None:
     """What `Routing` promises, and what vLLM's kernels need."""
-    assert routing.experts_TA.shape[1] <= policy.slots(
-        num_experts
-    )  # on CPU slots that no token uses are left out
     slots = routing.experts_TA.shape[1]
+    assert slots <= policy.slots(num_experts)  # on CPU slots that no token uses are left out
     assert routing.experts_TA.shape == routing.weights_TA.shape == (len(routing.count_T), slots)
     assert routing.experts_TA.dtype == routing.count_T.dtype == torch.int64
     assert routing.weights_TA.dtype == torch.float32

@@ -20,7 +20,7 @@ from tests.paths import REPOSITORY
 from tests.server import fake_engine
 from tests.server.fake_engine import NOTHING, UNSEEN, FakeEngine, large_load, routing
 
-LOAD = {
+LOAD: dict[str, Any] = {
     **fake_engine.LOAD,
     "expert_tokens": [[[10, 9, 0, 1], [32, 40, 8, 80]], [[5, 5, 5, 5], [64, 32, 16, 16]]],
 }
