@@ -12,7 +12,7 @@ from prismoe.server.metrics.expert_load import ExpertLoad
 from prismoe.server.metrics.metric import WINDOW, Metric, confidence_metrics, metric
 from prismoe.server.metrics.routes import ServedRouting
 
-EXPERTS_PER_TOKEN = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, math.inf)
+EXPERTS_PER_TOKEN = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64, math.inf)
 """The histogram's bounds: the same for every model, so that their buckets add up."""
 
 Entry = Callable[..., Metric]
@@ -133,7 +133,9 @@ def _window_gauges(entry: Entry, by_modality: Entry, modalities: Sequence[str]) 
             "prismoe_idle_experts",
             "gauge",
             f"Experts that no token of the modality used {WINDOW}, over all MoE layers.",
-            lambda reading: _sums(map(balance.idle_experts, reading.window.used)),
+            lambda reading: _sums(
+                balance.idle_experts(used_ME, reading.window.tokens_M) for used_ME in reading.window.used
+            ),
             unit="experts",
         ),
         by_modality(
@@ -151,7 +153,7 @@ def _histograms(load: ExpertLoad) -> Iterator[float]:
     for modality in range(len(load.modalities)):
         by_experts = Counter[int]()
         for of_layer in load.tokens_by_experts:
-            by_experts.update(dict(enumerate(of_layer[modality], 1)))
+            by_experts.update(dict(enumerate(of_layer[modality])))
         for bound in EXPERTS_PER_TOKEN:
             yield sum(tokens for number, tokens in by_experts.items() if number <= bound)
         yield by_experts.total()

@@ -33,6 +33,12 @@ CASES: dict[str, dict[str, Any]] = {
     "topk": {"policy": "topk"},
     "skipping": {"policy": "dual_threshold", "vision_importance": 0.8, "vision_threshold": 0.3},
     "skipping nearly all": {"policy": "dual_threshold", "text_threshold": 0.2, "vision_threshold": 5},
+    "skipping all": {
+        "policy": "dual_threshold",
+        "text_threshold": 0.5,
+        "vision_threshold": 0.4,
+        "keep_best": False,
+    },
     "fewer for heads": {"policy": "ltdr", "threshold": 0.004, "head_experts": 1, "tail_experts": 3},
     "more for tails": {"policy": "ltdr", "threshold": 0.004, "head_experts": 2, "tail_experts": 5},
     "entropy": {"policy": "entropy", "max_experts": 4, "low": 0.6, "high": 0.95},
