@@ -3,8 +3,8 @@
 `python -m prismoe.benchmarks.serving.skip_gain`, on a host with nothing else to do. The model is that of
 `native_cost`, with random weights. Four fifths of a prompt's tokens are taken for vision, and a share of
 their uses of experts is skipped: each keeps the best experts of its choice, as many as the share leaves, in
-turns the whole number below and above, but one at least. One eager engine, in this process and on one core,
-takes its steps in turns as `native` and with experts skipped: a pair is two steps, one behind the other.
+turns the whole number below and above. One eager engine, in this process and on one core, takes its steps in
+turns as `native` and with experts skipped: a pair is two steps, one behind the other.
 
 Printed is how many times as fast as `native` the MoE layers and the whole prefill are, the pairs' median and
 its 95% interval. Beside them stands what the uses predict: of the MoE layers all uses over those that are
@@ -59,7 +59,7 @@ def kept_uses(num_tokens: int, top_k: int, skipped: float) -> Tensor:
     vision_T = places_T - places_T // TEXT_EVERY - 1
     kept = top_k * (1 - skipped)
     kept_T = ((vision_T + 1) * kept).floor() - (vision_T * kept).floor()
-    return torch.where(places_T % TEXT_EVERY == 0, top_k, kept_T.long().clamp(min=1))
+    return torch.where(places_T % TEXT_EVERY == 0, top_k, kept_T.long())
 
 
 def keep(counts_T: Tensor, top_k: int, step: RouterInputs) -> Routing:
