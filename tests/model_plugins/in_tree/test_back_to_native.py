@@ -59,8 +59,8 @@ def test_requests_run_on_and_later_ones_are_natives(checkpoint: Callable[[str], 
             check_sums(before, told(llm), sum(lengths) - cached + RUNNING * 29)
             # In the last layer a token uses one expert by the policy, two by the gate.
             old = 1 if choice == "native" else 2
-            assert used(before, switched)[-1, :, old - 1].sum() > 0
-            assert used(switched, told(llm))[-1].sum(axis=0).tolist().index(0) == old - 1
+            assert used(before, switched)[-1, :, old].sum() > 0
+            assert used(switched, told(llm))[-1, :, old].sum() == 0
             prompts = salted(plain, choice)
             check(llm, prompts, expected)
 
@@ -84,9 +84,9 @@ def told(llm: LLM) -> dict[str, Any]:
 
 
 def used(before: dict[str, Any], now: dict[str, Any]) -> np.ndarray:
-    """`[layer, modality, number of experts]`: how many tokens used as many; here up to three."""
+    """`[layer, modality, number of experts]`: how many tokens used as many, from none to three."""
     layers = [
-        [np.pad(row, (0, 3 - len(row))) for row in rows]
+        [np.pad(row, (0, 4 - len(row))) for row in rows]
         for rows in (
             np.array(new) - np.array(old)
             for new, old in zip(now["tokens_by_experts"], before["tokens_by_experts"], strict=True)
@@ -99,7 +99,7 @@ def check_sums(before: dict[str, Any], now: dict[str, Any], tokens: int) -> None
     """Each layer has counted each token once, with the experts that it used."""
     by_experts = used(before, now)
     experts = (np.array(now["expert_tokens"]) - np.array(before["expert_tokens"])).sum(axis=2)
-    np.testing.assert_array_equal(experts, by_experts @ np.arange(1, 4))
+    np.testing.assert_array_equal(experts, by_experts @ np.arange(4))
     assert by_experts.sum(axis=(1, 2)).tolist() == [tokens] * len(experts)
 
 
