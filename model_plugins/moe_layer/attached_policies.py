@@ -1,4 +1,4 @@
-"""Routing policies in a model that vLLM has built: they choose in place of its routers, by its own gates."""
+"""Routing policies in a model that vLLM has built, by its own gates: in its routers' place or beside."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +22,7 @@ from prismoe.model_plugins.moe_layer.skipping import skip_unused_slots
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
-from prismoe.model_plugins.routing.registry import POLICIES, LayerRouting, choose_routing
+from prismoe.model_plugins.routing.registry import POLICIES, LayerRouting, Option, choose_routing
 from prismoe.model_plugins.vllm_seams.experts_sink import routes_by_itself
 from prismoe.model_plugins.vllm_seams.native_router import replace_routing
 
@@ -32,7 +32,7 @@ CHECKED_TOKENS = 64
 
 
 class PolicyLayer:
-    """Chooses the experts of one MoE layer in place of its router."""
+    """Chooses the experts of one MoE layer, in place of its router or beside it."""
 
     observer: Observer | None = None
 
@@ -56,7 +56,7 @@ class PolicyLayer:
 
         Returns `weights_TA` (float32) and `experts_TA` (int32).
         """
-        tokens = self._step.tokens(hidden_TD.shape[0])
+        tokens = self._step.tokens.seen(hidden_TD.shape[0])
         inputs = RouterInputs(
             hidden_TD,
             logits_TE.float(),
@@ -87,10 +87,11 @@ def _route_by(policy: RoutingPolicy, num_experts: int) -> Callable[[RouterInputs
     return policy.route
 
 
-class AttachedPolicies(ModelRouting):
-    """The MoE layers of a model that vLLM has loaded, under the operator's policies.
+class GatePolicies(ModelRouting):
+    """The operator's policies for the MoE layers of a model that vLLM has loaded; nobody asks them yet.
 
-    Raises ValueError with a sentence where the model can't be routed so.
+    The tokens are those of the step `beside` its own. Raises ValueError with a sentence where the model can't
+    be routed so.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class AttachedPolicies(ModelRouting):
         model: nn.Module,
         modalities: Sequence[str],
         operator: Mapping[str, Any],
+        option: Option = "--routing",
+        beside: RoutingStep | None = None,
     ) -> None:
         architecture = vllm_config.model_config.architecture
         runners = runners_of(model)
@@ -113,6 +116,7 @@ class AttachedPolicies(ModelRouting):
             self._top_k,
             {runner.layer_id: runner.moe_config.num_logical_experts for runner in runners},
             gates[runners[0].layer_id].renormalises,
+            option,
         )
         for runner in runners:
             check_layer(runner, gates[runner.layer_id], in_force.layers[runner.layer_id])
@@ -120,26 +124,20 @@ class AttachedPolicies(ModelRouting):
             layer: layer_shape(routing.policy, routing.num_experts, gates[layer])
             for layer, routing in in_force.layers.items()
         }
-        super().__init__(
-            architecture, modalities, shapes, vllm_config.scheduler_config.max_num_batched_tokens
-        )
+        max_tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        super().__init__(architecture, modalities, shapes, max_tokens, beside)
         device = next(model.parameters()).device
         self.to(device)
         if current_platform.is_cuda():
             self.step.write_by_kernel()
         self.in_force, self.gates = in_force, gates
         trained = _trained(operator.get(PARAMETERS))
+        self.policies: dict[int, PolicyLayer] = {}
         for place, runner in enumerate(runners):
             layer = runner.layer_id
             routing = in_force.layers[layer]
             parameters = _parameters(trained, layer, routing, runner.moe_config.hidden_dim, device)
-            chooser = PolicyLayer(routing, gates[layer], self.step, place, parameters)
-            self.routers[layer] = chooser
-            assert isinstance(runner.router, BaseRouter)  # or it could not be seen
-            replace_routing(runner.router, chooser.decide)
-            if not routing.policy.uses_all_slots and current_platform.is_cpu():
-                skip_unused_slots(runner)
-        mark_steps_of(model, self.step)
+            self.policies[layer] = PolicyLayer(routing, gates[layer], self.step, place, parameters)
 
     def source(self) -> str:
         return self.in_force.source
@@ -152,6 +150,26 @@ class AttachedPolicies(ModelRouting):
             "policy": routing.policy.model_dump(),
             "sources": dict(routing.sources),
         }
+
+
+class AttachedPolicies(GatePolicies):
+    """The same in force: they choose in place of the model's routers."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        model: nn.Module,
+        modalities: Sequence[str],
+        operator: Mapping[str, Any],
+    ) -> None:
+        super().__init__(vllm_config, model, modalities, operator)
+        for runner in runners_of(model):
+            chooser = self.routers[runner.layer_id] = self.policies[runner.layer_id]
+            assert isinstance(runner.router, BaseRouter)  # or it could not be seen
+            replace_routing(runner.router, chooser.decide)
+            if not chooser.policy.uses_all_slots and current_platform.is_cpu():
+                skip_unused_slots(runner)
+        mark_steps_of(model, self.step)
 
 
 def check_layer(runner: MoERunner, gate: Gate, routing: LayerRouting) -> None:

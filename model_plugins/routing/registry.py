@@ -42,7 +42,8 @@ POLICIES: dict[str, type[RoutingPolicy]] = {
     "entropy": Entropy,
 }
 
-Source = Literal["--routing", "checkpoint", "default"]
+Option = Literal["--routing", "--shadow"]
+Source = Literal[Option, "checkpoint", "default"]
 Settings = Mapping[str, Any]
 
 
@@ -90,18 +91,20 @@ def choose_routing(
     top_k: int,
     experts_by_layer: Mapping[int, int],
     gate_renormalises: bool | None = None,
+    option: Option = "--routing",
 ) -> RoutingInForce:
     """How each layer of `experts_by_layer` routes.
 
     Settings are a policy's, and under `layers` those that differ in a layer; a layer that names another
     policy starts from that policy's defaults. What is not given is the checkpoint's k, renormalised when
-    k > 1, or as the model's own gate does (`gate_renormalises`).
+    k > 1, or as the model's own gate does (`gate_renormalises`). `option` is where the operator said it.
 
     Raises ValueError with a sentence when the settings are not a policy's or make no sense for a layer.
     """
     source: Source
+    said_in: str
     if operator is not None:
-        source, said_in, settings = "--routing", "--routing", operator
+        source, said_in, settings = option, option, operator
     elif checkpoint is not None:
         source, said_in, settings = "checkpoint", "the checkpoint's prismoe_routing", checkpoint
     else:

@@ -14,7 +14,7 @@ from prismoe.model_plugins.vllm_seams import experts_sink, native_router, step_w
 from prismoe.model_plugins.vllm_seams.check import check
 from prismoe.model_plugins.worker.calls import RoutingCalls
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
-from prismoe.model_plugins.worker.engine_options import operator_routing
+from prismoe.model_plugins.worker.engine_options import operator_settings
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -36,11 +36,11 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         else:
             check([*native_router.NEEDS, *experts_sink.NEEDS, *step_watch.NEEDS])
             check_native_engine(self.vllm_config)
-            operator = operator_routing(self.vllm_config)
-            if operator in (None, NATIVE):
-                routing = NativeRouting(self.vllm_config, model, self._modalities())
+            settings, modalities = operator_settings(self.vllm_config), self._modalities()
+            if settings.routing in (None, NATIVE):
+                routing = NativeRouting(self.vllm_config, model, modalities, settings.shadow)
             else:
-                routing = AttachedPolicies(self.vllm_config, model, self._modalities(), operator)
+                routing = AttachedPolicies(self.vllm_config, model, modalities, settings.routing)
         routing.kernels = {layer.layer_id: kernel_name(layer) for layer in runners_of(model)}
         self.routing = routing
 
@@ -55,7 +55,7 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         num_tokens = scheduler_output.total_num_scheduled_tokens
         counts = num_tokens > 0 and len(self.routing.layers) > 0
         if counts and not self.model_runner.supports_mm_inputs:
-            self.routing.step.mark(None, [], num_tokens)  # the model embeds text by itself
+            self.routing.step.tokens.mark(None, [], num_tokens)  # the model embeds text by itself
         output = super().execute_model(scheduler_output)
         if counts:
             self.routing.end_step()
