@@ -3,7 +3,7 @@
 # `prismoe key` does the same where prismoe is installed.
 set -eu
 if [ $# -ne 3 ]; then
-    echo "Say whose key it is, its role (client or metrics) and the file of keys: $0 alice client secrets/api_keys" >&2
+    echo "Say whose key it is, its role (client, metrics or admin) and the file of keys: $0 alice client secrets/api_keys" >&2
     exit 2
 fi
 echo "$1" | grep -Eqx '[A-Za-z0-9._@-]{1,64}' || {

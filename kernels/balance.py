@@ -36,7 +36,7 @@ def modality_equity(
     Image and video count as one, vision, as EquiRoute compares text with vision.
     A modality uses an expert that gets some of it, and at least `least_share` of the modality's fair share,
     its uses / E. With 0 any use counts; that fits a few tokens, but over minutes of traffic all experts see
-    some of everything, and the index would always be 1. A modality without tokens is left out; NaN where
+    some of everything, and the index would always be 1. A modality that used no expert is left out; NaN where
     fewer than two are left.
 
     The text of the paper at hand calls the index a "diagnostic for cross-modality similarity in expert
@@ -62,9 +62,10 @@ def text_among_most_loaded(used_ME: Counts) -> float:
     return float(used[TEXT] / used.sum()) if used.sum() > 0 else math.nan
 
 
-def idle_experts(used_ME: Counts) -> list[float]:
+def idle_experts(used_ME: Counts, tokens_M: Counts) -> list[float]:
     """By modality: how many experts none of its tokens used; NaN for a modality without tokens."""
-    return [float((row == 0).sum()) if row.any() else math.nan for row in used_ME]
+    idle_M = (used_ME == 0).sum(axis=1)
+    return [float(idle) if tokens else math.nan for idle, tokens in zip(idle_M, tokens_M, strict=True)]
 
 
 def text_share(used_ME: Counts) -> list[float]:

@@ -2,7 +2,7 @@
 
 The counts of a model are one int64 tensor `load_LMC`: for each MoE layer a row for each of the model's
 modalities. Its columns: for each expert the tokens that used it, then SUMS, then for each number of experts
-from 1 to E the tokens that used as many. E is the largest number of experts of a layer.
+from 0 to E the tokens that used as many. E is the largest number of experts of a layer.
 """
 
 from collections.abc import Sequence
@@ -79,13 +79,13 @@ class ScoredTokens(NamedTuple):
 
 
 def empty_load(layers: int, modalities: int, experts: int) -> Tensor:
-    """The counts of L layers of at most E experts that have seen nothing, `[L, M, 2 E + len(SUMS)]`."""
-    return torch.zeros(layers, modalities, 2 * experts + len(SUMS), dtype=torch.int64)
+    """The counts of L layers of at most E experts that have seen nothing, `[L, M, 2 E + 1 + len(SUMS)]`."""
+    return torch.zeros(layers, modalities, 2 * experts + 1 + len(SUMS), dtype=torch.int64)
 
 
 def experts_of(load_LMC: Tensor) -> int:
     """The largest number of experts of a layer, E."""
-    return (load_LMC.shape[-1] - len(SUMS)) // 2
+    return (load_LMC.shape[-1] - 1 - len(SUMS)) // 2
 
 
 class LayerLoad(NamedTuple):
@@ -112,7 +112,7 @@ class LayerLoad(NamedTuple):
             expert_tokens=[row[: shape.experts] for row in rows],
             tokens=sums["tokens"],
             tail_tokens=sum(tokens for modality, tokens in tail if modality in VISION),
-            tokens_by_experts=[row[first : first + shape.slots] for row in rows],
+            tokens_by_experts=[row[first : first + shape.slots + 1] for row in rows],
             scored_tokens=sums["scored_tokens"],
             near_ties=sums["near_ties"] if shape.tells_ties else [None] * len(rows),
             routing_entropy=[value / UNIT for value in sums["entropy"]],
@@ -130,7 +130,7 @@ def count_routed(load_LMC: Tensor, routed: RoutedTokens) -> None:
     slot_A = torch.arange(slots, device=load_LMC.device)
     row_LTA = torch.where(slot_A < routed.count_LT[..., None], row_LT[..., None], layer_L1[..., None])
     _add(table_LRC, row_LTA, routed.experts_LTA.clamp(min=0))  # vLLM gives padding expert -1 on some devices
-    _add(table_LRC, row_LT, routed.count_LT + (most + len(SUMS) - 1))
+    _add(table_LRC, row_LT, routed.count_LT + (most + len(SUMS)))
     tail_row_LT = torch.where(routed.tail_LT, row_LT, layer_L1)
     _add(table_LRC, tail_row_LT, torch.full_like(routed.count_LT, most + SUMS.index("tail_tokens")))
     counted_LMC = table_LRC[:, 1:]

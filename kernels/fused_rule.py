@@ -42,8 +42,9 @@ class ByEntropy(NamedTuple):
 
 
 class ByImportance(NamedTuple):
-    """The slots whose weight times the modality's importance reaches its threshold, or one (MoDES)."""
+    """The slots whose weight times the modality's importance reaches its threshold, but `least` (MoDES)."""
 
+    least: int
     text_importance: float
     vision_importance: float
     text_threshold: float

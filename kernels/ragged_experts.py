@@ -45,8 +45,10 @@ def flat_experts(
         return fixed_experts(hidden_TD, weights_TA, experts_TA)
     weights = weights_TA.numpy()
     slots = weights.shape[1]
-    while slots > 1 and not np.count_nonzero(weights[:, slots - 1]):
+    while slots and not np.count_nonzero(weights[:, slots - 1]):
         slots -= 1
+    if not slots:
+        return torch.zeros_like(hidden_TD)
     if slots < weights.shape[1]:
         weights_TA, experts_TA = weights_TA.narrow_copy(1, 0, slots), experts_TA.narrow_copy(1, 0, slots)
         weights = weights_TA.numpy()
@@ -66,7 +68,7 @@ def flat_experts(
 
 def _is_worth_skipping(hidden_TD: Tensor, weights: NDArray[np.float32]) -> bool:
     used = int(np.count_nonzero(weights))
-    return used > 0 and (weights.size - used) * hidden_TD.shape[1] ** 2 >= LEAST_WORK[hidden_TD.dtype]
+    return (weights.size - used) * hidden_TD.shape[1] ** 2 >= LEAST_WORK[hidden_TD.dtype]
 
 
 def sorted_experts(
@@ -75,6 +77,8 @@ def sorted_experts(
     """The used pairs sorted by expert, and each of the `experts` once on all its rows."""
     weights = weights_TA.numpy()
     pair_P = np.flatnonzero(weights)
+    if not len(pair_P):
+        return torch.zeros_like(hidden_TD)
     expert_P = experts_TA.numpy().reshape(-1)[pair_P]
     weight_P = torch.from_numpy(weights.reshape(-1)[pair_P])
     if len(hidden_TD) == 1:  # one request that decodes: nothing to sort

@@ -15,8 +15,9 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -44,7 +45,7 @@ VOCABULARY = 1024
 PREFILL_TOKENS = 128
 
 
-def write_config(folder: Path, layers: int) -> None:
+def write_config(folder: Path, layers: int, longest: int = 2048) -> None:
     """A config.json of so many of the layers; vLLM makes the weights up."""
     config = {
         "architectures": ["Qwen3MoeForCausalLM"],
@@ -52,7 +53,7 @@ def write_config(folder: Path, layers: int) -> None:
         "num_hidden_layers": layers,
         "intermediate_size": 6144,
         "vocab_size": VOCABULARY,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": longest,
         "rms_norm_eps": 1e-6,
         "rope_theta": 1e6,
         "hidden_act": "silu",
@@ -63,19 +64,20 @@ def write_config(folder: Path, layers: int) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def start_engine(folder: Path) -> LLM:
-    """An engine in this process and on one core."""
+def start_engine(folder: Path, routing: Mapping[str, Any] | None = None, longest: int = 2048) -> LLM:
+    """An engine in this process and on one core, which takes a prompt in one step."""
     return LLM(
         str(folder),
         load_format="dummy",
         skip_tokenizer_init=True,
         dtype="bfloat16",
         enforce_eager=True,
-        max_model_len=2048,
+        max_model_len=longest,
+        max_num_batched_tokens=longest,
         max_num_seqs=4,
         kv_cache_memory_bytes=2**28,
         enable_prefix_caching=False,
-        **engine_options(),
+        **engine_options(routing),
     )
 
 
@@ -99,10 +101,7 @@ def prefill_ratios(llm: LLM, stock: Callable[[], Any], pairs: int) -> list[float
     """By pair of prompts, each in a step: the seconds that vLLM alone takes over those of `native`."""
     draw = random.Random(0)
 
-    def add_prompt() -> None:
-        _add(llm, draw.choices(range(VOCABULARY), k=PREFILL_TOKENS), answer=1)
-
-    return _ratios(llm, stock, pairs, before_step=add_prompt)
+    return _ratios(llm, stock, pairs, before_step=partial(add_prompt, llm, draw, PREFILL_TOKENS))
 
 
 def decode_ratios(llm: LLM, stock: Callable[[], Any], pairs: int) -> list[float]:
@@ -127,6 +126,11 @@ def _ratios(llm: LLM, stock: Callable[[], Any], pairs: int, before_step: Callabl
     return found
 
 
+def add_prompt(llm: LLM, draw: random.Random, tokens: int) -> None:
+    """Ask for one token behind a prompt of so many."""
+    _add(llm, draw.choices(range(VOCABULARY), k=tokens), answer=1)
+
+
 def _add(llm: LLM, prompt: list[int], answer: int) -> None:
     params = SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True, detokenize=False)
     llm.llm_engine.add_request(str(uuid4()), TokensPrompt(prompt_token_ids=prompt), params)
@@ -135,11 +139,13 @@ def _add(llm: LLM, prompt: list[int], answer: int) -> None:
 def median_interval(values: list[float]) -> tuple[float, float, float]:
     """Low end, median and high end of the median's 95% interval, by the order of the values.
 
+    Of less than six values it is from the least to the largest, which says less.
+
     The host's other load makes some steps much slower, and would move a mean.
     """
     values = sorted(values)
     half = 1.96 * len(values) ** 0.5 / 2
-    low, high = int(len(values) / 2 - half), int(len(values) / 2 + half) + 1
+    low, high = max(0, int(len(values) / 2 - half)), min(len(values), int(len(values) / 2 + half) + 1)
     return values[low], statistics.median(values), values[high - 1]
 
 

@@ -78,7 +78,7 @@ def rules(experts: int) -> Iterator[FusedRule]:
         ByTail(2, 1, experts, None, False, asked_T2),
         ByTail(2, 1, experts, 0.1, True, asked_T2),
         ByEntropy(1, 0.0, 1.0),
-        ByImportance(1.0, 1.0, 0.1, 0.2),
+        ByImportance(1, 1.0, 1.0, 0.1, 0.2),
     ):
         yield FusedRule(confidence, uses, experts, renormalize=True)
     yield FusedRule(confidence, ByModality(2, 2), 2, renormalize=True, scores_TE=logits_TE)

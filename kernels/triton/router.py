@@ -19,6 +19,7 @@ from prismoe.kernels.fused_rule import ByEntropy, ByImportance, ByModality, ByTa
 SCAN = tl.constexpr(1024)
 """How many tokens' segments are read at a time, to find an image's first and last token."""
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
+FACTORS = ByImportance._fields[1:]
 
 
 @triton.jit
@@ -155,7 +156,7 @@ def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_
         importance_T = tl.where(is_vision_T, vision_importance, text_importance)
         least_T = tl.where(is_vision_T, vision_threshold, text_threshold)
         is_kept_TA = (importance_T[:, None] * weights_TA >= least_T[:, None]) & is_used_TA
-        count_T = tl.maximum(tl.sum(is_kept_TA.to(tl.int32), 1), 1)
+        count_T = tl.maximum(tl.sum(is_kept_TA.to(tl.int32), 1), LEAST)
         is_used_TA = slot_A[None, :] < count_T[:, None]
         weights_TA = tl.where(is_used_TA, weights_TA, 0.0)
     first_T = tl.sum(tl.where((slot_A == 0)[None, :], experts_TA, 0), 1)
@@ -227,10 +228,10 @@ def settings(rule: FusedRule) -> dict[str, Any]:
             }
         case ByEntropy(least, low, high):
             own = {"KIND": "entropy", "LEAST": least, "low": low, "high": high}
-        case ByImportance():
-            own = {"KIND": "importance", **rule.uses._asdict()}
+        case ByImportance(least):
+            own = {"KIND": "importance", "LEAST": least, **dict(zip(FACTORS, rule.uses[1:], strict=True))}
     return {
-        **dict.fromkeys(("threshold", "low", "high", *ByImportance._fields), 0.0),
+        **dict.fromkeys(("threshold", "low", "high", *FACTORS), 0.0),
         **dict.fromkeys(("TEXT", "VISION", "SELECTED", "LEAST"), 0),
         **dict.fromkeys(("USES_MEAN", "SELECTS_HEAD"), False),
         **own,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm import envs
+from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEQuantConfig
 from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
@@ -47,6 +48,12 @@ class GPUExperts(RoutedExperts):
         if isinstance(method, UnquantizedFusedMoEMethod) and method.experts_cls is TritonExperts:
             method.experts_cls = RaggedTritonExperts
             self._expert_map = torch.arange(self.global_num_experts, dtype=torch.int32)
+
+
+def use_in_all_models() -> None:
+    """Have vLLM build its own models' MoE layers with these experts from now on."""
+    if op_registry_oot.get(RoutedExperts.__name__) is not GPUExperts:
+        RoutedExperts.register_oot(GPUExperts)
 
 
 class RaggedTritonExperts(TritonExperts):

@@ -20,6 +20,7 @@ from prismoe.model_plugins.moe_layer.load_counter import LoadCounter
 from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
 from prismoe.model_plugins.moe_layer.router import Observer, PolicyRouter, layer_shape
 from prismoe.model_plugins.moe_layer.step import RoutingStep
+from prismoe.model_plugins.routing import RoutedBy
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
@@ -37,6 +38,9 @@ class ModelRouting(nn.Module, ABC):
 
     not_supported: Sequence[str] = ()
     """What can't be had of this model, a sentence each."""
+    switchable = False
+    """Whether `route_by` may be called: whether there are both choices."""
+    routed_by: RoutedBy = "policy"
 
     def __init__(
         self,
@@ -70,6 +74,13 @@ class ModelRouting(nn.Module, ABC):
         """Count from zero: on CUDA vLLM warms up with made-up requests, which look like real ones here."""
         self.counter.reset()
 
+    def route_by(self, choice: RoutedBy) -> bool:
+        """From the next step on route by this choice; whether that changes anything.
+
+        Raises ValueError where the model is not `switchable`.
+        """
+        raise ValueError(f"{self.architecture} is routed by {self.routed_by} alone.")
+
     @property
     def most_request_experts(self) -> int:
         """The most experts that a request may ask for its vision tokens; 0: none."""
@@ -96,6 +107,8 @@ class ModelRouting(nn.Module, ABC):
         ]
         return {
             "source": self.source(),
+            "in_force": self.routed_by,
+            "switchable": self.switchable,
             "architecture": self.architecture,
             "modalities": [*self.step.tokens.names],
             "layers": layers,

@@ -18,11 +18,12 @@ from vllm.platforms import current_platform
 
 from prismoe.kernels.expert_load import Confidence, LayerShape, ScoredTokens
 from prismoe.model_plugins.moe_layer.attach import gate_of, mark_steps_of, why_unseen
-from prismoe.model_plugins.moe_layer.attached_policies import GatePolicies, PolicyLayer
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, runners_of
 from prismoe.model_plugins.moe_layer.router import Observer
+from prismoe.model_plugins.moe_layer.shadow import ShadowLayer, ShadowPolicies
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing import NATIVE
+from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.vllm_seams.experts_sink import put_sink, routes_by_itself
 from prismoe.model_plugins.vllm_seams.native_router import watch_routing
@@ -35,7 +36,7 @@ class NativeLayer:
 
     observer: Observer | None = None
 
-    def __init__(self, runner: MoERunner, step: RoutingStep, place: int, shadow: PolicyLayer | None) -> None:
+    def __init__(self, runner: MoERunner, step: RoutingStep, place: int, shadow: ShadowLayer | None) -> None:
         self.gate = gate_of(runner)
         self._step, self._place, self._shadow = step, place, shadow
 
@@ -43,7 +44,7 @@ class NativeLayer:
         """What the router made of a step."""
         self._step.write(self._place, experts_TA, weights_TA, None, None, Confidence(logits_TE))
         if self._shadow is not None:
-            self._shadow.decide(hidden_TD, logits_TE)
+            self._shadow.follow(hidden_TD, logits_TE)
         if self.observer is not None:
             self.observer(hidden_TD, logits_TE, experts_TA, weights_TA)
 
@@ -55,16 +56,18 @@ class NativeLayer:
 class NativeRouting(ModelRouting):
     """The MoE layers of a model that vLLM has loaded. Where they can't be seen it has none, and says why.
 
-    `shadow` is the setting of a policy that is counted beside them. Raises ValueError with a sentence where
-    it can't be.
+    `shadow` are policies that are counted beside them. Raises ValueError with a sentence where
+    they can't be.
     """
+
+    routed_by = "native"
 
     def __init__(
         self,
         vllm_config: VllmConfig,
         model: nn.Module,
         modalities: Sequence[str],
-        shadow: Mapping[str, Any] | None = None,
+        shadow: OperatorPolicies | None = None,
     ) -> None:
         architecture = vllm_config.model_config.architecture
         runners = runners_of(model)
@@ -81,14 +84,12 @@ class NativeRouting(ModelRouting):
             self.step.write_by_kernel()
         # Its checks ask the routers, which nobody watches yet.
         self.shadow = (
-            None
-            if shadow is None
-            else GatePolicies(vllm_config, model, modalities, shadow, "--shadow", beside=self.step)
+            None if shadow is None else ShadowPolicies(vllm_config, model, modalities, shadow, self.step)
         )
         self._top_k = {runner.layer_id: runner.routed_experts.top_k for runner in runners}
         self._gates: dict[int, Gate] = {}
         for place, runner in enumerate(runners):
-            beside = None if self.shadow is None else self.shadow.policies[runner.layer_id]
+            beside = None if self.shadow is None else self.shadow.followers[runner.layer_id]
             layer = NativeLayer(runner, self.step, place, beside)
             self.routers[runner.layer_id] = layer
             self._gates[runner.layer_id] = layer.gate

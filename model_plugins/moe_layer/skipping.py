@@ -47,7 +47,8 @@ def skip_unused_slots(runner: MoERunner) -> None:
     ) -> None:
         output.copy_(torch.ops.prismoe.used_experts(hidden_states, topk_weights, topk_ids, layer.layer_name))
 
-    layer.quant_method.moe_kernel.fused_experts.apply = apply
+    kernel: Any = layer.quant_method.moe_kernel
+    kernel.fused_experts.apply = apply
 
 
 def kernel_of(layer: Any) -> FixedExperts:

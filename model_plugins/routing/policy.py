@@ -43,8 +43,8 @@ class RouterInputs(NamedTuple):
 class Routing(NamedTuple):
     """The decision for T tokens. Slot a of token t is used when `a < count_T[t]`, else its weight is 0.
 
-    A is the policy's `slots`, or less where no token of the step uses more. Each token uses at least its
-    first slot. An unused slot repeats the token's first expert.
+    A is the policy's `slots`, or less where no token of the step uses more. A token may use none. An unused
+    slot repeats the token's first expert, be that used or not: a kernel may run it, at weight 0.
     """
 
     experts_TA: Tensor  # int64 or int32
@@ -112,6 +112,8 @@ class RoutingPolicy(BaseModel, ABC):
 
     takes_any_gate: ClassVar[bool] = False
     """Whether the rule holds under a gate of any kind, not under MoE-LLaVA's softmax alone."""
+    gives_gate_confidence: ClassVar[bool] = False
+    """Whether the confidence that `route` gives is the gate's own, `RouterInputs.confidence`."""
 
     @property
     def needs_whole_images(self) -> bool:

@@ -1,7 +1,8 @@
 """The policies by name, and which one is in force: the operator's, else the checkpoint's, else top-k."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -41,6 +42,31 @@ POLICIES: dict[str, type[RoutingPolicy]] = {
     "dual_threshold": DualThreshold,
     "entropy": Entropy,
 }
+
+ENTRY_POINTS = "prismoe.policies"
+"""The group in which an installed package names policies of its own."""
+
+
+def installed_policies(entry_points: Iterable[EntryPoint]) -> dict[str, type[RoutingPolicy]]:
+    """The policies that other packages name, each called as its own setting `policy` says.
+
+    Raises ValueError with a sentence where one is no policy, or has the name of another.
+    """
+    found: dict[str, type[RoutingPolicy]] = {}
+    for entry in entry_points:
+        kind = entry.load()
+        of = f"The entry point {entry.name} of the group {ENTRY_POINTS} ({entry.value})"
+        if not (isinstance(kind, type) and issubclass(kind, RoutingPolicy)):
+            raise ValueError(f"{of} is no RoutingPolicy: name a subclass of it, or uninstall its package.")
+        if kind.model_fields["policy"].default != entry.name:
+            raise ValueError(f"{of} needs the name that is the default of its field policy.")
+        if entry.name in POLICIES or entry.name in found:
+            raise ValueError(f"{of} has the name of another policy: rename it, or uninstall its package.")
+        found[entry.name] = kind
+    return found
+
+
+POLICIES |= installed_policies(entry_points(group=ENTRY_POINTS))
 
 Option = Literal["--routing", "--shadow"]
 Source = Literal[Option, "checkpoint", "default"]
@@ -136,27 +162,46 @@ def _merged(common: Settings, override: Settings) -> Settings:
     return override if names_another_policy else {**common, **override}
 
 
+def policies_named(settings: Settings, option: Option) -> list[RoutingPolicy]:
+    """The policies of a setting, whatever the model: the common one, and each layer's that differs.
+
+    Raises ValueError with a sentence for what is no policy's setting.
+    """
+    overrides = settings.get("layers", {})
+    layers = list(map(int, overrides)) if isinstance(overrides, dict) else []
+    common = {name: value for name, value in settings.items() if name != "layers"}
+    try:
+        return [_policy(one, 1, True) for one in (common, *_by_layer(settings, layers).values())]
+    except ValueError as error:
+        raise ValueError(f"The routing settings in {option} cannot be used: {error}") from error
+
+
 def _layer_routing(
     settings: Settings, source: Source, top_k: int, num_experts: int, gate_renormalises: bool | None
 ) -> LayerRouting:
+    policy = _policy(settings, top_k, gate_renormalises)
+    policy.slots(num_experts)
+    implied: dict[str, Source] = {"top_k": "checkpoint"}
+    sources = {
+        name: source if name in settings else implied.get(name, "default")
+        for name in type(policy).model_fields
+    }
+    return LayerRouting(policy, sources, policy.most_request_experts(num_experts), num_experts)
+
+
+def _policy(settings: Settings, top_k: int, gate_renormalises: bool | None) -> RoutingPolicy:
     name = settings.get("policy")
     if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"policy is {name!r}: give one of {', '.join(POLICIES)}.")
     kind = POLICIES[name]
-    defaults = {"top_k": top_k, "norm_topk_prob": settings.get("top_k", top_k) != 1}
-    required = {name for name, field in kind.model_fields.items() if field.is_required()}
-    if gate_renormalises is not None and "norm_topk_prob" in kind.model_fields:
+    defaults: dict[str, Any] = {"top_k": top_k, "norm_topk_prob": settings.get("top_k", top_k) != 1}
+    given = {name for name, field in kind.model_fields.items() if field.is_required()}
+    if gate_renormalises is not None:
         defaults["norm_topk_prob"] = gate_renormalises
-        required.add("norm_topk_prob")
-    own_defaults = {name: value for name, value in defaults.items() if name in required}
+        given |= {"norm_topk_prob"} & kind.model_fields.keys()
+    own_defaults = {name: value for name, value in defaults.items() if name in given}
     try:
-        policy = kind.model_validate({**own_defaults, **settings})
+        return kind.model_validate({**own_defaults, **settings})
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"{faults}.") from error
-    policy.slots(num_experts)
-    implied: dict[str, Source] = {"top_k": "checkpoint"}
-    sources = {
-        name: source if name in settings else implied.get(name, "default") for name in kind.model_fields
-    }
-    return LayerRouting(policy, sources, policy.most_request_experts(num_experts), num_experts)

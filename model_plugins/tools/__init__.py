@@ -1,5 +1,5 @@
-"""What `prismoe check`, `convert` and `calibrate` do. Their errors are ValueError and OSError with a
-sentence.
+"""What `prismoe check`, `convert`, `calibrate` and `evaluate` do. Their errors are ValueError and OSError
+with a sentence.
 
 May import every room of model_plugins, and kernels.
 """

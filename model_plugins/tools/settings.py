@@ -1,9 +1,9 @@
-"""What `prismoe check`, `convert` and `calibrate` are told."""
+"""What `prismoe check`, `convert`, `calibrate` and `evaluate` are told."""
 
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 
 from prismoe.model_plugins.routing.setting import RoutingSetting
 
@@ -63,3 +63,30 @@ class CalibrateSettings(RoutingSetting):
         """What the fitted router is to do, as far as the user said."""
         goals = {name: getattr(self, name) for names in GOALS.values() for name in names}
         return {name: value for name, value in goals.items() if value is not None}
+
+
+class EvaluateSettings(BaseModel):
+    """What `prismoe evaluate` is told. `engine_options` are vLLM's own, still as the user typed them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    routing: tuple[RoutingSetting, ...] = ()
+    questions: Path | None = None
+    max_tokens: Annotated[int, Field(ge=1)] = 16
+    json_file: Path | None = None
+    run_checkpoint_code: bool = False
+    verbose: bool = False
+    engine_options: tuple[str, ...] = ()
+
+    @field_validator("routing", mode="before")
+    @classmethod
+    def _each_a_setting(cls, value: list[str]) -> list[dict[str, str]]:
+        return [{"routing": routing} for routing in value]
+
+    @field_validator("json_file")
+    @classmethod
+    def _has_a_folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.parent.is_dir():
+            raise ValueError(f"There is no folder {value.parent} to write {value.name} to.")
+        return value

@@ -13,7 +13,9 @@ NEEDS = [
         "vllm.v1.engine.output_processor:OutputProcessor.add_request",
         ("request", "prompt", "parent_req", "request_index", "queue"),
         attributes=("request_states",),
-    )
+    ),
+    Needed("vllm.v1.engine.async_llm:AsyncLLM._add_request", attributes=("add_request", "add_request_async")),
+    Needed("vllm.v1.core.kv_cache_utils:generate_block_hash_extra_keys", attributes=("cache_salt",)),
 ]
 
 
@@ -29,3 +31,12 @@ def tell_answers(engine: EngineClient, begin: Callable[[EngineCoreRequest, int, 
         begin(request, index, processor.request_states[request.request_id])
 
     processor.add_request = add_and_tell
+
+
+def salt_requests(engine: EngineClient, salted: Callable[[str | None], str | None]) -> None:
+    """Have `salted` make each request's salt of the prefix cache, as it goes to an engine, of its own."""
+
+    def salt(request: EngineCoreRequest, index: int, state: Any) -> None:
+        request.cache_salt = salted(request.cache_salt)
+
+    tell_answers(engine, salt)

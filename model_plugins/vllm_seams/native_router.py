@@ -46,8 +46,11 @@ def watch_routing(router: BaseRouter, tell: Callable[[Tensor, Tensor, Tensor, Te
     instance._compute_routing = compute_and_tell
 
 
-def replace_routing(router: BaseRouter, decide: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-    """From now on `decide` makes a step's weights and experts of its hidden states and logits."""
+def replace_routing(
+    router: BaseRouter, decide: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> None:
+    """From now on `decide` makes a step's weights and experts of what `watch_routing` would tell."""
+    native = router._compute_routing
 
     def compute(
         hidden_states: Tensor,
@@ -56,7 +59,8 @@ def replace_routing(router: BaseRouter, decide: Callable[[Tensor, Tensor], tuple
         *,
         input_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return decide(hidden_states, router_logits)
+        chosen = native(hidden_states, router_logits, indices_type, input_ids=input_ids)
+        return decide(hidden_states, router_logits, *chosen)
 
     instance: Any = router
     instance._compute_routing = compute

@@ -8,6 +8,7 @@ import torch
 
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 from prismoe.model_plugins.recording.inspection import InspectionRecorder
+from prismoe.model_plugins.routing import RoutedBy
 
 
 class RoutingCalls:
@@ -19,6 +20,11 @@ class RoutingCalls:
     def prismoe_routing(self) -> Mapping[str, Any]:
         """What is in force, per layer (`ModelRouting.describe`)."""
         return self.routing.describe()
+
+    @torch.inference_mode()
+    def prismoe_route_by(self, choice: RoutedBy) -> bool:
+        """Route by this choice from the next step on (`ModelRouting.route_by`)."""
+        return self.routing.route_by(choice)
 
     @torch.inference_mode()
     def prismoe_expert_load(self) -> Mapping[str, Any]:

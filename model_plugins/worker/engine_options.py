@@ -5,6 +5,8 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
+from prismoe.model_plugins.routing import NATIVE
+from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.worker.settings import SETTINGS_KEY, EngineSettings
 
 ROUTED_WORKER = "prismoe.model_plugins.worker.routed_worker.RoutedWorker"
@@ -26,7 +28,9 @@ def engine_options(
     }
 
 
-def additional_config(routing: Mapping[str, Any] | None, shadow: Mapping[str, Any] | None) -> dict[str, Any]:
+def additional_config(
+    routing: Mapping[str, Any] | None, shadow: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What of prismoe's settings the workers read, and vLLM's compile cache tells graphs apart by."""
     settings = {"routing": routing, "shadow": shadow}
     return {SETTINGS_KEY: {name: value and dict(value) for name, value in settings.items()}}
@@ -36,6 +40,21 @@ def operator_settings(vllm_config: VllmConfig) -> EngineSettings:
     """What the operator gave; `routing` is None where the checkpoint's is in force."""
     settings: dict[str, Any] = vllm_config.additional_config  # type: ignore[assignment]
     return EngineSettings.of(settings)
+
+
+def operator_policies(vllm_config: VllmConfig) -> OperatorPolicies | None:
+    """What the operator said of a model that vLLM has built; None where it routes by `native`.
+
+    Raises ValueError with a sentence where a policy can't hold in such a model.
+    """
+    routing = operator_settings(vllm_config).routing
+    return None if routing is None or routing == NATIVE else OperatorPolicies.of(routing)
+
+
+def shadow_policies(vllm_config: VllmConfig) -> OperatorPolicies | None:
+    """What the operator would have counted beside `native`, if anything. Raises ValueError as well."""
+    shadow = operator_settings(vllm_config).shadow
+    return None if shadow is None else OperatorPolicies.of(shadow, "--shadow")
 
 
 def use_routed_worker(vllm_config: VllmConfig) -> None:

@@ -9,12 +9,11 @@ from prismoe.kernels.modalities import MODALITIES
 from prismoe.model_plugins.moe_layer.attached_policies import AttachedPolicies
 from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting, kernel_name, runners_of
 from prismoe.model_plugins.moe_layer.native import NativeRouting
-from prismoe.model_plugins.routing import NATIVE
 from prismoe.model_plugins.vllm_seams import experts_sink, native_router, step_watch
 from prismoe.model_plugins.vllm_seams.check import check
 from prismoe.model_plugins.worker.calls import RoutingCalls
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
-from prismoe.model_plugins.worker.engine_options import operator_settings
+from prismoe.model_plugins.worker.engine_options import operator_policies, shadow_policies
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -27,6 +26,11 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
 
     def load_model(self, **options: Any) -> None:
         """Load the model, and stand beside its routers."""
+        # Of as many slots as a policy or the model's router may use, the other one leaves some out.
+        if current_platform.is_cuda() and operator_policies(self.vllm_config) is not None:
+            from prismoe.model_plugins.moe_layer.gpu_experts import use_in_all_models
+
+            use_in_all_models()
         super().load_model(**options)
         runner = self.model_runner
         model: Any = runner.get_model()
@@ -36,11 +40,12 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         else:
             check([*native_router.NEEDS, *experts_sink.NEEDS, *step_watch.NEEDS])
             check_native_engine(self.vllm_config)
-            settings, modalities = operator_settings(self.vllm_config), self._modalities()
-            if settings.routing in (None, NATIVE):
-                routing = NativeRouting(self.vllm_config, model, modalities, settings.shadow)
+            operator = operator_policies(self.vllm_config)
+            if operator is None:
+                shadow = shadow_policies(self.vllm_config)
+                routing = NativeRouting(self.vllm_config, model, self._modalities(), shadow)
             else:
-                routing = AttachedPolicies(self.vllm_config, model, modalities, settings.routing)
+                routing = AttachedPolicies(self.vllm_config, model, self._modalities(), operator)
         routing.kernels = {layer.layer_id: kernel_name(layer) for layer in runners_of(model)}
         self.routing = routing
 

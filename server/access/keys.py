@@ -25,9 +25,11 @@ class Role(StrEnum):
     """What a key opens."""
 
     CLIENT = "client"
-    """All but /metrics."""
+    """All but /metrics and what an administrator does."""
     METRICS = "metrics"
     """What Prometheus and `prismoe top` read."""
+    ADMIN = "admin"
+    """Everything, and what changes how all are served."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,10 @@ METRICS = "/metrics"
 WATCHED = frozenset({METRICS, "/v1/routing", "/v1/routing/load"})
 """What a key for metrics opens."""
 
-ROUTES = VLLM_ROUTES | OPEN | WATCHED | {DESCRIPTION, "/v1/routing/inspect"}
+ADMINISTERED = frozenset({"/v1/routing/in_force"})
+"""What only an administrator's key opens."""
+
+ROUTES = VLLM_ROUTES | OPEN | WATCHED | ADMINISTERED | {DESCRIPTION, "/v1/routing/inspect"}
 
 
 def keep_listed_routes(app: FastAPI) -> None:
@@ -73,4 +76,10 @@ def route_label(path: str) -> str:
 
 def may_use(role: Role, path: str) -> bool:
     """Whether a key opens a path that is not open."""
-    return path in WATCHED if role is Role.METRICS else path != METRICS
+    match role:
+        case Role.ADMIN:
+            return True
+        case Role.METRICS:
+            return path in WATCHED
+        case Role.CLIENT:
+            return path != METRICS and path not in ADMINISTERED

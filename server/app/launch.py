@@ -15,6 +15,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.utils.system_utils import decorate_logs
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
+from prismoe.model_plugins.vllm_seams.answers import salt_requests
 from prismoe.model_plugins.vllm_seams.check import all_needs, check
 from prismoe.model_plugins.vllm_seams.engines import stop_hearing
 from prismoe.model_plugins.vllm_seams.exception_handlers import with_handlers
@@ -48,6 +49,7 @@ from prismoe.server.logs.request_log import RequestLog, count_tokens
 from prismoe.server.media.connector import use_media
 from prismoe.server.metrics import routes
 from prismoe.server.metrics.page import MetricsPage, vllm_tokens
+from prismoe.server.metrics.routing_switch import RoutingSwitch
 from prismoe.server.refusal import RefusalCounter
 from prismoe.server.requests.answer_text import mend_answers
 from prismoe.server.requests.guard import RequestGuard
@@ -151,6 +153,11 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     except Exception as error:
         raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error
     app.state.served = await what_is_served(engine, app.state.openai_serving_chat)
-    app.state.requests = RequestCounter(registry, str(engine.model_config.served_model_name))
+    model_name = str(engine.model_config.served_model_name)
+    app.state.requests = RequestCounter(registry, model_name)
+    if app.state.routing.switchable:
+        switch = RoutingSwitch(RoutedEngines(engine), app.state.routing.in_force, registry, model_name)
+        app.state.routing_switch = switch
+        salt_requests(engine, switch.salted)
     MetricsPage(registry, metrics).add_to(app)
     return app

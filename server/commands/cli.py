@@ -19,6 +19,7 @@ COMMANDS = {
     "check": ("tools", "tell what a checkpoint is and how far it is from a reference"),
     "convert": ("tools", "write a checkpoint that needs nothing beside its folder"),
     "calibrate": ("tools", "fit a routing policy to a checkpoint, by pictures"),
+    "evaluate": ("tools", "ask a model the same questions under several routings"),
     "key": ("key", "add a key to a file of those who may use a server"),
     "top": ("top", "watch a running server's expert load by modality"),
 }

@@ -23,7 +23,8 @@ def key(arguments: Sequence[str]) -> int:
         type=Role,
         choices=list(Role),
         default=Role.CLIENT,
-        help="client: opens all but /metrics (the default); metrics: opens /metrics and the expert load",
+        help="client: opens what clients use (the default); metrics: opens /metrics and the expert load; "
+        "admin: opens everything, and may switch the routing",
     )
     own = parser.parse_args(list(arguments))
     try:

@@ -1,4 +1,4 @@
-"""`prismoe check`, `convert` and `calibrate`: their arguments, and how they end."""
+"""`prismoe check`, `convert`, `calibrate` and `evaluate`: their arguments, and how they end."""
 
 import argparse
 import signal
@@ -6,7 +6,12 @@ from collections.abc import Callable, Sequence
 
 from prismoe.model_plugins.plugin import add_to_vllm_plugins
 from prismoe.model_plugins.processes import ask_to_end_with_parent
-from prismoe.model_plugins.tools.settings import CalibrateSettings, CheckSettings, ConvertSettings
+from prismoe.model_plugins.tools.settings import (
+    CalibrateSettings,
+    CheckSettings,
+    ConvertSettings,
+    EvaluateSettings,
+)
 from prismoe.server.errors import fail, sentence
 
 ROUTING_HELP = 'how to route, instead of what the checkpoint says, e.g. {"policy": "topk"}'
@@ -113,6 +118,52 @@ def calibrate(arguments: Sequence[str]) -> int:
         from prismoe.model_plugins.tools.calibrate.calibrate import calibrate
 
         return calibrate(settings)
+
+    return _end(run)
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Print a table of routings; 1 where one of them can't be run."""
+    parser = argparse.ArgumentParser(
+        prog="prismoe evaluate",
+        usage="prismoe evaluate MODEL [options] [any option of vLLM's engine]",
+        description="Ask MODEL the same questions about pictures under several routings, one by one, "
+        "and tell for each how many answers are right, how many more or fewer than under the first, and how "
+        "many experts the tokens used.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="the checkpoint's folder, or its name on a hub")
+    parser.add_argument(
+        "--routing",
+        metavar="JSON",
+        action="append",
+        help='how to route, as for prismoe serve; may be given many times, and {"policy": "native"} is the '
+        "checkpoint's own (default: that alone)",
+    )
+    parser.add_argument(
+        "--questions",
+        metavar="FILE",
+        help='a JSON object a line: {"image": path relative to FILE, "question": text, "answer": text or '
+        "list of accepted texts} (default: 30 about the six pictures that ship with the bundled model)",
+    )
+    parser.add_argument("--max-tokens", metavar="N", help="of an answer (default: 16)")
+    parser.add_argument(
+        "--json", dest="json_file", metavar="FILE", help="write the same and the answers to FILE, too"
+    )
+    parser.add_argument(
+        "--run-checkpoint-code", action="store_true", help="run the Python files of the checkpoint"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show vLLM's log on stderr")
+    if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+        parser.error("MODEL comes first, so that the value of an option is not taken for it")
+    own, engine_options = parser.parse_known_args(arguments)
+    settings = EvaluateSettings.model_validate({**vars(own), "engine_options": engine_options})
+
+    def run() -> int:
+        from prismoe.model_plugins.tools.evaluate.evaluate import evaluate
+
+        return evaluate(settings)
 
     return _end(run)
 

@@ -20,7 +20,7 @@ def layer_metrics(load: ExpertLoad, routing: ServedRouting, model_name: str) -> 
         entry(
             "prismoe_layer_routing",
             "info",
-            "The routing policy in force in a layer.",
+            "The routing policy that was chosen for a layer.",
             lambda reading: [1] * len(routing.layers),
             labels=["layer", "policy"],
             label_values=[[str(layer.layer), str(layer.policy["policy"])] for layer in routing.layers],

@@ -25,7 +25,7 @@ class ExpertLoad(BaseModel):
     tail_tokens: list[int]
     """How many vision tokens were tail tokens."""
     tokens_by_experts: list[list[list[int]]]
-    """By number of experts, from 1: how many tokens used as many."""
+    """By number of experts, from 0: how many tokens used as many."""
     scored_tokens: list[list[int]]
     """Of how many tokens the next three tell: those whose router gave probabilities, or some of them."""
     near_ties: list[list[int | None]]

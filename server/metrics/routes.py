@@ -1,15 +1,26 @@
 """What prismoe adds to vLLM's HTTP API."""
 
 from collections import Counter
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import BaseModel, ConfigDict
 
+from prismoe.model_plugins.routing import RoutedBy
+from prismoe.server.access.keys import Key, Role
 from prismoe.server.metrics.expert_load import ExpertLoad
 from prismoe.server.metrics.load_reader import Engine
 
 router = APIRouter(prefix="/v1/routing", tags=["routing"])
+
+ADMINS_ALONE = (
+    "Only an administrator's key may switch the routing: make one with `prismoe key NAME FILE --role admin`, "
+    "and name FILE with `prismoe serve --api-keys-file FILE`."
+)
+NOTHING_TO_SWITCH = (
+    "There is nothing to switch: only a model of vLLM's own that was started with a policy in --routing has "
+    "its native routing, too."
+)
 
 
 class ServedLayer(BaseModel):
@@ -34,6 +45,10 @@ class ServedRouting(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     source: str
+    in_force: RoutedBy
+    """Whether the layers' policies route now, or the model's own gate does."""
+    switchable: bool
+    """Whether `PUT /v1/routing/in_force` may change that."""
     architecture: str
     modalities: list[str]
     layers: list[ServedLayer]
@@ -64,6 +79,14 @@ class ServedRouting(BaseModel):
         ]
 
 
+class InForce(BaseModel):
+    """Whose choice the MoE layers take."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    routing: RoutedBy
+
+
 async def routing_in_force(engine: Engine) -> ServedRouting:
     """Ask how the model routes: each engine answers alike, and as long as it runs."""
     return ServedRouting.model_validate((await engine.ask("prismoe_routing"))[0])
@@ -71,9 +94,34 @@ async def routing_in_force(engine: Engine) -> ServedRouting:
 
 @router.get("")
 async def routing(request: Request) -> ServedRouting:
-    """The routing policy in force, per MoE layer."""
+    """The routing policy of each MoE layer, and whether it is in force."""
     in_force: ServedRouting = request.app.state.routing
     return in_force
+
+
+def administrator(request: Request) -> Key:
+    """The key of a request that only an administrator may make. Raises HTTPException for others."""
+    key: Key | None = request.scope.get("prismoe.key")
+    if key is None or key.role is not Role.ADMIN:
+        raise HTTPException(403, ADMINS_ALONE)
+    return key
+
+
+# A path of its own, because access is judged by the path alone.
+@router.put("/in_force")
+async def put_in_force(
+    asked: InForce, key: Annotated[Key, Depends(administrator)], request: Request
+) -> InForce:
+    """Return the model to its native routing, or to its policy, without a restart.
+
+    Requests under way run on; those that come after the answer are routed so.
+    """
+    state = request.app.state
+    if not state.routing.switchable:
+        raise HTTPException(409, NOTHING_TO_SWITCH)
+    await state.routing_switch.to(asked.routing, key.name)
+    state.routing.in_force = asked.routing
+    return asked
 
 
 @router.get("/load")

@@ -12,7 +12,7 @@ from prismoe.server.metrics.expert_load import ExpertLoad
 from prismoe.server.metrics.metric import WINDOW, Metric, Reading, confidence_metrics, metric
 from prismoe.server.metrics.routes import ServedLayer, ServedRouting
 
-EXPERTS_PER_TOKEN = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, math.inf)
+EXPERTS_PER_TOKEN = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64, math.inf)
 """The histogram's bounds: the same for every model, so that their buckets add up."""
 
 Entry = Callable[..., Metric]
@@ -29,7 +29,7 @@ def summary_metrics(routing: ServedRouting, model_name: str) -> list[Metric]:
         entry(
             "prismoe_routing",
             "info",
-            "The routing policies in force, and where they were set.",
+            "The routing policies that were chosen, and where they were set.",
             lambda reading: [1] * len(policies),
             labels=["policy", "source"],
             label_values=[[policy, routing.source] for policy in policies],
@@ -159,7 +159,9 @@ def _window_gauges(entry: Entry, by_modality: Entry, modalities: Sequence[str]) 
             "prismoe_idle_experts",
             "gauge",
             f"Experts that no token of the modality used {WINDOW}, over all MoE layers.",
-            lambda reading: _sums(map(balance.idle_experts, reading.window.used)),
+            lambda reading: _sums(
+                balance.idle_experts(used_ME, reading.window.tokens_M) for used_ME in reading.window.used
+            ),
             unit="experts",
         ),
         by_modality(
@@ -177,7 +179,7 @@ def _histograms(load: ExpertLoad) -> Iterator[float]:
     for modality in range(len(load.modalities)):
         by_experts = Counter[int]()
         for of_layer in load.tokens_by_experts:
-            by_experts.update(dict(enumerate(of_layer[modality], 1)))
+            by_experts.update(dict(enumerate(of_layer[modality])))
         for bound in EXPERTS_PER_TOKEN:
             yield sum(tokens for number, tokens in by_experts.items() if number <= bound)
         yield by_experts.total()

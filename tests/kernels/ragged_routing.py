@@ -7,9 +7,12 @@ SIZES = [1, 2, 3, 7, 16, 65]
 
 
 def ragged_routing(tokens: int, experts: int, slots: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """`weights_TA` and `experts_TA` (int32) as the router gives them; some tokens name an expert twice."""
+    """`weights_TA` and `experts_TA` (int32) as the router gives them.
+
+    Some tokens name an expert twice, others use none.
+    """
     generator = torch.Generator().manual_seed(seed * 1000 + tokens * 31 + experts + slots)
-    count_T = torch.randint(1, slots + 1, (tokens,), generator=generator)
+    count_T = torch.randint(slots + 1, (tokens,), generator=generator)
     experts_TA = torch.randint(experts, (tokens, slots), generator=generator, dtype=torch.int32)
     used_TA = torch.arange(slots) < count_T[:, None]
     weights_TA = torch.where(used_TA, torch.rand(tokens, slots, generator=generator) + 0.01, 0)

@@ -42,7 +42,10 @@ def moe(
     """The weighted sum of each token's used experts (LTDR, Eq. 8)."""
     return np.array(
         [
-            sum(weight * expert(index, row) for weight, index in zip(*slots, strict=True) if weight)
+            sum(
+                (weight * expert(index, row) for weight, index in zip(*slots, strict=True) if weight),
+                start=np.zeros_like(row),
+            )
             for row, *slots in zip(hidden, weights, experts, strict=True)
         ]
     )

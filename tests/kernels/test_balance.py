@@ -95,10 +95,18 @@ def test_text_among_the_most_loaded(used_ME: np.ndarray) -> None:
 
 @given(layers())
 def test_idle_experts_and_text_shares(used_ME: np.ndarray) -> None:
-    for row, idle in zip(used_ME.tolist(), balance.idle_experts(used_ME), strict=True):
+    tokens_M = used_ME.sum(axis=1)
+    for row, idle in zip(used_ME.tolist(), balance.idle_experts(used_ME, tokens_M), strict=True):
         assert same(idle, row.count(0) if any(row) else math.nan)
     for text, vision, share in zip(*used_ME.tolist(), balance.text_share(used_ME), strict=True):
         assert same(share, text / (text + vision) if text + vision else math.nan)
+
+
+def test_a_modality_whose_tokens_use_no_expert_leaves_all_idle() -> None:
+    used_ME, tokens_M = np.array([[3, 0, 1], [0, 0, 0]]), np.array([4, 9])
+    assert balance.idle_experts(used_ME, tokens_M) == [1, 3]
+    assert math.isnan(balance.variation(used_ME[1]))
+    assert math.isnan(balance.modality_equity(used_ME, BOTH))
 
 
 def test_equiroutes_sixteen_experts_are_judged_by_four() -> None:

@@ -42,18 +42,18 @@ def test_counts_each_real_pair_once(
     count_LT = torch.empty(layers, tokens, dtype=torch.int32)
     for layer, (experts, slots) in enumerate(zip(experts_L, slots_L, strict=True)):
         experts_LTA[layer, :, :slots] = torch.randint(experts, (tokens, slots), generator=generator)
-        count_LT[layer] = torch.randint(1, slots + 1, (tokens,), generator=generator)
+        count_LT[layer] = torch.randint(slots + 1, (tokens,), generator=generator)
     tail_LT = torch.rand(layers, tokens, generator=generator) < 0.5
     tail_LT &= (torch.tensor(modalities) == 1) | (torch.tensor(modalities) == 2)
     load_LMC = empty_load(layers, 4, max(experts_L))
     for times in (1, 2):
         count_routed(load_LMC, RoutedTokens(torch.tensor(modalities), experts_LTA, count_LT, tail_LT))
         for layer, shape in enumerate(zip(experts_L, slots_L, strict=True)):
-            uses, by_count = np.zeros((4, shape[0]), dtype=int), np.zeros((4, shape[1]), dtype=int)
+            uses, by_count = np.zeros((4, shape[0]), dtype=int), np.zeros((4, shape[1] + 1), dtype=int)
             for token, modality in enumerate(modalities):
                 if modality >= 0:
                     used = int(count_LT[layer, token])
-                    by_count[modality, used - 1] += 1
+                    by_count[modality, used] += 1
                     for expert in experts_LTA[layer, token, :used].tolist():
                         uses[modality, expert] += 1
             load = LayerLoad.read(load_LMC[layer], LayerShape(*shape, scored=0), MODALITIES)

@@ -91,6 +91,22 @@ def test_the_flat_form_skips_unused_slots_where_that_is_worth_it(least_work: int
     assert sizes == [weights_TA.numel() if least_work else int(weights_TA.count_nonzero())]
 
 
+@pytest.mark.parametrize("tokens", [1, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_that_uses_no_expert_runs_none(tokens: int, dtype: torch.dtype) -> None:
+    weights_TA, experts_TA = torch.zeros(tokens, 4), torch.ones(tokens, 4, dtype=torch.int32)
+    hidden_TD = torch.full((tokens, HIDDEN), torch.inf, dtype=dtype)
+
+    def run(*_: Tensor) -> Tensor:
+        raise AssertionError("an expert runs")
+
+    for output_TD in (
+        flat_experts(hidden_TD, weights_TA, experts_TA, run),
+        sorted_experts(hidden_TD, weights_TA, experts_TA, [run] * EXPERTS),
+    ):
+        assert torch.equal(output_TD, torch.zeros(tokens, HIDDEN, dtype=dtype))
+
+
 def test_a_small_step_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LEAST_SLOTS, torch.float32, 16 * 4 + 1)
     weights_TA, experts_TA = ragged_routing(16, EXPERTS, 4)

@@ -11,7 +11,7 @@ LOAD = {
     "expert_tokens": [[[6, 4, 0, 10], [32, 40, 8, 80]], [[5, 5, 5, 5], [64, 32, 16, 16]]],
     "tokens": [[10, 64], [10, 64]],
     "tail_tokens": [16, 0],
-    "tokens_by_experts": [[[0, 10, 0, 0], [0, 48, 0, 16]], [[0, 10, 0, 0], [0, 64, 0, 0]]],
+    "tokens_by_experts": [[[0, 0, 10, 0, 0], [0, 0, 48, 0, 16]], [[0, 0, 10, 0, 0], [0, 0, 64, 0, 0]]],
     "scored_tokens": [[10, 64], [10, 64]],
     "near_ties": [[1, 8], [0, 6]],
     "routing_entropy": [[5.0, 48.0], [7.5, 32.0]],
@@ -23,7 +23,7 @@ NOTHING = {
     "expert_tokens": [[[0] * 4] * 2] * 2,
     "tokens": [[0, 0]] * 2,
     "tail_tokens": [0, 0],
-    "tokens_by_experts": [[[0] * 4] * 2] * 2,
+    "tokens_by_experts": [[[0] * 5] * 2] * 2,
     "scored_tokens": [[0, 0]] * 2,
     "near_ties": [[0, 0]] * 2,
     "routing_entropy": [[0.0, 0.0]] * 2,
@@ -46,7 +46,7 @@ def large_load(scale: int = 1) -> dict[str, Any]:
         "expert_tokens": [used] * layers,
         "tokens": [by_modality] * layers,
         "tail_tokens": [0] * layers,
-        "tokens_by_experts": [[[0] * 7 + [tokens] for tokens in by_modality]] * layers,
+        "tokens_by_experts": [[[0] * 8 + [tokens] for tokens in by_modality]] * layers,
         "scored_tokens": [sampled] * layers,
         "near_ties": [[tokens // 10 for tokens in sampled]] * layers,
         "routing_entropy": [[3.5 * tokens for tokens in sampled]] * layers,
@@ -75,6 +75,8 @@ def routing(
     ]
     return ServedRouting(
         source="checkpoint",
+        in_force="policy",
+        switchable=False,
         architecture="MoELLaVAPhiForCausalLM",
         modalities=list(modalities),
         layers=in_force,
@@ -100,3 +102,19 @@ class FakeEngine:
         if isinstance(answer, Exception):
             raise answer
         return answer if isinstance(answer, list) else [answer]
+
+
+class SwitchedEngines:
+    """Two data-parallel engines under a policy, which only take `prismoe_route_by`."""
+
+    errored = False
+
+    def __init__(self) -> None:
+        self.routed_by = ["policy", "policy"]
+
+    async def ask(self, method: str, *args: Any) -> list[Any]:
+        assert method == "prismoe_route_by"
+        [choice] = args
+        changes = [one != choice for one in self.routed_by]
+        self.routed_by = [choice] * len(changes)
+        return changes

@@ -14,7 +14,7 @@ from PIL import Image
 from prismoe.training.data.augment import on_white
 from prismoe.training.data.concepts import CONCEPT_BY_EMOJI, CONCEPTS
 from prismoe.training.data.pictures import Pictures
-from prismoe.training.data.questions import PLAIN, TEMPLATES, Topic, answer, fill, other_thing
+from prismoe.training.data.questions import PLAIN, Topic, answer, exam_questions, fill
 from prismoe.training.data.splits import split
 from prismoe.training.scores.measured import Score
 
@@ -51,13 +51,7 @@ def build_exam(pictures: Pictures) -> Exam:
     for name, indices in (("held-out drawings", splits.held_out), ("unseen style", splits.unseen_style)):
         for index in indices:
             if concept := CONCEPT_BY_EMOJI.get(drawings[index].emoji):
-                for topic in TEMPLATES:
-                    if topic == "yes/no":
-                        things = ((concept, "yes"), (other_thing(draw, concept), "no"))
-                        texts = [(fill(PLAIN[topic], concept, thing), reply) for thing, reply in things]
-                    else:
-                        texts = [(fill(PLAIN[topic], concept), answer(topic, concept))]
-                    cases += [Case(name, index, topic, *text) for text in texts]
+                cases += [Case(name, index, *asked) for asked in exam_questions(draw, concept)]
     shown = sorted({case.drawing for case in cases})
     rgb_BCHW = (on_white(torch.from_numpy(pixels[shown]), SIDE) * 255).round().byte()
     png = {index: _png(rgb_CHW) for index, rgb_CHW in zip(shown, rgb_BCHW, strict=True)}

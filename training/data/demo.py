@@ -8,6 +8,7 @@ from PIL import Image
 
 from prismoe.training.data.concepts import CONCEPT_BY_EMOJI, Concept
 from prismoe.training.data.pictures import STYLE_BY_NAME, Drawing, Pictures
+from prismoe.training.data.questions import exam_questions, question_line
 from prismoe.training.data.splits import split
 
 COUNT = 6
@@ -55,18 +56,20 @@ def choose(drawings: list[Drawing], seed: int = 0) -> list[tuple[Drawing, Concep
 
 
 def write_demo(pictures: Pictures, folder: Path) -> None:
-    """Write the PNGs, on white, and `pictures.json` with what they show and whose they are."""
+    """Write the PNGs, on white, what they show and whose they are, and the exam's questions about them."""
     target = folder / "pictures"
     target.mkdir(exist_ok=True)
     for stale in target.glob("*.png"):
         stale.unlink()
-    entries = []
+    entries, lines, draw = [], [], random.Random(0)
     for drawing, concept in choose(pictures.load()[0]):
         style = STYLE_BY_NAME[drawing.style]
         ground = Image.new("RGBA", (SIDE, SIDE), "white")
         ground.alpha_composite(Image.fromarray(pictures.render(drawing, SIDE)))
         file = f"{concept.name.replace(' ', '-')}.png"
         ground.convert("RGB").save(target / file)
+        asked = exam_questions(draw, concept)
+        lines += [question_line(file, question, answer) for _, question, answer in asked]
         entries.append(
             {
                 "file": file,
@@ -78,4 +81,5 @@ def write_demo(pictures: Pictures, folder: Path) -> None:
             }
         )
     (target / "pictures.json").write_text(json.dumps(entries, indent=2) + "\n")
+    (target / "questions.jsonl").write_text("".join(lines))
     (target / "NOTICE.txt").write_text(NOTICE)

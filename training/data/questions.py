@@ -1,5 +1,6 @@
 """What is asked of a picture, and the answers; and what is asked without one."""
 
+import json
 import random
 from dataclasses import dataclass
 from typing import Literal
@@ -129,6 +130,25 @@ def other_thing(draw: random.Random, concept: Concept) -> Concept:
     same_category = draw.random() < 0.5
     others = [c for c in CONCEPTS if c != concept and (not same_category or c.category == concept.category)]
     return draw.choice(others)
+
+
+def exam_questions(draw: random.Random, concept: Concept) -> list[tuple[Topic, str, str]]:
+    """What is asked plainly about a picture of `concept`, with the answer: a question on each topic, and "is
+    it" of something else, too.
+    """
+    asked: list[tuple[Topic, str, str]] = []
+    for topic in TEMPLATES:
+        if topic == "yes/no":
+            for thing, reply in ((concept, "yes"), (other_thing(draw, concept), "no")):
+                asked.append((topic, fill(PLAIN[topic], concept, thing), reply))
+        else:
+            asked.append((topic, fill(PLAIN[topic], concept), answer(topic, concept)))
+    return asked
+
+
+def question_line(image: str, question: str, answer: str) -> str:
+    """A line of a file that `prismoe evaluate --questions` takes; `image` is relative to the file."""
+    return json.dumps({"image": image, "question": question, "answer": answer}) + "\n"
 
 
 def chat(draw: random.Random) -> Question:

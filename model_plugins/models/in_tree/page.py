@@ -35,7 +35,10 @@ All [policies](routers.md) can route these. [Serving](serving.md) says what thei
 VLLM = """
 ## vLLM's own
 
-These route as they were trained to (policy `native`). What is *exact* was run under both of vLLM's runners,
+These route as they were trained to (policy `native`), or by one of the
+[policies](routers.md#under-a-models-own-gate) that hold under any gate. Qwen3-VL-MoE, GLM-4.5V, Qwen3.5-MoE
+and Gemma 4 were run under six of them, and compared with transformers by the same rule (Qwen3.5-MoE with its
+own logits). What is *exact* was run under both of vLLM's runners,
 V1 and V2, and compared with transformers, if its remark says nothing else. Qwen3-VL-MoE and GLM-4.5V were
 also run in chunks that cut images, with the prefix cache cold and warm, eight requests at a time, compiled,
 and on two tensor-parallel ranks.

@@ -11,6 +11,7 @@ Status = Literal["exact", "read", "not seen"]
 
 OWN = "the model's own function"
 SOFTMAX = "softmax, renormalised"
+SCALED = "softmax, renormalised, times a scale of each expert's own"
 BIASED = "sigmoid, with a bias, renormalised"
 DEEPSEEK = f"softmax; or {BIASED}"
 
@@ -23,12 +24,12 @@ class Model(NamedTuple):
     checkpoints: tuple[str, ...]
     """Some of their names on the Hub."""
     gate: str
-    """As `native.Gate` says it. What a checkpoint sets may differ from one to the next."""
+    """As `Gate` says it. What a checkpoint sets may differ from one to the next."""
     remarks: str = ""
     tested: bool = False
     """Whether tests run it with tiny random weights and compare each count with transformers'."""
     unseen: str | None = None
-    """What `native.why_unseen` says where nothing of its routing is shown."""
+    """What `attach.why_unseen` says where nothing of its routing is shown."""
 
     @property
     def status(self) -> Status:
@@ -63,15 +64,14 @@ IN_TREE: list[Model] = [
     Model(
         ("Gemma4ForConditionalGeneration",),
         ("google/gemma-4-26B-A4B-it",),
-        OWN,
-        "Renormalised softmax, times a learned scale of each expert: no confidence is shown. The frames of a "
-        "video count as video, its timestamps as text.",
+        SCALED,
+        "The frames of a video count as video, its timestamps as text.",
         tested=True,
     ),
     Model(
         ("DiffusionGemmaForBlockDiffusion",),
         ("google/diffusiongemma-26B-A4B-it",),
-        OWN,
+        SCALED,
         "As Gemma 4. A position counts each time it is computed, once a denoising step.",
     ),
     Model(

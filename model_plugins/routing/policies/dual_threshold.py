@@ -14,16 +14,21 @@ class DualThreshold(TopKPolicy):
     """Top-k without the experts whose importance is below the threshold of the token's modality.
 
     An expert's importance is its weight among the k times the layer's own, for each modality (the paper's α).
-    The weights of the experts that are kept stay as they are. Inferred, as it is not said: a token keeps its
-    best expert in any case.
+    The weights of the experts that are kept stay as they are. Inferred, as the paper does not say it: a token
+    keeps its best expert in any case. The code that its authors released (github.com/ModelTC/MoDES,
+    models/qwen3.py) keeps none: without `keep_best` a token may use no expert, and then gets nothing from
+    those that are not shared. That code also leaves the special tokens of a chat template all of theirs;
+    here they are text.
     """
 
     policy: Literal["dual_threshold"] = "dual_threshold"
     takes_any_gate: ClassVar[bool] = True
+    gives_gate_confidence: ClassVar[bool] = True
     text_importance: float = Field(default=1.0, ge=0)
     vision_importance: float = Field(default=1.0, ge=0)
     text_threshold: float = Field(default=0.0, ge=0)
     vision_threshold: float = Field(default=0.0, ge=0)
+    keep_best: bool = True
 
     @property
     def uses_all_slots(self) -> bool:
@@ -39,7 +44,8 @@ class DualThreshold(TopKPolicy):
             experts_TA = experts_TA.gather(1, order_TA)
         importance_T = torch.where(step.is_vision_T, self.vision_importance, self.text_importance)
         threshold_T = torch.where(step.is_vision_T, self.vision_threshold, self.text_threshold)
-        count_T = (importance_T[:, None] * weights_TA >= threshold_T[:, None]).sum(dim=-1).clamp(min=1)
+        count_T = (importance_T[:, None] * weights_TA >= threshold_T[:, None]).sum(dim=-1)
+        count_T = count_T.clamp(min=int(self.keep_best))
         experts_TA, weights_TA = use_first(experts_TA, weights_TA, count_T)
         return Routing.without_tail(experts_TA, weights_TA, count_T, confidence)
 
@@ -48,6 +54,10 @@ class DualThreshold(TopKPolicy):
         if confidence.scores_TE is not None:  # the kernel takes the first experts for the heaviest
             return None
         uses = ByImportance(
-            self.text_importance, self.vision_importance, self.text_threshold, self.vision_threshold
+            int(self.keep_best),
+            self.text_importance,
+            self.vision_importance,
+            self.text_threshold,
+            self.vision_threshold,
         )
         return FusedRule(confidence, uses, self.top_k, self.norm_topk_prob)

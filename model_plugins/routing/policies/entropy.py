@@ -20,6 +20,7 @@ class Entropy(RoutingPolicy):
 
     policy: Literal["entropy"] = "entropy"
     takes_any_gate: ClassVar[bool] = True
+    gives_gate_confidence: ClassVar[bool] = True
     norm_topk_prob: bool
     min_experts: int = Field(default=1, ge=1)
     max_experts: int | None = Field(default=None, ge=1)

@@ -30,6 +30,7 @@ class LTDR(RoutingPolicy):
 
     policy: Literal["ltdr"] = "ltdr"
     takes_any_gate: ClassVar[bool] = True
+    gives_gate_confidence: ClassVar[bool] = True
     top_k: int = Field(ge=1)
     norm_topk_prob: bool
     tail_experts: int | None = Field(default=None, ge=1)

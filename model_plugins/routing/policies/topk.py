@@ -12,6 +12,7 @@ class TopK(LogitsPolicy):
 
     policy: Literal["topk"] = "topk"
     takes_any_gate: ClassVar[bool] = True
+    gives_gate_confidence: ClassVar[bool] = True
 
     def logits(self, step: RouterInputs) -> Tensor:
         return step.logits_TE

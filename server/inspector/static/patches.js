@@ -45,7 +45,9 @@ export function summary(patches, view) {
   if (view.tails)
     return `${tail} of ${patches.length} patches are tail tokens (${percent(tail / patches.length)}); ${mean} experts a patch.`;
   const used = new Set(patches.flatMap(({ pairs }) => pairs.map(({ expert }) => expert)));
-  return `${plural(patches.length, "token")}, ${mean} experts each; ${plural(used.size, "expert")} used in this layer.`;
+  const without = patches.filter(({ pairs }) => !pairs.length).length;
+  const told = `${plural(used.size, "expert")} used in this layer${without ? `, none by ${plural(without, "token")}` : ""}`;
+  return `${plural(patches.length, "token")}, ${mean} experts each; ${told}.`;
 }
 
 // How two routings of the same picture differ, in words.
@@ -78,6 +80,7 @@ const spotlight = ({ row, column, tail }) =>
   tail ? [] : [cell({ row, column }, { class: "dim" })];
 
 function fills(patch, view, withWeights) {
+  if (!patch.pairs.length) return [cell(patch, { class: "dim" })];
   if (view.colour === "count") return [cell(patch, { fill: ofCount(patch.pairs.length, view.mostExperts) })];
   if (view.expert === null) {
     const best = cell(patch, { fill: ofExpert(patch.pairs[0].expert) });

@@ -14,9 +14,11 @@ export function routed(layer, index) {
   return experts.map((expert, i) => ({ expert, share: weights[i] / sum, told: layer.weights !== null }));
 }
 
-export const inWords = (pairs) =>
-  `${pairs.length === 1 ? "expert" : "experts"} ` +
-  pairs.map(({ expert, share, told }) => (told ? `${expert} (${percent(share)})` : expert)).join(", ");
+export function inWords(pairs) {
+  if (!pairs.length) return "no expert";
+  const each = pairs.map(({ expert, share, told }) => (told ? `${expert} (${percent(share)})` : expert));
+  return `${pairs.length === 1 ? "expert" : "experts"} ${each.join(", ")}`;
+}
 
 export function bar(pairs, colour, most) {
   const parts = [...pairs].sort((a, b) => a.expert - b.expert).map(({ expert, share }) => {

@@ -35,7 +35,7 @@ def test_it_writes_what_the_plain_one_does(tokens: int, left_out: set[str], said
     logits_TE = torch.randn(tokens, EXPERTS, generator=generator)
     experts_TA = logits_TE.argsort(dim=1)[:, :SLOTS]
     weights_TA: Tensor | None = logits_TE[:, :SLOTS]
-    count_T: Tensor | None = torch.arange(tokens) % SLOTS + 1
+    count_T: Tensor | None = torch.arange(tokens) % (SLOTS + 1)
     tail_T: Tensor | None = logits_TE[:, 0] > 0
     confidence: Confidence | None = Confidence(logits_TE, -logits_TE)
     if said != "all":

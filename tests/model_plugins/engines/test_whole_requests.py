@@ -86,7 +86,10 @@ def test_each_computed_token_is_counted_once(alone: list[Alone]) -> None:
             tail = load["tail_tokens"][layer]
             assert load["tokens"][layer].tolist() == [text, vision]
             assert load["expert_tokens"][layer].sum(axis=1).tolist() == [2 * text, 2 * vision + 2 * tail]
-            assert load["tokens_by_experts"][layer].tolist() == [[0, text, 0, 0], [0, vision - tail, 0, tail]]
+            assert load["tokens_by_experts"][layer].tolist() == [
+                [0, 0, text, 0, 0],
+                [0, 0, vision - tail, 0, tail],
+            ]
             assert load["scored_tokens"][layer].tolist() == [text, vision]
             assert (0 < tail < vision) if images else tail == 0
 

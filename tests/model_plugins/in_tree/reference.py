@@ -44,6 +44,13 @@ class Answer:
             np.add.at(counts[layer], (self.modality_T[token_P], experts_TK[token_P, slot_P]), 1)
         return counts
 
+    @property
+    def tokens_without_experts(self) -> np.ndarray:
+        """`[layer, modality]`: how many computed tokens of that modality used no expert."""
+        is_without_LT = (self.experts_LTK == UNUSED).all(axis=2)
+        is_of_TM = self.modality_T[:, None] == np.arange(len(MODALITIES))
+        return is_without_LT.astype(int) @ is_of_TM
+
 
 def answers(
     checkpoint: Path,
@@ -100,12 +107,12 @@ class _Watch:
             return None
         # Gemma's routers give probabilities, whose logarithms are as good as the logits.
         logits_TE = first.log() if type(router).__name__.startswith("Gemma") else first
-        pairs_T = []
+        pairs_T: list[list[tuple[int, float]]] = []
         for logits_E in logits_TE.double().numpy():
             place = len(self.rows) + len(pairs_T)
             is_vision = place < len(self._is_vision) and bool(self._is_vision[place])
             pairs_T.append(self._rule(self._layer, router, logits_E, is_vision))
-        slots = max(map(len, pairs_T))
+        slots = max(1, *map(len, pairs_T))
         chosen = [pairs + [(UNUSED, 0.0)] * (slots - len(pairs)) for pairs in pairs_T]
         self.rows.extend(np.array([expert for expert, _ in pairs]) for pairs in chosen)
         experts_TA = torch.tensor([[max(expert, 0) for expert, _ in pairs] for pairs in chosen])

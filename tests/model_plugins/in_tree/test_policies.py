@@ -23,6 +23,7 @@ from tests.runners import Runner
 pytestmark = pytest.mark.engine
 
 SKIP = {"policy": "dual_threshold", "vision_threshold": 0.45, "text_threshold": 0.1}
+NONE = {"policy": "dual_threshold", "vision_threshold": 0.6, "text_threshold": 0.52, "keep_best": False}
 HEADS = {"policy": "ltdr", "threshold": 0.02, "head_experts": 1, "text_experts": 2, "tail_experts": 3}
 ENTROPY = {"policy": "entropy", "max_experts": 3, "low": 0.3, "high": 0.9}
 GROUPS = {"policy": "modality_groups", "vision_experts": 1, "text_experts": 2}
@@ -47,6 +48,7 @@ def by_layer(name: str, *policies: dict[str, Any]) -> dict[str, Any]:
 OFTEN: list[tuple[str, str, dict[str, Any], Runner, dict[str, Any]]] = [
     ("qwen3-vl-moe", "skip", SKIP, "v2", {"max_num_batched_tokens": 16, "max_num_seqs": 8}),
     ("qwen3-vl-moe", "three", by_layer("qwen3-vl-moe", HEADS, ENTROPY, GROUPS), "v1", {}),
+    ("qwen3-vl-moe", "none kept", NONE, "v2", {}),
     ("glm4v-moe", "skip compiled", SKIP, "v1", {"enforce_eager": False}),
     ("glm4v-moe", "two", by_layer("glm4v-moe", EQUIROUTE, HEADS), "v1", {}),
     ("gemma4-moe", "three", by_layer("gemma4-moe", SKIP, HEADS, EQUIROUTE), "v1", {}),
@@ -54,6 +56,8 @@ OFTEN: list[tuple[str, str, dict[str, Any], Runner, dict[str, Any]]] = [
 REST: list[tuple[str, str, dict[str, Any], Runner, dict[str, Any]]] = [
     ("qwen3-vl-moe", "skip on two ranks", SKIP, "v1", {"tensor_parallel_size": 2}),
     ("qwen3-vl-moe", "equiroute compiled", EQUIROUTE, "v1", {"enforce_eager": False}),
+    ("glm4v-moe", "none kept beside shared experts", NONE, "v1", {}),
+    ("glm4v-moe", "none kept, compiled", NONE, "v1", {"enforce_eager": False}),
     ("glm4v-moe", "other two", by_layer("glm4v-moe", GROUPS, ENTROPY), "v2", {}),
     ("gemma4-moe", "other three", by_layer("gemma4-moe", GROUPS, ENTROPY, SKIP), "v2", {}),
 ]
@@ -122,6 +126,8 @@ def test_tokens_and_counts_are_transformers_by_the_same_rule(
     assert any(
         not np.array_equal(mine.counts, theirs.counts) for mine, theirs in zip(expected, native, strict=True)
     )
+    if routing is NONE:  # text, images and videos all have tokens that lose all experts
+        assert np.sum([one.tokens_without_experts for one in expected], axis=(0, 1)).all()
     with (
         rank_cores(options.get("tensor_parallel_size", 1)),
         engine(
@@ -135,16 +141,30 @@ def test_tokens_and_counts_are_transformers_by_the_same_rule(
     ):
         prompts = [chat.for_vllm(folder) for chat in CHATS[name]]
         for chosen in ([0], [1], range(len(prompts))):
-            before = load(llm)
+            before, without = load(llm), tokens_without_experts(llm)
             outputs = llm.generate([prompts[at] for at in chosen], GREEDY, use_tqdm=False)
             for output, at in zip(outputs, chosen, strict=True):
                 assert list(output.outputs[0].token_ids) == expected[at].token_ids
             np.testing.assert_array_equal(load(llm) - before, sum(expected[at].counts for at in chosen))
+            np.testing.assert_array_equal(
+                tokens_without_experts(llm) - without,
+                sum(expected[at].tokens_without_experts for at in chosen),
+            )
 
 
 def load(llm: LLM) -> np.ndarray:
     """`[layer, modality, expert]`."""
     return np.array(llm.collective_rpc("prismoe_expert_load")[0]["expert_tokens"])
+
+
+def tokens_without_experts(llm: LLM) -> np.ndarray:
+    """`[layer, modality]`."""
+    return np.array(
+        [
+            [row[0] for row in rows]
+            for rows in llm.collective_rpc("prismoe_expert_load")[0]["tokens_by_experts"]
+        ]
+    )
 
 
 def test_qwen3_5_in_bfloat16(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

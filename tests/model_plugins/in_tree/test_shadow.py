@@ -105,7 +105,7 @@ def test_nothing_of_native_changes(shadowed: Shadowed) -> None:
 def test_the_shadow_uses_what_the_rule_makes_of_the_models_logits(shadowed: Shadowed) -> None:
     shadow = shadowed.told["shadow"]
     assert shadow["expert_tokens"] == shadowed.by_rule.tolist()
-    assert shadow["tail_tokens"] == shadowed.tails and 0 < shadowed.tails[1]
+    assert shadow["tail_tokens"] == shadowed.tails and shadowed.tails[1] > 0
     assert shadow["tokens"] == shadowed.told["tokens"]
     assert (shadow["modalities"], shadow["layers"]) == (shadowed.told["modalities"], [*LAYERS])
     for of_shadow, of_native in zip(shadowed.by_rule, shadowed.told["expert_tokens"], strict=True):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor import custom_op
 from vllm.model_executor.layers.fused_moe import fused_moe, unquantized_fused_moe_method
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import (
@@ -258,3 +259,12 @@ def test_on_cuda_policies_that_leave_slots_unused_get_them(
     options = chosen_experts.experts_options("silu", router, None)
     experts_cls: type[RoutedExperts] | None = None if router.policy.uses_all_slots else GPUExperts
     assert options.get("routed_experts_cls") is experts_cls
+
+
+def test_vllm_builds_its_own_models_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(custom_op, "op_registry_oot", registry := dict[str, type]())
+    monkeypatch.setattr(gpu_experts, "op_registry_oot", registry)
+    assert type(RoutedExperts.__new__(RoutedExperts)) is RoutedExperts
+    for _ in range(2):  # an engine may be the second of its process
+        gpu_experts.use_in_all_models()
+    assert type(RoutedExperts.__new__(RoutedExperts)) is GPUExperts

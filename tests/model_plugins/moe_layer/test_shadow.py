@@ -11,6 +11,7 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from prismoe.model_plugins.moe_layer.native import NativeRouting
 from prismoe.model_plugins.moe_layer.step import Media
+from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 
 EXPERTS, TOP_K, TOKENS, HIDDEN = 4, 2, 16, 8
 SHADOW = {"policy": "ltdr", "threshold": 0.0, "tail_experts": 3, "head_experts": 1, "text_experts": 1}
@@ -85,7 +86,8 @@ def routing_of(model: Model, shadow: dict[str, Any] | None = SHADOW) -> NativeRo
         model_config=SimpleNamespace(architecture="Some"),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=TOKENS),
     )
-    return NativeRouting(config, model, ["text", "image", "video"], shadow)
+    policies = None if shadow is None else OperatorPolicies.of(shadow, "--shadow")
+    return NativeRouting(config, model, ["text", "image", "video"], policies)
 
 
 def take_step(model: Model, routing: NativeRouting) -> list[Any]:

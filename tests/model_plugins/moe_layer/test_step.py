@@ -159,7 +159,7 @@ def test_parts_that_never_change_count_as_if_they_could(own: tuple[str, ...]) ->
     load = counter.load()
     assert load["tokens"] == [[8, 0]] * 2 == load["scored_tokens"]
     assert [rows[0] for rows in load["expert_tokens"]] == [[0, 0, 0, 8], [8, 0, 8, 0]]
-    assert [rows[0] for rows in load["tokens_by_experts"]] == [[8], [0, 8]]
+    assert [rows[0] for rows in load["tokens_by_experts"]] == [[0, 8], [0, 0, 8]]
     assert load["tail_tokens"] == [0, 0]
 
 
@@ -178,6 +178,6 @@ def test_parts_that_change_are_counted_token_by_token() -> None:
         step.tokens.clear()
     load = counter.load()
     assert load["expert_tokens"] == [[[0] * 4, [4, 3, 0, 0]]]
-    assert load["tokens_by_experts"] == [[[0, 0], [1, 3]]]
+    assert load["tokens_by_experts"] == [[[0, 0, 0], [0, 1, 3]]]
     assert load["tail_tokens"] == [3]
     assert load["near_ties"] == [[0, 2]]

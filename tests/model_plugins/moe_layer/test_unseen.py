@@ -11,8 +11,8 @@ from vllm.model_executor.layers.fused_moe.modular_kernel import FusedMoEExpertsM
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from prismoe.model_plugins.moe_layer.model_routing import runners_of
 from prismoe.model_plugins.moe_layer.attach import why_unseen
+from prismoe.model_plugins.moe_layer.model_routing import runners_of
 from prismoe.model_plugins.moe_layer.native import NativeRouting
 
 MODEL = "NewForConditionalGeneration"
@@ -171,7 +171,7 @@ def test_what_a_kernel_tells_is_counted(telling: tuple[Model, NativeRouting, lis
     assert load["layers"] == [5]
     assert load["tokens"] == [[4, 2]]
     assert load["expert_tokens"] == [[[2, 1, 3, 2], [2, 1, 0, 1]]]
-    assert load["tokens_by_experts"] == [[[0, 4], [0, 2]]]
+    assert load["tokens_by_experts"] == [[[0, 0, 4], [0, 0, 2]]]
     assert [rows.tolist() for rows in heard] == [experts_TA.tolist(), experts_TA[:1].tolist()]
 
 

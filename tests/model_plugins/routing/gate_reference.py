@@ -68,14 +68,16 @@ def topk(policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, _:
 
 
 def dual_threshold(policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, _: Any) -> Pairs:
-    """MoDES: of the model's own k, those whose share is large enough, or the heaviest; weights stay."""
+    """MoDES: of the model's own k, those whose share is large enough; else the heaviest, or none."""
     chosen = best(gate.ranking(logits), policy.top_k)
     shares = gate.shares(logits)
     total = sum(shares[expert] for expert in chosen) if gate.renormalises else 1.0
     modality = "vision" if is_vision else "text"
     importance, least = (getattr(policy, f"{modality}_{name}") for name in ("importance", "threshold"))
     kept = [expert for expert in chosen if importance * shares[expert] / total >= least]
-    return gate.weigh(kept or [max(chosen, key=lambda expert: shares[expert])], logits, among=chosen)
+    if not kept and policy.keep_best:
+        kept = [max(chosen, key=lambda expert: shares[expert])]
+    return gate.weigh(kept, logits, among=chosen)
 
 
 def ltdr(policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, _: Any) -> Pairs:

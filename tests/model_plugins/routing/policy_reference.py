@@ -190,7 +190,10 @@ def fine_grained(policy: Policy, step: Step) -> list[Pairs]:
 
 
 def dual_threshold(policy: Policy, step: Step) -> list[Pairs]:
-    """MoDES: an expert is skipped when α w is below the modality's threshold; the others keep theirs."""
+    """MoDES: an expert is skipped when α w is below the modality's threshold; the others keep theirs.
+
+    The best is kept where that is asked for.
+    """
     tokens = []
     for row, segment in zip(step.logits, step.segments, strict=True):
         probs = softmax(row)
@@ -198,7 +201,8 @@ def dual_threshold(policy: Policy, step: Step) -> list[Pairs]:
         modality = "vision" if segment >= 0 else "text"
         importance = getattr(policy, f"{modality}_importance")
         threshold = getattr(policy, f"{modality}_threshold")
-        tokens.append([pair for pair in pairs if importance * pair[1] >= threshold] or pairs[:1])
+        kept = [pair for pair in pairs if importance * pair[1] >= threshold]
+        tokens.append(kept or pairs[: int(policy.keep_best)])
     return tokens
 
 

@@ -70,6 +70,13 @@ CASES: dict[str, dict[str, Any]] = {
         "vision_importance": 0.1,
         "vision_threshold": 0.9,
     },
+    "two thresholds that keep none": {
+        "policy": "dual_threshold",
+        **TOP_2,
+        "text_threshold": 0.6,
+        "vision_threshold": 0.7,
+        "keep_best": False,
+    },
     "entropy": {"policy": "entropy", "norm_topk_prob": True},
     "entropy within bounds": {
         "policy": "entropy",
@@ -102,6 +109,11 @@ BY_MODALITY = {"modality_embedding", "modality_bias", "pressure", "reservation"}
 
 def make(settings: Mapping[str, Any]) -> RoutingPolicy:
     return POLICIES[settings["policy"]].model_validate(settings)
+
+
+def least_experts(policy: RoutingPolicy) -> int:
+    """The fewest experts that a token may use: 1, unless a policy may skip them all."""
+    return int(getattr(policy, "keep_best", True))
 
 
 def random_step(policy: RoutingPolicy, segments: list[int], num_experts: int, seed: int = 0) -> RouterInputs:

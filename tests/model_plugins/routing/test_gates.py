@@ -33,6 +33,12 @@ CASES: dict[str, dict[str, Any]] = {
     "topk": {"policy": "topk"},
     "skipping": {"policy": "dual_threshold", "vision_importance": 0.8, "vision_threshold": 0.3},
     "skipping nearly all": {"policy": "dual_threshold", "text_threshold": 0.2, "vision_threshold": 5},
+    "skipping all": {
+        "policy": "dual_threshold",
+        "text_threshold": 0.5,
+        "vision_threshold": 0.4,
+        "keep_best": False,
+    },
     "fewer for heads": {"policy": "ltdr", "threshold": 0.004, "head_experts": 1, "tail_experts": 3},
     "more for tails": {"policy": "ltdr", "threshold": 0.004, "head_experts": 2, "tail_experts": 5},
     "entropy": {"policy": "entropy", "max_experts": 4, "low": 0.6, "high": 0.95},
@@ -44,7 +50,12 @@ CASES: dict[str, dict[str, Any]] = {
 def make_gate(settings: dict[str, Any], num_experts: int) -> tuple[Gate, GateRule]:
     """The gate, and its reference."""
     generator = torch.Generator().manual_seed(num_experts)
-    own = {"scoring": "softmax", "renormalises": True, "groups": None, "scale": 1.0} | settings
+    own: dict[str, Any] = {
+        "scoring": "softmax",
+        "renormalises": True,
+        "groups": None,
+        "scale": 1.0,
+    } | settings
     bias_E = 0.3 * torch.randn(num_experts, generator=generator) if own.pop("bias", False) else None
     scale_E = torch.rand(num_experts, generator=generator) + 0.5 if own.pop("expert_scale", False) else None
     rule = GateRule(

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from prismoe.kernels.routing import router_probabilities
 from prismoe.model_plugins.routing.policies.ltdr import LTDR
 from prismoe.model_plugins.routing.policies.topk import TopK
-from prismoe.model_plugins.routing.policy import Routing
+from prismoe.model_plugins.routing.policy import Routing, RoutingPolicy
 from prismoe.model_plugins.routing.registry import POLICIES
 from tests.kernels import reference
 from tests.kernels.test_routing import SEGMENTS
@@ -20,6 +20,7 @@ from tests.model_plugins.routing.routing_steps import (
     CASES,
     HIDDEN_SIZE,
     in_float64,
+    least_experts,
     make,
     random_step,
     with_request_logits,
@@ -41,16 +42,16 @@ def assert_same(actual: list[Pairs], expected: list[Pairs]) -> None:
         np.testing.assert_allclose([w for _, w in mine], [w for _, w in theirs], rtol=2e-5, atol=1e-7)
 
 
-def assert_well_formed(routing: Routing, slots: int, num_experts: int) -> None:
+def assert_well_formed(routing: Routing, policy: RoutingPolicy, num_experts: int) -> None:
     """What `Routing` promises, and what vLLM's kernels need."""
-    assert routing.experts_TA.shape[1] <= slots  # on CPU slots that no token uses are left out
     slots = routing.experts_TA.shape[1]
+    assert slots <= policy.slots(num_experts)  # on CPU slots that no token uses are left out
     assert routing.experts_TA.shape == routing.weights_TA.shape == (len(routing.count_T), slots)
     assert routing.experts_TA.dtype == routing.count_T.dtype == torch.int64
     assert routing.weights_TA.dtype == torch.float32
     assert routing.tail_T.dtype == torch.bool
     assert 0 <= routing.experts_TA.min() <= routing.experts_TA.max() < num_experts
-    assert 1 <= routing.count_T.min() <= routing.count_T.max() <= slots
+    assert least_experts(policy) <= routing.count_T.min() <= routing.count_T.max() <= slots
     unused_TA = torch.arange(slots) >= routing.count_T[:, None]
     assert not routing.weights_TA[unused_TA].any()
     first_TA = routing.experts_TA[:, :1].expand(-1, slots)
@@ -66,7 +67,7 @@ def test_a_policy_matches_its_reference(
     policy = make(settings)
     step = random_step(policy, segments, num_experts)
     routing = policy.route(step)
-    assert_well_formed(routing, policy.slots(num_experts), num_experts)
+    assert_well_formed(routing, policy, num_experts)
     assert_same(used(routing), RULES[policy.policy](policy, in_float64(step)))
 
 
@@ -89,7 +90,7 @@ def test_a_policy_tells_what_its_experts_were_chosen_by(
         chosen = {expert for expert, _ in pairs} & set(range(len(scores_E)))
         others = set(range(len(scores_E))) - chosen
         assert len(pairs) - len(chosen) == 7 - len(scores_E)
-        assert not others or max(scores_E[list(others)]) <= min(scores_E[list(chosen)])
+        assert not (chosen and others) or max(scores_E[list(others)]) <= min(scores_E[list(chosen)])
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
@@ -158,6 +159,7 @@ VISION_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("groups", {"vision_experts": 2}),
     ("two thresholds", {"vision_threshold": 0.0}),
     ("two thresholds", {"vision_importance": 0.5}),
+    ("two thresholds, all skipped", {"keep_best": False}),
 ]
 """Changes that concern vision alone."""
 
@@ -246,7 +248,7 @@ def test_a_request_asks_for_numbers_of_experts(case: str, asked: tuple[int, int]
     step = random_step(policy, SEGMENTS["two images in text"], 4)
     step.asked_T2[1:4] = torch.tensor(asked)  # the first image's request asks, the second's does not
     routing = policy.route(step)
-    assert_well_formed(routing, policy.slots(4), 4)
+    assert_well_formed(routing, policy, 4)
     assert_same(used(routing), RULES["ltdr"](policy, in_float64(step)))
 
 

@@ -1,12 +1,14 @@
 """How the policies in force are chosen, and what is refused."""
 
-from typing import Any
+import re
+from importlib.metadata import EntryPoint
+from typing import Any, Literal
 
 import pytest
 
 from prismoe.model_plugins.routing.policies.ltdr import LTDR
 from prismoe.model_plugins.routing.policies.topk import TopK
-from prismoe.model_plugins.routing.registry import POLICIES, choose_routing
+from prismoe.model_plugins.routing.registry import ENTRY_POINTS, POLICIES, choose_routing, installed_policies
 
 LAYERS = {0: 4, 2: 4}
 
@@ -116,3 +118,36 @@ def test_a_policy_runs_on_a_checkpoint_of_four_experts_by_its_name_alone(name: s
     assert layer.policy.policy == name
     assert layer.sources["policy"] == "--routing"
     assert set(layer.sources) == set(type(layer.policy).model_fields)
+
+
+class Own(TopK):
+    """A policy of another package's."""
+
+    policy: Literal["own"] = "own"  # type: ignore[assignment]
+
+
+def entry_point(name: str, attribute: str) -> EntryPoint:
+    return EntryPoint(name, f"{__name__}:{attribute}", ENTRY_POINTS)
+
+
+def test_an_installed_package_adds_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = installed_policies([entry_point("own", "Own")])
+    assert found == {"own": Own}
+    monkeypatch.setitem(POLICIES, "own", found["own"])
+    assert choose_routing({"policy": "own"}, None, 2, LAYERS).layers[2].policy == Own(
+        top_k=2, norm_topk_prob=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([("own", "LAYERS")], "is no RoutingPolicy"),
+        ([("mine", "Own")], "needs the name that is the default of its field policy"),
+        ([("topk", "TopK")], "has the name of another policy"),
+        ([("own", "Own"), ("own", "Own")], "has the name of another policy"),
+    ],
+)
+def test_an_entry_point_that_makes_no_policy_says_why(entries: list[tuple[str, str]], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        installed_policies([entry_point(*entry) for entry in entries])

@@ -79,7 +79,7 @@ def test_a_moe_llava_checkpoint_has_no_shadow() -> None:
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 1"),
         (
             {"additional_config": {"prismoe": {"routing": {"policy": "ltdr"}}}},
-            "Leave the setting routing out",
+            "give it a threshold",
         ),
         ({"additional_config": {"prismoe": {"colour": 1}}}, "prismoe.colour: Extra inputs"),
         (

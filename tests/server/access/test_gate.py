@@ -30,8 +30,14 @@ from prismoe.server.inspector import routes as inspection_routes
 from prismoe.server.metrics import routes
 from prismoe.server.settings import ServeSettings
 
-CLIENT, METRICS = "the-key-of-a-client", "the-key-of-prometheus"
-KEYS = KeyRing([Key.of("alice", Role.CLIENT, CLIENT), Key.of("prometheus", Role.METRICS, METRICS)])
+CLIENT, METRICS, ADMIN = "the-key-of-a-client", "the-key-of-prometheus", "the-key-of-an-administrator"
+KEYS = KeyRing(
+    [
+        Key.of("alice", Role.CLIENT, CLIENT),
+        Key.of("prometheus", Role.METRICS, METRICS),
+        Key.of("root", Role.ADMIN, ADMIN),
+    ]
+)
 PASSED = 299
 
 OTHERS = [
@@ -174,6 +180,14 @@ def test_a_key_opens_what_its_role_says() -> None:
     assert ask(GATE, "/metrics", bearer(METRICS)) == PASSED
     assert ask(GATE, "/v1/routing/load", bearer(METRICS)) == PASSED
     assert ask(GATE, "/v1/chat/completions", bearer(METRICS)) == 403
+    in_force = "/v1/routing/in_force"
+    assert [ask(GATE, in_force, bearer(key), method="PUT") for key in (CLIENT, METRICS, ADMIN)] == [
+        403,
+        403,
+        PASSED,
+    ]
+    for path in ("/metrics", "/v1/routing", "/v1/chat/completions", "/tokenize"):
+        assert ask(GATE, path, bearer(ADMIN)) == PASSED
     assert ask(GATE, "/v1/models", {"Authorization": CLIENT}) == 401
     assert ask(GATE, "/v1/models", {"Authorization": f"Basic {CLIENT}"}) == 401
     assert ask(GATE, "/v1/models", {"Authorization": "Bearer wrong", "x-api-key": CLIENT}) == 401

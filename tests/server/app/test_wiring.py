@@ -35,6 +35,7 @@ ACCESS = [
     ("GET", "/v1/routing/load", 401, 401, 200, 200),
     ("GET", "/v1/routing/inspect", 401, 401, 200, 403),
     ("POST", "/v1/routing/inspect", 401, 401, 400, 403),
+    ("PUT", "/v1/routing/in_force", 401, 401, 403, 403),
     ("GET", "/openapi.json", 401, 401, 200, 403),
     ("GET", "/version", 401, 401, 200, 403),
     ("GET", "/v1/models", 401, 401, 200, 403),
@@ -70,6 +71,7 @@ class Start:
     meanwhile: set[tuple[str, int]]
     keys: dict[str, str]
     """Four, by whose they are."""
+    admin: str
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     file = folder / "keys"
     keys = {"none": "", "unknown": "x" * 43, "client": add_key(file, "alice", Role.CLIENT)}
     keys["metrics"] = add_key(file, "prometheus", Role.METRICS)
+    admin = add_key(file, "root", Role.ADMIN)
     options = (
         *("--api-keys-file", str(file), "--api-key", OPTIONS_KEY, "--enable-request-id-headers"),
         *("--middleware", f"{RouteLister.__module__}.{RouteLister.__name__}"),
@@ -96,7 +99,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
             meanwhile |= set(answers(servers[0].url))
             time.sleep(0.2)
         [server], [other] = running, [server for server in servers if server not in running]
-        yield Start(server, other, meanwhile, keys)
+        yield Start(server, other, meanwhile, keys, admin)
     finally:
         for server in servers:
             server.kill()
@@ -141,6 +144,13 @@ def test_who_may_use_a_route(
     for answer in found.values():
         assert len(answer.headers.get_list("x-request-id")) == 1
         assert answer.status_code != 401 or answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_moe_llava_has_nothing_to_switch(start: Start) -> None:
+    url, headers = f"{start.server.url}/v1/routing/in_force", {"Authorization": f"Bearer {start.admin}"}
+    refused = httpx.put(url, headers=headers, json={"routing": "native"}, timeout=LIMIT_S)
+    assert refused.status_code == 409
+    assert refused.json()["error"]["message"].startswith("There is nothing to switch: ")
 
 
 @pytest.mark.parametrize(("path", "status"), [("/v1/models", 200), ("/metrics", 403), ("/livez", 200)])

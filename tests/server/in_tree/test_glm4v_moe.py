@@ -25,7 +25,6 @@ pytestmark = pytest.mark.server
 VIDEO = Chat((VideoFile.of(clip(20, 10, (64, 64)), "Glm4vVideoProcessor"), "Which colours?"))
 CHATS = (TEXT, TWO_PICTURES, VIDEO)
 MODALITIES, LAYERS, EXPERTS, K = ["text", "image", "video"], [1, 2], 8, 3
-ONLY_NATIVE = "Routing policies run on MoE-LLaVA checkpoints alone: this model routes as vLLM has it."
 
 SHADOW = {"policy": "ltdr", "threshold": 0.0, "tail_experts": 2, "text_experts": 1}
 """All tokens of images are tail tokens, since no gate's probabilities are all the same."""
@@ -97,14 +96,15 @@ def test_what_is_in_force(glm: Server, glm_http: httpx.Client) -> None:
     told = glm_http.get("/v1/routing").raise_for_status().json()
     assert told == {
         "source": "model",
+        "in_force": "native",
+        "switchable": False,
         "architecture": "Glm4vMoeForConditionalGeneration",
         "modalities": MODALITIES,
         "layers": [{"layer": index} | layer for index in LAYERS],
-        "not_supported": [ONLY_NATIVE],
+        "not_supported": [],
         "shadow": None,
     }
     assert "Glm4vMoeForConditionalGeneration takes text, image, video." in glm.output
-    assert ONLY_NATIVE in glm.output
 
 
 def test_metrics_are_the_load_by_modality(glm_http: httpx.Client, expected: list[Answer]) -> None:
@@ -198,11 +198,14 @@ def test_a_request_chooses_no_routing_here(glm_http: httpx.Client, chat: Chat) -
     )
 
 
-def test_a_policy_is_refused_at_the_start(checkpoint: Path, tmp_path: Path) -> None:
-    options = ("--dtype", "float32", "--port", "0", "--routing", '{"policy": "ltdr"}')
+def test_a_policy_that_can_not_hold_is_refused_at_the_start(checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--dtype", "float32", "--port", "0", "--routing", '{"policy": "gmm", "top_k": 2}')
     command = Command(tmp_path / "log", "serve", str(checkpoint), *options)
     assert command.wait() == 1
-    assert command.output.splitlines()[-1] == f"prismoe: {ONLY_NATIVE} Leave the setting routing out."
+    assert command.output.splitlines()[-1] == (
+        "prismoe: The policy gmm has a router of its own, which this model was not trained with: give one of "
+        "topk, ltdr, modality_groups, equiroute, dual_threshold, entropy, or native."
+    )
     assert "Traceback" not in command.output and "Starting to load model" not in command.output
 
 

@@ -122,6 +122,28 @@ def test_a_video_is_frames_by_number(page: Page) -> None:
     expect(page.locator(".tokens .media")).to_have_text(["video2 tokens", "video2 tokens"])
 
 
+def test_tokens_that_use_no_expert(page: Page) -> None:
+    """The picture's first token, and the first word."""
+    layers = [
+        layer | {name: [[], [], *layer[name][2:]] for name in ("experts", "weights")}
+        for layer in IMAGE["layers"]
+    ]
+    serve(page, IMAGE | {"layers": layers})
+    ask(page)
+    expect(page.locator("#run-A .summary")).to_have_text(
+        "6 tokens, 6.67 experts each; 19 experts used in this layer, none by 1 token."
+    )
+    first = page.locator("#stage-A g[data-row='0'][data-column='0']")
+    expect(first.locator("rect")).to_have_class("dim")
+    expect(page.locator("#stage-A rect.dim")).to_have_count(1)
+    page.locator("#stage-A").focus()
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("#patch-A")).to_have_text("Row 1, column 1: no expert")
+    expect(page.locator(".tokens li").first).to_have_attribute("title", "“See”: no expert")
+    page.locator("#expert-18").click()
+    expect(page.locator("#stage-A rect.dim")).to_have_count(3)
+
+
 def test_tokens_without_places_follow_each_other(page: Page) -> None:
     serve(page, SOUND)
     ask(page)

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, expect
 
 from prismoe.benchmarks.monitoring.browser import running_browser
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
@@ -270,15 +270,19 @@ def test_on_a_desk_and_on_a_phone_by_day_and_by_night(
         assert (sum(map(int, re.findall(r"\d+", ground))) > 384) == (scheme == "light")
 
 
-def test_a_server_with_a_key_asks_for_it(browser: Browser, server: Server) -> None:
-    def guard(route: Route) -> None:
-        if route.request.headers.get("authorization") == "Bearer open sesame":
-            route.continue_()
-        else:
-            route.fulfill(status=401, json={"error": "Unauthorized"})
+GUARD = """
+const ask = window.fetch;
+window.fetch = (path, options = {}) =>
+  path.startsWith("v1/") && options.headers?.Authorization !== "Bearer open sesame"
+    ? Promise.resolve(Response.json({ error: "Unauthorized" }, { status: 401 }))
+    : ask(path, options);
+"""
+"""What a server with a key answers, in front of one without."""
 
+
+def test_a_server_with_a_key_asks_for_it(browser: Browser, server: Server) -> None:
     page = browser.new_page()
-    page.route("**/v1/**", guard)
+    page.add_init_script(GUARD)
     page.goto(f"{server.url}/inspector")
     expect(page.get_by_role("alert")).to_have_text("This server wants an API key.")
     page.get_by_label("API key").fill("open sesame")

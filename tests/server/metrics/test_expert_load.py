@@ -147,7 +147,7 @@ def test_the_engines_of_data_parallelism_are_summed() -> None:
         "expert_tokens": [[[0, 0, 0, 1], [0] * 4], [[1, 0, 0, 0], [0] * 4]],
         "tokens": [[1, 0], [1, 0]],
         "tail_tokens": [0, 2],
-        "tokens_by_experts": [[[1, 0, 0, 0], [0] * 4], [[1, 0, 0, 0], [0] * 4]],
+        "tokens_by_experts": [[[0, 1, 0, 0, 0], [0] * 5], [[0, 1, 0, 0, 0], [0] * 5]],
         "scored_tokens": [[1, 0], [1, 0]],
         "near_ties": [[1, 0], [0, 0]],
         "routing_entropy": [[0.5, 0.0], [0.25, 0.0]],
@@ -158,7 +158,7 @@ def test_the_engines_of_data_parallelism_are_summed() -> None:
     assert total.expert_tokens == [[[6, 4, 0, 11], [32, 40, 8, 80]], [[6, 5, 5, 5], [64, 32, 16, 16]]]
     assert total.tokens == [[11, 64], [11, 64]]
     assert total.tail_tokens == [16, 2]
-    assert total.tokens_by_experts[0] == [[1, 10, 0, 0], [0, 48, 0, 16]]
+    assert total.tokens_by_experts[0] == [[0, 1, 10, 0, 0], [0, 0, 48, 0, 16]]
     assert total.scored_tokens == [[11, 64], [11, 64]]
     assert total.near_ties == [[2, 8], [0, 6]]
     assert total.routing_entropy == [[5.5, 48.0], [7.75, 32.0]]

@@ -24,7 +24,7 @@ def load(count: int) -> ExpertLoad:
         expert_tokens=[[[count, 0], [0, 2 * count]]],
         tokens=[tokens],
         tail_tokens=[0],
-        tokens_by_experts=[[[count], [2 * count]]],
+        tokens_by_experts=[[[0, count], [0, 2 * count]]],
         scored_tokens=[tokens],
         near_ties=[[0, 0]],
         routing_entropy=[[0, 0]],

@@ -1,6 +1,7 @@
 """The text of the metrics, without an engine."""
 
 import asyncio
+import math
 import re
 import time
 from typing import Any, get_args
@@ -19,7 +20,7 @@ from tests.paths import REPOSITORY
 from tests.server import fake_engine
 from tests.server.fake_engine import NOTHING, UNSEEN, FakeEngine, large_load, routing
 
-LOAD = {
+LOAD: dict[str, Any] = {
     **fake_engine.LOAD,
     "expert_tokens": [[[10, 9, 0, 1], [32, 40, 8, 80]], [[5, 5, 5, 5], [64, 32, 16, 16]]],
 }
@@ -88,17 +89,43 @@ def test_a_shadow_has_series_of_its_own_and_changes_no_other(level: MetricsLevel
 
 def test_a_shadow_adds_few_series_and_none_of_tails_that_it_does_not_know() -> None:
     metrics = shadowed({"policy": "dual_threshold"})
-    assert metrics.series == 6 + 25 * 2 + 2
+    assert metrics.series == 6 + 26 * 2 + 2
     assert "shadow_vision_tail" not in metrics.text(True)
 
 
 def test_the_experts_of_a_token_are_a_histogram() -> None:
     told = samples(expert_metrics(NOTHING, LOAD).text(True))
-    for bound, tokens in {"1.0": 0, "2.0": 112, "3.0": 112, "4.0": 128, "64.0": 128, "+Inf": 128}.items():
+    for bound, tokens in {
+        "0.0": 0,
+        "1.0": 0,
+        "2.0": 112,
+        "3.0": 112,
+        "4.0": 128,
+        "64.0": 128,
+        "+Inf": 128,
+    }.items():
         assert value(told, "prismoe_token_experts_bucket", modality="image", le=bound) == tokens
     assert value(told, "prismoe_token_experts_count", modality="image") == 128
     assert value(told, "prismoe_token_experts_sum", modality="image") == 288
     assert value(told, "prismoe_token_experts_sum", modality="text") == 40
+
+
+def test_tokens_that_use_no_expert_are_told_of() -> None:
+    """In the first layer all images' tokens lose their experts."""
+    lost = LOAD | {
+        "expert_tokens": [[[6, 4, 0, 10], [0] * 4], LOAD["expert_tokens"][1]],
+        "tokens_by_experts": [[[0, 0, 10, 0, 0], [64, 0, 0, 0, 0]], LOAD["tokens_by_experts"][1]],
+    }
+    told = samples(expert_metrics(NOTHING, lost).text(True))
+    for bound, tokens in {"0.0": 64, "1.0": 64, "2.0": 128, "+Inf": 128}.items():
+        assert value(told, "prismoe_token_experts_bucket", modality="image", le=bound) == tokens
+    assert value(told, "prismoe_token_experts_sum", modality="image") == 128
+    assert value(told, "prismoe_routed_tokens_total", modality="image") == 128
+    assert value(told, "prismoe_used_experts_total", modality="image") == 128
+    assert value(told, "prismoe_idle_experts", modality="image") == 4
+    assert value(told, "prismoe_expert_load_variation", modality="image") == pytest.approx(384**0.5 / 32)
+    assert value(told, "prismoe_modality_equity_index") == 1  # the second layer's
+    assert not any(math.isnan(number) for number in told.values())
 
 
 def test_what_the_router_made_of_tokens_is_summed() -> None:
@@ -200,8 +227,8 @@ def test_a_model_whose_layers_cannot_be_seen_has_no_series() -> None:
 
 def test_the_summary_grows_with_the_modalities_alone() -> None:
     small = expert_metrics(LOAD, level="summary")
-    assert small.series == 6 + 25 * 2
-    assert large_metrics("summary").series == 6 + 25 * 3
+    assert small.series == 6 + 26 * 2
+    assert large_metrics("summary").series == 6 + 26 * 3
 
 
 def test_both_formats_say_the_same_with_types_units_and_help() -> None:
@@ -251,7 +278,7 @@ def large_metrics(level: MetricsLevel) -> ExpertMetrics:
     return metrics
 
 
-@pytest.mark.parametrize(("level", "series"), [("summary", 81), ("full", 81 + 48 * (4 * 128 + 26))])
+@pytest.mark.parametrize(("level", "series"), [("summary", 84), ("full", 84 + 48 * (4 * 128 + 26))])
 def test_a_large_model_is_told_quickly(level: MetricsLevel, series: int) -> None:
     metrics = large_metrics(level)
     told = samples(metrics.text(True))

@@ -166,7 +166,7 @@ def test_a_moe_llava_checkpoint_is_routed_as_by_prismoes_server(
     ("options", "said"),
     [
         (settings(colour=1), "--additional-config: prismoe.colour: Extra inputs are not permitted."),
-        (settings(routing={"policy": "ltdr"}), "Routing policies run on MoE-LLaVA checkpoints alone"),
+        (settings(routing={"policy": "ltdr"}), "give it a threshold."),
         (("--worker-cls", "vllm.v1.worker.cpu_worker.CPUWorker"), "prismoe counts in a worker of its own"),
     ],
     ids=["setting", "policy", "worker"],

@@ -20,6 +20,7 @@ def fit(data: CalibrationData, goal: Goal) -> RouterFit:
     """
     top_k = goal.settings.get("top_k", data.top_k)
     normalize = goal.settings.get("norm_topk_prob", top_k != 1)
+    keep_best = goal.settings.get("keep_best", True)
     importance = {modality: _importance(data, modality) for modality in POLICY_MODALITIES}
     thresholds = {}
     for modality, skip in zip(POLICY_MODALITIES, (goal.skip_text, goal.skip), strict=True):
@@ -27,7 +28,7 @@ def fit(data: CalibrationData, goal: Goal) -> RouterFit:
             importance[modality][layer] * _weights_of(router, modality, top_k, normalize)
             for layer, router in data.layers.items()
         ]
-        thresholds[f"{modality}_threshold"] = _threshold(torch.cat(scores), skip)
+        thresholds[f"{modality}_threshold"] = _threshold(torch.cat(scores), skip, keep_best)
     return RouterFit(
         {"policy": "dual_threshold", **goal.settings, **thresholds},
         {
@@ -51,13 +52,14 @@ def _weights_of(router: RouterRecording, modality: str, top_k: int, normalize: b
     return weights_TA
 
 
-def _threshold(scores_TA: Tensor, skip: float) -> float:
-    """The threshold that skips a share of all uses, where each token keeps its first."""
+def _threshold(scores_TA: Tensor, skip: float, keep_best: bool) -> float:
+    """The threshold that skips a share of all uses, where each token keeps its first or none in any case."""
     slots = scores_TA.shape[1]
-    most = (slots - 1) / slots
+    kept = int(keep_best)
+    most = (slots - kept) / slots
     if skip > most:
         raise ValueError(
             f"A token keeps its best expert, so at most {most:.0%} of {slots} uses can be skipped: "
-            f"ask for that or less, or raise top_k."
+            f"ask for that or less, raise top_k, or set keep_best to false."
         )
-    return between(scores_TA[:, 1:].flatten(), skip / most) if skip else 0.0
+    return between(scores_TA[:, kept:].flatten(), skip / most) if skip else 0.0

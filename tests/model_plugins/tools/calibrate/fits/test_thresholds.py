@@ -57,6 +57,17 @@ def test_dual_threshold_skips_just_the_share_of_vision_uses(top_k: int, skip: fl
     assert all(torch.all(routing.count_T[~is_vision_T] == top_k) for routing in routings)
 
 
+@pytest.mark.parametrize("skip", [0.2, 0.88, 1.0])
+def test_dual_threshold_skips_any_share_where_no_expert_is_kept(skip: float) -> None:
+    data = calibration_data(DIVERGENCE)
+    routings = routed(data, dual_threshold.fit(data, Goal({"keep_best": False}, skip=skip))).values()
+    is_vision_T = data.layers[0].segment_T >= 0
+    kept = sum(int(routing.count_T[is_vision_T].sum()) for routing in routings)
+    uses = 2 * VISION_TOKENS * 2
+    assert kept == uses - round(skip * uses)
+    assert all(torch.all(routing.count_T[~is_vision_T] == 2) for routing in routings)
+
+
 def test_dual_threshold_skips_text_by_its_own_share_and_most_where_it_matters_least() -> None:
     data = calibration_data(DIVERGENCE)
     first, second = routed(data, dual_threshold.fit(data, Goal(skip=0.25, skip_text=0.25))).values()

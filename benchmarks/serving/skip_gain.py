@@ -1,0 +1,207 @@
+"""What skipping experts buys in prefill, on CPU, at the shapes of Qwen3-VL-30B-A3B.
+
+`python -m prismoe.benchmarks.serving.skip_gain`, on a host with nothing else to do. The model is that of
+`native_cost`, with random weights. Four fifths of a prompt's tokens are taken for vision, and a share of
+their uses of experts is skipped: each keeps the best experts of its choice, as many as the share leaves, in
+turns the whole number below and above. One eager engine, in this process and on one core, takes its steps in
+turns as `native` and with experts skipped: a pair is two steps, one behind the other.
+
+Printed is how many times as fast as `native` the MoE layers and the whole prefill are, the pairs' median and
+its 95% interval. Beside them stands what the uses predict: of the MoE layers all uses over those that are
+left, of the prefill the same for the part of its time that the MoE layers take. The floor is what is left of
+a MoE layer's time if its weights were only read. Seconds are the process's CPU seconds.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from vllm import LLM
+
+from prismoe.benchmarks.kernels.bench import print_table
+from prismoe.benchmarks.serving.native_cost import add_prompt, median_interval, start_engine, write_config
+from prismoe.benchmarks.serving.routing_cost import on_one_core
+from prismoe.kernels.routing import top_experts, use_first
+from prismoe.model_plugins.moe_layer.model_routing import runners_of
+from prismoe.model_plugins.routing.policy import RouterInputs, Routing
+
+TOKENS = (512, 2048, 8192)
+SKIPPED = (0.0, 0.3, 0.6, 0.88)
+TEXT_EVERY = 5
+"""Each fifth token is text, and keeps all of its experts."""
+SKIPPING = {"policy": "dual_threshold"}
+"""Any policy that leaves slots unused: how many, the benchmark says."""
+
+
+class Pair(NamedTuple):
+    """The seconds of two steps: of the MoE layers, and of the whole."""
+
+    native_layers: float
+    native_step: float
+    layers: float
+    step: float
+
+
+def kept_uses(num_tokens: int, top_k: int, skipped: float) -> Tensor:
+    """How many experts each token keeps, `[T]`: vision tokens `top_k * (1 - skipped)` on average."""
+    places_T = torch.arange(num_tokens)
+    vision_T = places_T - places_T // TEXT_EVERY - 1
+    kept = top_k * (1 - skipped)
+    kept_T = ((vision_T + 1) * kept).floor() - (vision_T * kept).floor()
+    return torch.where(places_T % TEXT_EVERY == 0, top_k, kept_T.long())
+
+
+def keep(counts_T: Tensor, top_k: int, step: RouterInputs) -> Routing:
+    """The first `counts_T` of the gate's own choice, at their weights."""
+    confidence = step.confidence
+    count_T = counts_T[: len(step.logits_TE)]
+    experts_TA, weights_TA = top_experts(confidence.logits_TE, top_k, True)
+    return Routing.without_tail(*use_first(experts_TA, weights_TA, count_T), count_T, confidence)
+
+
+class Bench:
+    """To be made in the worker: it runs the model's steps either way."""
+
+    def __init__(self, worker: Any) -> None:
+        self.routing = worker.routing
+        self.runners: list[Any] = runners_of(worker.model_runner.get_model())
+        self.top_k: int = self.runners[0].routed_experts.top_k
+        self.layer_seconds = 0.0
+        for runner in self.runners:
+            runner.register_forward_pre_hook(self._begin)
+            runner.register_forward_hook(self._end)
+
+    def _begin(self, *_: object) -> None:
+        self._start = time.process_time()
+
+    def _end(self, *_: object) -> None:
+        self.layer_seconds += time.process_time() - self._start
+
+    @contextmanager
+    def native(self) -> Iterator[None]:
+        """vLLM's own routers and kernels for as long as it lasts."""
+        with ExitStack() as stack:
+            for runner in self.runners:
+                kernel = runner.routed_experts.quant_method.moe_kernel.fused_experts
+                for owner, name in ((runner.router, "_compute_routing"), (kernel, "apply")):
+                    own = getattr(type(owner), name).__get__(owner)
+                    stack.enter_context(patch.object(owner, name, own))
+            yield
+
+    @contextmanager
+    def skipping(self, counts_T: Tensor) -> Iterator[None]:
+        """The first `counts_T` of each token's experts for as long as it lasts."""
+        with ExitStack() as stack:
+            for layer in self.routing.routers.values():
+                stack.enter_context(patch.object(layer, "_route", partial(keep, counts_T, self.top_k)))
+            yield
+
+    def floor(self) -> float:
+        """The seconds that reading the weights of all MoE layers once takes."""
+        weights = [
+            weight.data.flatten().view(torch.int64)
+            for runner in self.runners
+            for weight in (runner.routed_experts.w13_weight, runner.routed_experts.w2_weight)
+        ]
+        taken = []
+        for _ in range(3):
+            start = time.process_time()
+            for weight in weights:
+                weight.sum()
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+
+def measure(llm: LLM, bench: Bench, num_tokens: int, skipped: float, pairs: int) -> list[Pair]:
+    """Pairs of steps, which begin with one and with the other in turns."""
+    draw = random.Random(num_tokens)
+    counts_T = kept_uses(num_tokens, bench.top_k, skipped)
+    found = []
+    for pair in range(pairs + 1):
+        taken: dict[bool, tuple[float, float]] = {}
+        for is_native in (False, True) if pair % 2 else (True, False):
+            add_prompt(llm, draw, num_tokens)
+            with bench.native() if is_native else bench.skipping(counts_T):
+                bench.layer_seconds, start = 0.0, time.process_time()
+                llm.llm_engine.step()
+                taken[is_native] = bench.layer_seconds, time.process_time() - start
+        if pair:  # the first pair warms up
+            found.append(Pair(*taken[True], *taken[False]))
+    return found
+
+
+def row(pairs: Sequence[Pair], num_tokens: int, skipped: float, top_k: int, floor: float) -> dict[str, Any]:
+    """What is told of one case."""
+    uses = int(kept_uses(num_tokens, top_k, skipped).sum())
+    predicted = num_tokens * top_k / uses
+    layer_share = statistics.median(pair.native_layers / pair.native_step for pair in pairs)
+    native_layers = statistics.median(pair.native_layers for pair in pairs)
+    return {
+        "tokens": num_tokens,
+        "skipped": skipped,
+        "pairs": len(pairs),
+        "layers": median_interval([pair.native_layers / pair.layers for pair in pairs]),
+        "layers_predicted": predicted,
+        "layers_floor": native_layers / floor,
+        "prefill": median_interval([pair.native_step / pair.step for pair in pairs]),
+        "prefill_predicted": 1 / (1 - layer_share + layer_share / predicted),
+        "native_seconds": statistics.median(pair.native_step for pair in pairs),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as they are printed."""
+    return [
+        {
+            "tokens": one["tokens"],
+            "skipped": f"{one['skipped']:.0%}",
+            "pairs": one["pairs"],
+            "MoE layers": "{1:.2f} ({0:.2f}-{2:.2f})".format(*one["layers"]),
+            "predicted": f"{one['layers_predicted']:.2f}",
+            "if only read": f"{one['layers_floor']:.1f}",
+            "prefill": "{1:.2f} ({0:.2f}-{2:.2f})".format(*one["prefill"]),
+            "predicted ": f"{one['prefill_predicted']:.2f}",
+            "native, s": f"{one['native_seconds']:.2f}",
+        }
+        for one in rows
+    ]
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON where it is asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--layers", type=int, default=3, help="each takes 1.2 GB")
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--pairs", type=int, default=12, help="of 2048 tokens; fewer of longer prompts")
+    parser.add_argument("--json", type=Path, help="where to write what was measured")
+    args = parser.parse_args()
+    on_one_core()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_config(Path(folder), args.layers, max(args.tokens) + 2)
+        llm = start_engine(Path(folder), SKIPPING, max(args.tokens) + 2)
+        (bench,) = llm.collective_rpc(Bench)
+        floor = bench.floor()
+        for num_tokens in args.tokens:
+            for skipped in SKIPPED:
+                pairs = max(3, min(args.pairs, args.pairs * 2048 // num_tokens))
+                measured = measure(llm, bench, num_tokens, skipped, pairs)
+                rows.append(row(measured, num_tokens, skipped, bench.top_k, floor))
+    print_table(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Which policies hold under the gate of a model that vLLM has built, by the operator's settings alone."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+from prismoe.model_plugins.routing.policy import RoutingPolicy
+from prismoe.model_plugins.routing.registry import POLICIES, Option, Settings, policies_named
+
+PARAMETERS = "parameters"
+"""The setting that names a safetensors file with what a policy was trained to."""
+
+
+class OperatorPolicies(NamedTuple):
+    """What the operator says of such a model."""
+
+    settings: Settings
+    trained: str | None
+    option: Option
+
+    @classmethod
+    def of(cls, routing: Mapping[str, Any], option: Option = "--routing") -> Self:
+        """Raises ValueError with a sentence where a policy can hold under no gate but its own."""
+        settings = {name: value for name, value in routing.items() if name != PARAMETERS}
+        for policy in policies_named(settings, option):
+            _check(policy)
+        trained = routing.get(PARAMETERS)
+        if trained is not None and not isinstance(trained, str):
+            raise ValueError(f"The routing setting {PARAMETERS} is {trained!r}: name a safetensors file.")
+        return cls(settings, trained, option)
+
+
+def _check(policy: RoutingPolicy) -> None:
+    if not policy.takes_any_gate:
+        names = ", ".join(name for name, kind in POLICIES.items() if kind.takes_any_gate)
+        raise ValueError(
+            f"The policy {policy.policy} has a router of its own, which this model was not trained with: "
+            f"give one of {names}, or native."
+        )
+    if policy.gate_rows(64) != 64:
+        raise ValueError(
+            f"This model's gate scores all of its experts: {policy.policy} can have no shared_experts."
+        )
+    if policy.needs_whole_images:
+        raise ValueError(
+            f"The policy {policy.policy} compares the tokens of a whole image, and vLLM may cut this model's "
+            "images between steps: give it a threshold."
+        )

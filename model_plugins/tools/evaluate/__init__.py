@@ -1,0 +1,1 @@
+"""`prismoe evaluate`: the same questions under several routings."""

@@ -1,0 +1,107 @@
+"""Which layers of a model that vLLM has built a policy can route, and which not."""
+
+import re
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
+from vllm.platforms import current_platform
+
+from prismoe.model_plugins.moe_layer import checked_policies
+from prismoe.model_plugins.moe_layer.attach import gate_of
+from prismoe.model_plugins.moe_layer.checked_policies import check_layer
+from prismoe.model_plugins.routing.registry import LayerRouting, choose_routing
+from tests.model_plugins.moe_layer.native_layers import moe_layer
+
+EXPERTS, K = 12, 2
+GROUPED = {
+    "scoring_func": "sigmoid",
+    "use_grouped_topk": True,
+    "num_expert_group": 4,
+    "topk_group": 2,
+    "e_score_correction_bias": torch.linspace(-0.2, 0.2, EXPERTS),
+}
+
+
+class Gemma4Gate:
+    """A routing function as Gemma-4's: renormalised softmax, times a scale of each expert's own."""
+
+    def __init__(self) -> None:
+        self.per_expert_scale = torch.linspace(0.5, 1.5, EXPERTS)
+
+    def __call__(self, gating_output: Tensor, topk: int, **_: object) -> tuple[Tensor, Tensor]:
+        weights_TK, experts_TK = gating_output.softmax(dim=-1).topk(topk)
+        weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+        return weights_TK * self.per_expert_scale[experts_TK], experts_TK
+
+    def route(self, **options: Any) -> tuple[Tensor, Tensor]:
+        return self(**options)
+
+
+def layer(kernel: dict[str, Any] | None = None, **gate: Any) -> Any:
+    """A layer of vLLM's with a router that heeds these settings."""
+    settings = {"renormalize": True, "top_k": K, "apply_router_weight_on_input": False} | gate
+    options = {name: value for name, value in settings.items() if name != "apply_router_weight_on_input"}
+    made = moe_layer(3, CPURouter(options.pop("top_k"), EXPERTS, **options), **settings, **(kernel or {}))
+    made.routed_experts.w2_weight = torch.empty(0)
+    made.moe_config = SimpleNamespace(is_sequence_parallel=False, num_logical_experts=EXPERTS, hidden_dim=16)
+    return made
+
+
+def routing(**settings: Any) -> LayerRouting:
+    return choose_routing({"policy": "topk"} | settings, None, K, {3: EXPERTS}, True).layers[3]
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        {},
+        {"renormalize": False},
+        GROUPED,
+        GROUPED | {"routed_scaling_factor": 2.5, "renormalize": False},
+        {"custom_routing_function": Gemma4Gate().route},
+    ],
+)
+def test_a_gate_that_is_followed_can_be_routed(gate: dict[str, Any]) -> None:
+    runner = layer(**gate)
+    check_layer(runner, gate_of(runner), routing())
+
+
+@pytest.mark.parametrize(
+    ("gate", "kernel", "settings", "said"),
+    [
+        ({"custom_routing_function": max}, {}, {}, "a function of the model's own"),
+        # vLLM's router on CPU does not scale a plain softmax: what is read of the layer is not what it does.
+        ({"routed_scaling_factor": 2.0}, {}, {}, "does not see how the gate of layer 3 weighs"),
+        (
+            {},
+            {"quant_method": SimpleNamespace(is_monolithic=True)},
+            {},
+            "The kernel of layer 3 (SimpleNamespace) routes by itself",
+        ),
+        ({"apply_router_weight_on_input": True}, {}, {}, "take their weights with their inputs"),
+        (GROUPED, {}, {"top_k": 7}, "chooses among 6 of its experts, and the policy topk asks for up to 7"),
+    ],
+)
+def test_a_layer_that_can_not_be_routed_says_why(
+    gate: dict[str, Any], kernel: dict[str, Any], settings: dict[str, Any], said: str
+) -> None:
+    runner = layer(kernel, **gate)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_layer(runner, gate_of(runner), routing(**settings))
+
+
+@pytest.mark.parametrize(("policy", "refused"), [("topk", False), ("dual_threshold", True)])
+def test_blackwells_kernel_never_sees_an_unused_slot(
+    policy: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops at a token's first repeated expert, and reads memory that nobody wrote."""
+    monkeypatch.setattr(current_platform, "is_cuda", lambda: True)
+    monkeypatch.setattr(checked_policies, "kernel_name", lambda _: "FlashInferCutlassExperts")
+    runner = layer()
+    with pytest.raises(ValueError, match="--moe-backend triton") if refused else nullcontext():
+        check_layer(runner, gate_of(runner), routing(policy=policy))

@@ -1,0 +1,58 @@
+"""`dual_threshold` against what the code that MoDES released makes of the same gate logits."""
+
+import json
+
+import pytest
+import torch
+
+from prismoe.model_plugins.routing.policies.dual_threshold import DualThreshold
+from prismoe.model_plugins.routing.policy import RouterInputs
+from tests.paths import DATA
+
+RELEASED = json.loads((DATA / "modes-released-rule.json").read_text())
+"""Three layers of 64 tokens; its `origin` says what wrote it. "visual" is what is called vision here."""
+LAYERS = range(len(RELEASED["layers"]))
+
+
+def policy_and_step(layer: int) -> tuple[DualThreshold, RouterInputs]:
+    """A layer's settings, as MoDES's files of importances and thresholds have them, and its tokens."""
+    importance, tau = RELEASED["layers"][layer]["importance"], RELEASED["tau"]
+    policy = DualThreshold(
+        top_k=RELEASED["top_k"],
+        norm_topk_prob=True,
+        text_importance=importance["text"],
+        vision_importance=importance["visual"],
+        text_threshold=tau["text"],
+        vision_threshold=tau["visual"],
+        keep_best=False,
+    )
+    logits_TE = torch.tensor(RELEASED["layers"][layer]["logits"])
+    tokens, experts = logits_TE.shape
+    asked_T2 = torch.zeros(tokens, 2, dtype=torch.int32)
+    segment_T = torch.tensor(RELEASED["is_visual"]) - 1
+    return policy, RouterInputs(torch.empty(tokens, 0), logits_TE, segment_T, asked_T2, {}, experts)
+
+
+def released(layer: int) -> tuple[torch.Tensor, list[int]]:
+    """Each token's weights of all experts, and of how many they are not 0."""
+    used = RELEASED["layers"][layer]["used"]
+    weights_TE = torch.zeros(len(used), len(RELEASED["layers"][layer]["logits"][0]))
+    for token, pairs in enumerate(used):
+        for expert, weight in pairs:
+            weights_TE[token, expert] = weight
+    return weights_TE, [len(pairs) for pairs in used]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_token_has_the_released_weights(layer: int) -> None:
+    policy, step = policy_and_step(layer)
+    routing = policy.route(step)
+    weights_TE, counts = released(layer)
+    actual_TE = torch.zeros_like(weights_TE).scatter_add_(1, routing.experts_TA, routing.weights_TA)
+    torch.testing.assert_close(actual_TE, weights_TE, rtol=1e-5, atol=1e-7)
+    assert routing.count_T.tolist() == counts
+
+
+def test_the_released_rule_takes_all_experts_from_some_tokens() -> None:
+    """Else the test above would pass with `keep_best`, too."""
+    assert [released(layer)[1].count(0) for layer in LAYERS] == [7, 0, 42]

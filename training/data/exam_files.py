@@ -1,0 +1,42 @@
+"""The exam for `prismoe evaluate --questions`: `python -m prismoe.training.data.exam_files FOLDER`."""
+
+import argparse
+from pathlib import Path
+
+from prismoe.training.data.cases import Exam, build_exam
+from prismoe.training.data.pictures import Pictures
+from prismoe.training.data.questions import question_line
+
+FILE = "questions.jsonl"
+
+
+def write_exam(exam: Exam, folder: Path) -> None:
+    """Write the drawings as PNG files, and FILE with the questions about them, to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for drawing, png in exam.png.items():
+        (folder / _name(drawing)).write_bytes(png)
+    lines = [question_line(_name(case.drawing), case.question, case.answer) for case in exam.cases]
+    (folder / FILE).write_text("".join(lines))
+
+
+def _name(drawing: int) -> str:
+    return f"{drawing}.png"
+
+
+def main() -> None:
+    """Parse the command line and write the files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="where the pictures are, or will be fetched"
+    )
+    arguments = parser.parse_args()
+    pictures = Pictures(arguments.cache / "emoji")
+    pictures.fetch()
+    write_exam(build_exam(pictures), arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
