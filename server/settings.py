@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, field_validator
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
-from prismoe.model_plugins.routing.setting import RoutingSetting
+from prismoe.model_plugins.routing.setting import ShadowSetting
 from prismoe.model_plugins.worker.settings import MetricsSettings
 from prismoe.server.access.settings import AccessSettings
 from prismoe.server.health.settings import LifeSettings
@@ -22,7 +22,7 @@ class CodeSettings(BaseModel):
 
 
 class ServeSettings(
-    RoutingSetting, CodeSettings, MetricsSettings, AccessSettings, LimitSettings, LifeSettings, MediaSettings
+    ShadowSetting, CodeSettings, MetricsSettings, AccessSettings, LimitSettings, LifeSettings, MediaSettings
 ):
     """One server's settings. `engine_options` are vLLM's own, still as the user typed them."""
 

@@ -49,7 +49,7 @@ def mark_steps_of(model: Any, step: RoutingStep) -> None:
     ) -> Tensor:
         # vLLM's runner writes its modality on each embedding: token ids don't tell videos from images.
         media = [Media(part.modality, len(part)) for part in multimodal_embeddings or ()]  # type: ignore[attr-defined]
-        step.mark(is_multimodal, media, len(input_ids))
+        step.tokens.mark(is_multimodal, media, len(input_ids))
         embeds_TD: Tensor = embed(input_ids, multimodal_embeddings, is_multimodal=is_multimodal, **options)
         return embeds_TD
 

@@ -74,24 +74,24 @@ class LoadCounter(nn.Module):
 
     def __init__(self, step: RoutingStep) -> None:
         super().__init__()
-        self._layers, self._modalities = step.layers, step.names
+        self._layers, self._modalities = step.layers, step.tokens.names
         experts = max((layer.experts for layer in step.layers), default=0)
-        load_LMC = empty_load(len(step.layers), len(step.names), experts)
-        self.register_buffer("load_LMC", load_LMC.to(step.segments.device), persistent=False)
+        load_LMC = empty_load(len(step.layers), len(step.tokens.names), experts)
+        self.register_buffer("load_LMC", load_LMC.to(step.tokens.segments.device), persistent=False)
         self.as_scored: Callable[[ScoredTokens], ScoredTokens] = lambda scored: scored
         """From what the layers wrote to what is counted."""
         constant = step.constant()
-        self._routed = Page[RoutedTokens](max(PAGE_TOKENS, len(step.segments)), constant)
-        self._scored = Page[ScoredTokens](PAGE_STEPS * len(step.sampled), constant)
+        self._routed = Page[RoutedTokens](max(PAGE_TOKENS, len(step.tokens.segments)), constant)
+        self._scored = Page[ScoredTokens](PAGE_STEPS * len(step.tokens.sampled), constant)
 
     def add(self, step: RoutingStep) -> None:
         """Add a step that has run."""
-        if not self._routed.has_room(step.num_tokens):
+        if not self._routed.has_room(step.tokens.num_tokens):
             self._count_routed()
-        self._routed.append(step.routed(), step.num_tokens)
-        if not self._scored.has_room(step.num_sampled):
+        self._routed.append(step.routed(), step.tokens.num_tokens)
+        if not self._scored.has_room(step.tokens.num_sampled):
             self._count_scored()
-        self._scored.append(step.scored(), step.num_sampled)
+        self._scored.append(step.scored(), step.tokens.num_sampled)
 
     def load(self) -> Mapping[str, Any]:
         """What was counted: for each field of `LayerLoad` a list by layer."""

@@ -48,11 +48,12 @@ class ModelRouting(nn.Module, ABC):
         modalities: Sequence[str],
         layers: Mapping[int, LayerShape],
         max_tokens: int,
+        beside: RoutingStep | None = None,
     ) -> None:
         super().__init__()
         self.architecture = architecture
         self.layers = dict(layers)
-        self.step = RoutingStep(modalities, [*layers.values()], max_tokens)
+        self.step = RoutingStep(modalities, [*layers.values()], max_tokens, beside)
         self.counter = LoadCounter(self.step)
         self.routers: dict[int, Observed] = {}
         self.step_watchers: list[Callable[[RoutingStep], None]] = []
@@ -63,11 +64,11 @@ class ModelRouting(nn.Module, ABC):
         for watch in self.step_watchers:
             watch(self.step)
         self.counter.add(self.step)
-        self.step.clear()
+        self.step.tokens.clear()
 
     def load(self) -> Mapping[str, Any]:
         """The load counted so far, as the server's `ExpertLoad`."""
-        return {"modalities": [*self.step.names], "layers": [*self.layers], **self.counter.load()}
+        return {"modalities": [*self.step.tokens.names], "layers": [*self.layers], **self.counter.load()}
 
     def reset_load(self) -> None:
         """Count from zero: on CUDA vLLM warms up with made-up requests, which look like real ones here."""
@@ -109,7 +110,7 @@ class ModelRouting(nn.Module, ABC):
             "in_force": self.routed_by,
             "switchable": self.switchable,
             "architecture": self.architecture,
-            "modalities": [*self.step.names],
+            "modalities": [*self.step.tokens.names],
             "layers": layers,
             "not_supported": [*self.not_supported],
         }

@@ -1,7 +1,7 @@
 """Policy `native`: a model routes as vLLM has it, and prismoe reads along.
 
 vLLM's choice of kernels, the gate's bias and groups, the mapping of experts to ranks and vLLM's own capture
-of experts stay as they are.
+of experts stay as they are. A shadow policy routes the same tokens a second time, and is counted by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,10 @@ from prismoe.kernels.expert_load import Confidence, LayerShape, ScoredTokens
 from prismoe.model_plugins.moe_layer.attach import gate_of, mark_steps_of, why_unseen
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, runners_of
 from prismoe.model_plugins.moe_layer.router import Observer
+from prismoe.model_plugins.moe_layer.shadow import ShadowLayer, ShadowPolicies
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing import NATIVE
+from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.vllm_seams.experts_sink import put_sink, routes_by_itself
 from prismoe.model_plugins.vllm_seams.native_router import watch_routing
@@ -30,17 +32,19 @@ logger = init_logger("vllm.prismoe.native")
 
 
 class NativeLayer:
-    """Stands beside the router of one MoE layer, and writes down what it decides."""
+    """Stands beside the router of one MoE layer, and writes down what it decides; so does its `shadow`."""
 
     observer: Observer | None = None
 
-    def __init__(self, runner: MoERunner, step: RoutingStep, place: int) -> None:
+    def __init__(self, runner: MoERunner, step: RoutingStep, place: int, shadow: ShadowLayer | None) -> None:
         self.gate = gate_of(runner)
-        self._step, self._place = step, place
+        self._step, self._place, self._shadow = step, place, shadow
 
     def routed(self, hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> None:
         """What the router made of a step."""
         self._step.write(self._place, experts_TA, weights_TA, None, None, Confidence(logits_TE))
+        if self._shadow is not None:
+            self._shadow.follow(hidden_TD, logits_TE)
         if self.observer is not None:
             self.observer(hidden_TD, logits_TE, experts_TA, weights_TA)
 
@@ -50,11 +54,21 @@ class NativeLayer:
 
 
 class NativeRouting(ModelRouting):
-    """The MoE layers of a model that vLLM has loaded. Where they can't be seen it has none, and says why."""
+    """The MoE layers of a model that vLLM has loaded. Where they can't be seen it has none, and says why.
+
+    `shadow` are policies that are counted beside them. Raises ValueError with a sentence where
+    they can't be.
+    """
 
     routed_by = "native"
 
-    def __init__(self, vllm_config: VllmConfig, model: nn.Module, modalities: Sequence[str]) -> None:
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        model: nn.Module,
+        modalities: Sequence[str],
+        shadow: OperatorPolicies | None = None,
+    ) -> None:
         architecture = vllm_config.model_config.architecture
         runners = runners_of(model)
         refusal = why_unseen(architecture, runners, modalities)
@@ -68,10 +82,15 @@ class NativeRouting(ModelRouting):
         self.to(next(model.parameters()).device)
         if current_platform.is_cuda():
             self.step.write_by_kernel()
+        # Its checks ask the routers, which nobody watches yet.
+        self.shadow = (
+            None if shadow is None else ShadowPolicies(vllm_config, model, modalities, shadow, self.step)
+        )
         self._top_k = {runner.layer_id: runner.routed_experts.top_k for runner in runners}
         self._gates: dict[int, Gate] = {}
         for place, runner in enumerate(runners):
-            layer = NativeLayer(runner, self.step, place)
+            beside = None if self.shadow is None else self.shadow.followers[runner.layer_id]
+            layer = NativeLayer(runner, self.step, place, beside)
             self.routers[runner.layer_id] = layer
             self._gates[runner.layer_id] = layer.gate
             if routes_by_itself(runner):
@@ -101,8 +120,30 @@ class NativeRouting(ModelRouting):
         )
         return written._replace(logits_LTE=logits_LTE, scores_LTE=scores_LTE)
 
+    def end_step(self) -> None:
+        if self.shadow is not None:
+            self.shadow.counter.add(self.shadow.step)
+        super().end_step()
+
+    def load(self) -> Mapping[str, Any]:
+        return {**super().load(), "shadow": None if self.shadow is None else self.shadow.load()}
+
+    def reset_load(self) -> None:
+        super().reset_load()
+        if self.shadow is not None:
+            self.shadow.reset_load()
+
     def source(self) -> str:
         return "model"
+
+    def describe(self) -> Mapping[str, Any]:
+        told = super().describe()
+        if self.shadow is None:
+            return told
+        return {
+            **told,
+            "shadow": [layer | self.shadow.describe_layer(layer["layer"]) for layer in told["layers"]],
+        }
 
     def describe_layer(self, layer: int) -> Mapping[str, Any]:
         return {

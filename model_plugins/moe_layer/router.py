@@ -60,7 +60,7 @@ class PolicyRouter(BaseRouter):
 
     def inputs(self, hidden_TD: Tensor, logits_TE: Tensor) -> RouterInputs:
         """What the policy sees of the running step."""
-        tokens = self._step.tokens(hidden_TD.shape[0])
+        tokens = self._step.tokens.seen(hidden_TD.shape[0])
         return RouterInputs(
             hidden_TD,
             logits_TE,

@@ -7,7 +7,7 @@ tokens: the buffers then say padding throughout.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -47,43 +47,29 @@ class Media(NamedTuple):
     """How many experts its request asks for its tail and its head tokens, `[tokens, 2]`; 0 asks nothing."""
 
 
-class RoutingStep(nn.Module):
-    """Written by the model's embedding and its routers, read by policies, counters and the inspector."""
+class MarkedTokens(nn.Module):
+    """What the tokens of the running step are, as the model's embedding wrote it.
+
+    `most_sampled` tokens of a step are asked how sure their routers were.
+    """
 
     segments: Tensor
     asked: Tensor
     modalities: Tensor
     sampled: Tensor
-    experts: Tensor
-    weights: Tensor
-    counts: Tensor
-    tails: Tensor
-    logits: Tensor
-    scores: Tensor
 
-    def __init__(self, modalities: Sequence[str], layers: Sequence[LayerShape], max_tokens: int) -> None:
+    def __init__(self, modalities: Sequence[str], max_tokens: int, most_sampled: int) -> None:
         super().__init__()
-        self.layers, self.names = [*layers], (*modalities,)
+        self.names = (*modalities,)
         self.num_tokens = 0
-        self._is_text = self._is_asked = self._is_spaced = False
-        self._rows: list[LayerRows] = []
-        self._write_rows = write_rows
-        slots = max((layer.slots for layer in layers), default=0)
-        experts = max((layer.experts for layer in layers), default=0)
-        self._most_sampled = min(max_tokens, max(1, MOST_SCORED // max(1, len(layers) * experts)))
-        slots_L1 = torch.tensor([[layer.slots] for layer in layers], dtype=torch.int32).view(-1, 1)
-        scored = len(layers), self._most_sampled, experts
+        self.is_spaced = False
+        self._is_text = self._is_asked = False
+        self._most_sampled = most_sampled
         for name, buffer in {
             "segments": torch.full((max_tokens,), PADDING),
             "asked": torch.zeros(max_tokens, 2, dtype=torch.int32),
             "modalities": torch.full((max_tokens,), NOT_COUNTED),
-            "sampled": torch.arange(self._most_sampled),
-            "experts": torch.zeros(len(layers), max_tokens, slots, dtype=torch.int32),
-            "weights": torch.zeros(len(layers), max_tokens, slots, dtype=torch.float32),
-            "counts": slots_L1.repeat(1, max_tokens),
-            "tails": torch.zeros(len(layers), max_tokens, dtype=torch.bool),
-            "logits": torch.zeros(*scored, dtype=torch.float32),
-            "scores": torch.zeros(*scored, dtype=torch.float32),
+            "sampled": torch.arange(most_sampled),
         }.items():
             self.register_buffer(name, buffer, persistent=False)
 
@@ -127,16 +113,70 @@ class RoutingStep(nn.Module):
         if self.num_tokens > self._most_sampled:
             rows = np.arange(self._most_sampled) * self.num_tokens // self._most_sampled
             async_tensor_h2d(rows, out=self.sampled)
-            self._is_spaced = True
-        elif self._is_spaced:
+            self.is_spaced = True
+        elif self.is_spaced:
             torch.arange(self._most_sampled, out=self.sampled)
-            self._is_spaced = False
+            self.is_spaced = False
 
-    def tokens(self, num_tokens: int) -> StepTokens:
+    def seen(self, num_tokens: int) -> StepTokens:
         """What policies see of the running step, padded to `num_tokens`."""
         looks = not torch.compiler.is_compiling() and self.segments.device.type == "cpu"
         is_text = looks and self._is_text and num_tokens == self.num_tokens
         return StepTokens(self.segments[:num_tokens], self.asked[:num_tokens], is_text)
+
+    def clear(self) -> None:
+        """Forget the step, so that a dummy step after it counts nothing."""
+        n = self.num_tokens
+        if n == 0:
+            return
+        self.segments[:n].fill_(PADDING)
+        self.modalities[:n].fill_(NOT_COUNTED)
+        if self._is_asked:
+            self.asked[:n].fill_(0)
+        self.num_tokens, self._is_text, self._is_asked = 0, False, False
+
+
+class RoutingStep(nn.Module):
+    """Where each MoE layer sent the tokens: written by routers, read by counters and the inspector.
+
+    It shares the tokens of the step `beside` it, if there is one, which has as many layers and experts.
+    """
+
+    experts: Tensor
+    weights: Tensor
+    counts: Tensor
+    tails: Tensor
+    logits: Tensor
+    scores: Tensor
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        layers: Sequence[LayerShape],
+        max_tokens: int,
+        beside: Self | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers = [*layers]
+        self._rows: list[LayerRows] = []
+        self._write_rows = write_rows
+        slots = max((layer.slots for layer in layers), default=0)
+        experts = max((layer.experts for layer in layers), default=0)
+        most_sampled = min(max_tokens, max(1, MOST_SCORED // max(1, len(layers) * experts)))
+        self.tokens: MarkedTokens = (
+            MarkedTokens(modalities, max_tokens, most_sampled) if beside is None else beside.tokens
+        )
+        slots_L1 = torch.tensor([[layer.slots] for layer in layers], dtype=torch.int32).view(-1, 1)
+        scored = len(layers), most_sampled, experts
+        for name, buffer in {
+            "experts": torch.zeros(len(layers), max_tokens, slots, dtype=torch.int32),
+            "weights": torch.zeros(len(layers), max_tokens, slots, dtype=torch.float32),
+            "counts": slots_L1.repeat(1, max_tokens),
+            "tails": torch.zeros(len(layers), max_tokens, dtype=torch.bool),
+            "logits": torch.zeros(*scored, dtype=torch.float32),
+            "scores": torch.zeros(*scored, dtype=torch.float32),
+        }.items():
+            self.register_buffer(name, buffer, persistent=False)
 
     def write(self, layer: int, *routed: Any) -> None:
         """What the router of `layer` (its place among the MoE layers) decided: what `write_rows` takes."""
@@ -151,14 +191,14 @@ class RoutingStep(nn.Module):
         """From now on write by the fused kernel, if it works on this GPU."""
         from prismoe.kernels.triton.layer_rows import check_write_rows, write_rows_fused
 
-        check = partial(check_write_rows, self.segments.device)
+        check = partial(check_write_rows, self.tokens.segments.device)
         if kernel_works(check, "writing down a layer's routing", "plain PyTorch does it, which is slower"):
             self._write_rows = write_rows_fused
 
     def _rows_of(self, layer: int) -> LayerRows:
         shape = self.layers[layer]
         return LayerRows(
-            self.sampled,
+            self.tokens.sampled,
             self.experts[layer],
             self.weights[layer],
             None if shape.uses_all_slots else self.counts[layer],
@@ -169,15 +209,17 @@ class RoutingStep(nn.Module):
 
     def routed(self) -> RoutedTokens:
         """Where the step's tokens went; views of the buffers."""
-        n = self.num_tokens
-        return RoutedTokens(self.modalities[:n], self.experts[:, :n], self.counts[:, :n], self.tails[:, :n])
+        n = self.tokens.num_tokens
+        return RoutedTokens(
+            self.tokens.modalities[:n], self.experts[:, :n], self.counts[:, :n], self.tails[:, :n]
+        )
 
     def scored(self) -> ScoredTokens:
         """The logits and scores of those tokens that are asked how sure their routers were."""
-        n = self.num_sampled
-        rows = self.sampled[:n] if self._is_spaced else slice(n)
+        n = self.tokens.num_sampled
+        rows = self.tokens.sampled[:n] if self.tokens.is_spaced else slice(n)
         return ScoredTokens(
-            self.modalities[rows],
+            self.tokens.modalities[rows],
             self.experts[:, rows],
             self.counts[:, rows],
             self.logits[:, :n],
@@ -192,14 +234,3 @@ class RoutingStep(nn.Module):
             "scores_LTE": not any(layer.has_scores for layer in self.layers),
         }
         return {name for name, is_constant in parts.items() if is_constant}
-
-    def clear(self) -> None:
-        """Forget the step, so that a dummy step after it counts nothing."""
-        n = self.num_tokens
-        if n == 0:
-            return
-        self.segments[:n].fill_(PADDING)
-        self.modalities[:n].fill_(NOT_COUNTED)
-        if self._is_asked:
-            self.asked[:n].fill_(0)
-        self.num_tokens, self._is_text, self._is_asked = 0, False, False

@@ -51,7 +51,7 @@ class CalibrationRecorder:
     def _observe(
         self, layer: int, hidden_TD: Tensor, logits_TE: Tensor, _experts_TA: Tensor, weights_TA: Tensor
     ) -> None:
-        segment_T = self._step.segments[: len(hidden_TD)]
+        segment_T = self._step.tokens.segments[: len(hidden_TD)]
         self._is_token_T = segment_T != PADDING
         self._segment_T = segment_T[self._is_token_T]
         self._routers[layer] = hidden_TD[self._is_token_T], logits_TE[self._is_token_T]

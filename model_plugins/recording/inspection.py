@@ -77,7 +77,7 @@ class InspectionRecorder:
         positions = [position for step in self._steps for position in step.positions]
         # A preempted request computes positions again: its latest rows are those that its answer rests on.
         order = [row for _, row in sorted({position: row for row, position in enumerate(positions)}.items())]
-        names = self._routing.step.names
+        names = self._routing.step.tokens.names
         modalities = _picked([step.modality_T for step in self._recorded], order)
         return {
             "positions": [positions[row] for row in order],
@@ -121,7 +121,7 @@ class InspectionRecorder:
         if self._running is None:
             return
         rows = self._running.rows
-        of_step = Recorded(step.modalities, step.experts, step.weights, step.counts, step.tails)
+        of_step = Recorded(step.tokens.modalities, step.experts, step.weights, step.counts, step.tails)
         modality_T, *by_layer = of_step
         self._recorded.append(
             Recorded(modality_T[rows].clone(), *(part[:, rows].clone() for part in by_layer))

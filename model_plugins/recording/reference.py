@@ -38,7 +38,7 @@ class ReferenceRecorder:
 
     def _begin_step(self, _: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         embeds_TD: Tensor = inputs["inputs_embeds"]
-        self._is_token_T = self._step.segments[: len(embeds_TD)] != PADDING
+        self._is_token_T = self._step.tokens.segments[: len(embeds_TD)] != PADDING
         self._keep("inputs_embeds", embeds_TD)
 
     def _keep_routing(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 from prismoe.model_plugins.routing.policy import RoutingPolicy
-from prismoe.model_plugins.routing.registry import POLICIES, Settings, policies_named
+from prismoe.model_plugins.routing.registry import POLICIES, Option, Settings, policies_named
 
 PARAMETERS = "parameters"
 """The setting that names a safetensors file with what a policy was trained to."""
@@ -15,17 +15,18 @@ class OperatorPolicies(NamedTuple):
 
     settings: Settings
     trained: str | None
+    option: Option
 
     @classmethod
-    def of(cls, routing: Mapping[str, Any]) -> Self:
+    def of(cls, routing: Mapping[str, Any], option: Option = "--routing") -> Self:
         """Raises ValueError with a sentence where a policy can hold under no gate but its own."""
         settings = {name: value for name, value in routing.items() if name != PARAMETERS}
-        for policy in policies_named(settings):
+        for policy in policies_named(settings, option):
             _check(policy)
         trained = routing.get(PARAMETERS)
         if trained is not None and not isinstance(trained, str):
             raise ValueError(f"The routing setting {PARAMETERS} is {trained!r}: name a safetensors file.")
-        return cls(settings, trained)
+        return cls(settings, trained, option)
 
 
 def _check(policy: RoutingPolicy) -> None:

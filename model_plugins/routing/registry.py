@@ -68,7 +68,8 @@ def installed_policies(entry_points: Iterable[EntryPoint]) -> dict[str, type[Rou
 
 POLICIES |= installed_policies(entry_points(group=ENTRY_POINTS))
 
-Source = Literal["--routing", "checkpoint", "default"]
+Option = Literal["--routing", "--shadow"]
+Source = Literal[Option, "checkpoint", "default"]
 Settings = Mapping[str, Any]
 
 
@@ -116,18 +117,20 @@ def choose_routing(
     top_k: int,
     experts_by_layer: Mapping[int, int],
     gate_renormalises: bool | None = None,
+    option: Option = "--routing",
 ) -> RoutingInForce:
     """How each layer of `experts_by_layer` routes.
 
     Settings are a policy's, and under `layers` those that differ in a layer; a layer that names another
     policy starts from that policy's defaults. What is not given is the checkpoint's k, renormalised when
-    k > 1, or as the model's own gate does (`gate_renormalises`).
+    k > 1, or as the model's own gate does (`gate_renormalises`). `option` is where the operator said it.
 
     Raises ValueError with a sentence when the settings are not a policy's or make no sense for a layer.
     """
     source: Source
+    said_in: str
     if operator is not None:
-        source, said_in, settings = "--routing", "--routing", operator
+        source, said_in, settings = option, option, operator
     elif checkpoint is not None:
         source, said_in, settings = "checkpoint", "the checkpoint's prismoe_routing", checkpoint
     else:
@@ -159,7 +162,7 @@ def _merged(common: Settings, override: Settings) -> Settings:
     return override if names_another_policy else {**common, **override}
 
 
-def policies_named(settings: Settings) -> list[RoutingPolicy]:
+def policies_named(settings: Settings, option: Option) -> list[RoutingPolicy]:
     """The policies of a setting, whatever the model: the common one, and each layer's that differs.
 
     Raises ValueError with a sentence for what is no policy's setting.
@@ -170,7 +173,7 @@ def policies_named(settings: Settings) -> list[RoutingPolicy]:
     try:
         return [_policy(one, 1, True) for one in (common, *_by_layer(settings, layers).values())]
     except ValueError as error:
-        raise ValueError(f"The routing settings in --routing cannot be used: {error}") from error
+        raise ValueError(f"The routing settings in {option} cannot be used: {error}") from error
 
 
 def _layer_routing(

@@ -1,9 +1,31 @@
-"""The setting that says how to route, as the commands take it."""
+"""The settings that say how to route, as the commands take them: JSON, or `@` and a file that holds it."""
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from prismoe.model_plugins.routing import NATIVE
+
+
+def _parse(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        settings = json.loads(Path(value[1:]).read_text() if value.startswith("@") else value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{value!r} is not JSON ({error}). Example: \'{{"policy": "ltdr"}}\'') from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{value!r} is not JSON (it is no text).") from error
+    except OSError as error:
+        raise ValueError(f"{value!r} can't be read ({error.strerror}).") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f'{value!r} is not a JSON object. Example: \'{{"policy": "ltdr"}}\'')
+    return settings
+
+
+PolicySettings = Annotated[dict[str, Any] | None, BeforeValidator(_parse)]
 
 
 class RoutingSetting(BaseModel):
@@ -11,17 +33,19 @@ class RoutingSetting(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    routing: dict[str, Any] | None = None
+    routing: PolicySettings = None
 
-    @field_validator("routing", mode="before")
-    @classmethod
-    def _parse_routing(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            routing = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{value!r} is not JSON ({error}). Example: \'{{"policy": "ltdr"}}\'') from error
-        if not isinstance(routing, dict):
-            raise ValueError(f'{value!r} is not a JSON object. Example: \'{{"policy": "ltdr"}}\'')
-        return routing
+
+class ShadowSetting(RoutingSetting):
+    """`--shadow`, which servers take: the policy that is counted while `native` routes; None for none."""
+
+    shadow: PolicySettings = None
+
+    @model_validator(mode="after")
+    def _check_native(self) -> Self:
+        if self.shadow is not None and self.routing not in (None, NATIVE):
+            raise ValueError(
+                "A shadow policy is counted while the model routes by native, and the setting routing puts "
+                "another policy in force: leave one of both out."
+            )
+        return self

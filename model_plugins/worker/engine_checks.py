@@ -5,7 +5,7 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
 from prismoe.model_plugins.vllm_seams.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
-from prismoe.model_plugins.worker.engine_options import operator_policies
+from prismoe.model_plugins.worker.engine_options import operator_policies, shadow_policies
 
 logger = init_logger("vllm.prismoe.engine")
 
@@ -13,6 +13,7 @@ logger = init_logger("vllm.prismoe.engine")
 def check_native_engine(vllm_config: VllmConfig) -> None:
     """Raise ValueError with a sentence where prismoe can't serve a model of vLLM's own right."""
     operator_policies(vllm_config)
+    shadow_policies(vllm_config)
     parallel = vllm_config.parallel_config
     if parallel.enable_expert_parallel and current_platform.is_cpu():
         raise ValueError(

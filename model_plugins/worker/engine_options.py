@@ -12,28 +12,34 @@ from prismoe.model_plugins.worker.settings import SETTINGS_KEY, EngineSettings
 ROUTED_WORKER = "prismoe.model_plugins.worker.routed_worker.RoutedWorker"
 
 
-def engine_options(routing: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def engine_options(
+    routing: Mapping[str, Any] | None = None, shadow: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Keyword arguments of vLLM's LLM or EngineArgs under which every policy is right.
 
-    `routing` overrides what the checkpoint says; None leaves it in force. It is named in any case: so a graph
-    that vLLM compiled and kept without prismoe is not taken for one that writes its routing down. Where a
-    policy needs a scheduler of its own, the check at the start chooses it (`engine_checks`).
+    `routing` overrides what the checkpoint says; None leaves it in force. `shadow` is counted while `native`
+    routes. Both are named in any case: so a graph that vLLM compiled and kept without prismoe is not taken
+    for one that writes its routing down. Where a policy needs a scheduler of its own, the check at the start
+    chooses it (`engine_checks`).
     """
     return {
         "worker_cls": ROUTED_WORKER,
-        "additional_config": additional_config(routing),
+        "additional_config": additional_config(routing, shadow),
     }
 
 
-def additional_config(routing: Mapping[str, Any] | None) -> dict[str, Any]:
+def additional_config(
+    routing: Mapping[str, Any] | None, shadow: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What of prismoe's settings the workers read, and vLLM's compile cache tells graphs apart by."""
-    return {SETTINGS_KEY: {"routing": None if routing is None else dict(routing)}}
+    settings = {"routing": routing, "shadow": shadow}
+    return {SETTINGS_KEY: {name: value and dict(value) for name, value in settings.items()}}
 
 
-def operator_routing(vllm_config: VllmConfig) -> Mapping[str, Any] | None:
-    """The routing settings that the operator gave, None where the checkpoint's are in force."""
+def operator_settings(vllm_config: VllmConfig) -> EngineSettings:
+    """What the operator gave; `routing` is None where the checkpoint's is in force."""
     settings: dict[str, Any] = vllm_config.additional_config  # type: ignore[assignment]
-    return EngineSettings.of(settings).routing
+    return EngineSettings.of(settings)
 
 
 def operator_policies(vllm_config: VllmConfig) -> OperatorPolicies | None:
@@ -41,8 +47,14 @@ def operator_policies(vllm_config: VllmConfig) -> OperatorPolicies | None:
 
     Raises ValueError with a sentence where a policy can't hold in such a model.
     """
-    routing = operator_routing(vllm_config)
+    routing = operator_settings(vllm_config).routing
     return None if routing is None or routing == NATIVE else OperatorPolicies.of(routing)
+
+
+def shadow_policies(vllm_config: VllmConfig) -> OperatorPolicies | None:
+    """What the operator would have counted beside `native`, if anything. Raises ValueError as well."""
+    shadow = operator_settings(vllm_config).shadow
+    return None if shadow is None else OperatorPolicies.of(shadow, "--shadow")
 
 
 def use_routed_worker(vllm_config: VllmConfig) -> None:
@@ -56,5 +68,6 @@ def use_routed_worker(vllm_config: VllmConfig) -> None:
             f"prismoe counts in a worker of its own: leave --worker-cls {parallel.worker_cls} out."
         )
     parallel.worker_cls = ROUTED_WORKER
-    settings: dict[str, Any] = vllm_config.additional_config  # type: ignore[assignment]
-    vllm_config.additional_config = {**settings, **additional_config(operator_routing(vllm_config))}
+    given: dict[str, Any] = vllm_config.additional_config  # type: ignore[assignment]
+    settings = operator_settings(vllm_config)
+    vllm_config.additional_config = {**given, **additional_config(settings.routing, settings.shadow)}

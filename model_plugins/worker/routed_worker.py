@@ -13,7 +13,7 @@ from prismoe.model_plugins.vllm_seams import experts_sink, native_router, step_w
 from prismoe.model_plugins.vllm_seams.check import check
 from prismoe.model_plugins.worker.calls import RoutingCalls
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
-from prismoe.model_plugins.worker.engine_options import operator_policies
+from prismoe.model_plugins.worker.engine_options import operator_policies, shadow_policies
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -42,7 +42,8 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
             check_native_engine(self.vllm_config)
             operator = operator_policies(self.vllm_config)
             if operator is None:
-                routing = NativeRouting(self.vllm_config, model, self._modalities())
+                shadow = shadow_policies(self.vllm_config)
+                routing = NativeRouting(self.vllm_config, model, self._modalities(), shadow)
             else:
                 routing = AttachedPolicies(self.vllm_config, model, self._modalities(), operator)
         routing.kernels = {layer.layer_id: kernel_name(layer) for layer in runners_of(model)}
@@ -59,7 +60,7 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         num_tokens = scheduler_output.total_num_scheduled_tokens
         counts = num_tokens > 0 and len(self.routing.layers) > 0
         if counts and not self.model_runner.supports_mm_inputs:
-            self.routing.step.mark(None, [], num_tokens)  # the model embeds text by itself
+            self.routing.step.tokens.mark(None, [], num_tokens)  # the model embeds text by itself
         output = super().execute_model(scheduler_output)
         if counts:
             self.routing.end_step()

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
-from prismoe.model_plugins.routing.setting import RoutingSetting
+from prismoe.model_plugins.routing.setting import ShadowSetting
 
 SETTINGS_KEY = "prismoe"
 """Of vLLM's `additional_config`."""
@@ -24,7 +24,7 @@ class MetricsSettings(BaseModel):
     )
 
 
-class EngineSettings(RoutingSetting, MetricsSettings):
+class EngineSettings(ShadowSetting, MetricsSettings):
     """What `vllm serve` may be told of prismoe. `prismoe serve` has options for the same, and more."""
 
     routes: bool = Field(
@@ -41,4 +41,4 @@ class EngineSettings(RoutingSetting, MetricsSettings):
             fault = error.errors()[0]
             name = ".".join(map(str, (SETTINGS_KEY, *fault["loc"])))
             message = fault["msg"].removeprefix("Value error, ")
-            raise ValueError(f"--additional-config: {name}: {message}.") from error
+            raise ValueError(f"--additional-config: {name}: {message.removesuffix('.')}.") from error

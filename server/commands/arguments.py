@@ -49,7 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--routing",
         metavar="JSON",
-        help='how to route, instead of what the checkpoint says, e.g. {"policy": "topk"}',
+        help='how to route, instead of what the checkpoint says, e.g. {"policy": "topk"}; or @FILE',
+    )
+    parser.add_argument(
+        "--shadow",
+        metavar="JSON",
+        help="a policy that is counted and routes nothing, while the model routes by itself; or @FILE",
     )
     parser.add_argument("--model", help="the same as MODEL")
     _add_options(parser, CodeSettings)

@@ -38,7 +38,7 @@ def parse_vllm_arguments(settings: ServeSettings) -> Namespace:
     """vLLM's arguments for these settings. Raises ValueError where they can't be served."""
     if not current_platform.device_type:
         raise ValueError(NO_DEVICE)
-    routed = engine_options(settings.routing)
+    routed = engine_options(settings.routing, settings.shadow)
     parser = make_arg_parser(FlexibleArgumentParser(prog="prismoe serve", usage=USAGE))
     parser.set_defaults(**_defaults(settings) | routed)
     args: Namespace = parser.parse_args([settings.model, *settings.engine_options])

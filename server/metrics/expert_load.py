@@ -37,6 +37,8 @@ class ExpertLoad(BaseModel):
     """The sum of their routing entropies, in nats."""
     routing_variance: list[list[float]]
     """The sum of their RPV, the variance of the routing probabilities (LTDR, Eq. 9)."""
+    shadow: "ExpertLoad | None" = None
+    """What the same tokens would have used by the shadow policy; None without one."""
 
     @classmethod
     def total(cls, loads: Sequence[Self]) -> Self:
@@ -44,9 +46,15 @@ class ExpertLoad(BaseModel):
         counts = {
             name: _sum([getattr(load, name) for load in loads])
             for name in cls.model_fields
-            if name not in ("modalities", "layers")
+            if name not in ("modalities", "layers", "shadow")
         }
-        return cls(modalities=loads[0].modalities, layers=loads[0].layers, **counts)
+        shadows = [load.shadow for load in loads if load.shadow is not None]
+        return cls(
+            modalities=loads[0].modalities,
+            layers=loads[0].layers,
+            shadow=ExpertLoad.total(shadows) if shadows else None,
+            **counts,
+        )
 
 
 def _sum(counts: Sequence[Any]) -> Any:

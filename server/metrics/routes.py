@@ -55,6 +55,8 @@ class ServedRouting(BaseModel):
     """None where the model has no MoE layer that can be seen."""
     not_supported: list[str]
     """Sentences: what is not supported with this model, and why."""
+    shadow: list[ServedLayer] | None = None
+    """How the shadow policy would route, which is counted and routes nothing; None without one."""
 
     def sentences(self) -> list[str]:
         """All of it but the policies' settings, as the server's log tells it at the start."""
@@ -68,6 +70,10 @@ class ServedRouting(BaseModel):
                 f"MoE layers of {experts} experts: {count}. The model's gate ({gate}) picks {top_k}, "
                 f"{kernel} runs them, the policy is {policy} ({self.source})."
                 for (experts, top_k, gate, kernel, policy), count in kinds.items()
+            ),
+            *(
+                f"In the shadow {policy} is counted in {count} MoE layers, and routes nothing."
+                for policy, count in Counter(layer.policy["policy"] for layer in self.shadow or ()).items()
             ),
             *self.not_supported,
         ]
@@ -120,6 +126,9 @@ async def put_in_force(
 
 @router.get("/load")
 async def routing_load(request: Request) -> ExpertLoad:
-    """The expert load of the last half second. /metrics has the same counts as of the last interval."""
+    """The expert load of the last half second, with the shadow policy's in it.
+
+    /metrics has the same counts as of the last interval.
+    """
     load: ExpertLoad = await request.app.state.expert_load.recent()
     return load

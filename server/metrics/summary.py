@@ -9,8 +9,8 @@ import numpy as np
 
 from prismoe.kernels import balance
 from prismoe.server.metrics.expert_load import ExpertLoad
-from prismoe.server.metrics.metric import WINDOW, Metric, confidence_metrics, metric
-from prismoe.server.metrics.routes import ServedRouting
+from prismoe.server.metrics.metric import WINDOW, Metric, Reading, confidence_metrics, metric
+from prismoe.server.metrics.routes import ServedLayer, ServedRouting
 
 EXPERTS_PER_TOKEN = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64, math.inf)
 """The histogram's bounds: the same for every model, so that their buckets add up."""
@@ -35,6 +35,7 @@ def summary_metrics(routing: ServedRouting, model_name: str) -> list[Metric]:
             label_values=[[policy, routing.source] for policy in policies],
         ),
         *_counts(entry, by_modality),
+        *_shadow_counts(entry, by_modality, routing.shadow or ()),
         *_window_gauges(entry, by_modality, routing.modalities),
         entry(
             "prismoe_expert_load_reading_failures",
@@ -92,6 +93,31 @@ def _counts(entry: Entry, by_modality: Entry) -> list[Metric]:
             _sums,
         ),
     ]
+
+
+def _shadow_counts(entry: Entry, by_modality: Entry, shadow: Sequence[ServedLayer]) -> list[Metric]:
+    """What the same tokens would have used by the shadow policy, where there is one."""
+
+    def load(reading: Reading) -> ExpertLoad:
+        assert reading.load.shadow is not None
+        return reading.load.shadow
+
+    used = by_modality(
+        "prismoe_shadow_used_experts",
+        "counter",
+        "Experts that the routed tokens would have used by the shadow policy, which routes nothing.",
+        lambda reading: _sums([map(sum, rows) for rows in load(reading).expert_tokens]),
+        unit="experts",
+    )
+    tail = entry(
+        "prismoe_shadow_vision_tail_tokens",
+        "counter",
+        "Vision tokens that the shadow policy takes for tail tokens, each once in every such MoE layer.",
+        lambda reading: [sum(load(reading).tail_tokens)],
+        unit="tokens",
+    )
+    knows_tails = any("tail_experts" in layer.policy for layer in shadow)
+    return [used, tail] if knows_tails else [used] if shadow else []
 
 
 def _window_gauges(entry: Entry, by_modality: Entry, modalities: Sequence[str]) -> list[Metric]:

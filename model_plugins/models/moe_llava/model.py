@@ -51,7 +51,7 @@ from prismoe.model_plugins.models.moe_llava.tower import (
 from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting
 from prismoe.model_plugins.moe_layer.request_routing import with_numbers, without_numbers
 from prismoe.model_plugins.moe_layer.step import Media
-from prismoe.model_plugins.worker.engine_options import operator_routing
+from prismoe.model_plugins.worker.engine_options import operator_settings
 
 MODALITIES = ("text", "image")
 
@@ -128,7 +128,7 @@ class MoELLaVAForCausalLM(nn.Module, SupportsMultiModal):
         self.facts = self.family.decoder(config)
         self.hf_to_vllm_mapper = checkpoint_names(self.family)
         self.experts_by_layer = experts_by_layer(config)
-        in_force = routing_in_force(config, operator_routing(vllm_config))
+        in_force = routing_in_force(config, operator_settings(vllm_config).routing)
         self.routing = PolicyRouting(
             vllm_config, in_force, type(self).__name__, MODALITIES, moe_settings(config).top_k_experts
         )
@@ -198,7 +198,7 @@ class MoELLaVAForCausalLM(nn.Module, SupportsMultiModal):
     ) -> Tensor:
         images, asked = without_numbers([*(multimodal_embeddings or [])])
         media = [Media("image", len(asked_T2), asked_T2) for asked_T2 in asked]
-        self.routing.step.mark(is_multimodal, media, len(input_ids))
+        self.routing.step.tokens.mark(is_multimodal, media, len(input_ids))
         return super().embed_input_ids(input_ids, images, is_multimodal=is_multimodal)  # type: ignore[arg-type]
 
     def forward(

@@ -27,10 +27,14 @@ from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.vllm_seams import overridden, scheduler, step_watch
 from prismoe.model_plugins.vllm_seams.check import check
 from prismoe.model_plugins.worker.engine_checks import check_engine, check_request_engine
-from prismoe.model_plugins.worker.engine_options import operator_routing, use_routed_worker
+from prismoe.model_plugins.worker.engine_options import operator_settings, use_routed_worker
 
 LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "pt")
 """vLLM's --load-format values that read a checkpoint's own files."""
+NO_SHADOW = (
+    "A shadow policy is counted beside the routers of vLLM's own models, and a MoE-LLaVA checkpoint has "
+    "prismoe's: leave the setting shadow out, or put the policy in force with routing."
+)
 
 logger = init_logger("vllm.prismoe.checkpoint")
 
@@ -44,7 +48,10 @@ def check_start(vllm_config: VllmConfig) -> None:
     if load.load_format in LOAD_FORMATS:
         model.model = str(checkpoint_folder(model.model, model.revision, load.download_dir))
     check_servable(config)
-    in_force = routing_in_force(config, operator_routing(vllm_config))
+    settings = operator_settings(vllm_config)
+    if settings.shadow is not None:
+        raise ValueError(NO_SHADOW)
+    in_force = routing_in_force(config, settings.routing)
     # What processes requests sees the checkpoint's config, but not the operator's settings.
     setattr(config, MOST_REQUEST_EXPERTS, in_force.most_request_experts)
     check_engine(vllm_config, in_force.needs_whole_images, tokens_per_image(config, model.model))

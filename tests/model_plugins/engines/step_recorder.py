@@ -28,7 +28,7 @@ def start_recording_rows(worker: Any) -> None:
         worker.steps.append({"requests": np.repeat(step.names, step.counts), "layers": []})
 
     def forward(input_ids: Tensor, positions: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        segments = model.routing.step.segments
+        segments = model.routing.step.tokens.segments
         worker.steps[-1].update(positions=positions.clone(), segments=segments.clone())
         return forward_itself(input_ids, positions, *args, **kwargs)
 

@@ -25,14 +25,14 @@ def greedy(tokens: int) -> SamplingParams:
 
 def start_counting(worker: Any) -> None:
     """To be run in the worker: note how many tokens of images each step holds."""
-    step = worker.model_runner.get_model().routing.step
-    mark, worker.counts = step.mark, []
+    tokens = worker.model_runner.get_model().routing.step.tokens
+    mark, worker.counts = tokens.mark, []
 
     def count_and_mark(is_media_T: Any, media: Sequence[Any], num_tokens: int) -> None:
         worker.counts.append(sum(image.tokens for image in media))
         mark(is_media_T, media, num_tokens)
 
-    step.mark = count_and_mark
+    tokens.mark = count_and_mark
 
 
 def image_tokens_by_step(worker: Any) -> list[int]:

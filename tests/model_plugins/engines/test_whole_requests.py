@@ -121,7 +121,7 @@ def test_the_same_request_gets_the_same_answer_20_times(llm: LLM) -> None:
 
 
 def forgot_the_step(model: Any) -> bool:
-    return bool((model.routing.step.segments == PADDING).all())
+    return bool((model.routing.step.tokens.segments == PADDING).all())
 
 
 def test_after_a_step_a_dummy_step_would_count_nothing(llm: LLM, alone: list[Alone]) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 from vllm.platforms import current_platform
 
-from prismoe.model_plugins.moe_layer import attached_policies
+from prismoe.model_plugins.moe_layer import checked_policies
 from prismoe.model_plugins.moe_layer.attach import gate_of
-from prismoe.model_plugins.moe_layer.attached_policies import check_layer
+from prismoe.model_plugins.moe_layer.checked_policies import check_layer
 from prismoe.model_plugins.routing.registry import LayerRouting, choose_routing
 from tests.model_plugins.moe_layer.native_layers import moe_layer
 
@@ -101,7 +101,7 @@ def test_blackwells_kernel_never_sees_an_unused_slot(
 ) -> None:
     """It stops at a token's first repeated expert, and reads memory that nobody wrote."""
     monkeypatch.setattr(current_platform, "is_cuda", lambda: True)
-    monkeypatch.setattr(attached_policies, "kernel_name", lambda _: "FlashInferCutlassExperts")
+    monkeypatch.setattr(checked_policies, "kernel_name", lambda _: "FlashInferCutlassExperts")
     runner = layer()
     with pytest.raises(ValueError, match="--moe-backend triton") if refused else nullcontext():
         check_layer(runner, gate_of(runner), routing(policy=policy))

@@ -115,10 +115,10 @@ def make_layer(
     routing = LayerRouting(policy, {}, 0, num_experts)
     shape = shape_of(routing, gate, K)
     step = RoutingStep(("text", "image"), [shape], len(segments))
-    step.mark(None, [], len(segments))
+    step.tokens.mark(None, [], len(segments))
     if not inputs.is_text:
-        step.segments.copy_(inputs.segment_T)
-        step._is_text = False
+        step.tokens.segments.copy_(inputs.segment_T)
+        step.tokens._is_text = False
     is_native = torch.zeros((), dtype=torch.bool)
     layer = PolicyLayer(routing, gate, step, 0, inputs.parameters, shape.slots, is_native)
 

@@ -24,67 +24,67 @@ def images(*sizes: int) -> list[Media]:
 def test_a_step_is_described_token_by_token() -> None:
     step = routing_step(10)
     is_media_T = torch.tensor([False, True, True, False, True, True, True])
-    step.mark(is_media_T, [Media("video", 2), Media("image", 3)], num_tokens=7)
-    assert step.segments.tolist() == [TEXT, 0, 0, TEXT, 1, 1, 1, PADDING, PADDING, PADDING]
-    assert step.modalities.tolist() == [0, 2, 2, 0, 1, 1, 1, -1, -1, -1]
+    step.tokens.mark(is_media_T, [Media("video", 2), Media("image", 3)], num_tokens=7)
+    assert step.tokens.segments.tolist() == [TEXT, 0, 0, TEXT, 1, 1, 1, PADDING, PADDING, PADDING]
+    assert step.tokens.modalities.tolist() == [0, 2, 2, 0, 1, 1, 1, -1, -1, -1]
 
 
 def test_images_side_by_side_stay_two() -> None:
     step = routing_step(4)
-    step.mark(torch.ones(4, dtype=torch.bool), images(1, 3), num_tokens=4)
-    assert step.segments.tolist() == [0, 1, 1, 1]
+    step.tokens.mark(torch.ones(4, dtype=torch.bool), images(1, 3), num_tokens=4)
+    assert step.tokens.segments.tolist() == [0, 1, 1, 1]
 
 
 def test_sound_has_a_modality_and_is_text_to_policies() -> None:
     step = routing_step(4)
     is_media_T = torch.tensor([True, True, False, True])
-    step.mark(is_media_T, [Media("audio", 2), Media("image", 1)], num_tokens=4)
-    assert step.segments.tolist() == [TEXT, TEXT, TEXT, 1]
-    assert step.modalities.tolist() == [3, 3, 0, 1]
+    step.tokens.mark(is_media_T, [Media("audio", 2), Media("image", 1)], num_tokens=4)
+    assert step.tokens.segments.tolist() == [TEXT, TEXT, TEXT, 1]
+    assert step.tokens.modalities.tolist() == [3, 3, 0, 1]
 
 
 def test_a_text_step_after_an_image_step() -> None:
     step = routing_step(4)
-    step.mark(torch.ones(4, dtype=torch.bool), images(4), num_tokens=4)
-    step.mark(torch.zeros(2, dtype=torch.bool), [], num_tokens=2)
-    assert step.segments.tolist() == [TEXT, TEXT, PADDING, PADDING]
-    assert step.modalities.tolist() == [0, 0, -1, -1]
+    step.tokens.mark(torch.ones(4, dtype=torch.bool), images(4), num_tokens=4)
+    step.tokens.mark(torch.zeros(2, dtype=torch.bool), [], num_tokens=2)
+    assert step.tokens.segments.tolist() == [TEXT, TEXT, PADDING, PADDING]
+    assert step.tokens.modalities.tolist() == [0, 0, -1, -1]
 
 
 def test_before_and_after_a_step_all_is_padding() -> None:
     step = routing_step(3)
-    assert step.segments.tolist() == [PADDING] * 3
-    step.mark(None, [], num_tokens=2)
-    step.clear()
-    assert step.segments.tolist() == [PADDING] * 3
-    assert step.modalities.tolist() == [-1] * 3
-    assert step.num_tokens == 0
+    assert step.tokens.segments.tolist() == [PADDING] * 3
+    step.tokens.mark(None, [], num_tokens=2)
+    step.tokens.clear()
+    assert step.tokens.segments.tolist() == [PADDING] * 3
+    assert step.tokens.modalities.tolist() == [-1] * 3
+    assert step.tokens.num_tokens == 0
 
 
 def test_what_a_request_asks_for_stays_with_its_images() -> None:
     step = routing_step(6)
     asked = [torch.tensor([[4.0, 1.0]]), torch.tensor([[0.0, 2.0]]).repeat(2, 1)]
     media = [Media("image", len(asked_T2), asked_T2) for asked_T2 in asked]
-    step.mark(torch.tensor([True, False, True, True]), media, num_tokens=4)
-    assert step.asked[:4].tolist() == [[4, 1], [0, 0], [0, 2], [0, 2]]
-    step.mark(None, [], num_tokens=6)
-    assert not step.asked.any()
+    step.tokens.mark(torch.tensor([True, False, True, True]), media, num_tokens=4)
+    assert step.tokens.asked[:4].tolist() == [[4, 1], [0, 0], [0, 2], [0, 2]]
+    step.tokens.mark(None, [], num_tokens=6)
+    assert not step.tokens.asked.any()
 
 
 def test_more_tokens_than_the_buffer_holds_stop_the_step() -> None:
     with pytest.raises(AssertionError, match="more tokens"):
-        routing_step(2).mark(None, [], num_tokens=3)
+        routing_step(2).tokens.mark(None, [], num_tokens=3)
 
 
 def test_only_a_step_without_images_is_said_to_be_text() -> None:
     step = routing_step(6)
-    step.mark(torch.tensor([False, True, True]), images(2), num_tokens=3)
-    assert not step.tokens(3).is_text
-    step.mark(None, [], num_tokens=3)
-    assert step.tokens(3).is_text
-    assert not step.tokens(4).is_text  # padded
-    step.clear()
-    assert not step.tokens(3).is_text
+    step.tokens.mark(torch.tensor([False, True, True]), images(2), num_tokens=3)
+    assert not step.tokens.seen(3).is_text
+    step.tokens.mark(None, [], num_tokens=3)
+    assert step.tokens.seen(3).is_text
+    assert not step.tokens.seen(4).is_text  # padded
+    step.tokens.clear()
+    assert not step.tokens.seen(3).is_text
 
 
 def run(step: RoutingStep, experts_TA: Tensor, logits_TE: Tensor) -> None:
@@ -96,14 +96,14 @@ def test_evenly_spaced_tokens_of_a_large_step_are_asked_how_sure(monkeypatch: py
     step = routing_step(10)
     counter = LoadCounter(step)
     is_media_T = torch.tensor([False] * 4 + [True] * 4)
-    step.mark(is_media_T, images(4), num_tokens=8)
+    step.tokens.mark(is_media_T, images(4), num_tokens=8)
     sure, unsure = torch.tensor([9.0, 0, 0, 0]), torch.zeros(4)
     asked = (0, 2, 5)
     logits_TE = torch.stack([unsure if token in asked else sure for token in range(8)])
     run(step, torch.tensor([[0, 1]]).repeat(8, 1), logits_TE)
     counter.add(step)
-    step.clear()
-    step.mark(None, [], num_tokens=2)  # a small step after it: all of its tokens
+    step.tokens.clear()
+    step.tokens.mark(None, [], num_tokens=2)  # a small step after it: all of its tokens
     run(step, torch.tensor([[2, 3]]).repeat(2, 1), torch.stack([unsure, unsure]))
     counter.add(step)
     load = counter.load()
@@ -118,10 +118,10 @@ def test_many_steps_are_counted_as_one_by_one() -> None:
     step = routing_step(400)
     counter, total, read = LoadCounter(step), 0, 0
     for size in [1, 400, 400, 300, 7, 400, PAGE_TOKENS % 400]:
-        step.mark(None, [], num_tokens=size)
+        step.tokens.mark(None, [], num_tokens=size)
         run(step, torch.tensor([[1, 3]]).repeat(size, 1), torch.zeros(size, 4))
         counter.add(step)
-        step.clear()
+        step.tokens.clear()
         total += size
         if size == 7:
             read = counter.load()["tokens"][0][0]
@@ -142,7 +142,7 @@ def test_parts_that_never_change_count_as_if_they_could(own: tuple[str, ...]) ->
     step = RoutingStep(("text", "image"), layers, max_tokens=5)
     counter = LoadCounter(step)
     for size in (3, 5):
-        step.mark(None, [], num_tokens=size)
+        step.tokens.mark(None, [], num_tokens=size)
         step.write(
             0, torch.tensor([[3]] * size), torch.ones(size, 1), None, None, Confidence(torch.zeros(size, 4))
         )
@@ -155,7 +155,7 @@ def test_parts_that_never_change_count_as_if_they_could(own: tuple[str, ...]) ->
             Confidence(torch.zeros(size, 4)),
         )
         counter.add(step)
-        step.clear()
+        step.tokens.clear()
     load = counter.load()
     assert load["tokens"] == [[8, 0]] * 2 == load["scored_tokens"]
     assert [rows[0] for rows in load["expert_tokens"]] == [[0, 0, 0, 8], [8, 0, 8, 0]]
@@ -169,13 +169,13 @@ def test_parts_that_change_are_counted_token_by_token() -> None:
     step = RoutingStep(("text", "image"), [layer], max_tokens=4)
     counter = LoadCounter(step)
     for is_first in (True, False):
-        step.mark(torch.ones(2, dtype=torch.bool), images(2), num_tokens=2)
+        step.tokens.mark(torch.ones(2, dtype=torch.bool), images(2), num_tokens=2)
         count_T = torch.tensor([1, 2] if is_first else [2, 2])
         scores_TE = torch.tensor([[4.0, 3.0, 2.0, 1.0]] * 2 if is_first else [[1.0, 1.0, 1.0, 1.0]] * 2)
         confidence = Confidence(torch.zeros(2, 4), scores_TE)
         step.write(0, torch.tensor([[0, 1]] * 2), torch.ones(2, 2), count_T, count_T == 2, confidence)
         counter.add(step)
-        step.clear()
+        step.tokens.clear()
     load = counter.load()
     assert load["expert_tokens"] == [[[0] * 4, [4, 3, 0, 0]]]
     assert load["tokens_by_experts"] == [[[0, 0, 0], [0, 1, 3]]]

@@ -38,7 +38,9 @@ class OneStep(nn.Module):
 def model() -> OneStep:
     routers = {layer: SimpleNamespace(observer=None) for layer in (0, 3)}
     segments = torch.cat([SEGMENT_T, torch.full((4,), PADDING)])
-    return OneStep(SimpleNamespace(routers=routers, step=SimpleNamespace(segments=segments)))
+    return OneStep(
+        SimpleNamespace(routers=routers, step=SimpleNamespace(tokens=SimpleNamespace(segments=segments)))
+    )
 
 
 def test_tokens_are_kept_without_padding(model: OneStep) -> None:

@@ -89,10 +89,10 @@ class Rig:
 
     def forward(self, segments: list[int]) -> None:
         """What a dummy step does, too."""
-        self.routed.clear()
+        self.routed.tokens.clear()
         segment_T = torch.tensor(segments)
-        self.routed.segments[: len(segments)] = segment_T
-        self.routed.modalities[: len(segments)] = segment_T.clamp(max=0) + 1
+        self.routed.tokens.segments[: len(segments)] = segment_T
+        self.routed.tokens.modalities[: len(segments)] = segment_T.clamp(max=0) + 1
         self.latest = {layer: torch.randn(len(segments), EXPERTS) for layer in LAYERS}
         for layer, router in self.routers.items():
             router._compute_routing(torch.zeros(len(segments), HIDDEN), self.latest[layer], None)

@@ -139,9 +139,9 @@ def routing_step(policy: RoutingPolicy, num_experts: int, segments: list[int]) -
     """A step of one layer, which holds `segments` of text and images."""
     step = RoutingStep(("text", "image"), [layer_shape(policy, num_experts)], len(segments))
     segment_T = torch.tensor(segments)
-    step.segments.copy_(segment_T)
-    step.modalities.copy_(segment_T.clamp(max=0) + 1)
-    step.num_tokens = len(segments)
+    step.tokens.segments.copy_(segment_T)
+    step.tokens.modalities.copy_(segment_T.clamp(max=0) + 1)
+    step.tokens.num_tokens = len(segments)
     return step
 
 

@@ -42,11 +42,13 @@ def test_the_worker_and_the_compile_caches_key_are_prismoes(glm: str) -> None:
     config = configured(glm, additional_config={"prismoe": {"routes": True}, "other": 1})
     assert config.parallel_config.worker_cls == ROUTED_WORKER
     # Of prismoe's settings, those alone by which a graph differs.
-    assert config.additional_config == {"prismoe": {"routing": None}, "other": 1}
-    hashes = {
-        configured(glm, additional_config={"prismoe": more}).compute_hash() for more in ({}, {"routes": True})
-    }
-    assert len(hashes) == 1
+    assert config.additional_config == {"prismoe": {"routing": None, "shadow": None}, "other": 1}
+    shadow = {"shadow": {"policy": "topk", "top_k": 1}}
+    plain, routed, shadowed = (
+        configured(glm, additional_config={"prismoe": more}).compute_hash()
+        for more in ({}, {"routes": True}, shadow)
+    )
+    assert plain == routed != shadowed
 
 
 def test_a_graph_made_without_prismoe_has_another_key(glm: str, request: pytest.FixtureRequest) -> None:
@@ -64,6 +66,12 @@ def test_a_moe_llava_checkpoint_takes_a_policy_of_the_settings() -> None:
 
 
 @pytest.mark.usefixtures("watched")
+def test_a_moe_llava_checkpoint_has_no_shadow() -> None:
+    with pytest.raises(ValueError, match="leave the setting shadow out"):
+        configured(str(PHI), additional_config={"prismoe": {"shadow": {"policy": "topk"}}})
+
+
+@pytest.mark.usefixtures("watched")
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -74,6 +82,10 @@ def test_a_moe_llava_checkpoint_takes_a_policy_of_the_settings() -> None:
             "give it a threshold",
         ),
         ({"additional_config": {"prismoe": {"colour": 1}}}, "prismoe.colour: Extra inputs"),
+        (
+            {"additional_config": {"prismoe": {"routing": {"policy": "topk"}, "shadow": {"policy": "topk"}}}},
+            "leave one of both out",
+        ),
     ],
 )
 def test_what_can_not_be_is_refused(glm: str, options: dict[str, Any], said: str) -> None:

@@ -32,6 +32,13 @@ def test_vllms_options_are_left_to_vllm() -> None:
     assert settings.engine_options == ("--port", "8001", "-tp", "2")
 
 
+@pytest.mark.parametrize("name", ["routing", "shadow"])
+def test_a_policy_may_be_in_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "policy.json").write_text('{"policy": "topk",\n "top_k": 1}\n')
+    monkeypatch.chdir(tmp_path)
+    assert getattr(serve_settings([f"--{name}", "@policy.json"]), name) == {"policy": "topk", "top_k": 1}
+
+
 def test_an_options_value_is_not_taken_for_the_model() -> None:
     settings = serve_settings(["--port", "8001"])
     assert settings.bundled
@@ -48,6 +55,13 @@ def test_the_model_may_be_an_option() -> None:
         (["--routing", "{"], "--routing: '{' is not JSON"),
         (["--routing", "[1]"], "--routing: '[1]' is not a JSON object."),
         (["--routing", '"ltdr"'], "is not a JSON object."),
+        (
+            ["--shadow", "@/no/such/file"],
+            "--shadow: '@/no/such/file' can't be read (No such file or directory)",
+        ),
+        (["--shadow", f"@{__file__}"], "test_cli.py' is not JSON ("),
+        (["--routing", f"@{sys.executable}"], "is not JSON (it is no text)."),
+        (["--routing", '{"policy": "topk"}', "--shadow", '{"policy": "topk"}'], "leave one of both out."),
         (["--expert-load-interval", "0"], "--expert-load-interval: Input should be greater than 0"),
         (["--expert-load-interval", "often"], "--expert-load-interval: Input should be a valid number"),
         (["--expert-load-interval", "inf"], "--expert-load-interval: Input should be a finite number"),

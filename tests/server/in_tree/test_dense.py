@@ -56,6 +56,7 @@ def test_one_sentence_says_why(dense: Server, dense_http: httpx.Client) -> None:
         "modalities": ["text", "image", "video"],
         "layers": [],
         "not_supported": [WHY],
+        "shadow": None,
     }
     assert WHY in dense.output
     assert "Qwen3VLForConditionalGeneration takes text, image, video." in dense.output

@@ -1,5 +1,6 @@
 """GLM-4.5V, a model that prismoe does not know by name: answers and counts are transformers'."""
 
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,9 @@ pytestmark = pytest.mark.server
 VIDEO = Chat((VideoFile.of(clip(20, 10, (64, 64)), "Glm4vVideoProcessor"), "Which colours?"))
 CHATS = (TEXT, TWO_PICTURES, VIDEO)
 MODALITIES, LAYERS, EXPERTS, K = ["text", "image", "video"], [1, 2], 8, 3
+
+SHADOW = {"policy": "ltdr", "threshold": 0.0, "tail_experts": 2, "text_experts": 1}
+"""All tokens of images are tail tokens, since no gate's probabilities are all the same."""
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,7 @@ def test_what_is_in_force(glm: Server, glm_http: httpx.Client) -> None:
         "modalities": MODALITIES,
         "layers": [{"layer": index} | layer for index in LAYERS],
         "not_supported": [],
+        "shadow": None,
     }
     assert "Glm4vMoeForConditionalGeneration takes text, image, video." in glm.output
 
@@ -204,21 +209,31 @@ def test_a_policy_that_can_not_hold_is_refused_at_the_start(checkpoint: Path, tm
     assert "Traceback" not in command.output and "Starting to load model" not in command.output
 
 
+@pytest.fixture(scope="module")
+def shadowed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With summary metrics, on the V2 runner, which every GPU has; and with a policy in its shadow."""
+    folder = tmp_path_factory.mktemp("shadowed")
+    (folder / "shadow.json").write_text(json.dumps(SHADOW))
+    options = ("--expert-load-interval", "0.2", "--shadow", f"@{folder / 'shadow.json'}")
+    with asking.served(checkpoint, folder / "log", *options, runner="v2") as server:
+        yield server
+
+
+@pytest.fixture
+def shadowed_http(shadowed: Server) -> Iterator[httpx.Client]:
+    with asking.client(shadowed) as http:
+        yield http
+
+
 def test_summary_has_no_layer_and_the_same_tokens(
-    checkpoint: Path, expected: list[Answer], tmp_path: Path
+    shadowed: Server, shadowed_http: httpx.Client, expected: list[Answer]
 ) -> None:
-    """On the V2 runner, which every GPU has."""
-    options = ("--expert-load-interval", "0.2")
-    with (
-        asking.served(checkpoint, tmp_path / "log", *options, runner="v2") as server,
-        asking.client(server) as http,
-    ):
-        assert "Using V2 Model Runner" in server.output
-        told = [ask(http, body(chat)) for chat in CHATS]
-        assert told == [(answer.prompt_ids, answer.token_ids) for answer in expected]
-        counted = load(http)
-        samples = scrape_when_read(http, counted)
-        labels = http.get("/metrics").text
+    assert "Using V2 Model Runner" in shadowed.output
+    told = [ask(shadowed_http, body(chat)) for chat in CHATS]
+    assert told == [(answer.prompt_ids, answer.token_ids) for answer in expected]
+    counted = load(shadowed_http)
+    samples = scrape_when_read(shadowed_http, counted)
+    labels = shadowed_http.get("/metrics").text
     tokens = tokens_of(*expected).tolist()
     assert counted["tokens"] == [tokens] * len(LAYERS)
     assert np.array_equal(counted["expert_tokens"], counts_of(expected))
@@ -226,3 +241,25 @@ def test_summary_has_no_layer_and_the_same_tokens(
     assert f'prismoe_tokens_total{{modality="video",model_name="{MODEL}"}}' in labels
     prismoes = [line for line in labels.splitlines() if line.startswith("prismoe_")]
     assert not [line for line in prismoes if "layer=" in line or "expert=" in line]
+
+
+def test_what_a_shadow_would_use(shadowed: Server, shadowed_http: httpx.Client) -> None:
+    told = shadowed_http.get("/v1/routing").raise_for_status().json()
+    assert [layer["policy"] for layer in told["layers"]] == [{"policy": "native"}] * len(LAYERS)
+    for layer, shadow in zip(told["layers"], told["shadow"], strict=True):
+        assert shadow["policy"].items() >= SHADOW.items() and shadow["sources"]["threshold"] == "--shadow"
+        assert [shadow[name] for name in ("layer", "gate")] == [layer[name] for name in ("layer", "gate")]
+    assert "In the shadow ltdr is counted in 2 MoE layers, and routes nothing." in shadowed.output
+    before = load(shadowed_http)
+    ask(shadowed_http, body(TWO_PICTURES))
+    counted = load(shadowed_http)
+    tokens_LM, used_LME = asking.since(before["shadow"], counted["shadow"])
+    assert tokens_LM.tolist() == asking.since(before, counted)[0].tolist()
+    assert used_LME.sum(axis=2).tolist() == (tokens_LM * [1, 2, 0]).tolist()
+    samples = scrape_when_read(shadowed_http, counted)
+    for place, name in enumerate(MODALITIES):
+        assert samples[("prismoe_shadow_used_experts_total", name)] == np.sum(
+            np.array(counted["shadow"]["expert_tokens"])[:, place]
+        )
+        assert samples[("prismoe_used_experts_total", name)] == K * np.sum(counted["tokens"], axis=0)[place]
+    assert samples[("prismoe_shadow_vision_tail_tokens_total",)] == sum(counted["shadow"]["tail_tokens"])

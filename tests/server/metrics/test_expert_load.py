@@ -165,6 +165,14 @@ def test_the_engines_of_data_parallelism_are_summed() -> None:
     assert total.routing_variance == [[0.75, 1.0], [0.75, 3.0]]
 
 
+def test_the_shadows_of_several_engines_are_summed_by_themselves() -> None:
+    shadow = {**LOAD, "tail_tokens": [3, 1]}
+    total = asyncio.run(ExpertLoadReader(FakeEngine([{**LOAD, "shadow": shadow}] * 2)).read())
+    assert total.tail_tokens == [32, 0]
+    assert total.shadow is not None and total.shadow.tail_tokens == [6, 2]
+    assert total.shadow.tokens == total.tokens == [[20, 128]] * 2
+
+
 def test_what_no_engine_tells_stays_untold_in_the_sum() -> None:
     load = {**LOAD, "near_ties": [[None, None], [0, 6]]}
     total = asyncio.run(ExpertLoadReader(FakeEngine([load, load])).read())
@@ -180,6 +188,12 @@ def test_the_start_tells_how_each_kind_of_layer_routes() -> None:
         "MoE layers of 128 experts: 1. The model's gate (softmax) picks 2, "
         "CPUExperts runs them, the policy is topk (checkpoint).",
     ]
+    told = routing(0, 1, policies=policies)
+    told.shadow = routing(0, 1, policies=[{"policy": "ltdr"}, {"policy": "entropy"}]).layers
+    assert told.sentences()[-2:] == [
+        "In the shadow ltdr is counted in 1 MoE layers, and routes nothing.",
+        "In the shadow entropy is counted in 1 MoE layers, and routes nothing.",
+    ]
     assert routing().sentences() == ["MoELLaVAPhiForCausalLM takes text, image.", UNSEEN_WHY]
 
 
@@ -189,6 +203,6 @@ def test_a_model_whose_layers_cannot_be_seen_has_empty_lists() -> None:
     app.state.expert_load = ExpertLoadReader(FakeEngine([UNSEEN, UNSEEN]))
     app.state.routing = routing()
     client = TestClient(app)
-    assert client.get("/v1/routing/load").json() == UNSEEN
+    assert client.get("/v1/routing/load").json() == {**UNSEEN, "shadow": None}
     told = client.get("/v1/routing").json()
     assert told["layers"] == [] and told["not_supported"] == [UNSEEN_WHY]

@@ -60,6 +60,39 @@ def test_counters_tell_what_was_counted_since_the_start() -> None:
     assert value(told, "prismoe_expert_load_reading_failures_total") == 0
 
 
+SHADOWED = {
+    **LOAD,
+    "shadow": {**LOAD, "expert_tokens": [[[2, 3, 0, 0], [1, 0, 0, 7]]] * 2, "tail_tokens": [5, 1]},
+}
+
+
+def shadowed(policy: dict[str, Any], level: MetricsLevel = "summary") -> ExpertMetrics:
+    reader = ExpertLoadReader(FakeEngine(SHADOWED))
+    asyncio.run(reader.read())
+    told = routing(0, 2, policies=[{"policy": "native"}] * 2)
+    told.shadow = routing(0, 2, policies=[policy] * 2).layers
+    return ExpertMetrics(reader, told, "model", level)
+
+
+@pytest.mark.parametrize("level", ["summary", "full"])
+def test_a_shadow_has_series_of_its_own_and_changes_no_other(level: MetricsLevel) -> None:
+    told = samples(shadowed({"policy": "ltdr", "tail_experts": 3}, level).text(True))
+    assert value(told, "prismoe_shadow_used_experts_total", modality="text") == 10
+    assert value(told, "prismoe_shadow_used_experts_total", modality="image") == 16
+    assert value(told, "prismoe_shadow_vision_tail_tokens_total") == 6
+    assert value(told, "prismoe_used_experts_total", modality="image") == 288
+    reader = ExpertLoadReader(FakeEngine(LOAD))
+    asyncio.run(reader.read())
+    without = ExpertMetrics(reader, routing(0, 2, policies=[{"policy": "native"}] * 2), "model", level)
+    assert {key: one for key, one in told.items() if "shadow" not in key[0]} == samples(without.text(True))
+
+
+def test_a_shadow_adds_few_series_and_none_of_tails_that_it_does_not_know() -> None:
+    metrics = shadowed({"policy": "dual_threshold"})
+    assert metrics.series == 6 + 26 * 2 + 2
+    assert "shadow_vision_tail" not in metrics.text(True)
+
+
 def test_the_experts_of_a_token_are_a_histogram() -> None:
     told = samples(expert_metrics(NOTHING, LOAD).text(True))
     for bound, tokens in {
@@ -263,7 +296,9 @@ def test_a_large_model_is_told_quickly(level: MetricsLevel, series: int) -> None
 
 def test_every_metric_is_in_the_documentation() -> None:
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
-    names = {family.name for family in parse_openmetrics(expert_metrics(LOAD).text(True) + "# EOF\n")}
-    assert names
+    shadow = shadowed({"policy": "ltdr", "tail_experts": 3})
+    text = expert_metrics(LOAD).text(True) + shadow.text(True)
+    names = set(re.findall(r"^# TYPE (\S+)", text, re.M))
+    assert "prismoe_shadow_used_experts" in names
     for name in names:
         assert re.search(f"`{name}(_total|_info)?`", page), name

@@ -1,0 +1,149 @@
+"""The operator's policies for a model that vLLM has built, once it is known that they can route it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+from vllm.platforms import current_platform
+
+from prismoe.kernels.routing import top_experts
+from prismoe.model_plugins.moe_layer.attach import gate_of, why_unseen
+from prismoe.model_plugins.moe_layer.model_routing import kernel_name, runners_of
+from prismoe.model_plugins.routing.any_gate import PARAMETERS, OperatorPolicies
+from prismoe.model_plugins.routing.gate import Gate
+from prismoe.model_plugins.routing.registry import LayerRouting, RoutingInForce, choose_routing
+from prismoe.model_plugins.vllm_seams.experts_sink import routes_by_itself
+
+CHECKED_TOKENS = 64
+
+
+class CheckedPolicies(NamedTuple):
+    """How the policies route each MoE layer, with its gate and their parameters, by the decoder's index."""
+
+    runners: Sequence[MoERunner]
+    in_force: RoutingInForce
+    gates: Mapping[int, Gate]
+    parameters: Mapping[int, Mapping[str, Tensor]]
+
+    @classmethod
+    def of(
+        cls, vllm_config: VllmConfig, model: nn.Module, modalities: Sequence[str], operator: OperatorPolicies
+    ) -> Self:
+        """Of routers that nobody watches. Raises ValueError with a sentence where these can't route it."""
+        runners = runners_of(model)
+        unseen = why_unseen(vllm_config.model_config.architecture, runners, modalities)
+        if unseen is not None:
+            raise ValueError(f"The routing policy can't be used. {unseen}")
+        gates = {runner.layer_id: gate_of(runner) for runner in runners}
+        in_force = choose_routing(
+            operator.settings,
+            None,
+            runners[0].routed_experts.top_k,
+            {runner.layer_id: runner.moe_config.num_logical_experts for runner in runners},
+            gates[runners[0].layer_id].renormalises,
+            operator.option,
+        )
+        for runner in runners:
+            check_layer(runner, gates[runner.layer_id], in_force.layers[runner.layer_id])
+        trained, device = _trained(operator.trained), next(model.parameters()).device
+        parameters = {
+            runner.layer_id: _parameters(
+                trained,
+                runner.layer_id,
+                in_force.layers[runner.layer_id],
+                runner.moe_config.hidden_dim,
+                device,
+            )
+            for runner in runners
+        }
+        return cls(runners, in_force, gates, parameters)
+
+    def describe_layer(self, layer: int) -> Mapping[str, Any]:
+        """As `ModelRouting.describe_layer`."""
+        routing = self.in_force.layers[layer]
+        return {
+            "top_k": self.runners[0].routed_experts.top_k,
+            "gate": str(self.gates[layer]),
+            "policy": routing.policy.model_dump(),
+            "sources": dict(routing.sources),
+        }
+
+
+def check_layer(runner: MoERunner, gate: Gate, routing: LayerRouting) -> None:
+    """Raise ValueError with a sentence where a layer's gate or kernel can't give what its policy needs."""
+    policy, layer = routing.policy, f"layer {runner.layer_id}"
+    if gate.scoring is None:
+        raise ValueError(f"The gate of {layer} is a function of the model's own: it routes by native alone.")
+    if routes_by_itself(runner):
+        raise ValueError(
+            f"The kernel of {layer} ({kernel_name(runner)}) routes by itself: "
+            "choose another with --moe-backend, or leave the policy out."
+        )
+    if current_platform.is_cuda() and not policy.uses_all_slots and "Cutlass" in kernel_name(runner):
+        raise ValueError(
+            f"The policy {policy.policy} leaves slots unused, which the kernel of {layer} "
+            f"({kernel_name(runner)}) can't do: use --moe-backend triton."
+        )
+    if runner.routed_experts.apply_router_weight_on_input:
+        raise ValueError(f"The experts of {layer} take their weights with their inputs: use native.")
+    most = gate.most_experts(routing.num_experts)
+    if policy.policy != "modality_groups" and policy.slots(routing.num_experts) > most:
+        raise ValueError(
+            f"The gate of {layer} chooses among {most} of its experts, and the policy {policy.policy} asks "
+            f"for up to {policy.slots(routing.num_experts)}: lower its numbers of experts."
+        )
+    if not follows(runner, gate):
+        raise ValueError(f"prismoe does not see how the gate of {layer} weighs: it routes by native alone.")
+
+
+@torch.inference_mode()
+def follows(runner: MoERunner, gate: Gate) -> bool:
+    """Whether the gate, as prismoe reads it, gives vLLM's own experts and weights for some made-up tokens."""
+    experts: Any = runner.routed_experts
+    router: Any = runner.router
+    device = experts.w2_weight.device
+    generator = torch.Generator().manual_seed(0)
+    num_experts, top_k = runner.moe_config.num_logical_experts, router.top_k
+    logits_TE = 2 * torch.randn(CHECKED_TOKENS, num_experts, generator=generator, dtype=torch.float32)
+    logits_TE = logits_TE.to(device)
+    hidden_TD = torch.zeros(CHECKED_TOKENS, runner.moe_config.hidden_dim, device=device)
+    confidence = gate.confidence(logits_TE)
+    experts_TK, weights_TK = top_experts(confidence.logits_TE, top_k, gate.renormalises, confidence.scores_TE)
+    ours_TK = gate.scaled(weights_TK, experts_TK, logits_TE, gate.renormalises)
+    theirs_TK, chosen_TK = router._compute_routing(hidden_TD, logits_TE, None)
+    if chosen_TK.shape != experts_TK.shape:
+        return False
+    mine_TE, vllms_TE = (
+        torch.zeros_like(logits_TE).scatter_(1, picked_TK.long(), shares_TK.float())
+        for picked_TK, shares_TK in ((experts_TK, ours_TK), (chosen_TK, theirs_TK))
+    )
+    return torch.allclose(mine_TE, vllms_TE, rtol=1e-4, atol=1e-6)
+
+
+def _trained(file: str | None) -> Mapping[str, Tensor]:
+    if file is None:
+        return {}
+    if not Path(file).is_file():
+        raise ValueError(f"The routing setting parameters names {file!r}: give a safetensors file.")
+    return load_file(file)
+
+
+def _parameters(
+    trained: Mapping[str, Tensor], layer: int, routing: LayerRouting, hidden_size: int, device: torch.device
+) -> Mapping[str, Tensor]:
+    """What the policy of a layer was trained to, from the operator's file."""
+    found = {}
+    for name, shape in routing.policy.parameters(hidden_size, routing.num_experts).items():
+        key = f"layers.{layer}.{name}"
+        if key not in trained or trained[key].shape != shape:
+            raise ValueError(
+                f"The policy {routing.policy.policy} has parameters: name a safetensors file in the routing "
+                f"setting {PARAMETERS} that has {key} of shape {shape}."
+            )
+        found[name] = trained[key].to(device, torch.float32)
+    return found
