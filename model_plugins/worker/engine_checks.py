@@ -19,6 +19,11 @@ def check_native_engine(vllm_config: VllmConfig) -> None:
         raise ValueError(
             "vLLM's experts on CPU can't be spread over ranks: leave --enable-expert-parallel out."
         )
+    if parallel.data_parallel_size > 1 and vllm_config.model_config.is_moe and current_platform.is_cpu():
+        raise ValueError(
+            "On CPU vLLM's data-parallel engines can't exchange a MoE layer's tokens: "
+            "leave --data-parallel-size out."
+        )
     if parallel.pipeline_parallel_size > 1:
         raise ValueError("prismoe needs the whole model on each rank: use --pipeline-parallel-size 1.")
     if parallel.prefill_context_parallel_size > 1:

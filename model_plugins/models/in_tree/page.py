@@ -58,8 +58,8 @@ makes embeddings for that too: then the remarks say so.
 ## What is refused, and where nothing is shown
 
 - The start is refused with a sentence under pipeline and prefill context parallelism, micro-batches
-  (`--enable-dbo`), expert parallelism on CPU, `--kv-sharing-fast-prefill` (some layers then see a part of a
-  step's tokens) and `--enable-prompt-embeds` (such tokens have no modality).
+  (`--enable-dbo`), expert and data parallelism on CPU, `--kv-sharing-fast-prefill` (some layers then see a
+  part of a step's tokens) and `--enable-prompt-embeds` (such tokens have no modality).
 - Nothing of the routing is shown where vLLM gathers or splits a step's tokens over ranks before it routes
   them, and where a kernel routes by itself and can't tell the experts that it chose.
 """

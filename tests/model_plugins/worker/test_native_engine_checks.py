@@ -8,6 +8,8 @@ import pytest
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
 
 PLAIN = {
+    "is_moe": True,
+    "data_parallel_size": 1,
     "enable_expert_parallel": False,
     "pipeline_parallel_size": 1,
     "prefill_context_parallel_size": 1,
@@ -24,14 +26,16 @@ def config(**changes: Any) -> Any:
     )
 
 
-def test_plain_settings_are_served() -> None:
-    check_native_engine(config())
+@pytest.mark.parametrize("changes", [{}, {"data_parallel_size": 2, "is_moe": False}])
+def test_plain_settings_are_served(changes: dict[str, Any]) -> None:
+    check_native_engine(config(**changes))
 
 
 @pytest.mark.parametrize(
     ("changes", "option"),
     [
         ({"enable_expert_parallel": True}, "--enable-expert-parallel"),
+        ({"data_parallel_size": 2}, "--data-parallel-size"),
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
         ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size"),
         ({"use_ubatching": True}, "--enable-dbo"),
