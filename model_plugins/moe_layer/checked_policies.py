@@ -84,7 +84,9 @@ def check_layer(runner: MoERunner, gate: Gate, routing: LayerRouting) -> None:
             f"The kernel of {layer} ({kernel_name(runner)}) routes by itself: "
             "choose another with --moe-backend, or leave the policy out."
         )
-    if current_platform.is_cuda() and not policy.uses_all_slots and "Cutlass" in kernel_name(runner):
+    # Beside the model's own choice another number of experts leaves slots unused, too.
+    uses_all = policy.uses_all_slots and policy.slots(routing.num_experts) == runner.routed_experts.top_k
+    if current_platform.is_cuda() and not uses_all and "Cutlass" in kernel_name(runner):
         raise ValueError(
             f"The policy {policy.policy} leaves slots unused, which the kernel of {layer} "
             f"({kernel_name(runner)}) can't do: use --moe-backend triton."

@@ -95,13 +95,20 @@ def test_a_layer_that_can_not_be_routed_says_why(
         check_layer(runner, gate_of(runner), routing(**settings))
 
 
-@pytest.mark.parametrize(("policy", "refused"), [("topk", False), ("dual_threshold", True)])
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"policy": "topk"}, False),
+        ({"policy": "topk", "top_k": 1}, True),
+        ({"policy": "dual_threshold"}, True),
+    ],
+)
 def test_blackwells_kernel_never_sees_an_unused_slot(
-    policy: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stops at a token's first repeated expert, and reads memory that nobody wrote."""
     monkeypatch.setattr(current_platform, "is_cuda", lambda: True)
     monkeypatch.setattr(checked_policies, "kernel_name", lambda _: "FlashInferCutlassExperts")
     runner = layer()
     with pytest.raises(ValueError, match="--moe-backend triton") if refused else nullcontext():
-        check_layer(runner, gate_of(runner), routing(policy=policy))
+        check_layer(runner, gate_of(runner), routing(**settings))
