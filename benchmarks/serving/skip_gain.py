@@ -35,6 +35,7 @@ from prismoe.benchmarks.serving.routing_cost import on_one_core
 from prismoe.kernels.routing import top_experts, use_first
 from prismoe.model_plugins.moe_layer.model_routing import runners_of
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing
+from prismoe.training.line_plot import line_plot
 
 TOKENS = (512, 2048, 8192)
 SKIPPED = (0.0, 0.3, 0.6, 0.88)
@@ -178,13 +179,30 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def plot(rows: Sequence[dict[str, Any]], num_tokens: int) -> str:
+    """An SVG: the share of `native`'s time that is left, by the share of vision's uses that is skipped."""
+    of_size = [one for one in rows if one["tokens"] == num_tokens]
+    return line_plot(
+        f"Time over native's, prefill of {num_tokens} tokens",
+        "vision's uses of experts skipped",
+        [f"{one['skipped']:.0%}" for one in of_size],
+        {
+            "MoE layers": [1 / one["layers"][1] for one in of_size],
+            "MoE layers, predicted": [1 / one["layers_predicted"] for one in of_size],
+            "prefill": [1 / one["prefill"][1] for one in of_size],
+            "prefill, predicted": [1 / one["prefill_predicted"] for one in of_size],
+        },
+    )
+
+
 def main() -> None:
-    """Measure, print a table, and write JSON where it is asked for."""
+    """Measure, print a table, and write JSON and a plot where they are asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--layers", type=int, default=3, help="each takes 1.2 GB")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--pairs", type=int, default=12, help="of 2048 tokens; fewer of longer prompts")
     parser.add_argument("--json", type=Path, help="where to write what was measured")
+    parser.add_argument("--plot", type=Path, help="where to draw it, for the last of the sizes")
     args = parser.parse_args()
     on_one_core()
     rows = []
@@ -201,6 +219,8 @@ def main() -> None:
     print_table(table(rows))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))
+    if args.plot:
+        args.plot.write_text(plot(rows, args.tokens[-1]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,25 @@
+"""What the benchmark of skipping skips, and what it makes of its seconds."""
+
+import pytest
+
+from prismoe.benchmarks.serving.skip_gain import Pair, kept_uses, row
+
+
+@pytest.mark.parametrize("skipped", [0, 0.3, 0.6, 0.88])
+@pytest.mark.parametrize("tokens", [10, 512])
+def test_text_keeps_all_and_vision_what_the_share_leaves(tokens: int, skipped: float) -> None:
+    kept_T = kept_uses(tokens, 8, skipped)
+    is_text_T = kept_T.new_tensor(range(tokens)) % 5 == 0
+    assert kept_T[is_text_T].tolist() == [8] * int(is_text_T.sum())
+    vision_T = kept_T[~is_text_T]
+    assert int(vision_T.sum()) == pytest.approx(len(vision_T) * 8 * (1 - skipped), abs=1)
+    assert int(vision_T.max() - vision_T.min()) <= 1
+
+
+def test_what_is_told_of_a_case() -> None:
+    """Layers take 8 of 10 seconds. With 60% of four fifths skipped 52% of the uses are left."""
+    told = row([Pair(8, 10, 4, 6)] * 3, num_tokens=500, skipped=0.6, top_k=8, floor=2)
+    assert told["layers"] == (2, 2, 2) and told["layers_floor"] == 4
+    assert told["layers_predicted"] == pytest.approx(1 / 0.52)
+    assert told["prefill"] == pytest.approx((10 / 6,) * 3)
+    assert told["prefill_predicted"] == pytest.approx(10 / (2 + 8 * 0.52))
