@@ -19,7 +19,7 @@ DEPLOY = REPOSITORY / "deploy"
 RULES = DEPLOY / "prometheus" / "rules" / "prismoe.yaml"
 
 CONFIG = """\
-global: {{scrape_interval: 1s, evaluation_interval: 1s}}
+global: {{scrape_interval: {interval_s}s, evaluation_interval: 1s}}
 rule_files: ["{rules}"]
 scrape_configs: [{{job_name: prismoe, static_configs: [{{targets: {targets}}}]}}]
 """
@@ -33,15 +33,15 @@ def program(name: str) -> str:
 
 
 class Prometheus:
-    """Scrapes servers every second."""
+    """Scrapes servers every `interval_s`, within which it needs their pages."""
 
-    def __init__(self, folder: Path, *server_urls: str) -> None:
+    def __init__(self, folder: Path, *server_urls: str, interval_s: int = 1) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         config = folder / "prometheus.yml"
         targets = json.dumps([url.removeprefix("http://") for url in server_urls])
-        config.write_text(CONFIG.format(rules=RULES, targets=targets))
+        config.write_text(CONFIG.format(rules=RULES, targets=targets, interval_s=interval_s))
         self.url = f"http://{address}"
         self.log = folder / "prometheus.log"
         with self.log.open("wb") as log:

@@ -68,7 +68,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 
     served = HTTPServer(("127.0.0.1", 0), Scraped)
     threading.Thread(target=served.serve_forever, daemon=True).start()
-    running = Prometheus(tmp_path_factory.mktemp("prometheus"), f"http://127.0.0.1:{served.server_port}")
+    url = f"http://127.0.0.1:{served.server_port}"
+    running = Prometheus(tmp_path_factory.mktemp("prometheus"), url, interval_s=5)  # a busy machine is slow
     try:
         running.wait_until(
             lambda: shows_something(running.query("prismoe:experts_per_token:ratio_rate5m")), 60
