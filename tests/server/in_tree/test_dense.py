@@ -52,6 +52,8 @@ def test_tokens_are_those_of_transformers(checkpoint: Path, dense_http: httpx.Cl
 def test_one_sentence_says_why(dense: Server, dense_http: httpx.Client) -> None:
     assert dense_http.get("/v1/routing").raise_for_status().json() == {
         "source": "model",
+        "in_force": "native",
+        "switchable": False,
         "architecture": "Qwen3VLForConditionalGeneration",
         "modalities": ["text", "image", "video"],
         "layers": [],
