@@ -26,11 +26,9 @@ from tests.server.running import PRISMOE, Server
 
 MODEL = "tiny"
 MAX_TOKENS = 6
-OPTIONS = (
-    *("--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "1024"),
-    # With it vLLM may refuse the second of two requests that bring the same picture at once (cache drift).
-    *("--mm-processor-cache-gb", "0"),
-)
+OPTIONS = ("--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "1024")
+AT_ONCE = ("--mm-processor-cache-gb", "0")
+"""Without vLLM's cache of pictures: of two requests that bring one at once it may refuse the second."""
 FULL = ("--expert-metrics", "full", "--expert-load-interval", "0.2")
 READ_S = 0.6
 """A client gets a reading of the last half second."""
@@ -154,7 +152,7 @@ def top_once(server: Server, seconds: float = 0.5) -> "subprocess.Popen[str]":
 @contextmanager
 def served(checkpoint: Path, log: Path, *options: str, runner: Runner = "v1") -> Iterator[Server]:
     """A running server, which ends with the block."""
-    server = Server(log, str(checkpoint), *OPTIONS, *options, runner=runner)
+    server = Server(log, str(checkpoint), *OPTIONS, *AT_ONCE, *options, runner=runner)
     try:
         server.wait_until_ready()
         yield server

@@ -16,6 +16,7 @@ from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from tests.model_plugins.in_tree.reference import Answer
 from tests.server.conftest import image_part, text_part, user
 from tests.server.in_tree.asking import (
+    AT_ONCE,
     MODEL,
     OPTIONS,
     Samples,
@@ -38,7 +39,7 @@ UNUSED = ("worker", "moe_layer", "routing", "recording", "kernels", "server")
 
 @contextmanager
 def serving(log: Path, vllm: Path, *arguments: str, plugins: str | None = "prismoe") -> Iterator[StockServer]:
-    server = StockServer(log, vllm, *arguments, plugins=plugins)
+    server = StockServer(log, vllm, *arguments, *AT_ONCE, plugins=plugins)
     try:
         server.wait_until_ready()
         yield server
