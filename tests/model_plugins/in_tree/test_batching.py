@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from vllm import LLM, SamplingParams
 
 from prismoe.kernels import ragged_experts
+from prismoe.kernels.ragged_experts import FixedExperts, flat_experts
+from prismoe.model_plugins.moe_layer.model_routing import runners_of
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_steps
 from tests.model_plugins.engine import engine
@@ -45,7 +49,7 @@ class Rows(NamedTuple):
 
 def start_recording(worker: Any) -> None:
     """To be run in the worker: keep where each step's tokens went from now on."""
-    worker.rows = []
+    worker.rows, worker.pairs = [], 0
     begun: list[tuple[str, int, int]] = []
 
     def begin(step: StepRequests) -> None:
@@ -62,14 +66,29 @@ def start_recording(worker: Any) -> None:
             worker.rows.append((name, start, experts))
             row += tokens
 
+    for runner in runners_of(worker.model_runner.get_model()):
+        experts: Any = runner.routed_experts
+        experts.run_used = partial(flat_experts, fixed_experts=_counted(worker, experts.run_used))
     watch_steps(worker.model_runner, begin)
     worker.routing.step_watchers.append(end)
 
 
-def take_rows(worker: Any) -> list[tuple[Any, ...]]:
-    """To be run in the worker."""
-    rows, worker.rows = worker.rows, []
-    return rows
+def _counted(worker: Any, run: Any) -> FixedExperts:
+    """A layer's kernel, which counts the pairs that it is given."""
+    kernel: FixedExperts = run.keywords["fixed_experts"]
+
+    def counted(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
+        worker.pairs += weights_TA.numel()
+        return kernel(hidden_TD, weights_TA, experts_TA)
+
+    return counted
+
+
+def take_rows(worker: Any) -> tuple[list[tuple[Any, ...]], int]:
+    """To be run in the worker: the rows since the last call, and how many pairs the kernels ran."""
+    taken = worker.rows, worker.pairs
+    worker.rows, worker.pairs = [], 0
+    return taken
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +135,8 @@ def test_a_request_is_routed_as_it_is_alone(
     answered = run(llm, prompts, mix)
     counted = np.zeros_like(before)
     computed: Counter[tuple[str, int]] = Counter()
-    for rows in map(Rows._make, llm.collective_rpc(take_rows)[0]):
+    taken, pairs = llm.collective_rpc(take_rows)[0]
+    for rows in map(Rows._make, taken):
         answer = expected[mix[int(rows.request.split("-")[0])][0]]
         for layer, of_tokens in enumerate(rows.experts):
             for place, experts in enumerate(of_tokens, rows.start):
@@ -125,6 +145,7 @@ def test_a_request_is_routed_as_it_is_alone(
         computed.update((rows.request, rows.start + at) for at in range(len(rows.experts[0])))
     assert answered == [expected[chat].token_ids for chat, _ in mix]
     np.testing.assert_array_equal(load(llm) - before, counted)
+    assert pairs == counted.sum()  # a token pays for the experts that it uses, and no others
     SEEN["again"] += max(computed.values()) > 1
     SEEN["cut"] += any(rows > step_tokens for rows in (len(expected[chat].prompt_ids) for chat, _ in mix))
 
