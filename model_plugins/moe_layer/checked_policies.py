@@ -13,6 +13,7 @@ from vllm.platforms import current_platform
 
 from prismoe.kernels.routing import top_experts
 from prismoe.model_plugins.moe_layer.attach import gate_of, why_unseen
+from prismoe.model_plugins.moe_layer.identity import identity_of
 from prismoe.model_plugins.moe_layer.model_routing import kernel_name, runners_of
 from prismoe.model_plugins.routing.any_gate import PARAMETERS, OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
@@ -40,14 +41,9 @@ class CheckedPolicies(NamedTuple):
         if unseen is not None:
             raise ValueError(f"The routing policy can't be used. {unseen}")
         gates = {runner.layer_id: gate_of(runner) for runner in runners}
-        in_force = choose_routing(
-            operator.settings,
-            None,
-            runners[0].routed_experts.top_k,
-            {runner.layer_id: runner.moe_config.num_logical_experts for runner in runners},
-            gates[runners[0].layer_id].renormalises,
-            operator.option,
-        )
+        if operator.calibrated_for is not None:
+            operator.calibrated_for.check(identity_of(vllm_config, runners))
+        in_force = _in_force(runners, gates, operator)
         for runner in runners:
             check_layer(runner, gates[runner.layer_id], in_force.layers[runner.layer_id])
         trained, device = _trained(operator.trained), next(model.parameters()).device
@@ -63,6 +59,10 @@ class CheckedPolicies(NamedTuple):
         }
         return cls(runners, in_force, gates, parameters)
 
+    def under(self, operator: OperatorPolicies) -> Self:
+        """With other thresholds of the same policies, which ask no more of gates and kernels."""
+        return self._replace(in_force=_in_force(self.runners, self.gates, operator))
+
     def describe_layer(self, layer: int) -> Mapping[str, Any]:
         """As `ModelRouting.describe_layer`."""
         routing = self.in_force.layers[layer]
@@ -72,6 +72,19 @@ class CheckedPolicies(NamedTuple):
             "policy": routing.policy.model_dump(),
             "sources": dict(routing.sources),
         }
+
+
+def _in_force(
+    runners: Sequence[MoERunner], gates: Mapping[int, Gate], operator: OperatorPolicies
+) -> RoutingInForce:
+    return choose_routing(
+        operator.settings,
+        None,
+        runners[0].routed_experts.top_k,
+        {runner.layer_id: runner.moe_config.num_logical_experts for runner in runners},
+        gates[runners[0].layer_id].renormalises,
+        operator.option,
+    )
 
 
 def check_layer(runner: MoERunner, gate: Gate, routing: LayerRouting) -> None:

@@ -21,6 +21,8 @@ from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
 from prismoe.model_plugins.moe_layer.router import Observer, PolicyRouter, layer_shape
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing import RoutedBy
+from prismoe.model_plugins.routing.any_gate import OperatorPolicies
+from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
@@ -30,6 +32,7 @@ from prismoe.model_plugins.vllm_seams.step_watch import watch_steps
 class Observed(Protocol):
     """What routes a MoE layer."""
 
+    gate: Gate
     observer: Observer | None
 
 
@@ -80,6 +83,13 @@ class ModelRouting(nn.Module, ABC):
         Raises ValueError where the model is not `switchable`.
         """
         raise ValueError(f"{self.architecture} is routed by {self.routed_by} alone.")
+
+    def reroute(self, operator: OperatorPolicies) -> None:
+        """From the next step on route by other thresholds of the policies that are attached.
+
+        Raises ValueError where none are.
+        """
+        raise ValueError(f"{self.architecture} has no policies whose thresholds can change.")
 
     @property
     def most_request_experts(self) -> int:

@@ -1,13 +1,10 @@
 """Importances and thresholds for `dual_threshold` (MoDES, arXiv 2511.15690)."""
 
-import torch
-from torch import Tensor
-
-from prismoe.kernels.routing import top_experts
 from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
+from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData
 from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, RouterFit
 from prismoe.model_plugins.tools.calibrate.fits.quantile import between
-from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
+from prismoe.model_plugins.tools.calibrate.fits.sketch import merged
 
 
 def fit(data: CalibrationData, goal: Goal) -> RouterFit:
@@ -18,17 +15,15 @@ def fit(data: CalibrationData, goal: Goal) -> RouterFit:
     least divergence; here each modality has a share of its own, so its threshold follows from the recorded
     weights alone.
     """
-    top_k = goal.settings.get("top_k", data.top_k)
-    normalize = goal.settings.get("norm_topk_prob", top_k != 1)
-    keep_best = goal.settings.get("keep_best", True)
+    check(data.top_k, goal)
     importance = {modality: _importance(data, modality) for modality in POLICY_MODALITIES}
     thresholds = {}
     for modality, skip in zip(POLICY_MODALITIES, (goal.skip_text, goal.skip), strict=True):
-        scores = [
-            importance[modality][layer] * _weights_of(router, modality, top_k, normalize)
-            for layer, router in data.layers.items()
-        ]
-        thresholds[f"{modality}_threshold"] = _threshold(torch.cat(scores), skip, keep_best)
+        thresholds[f"{modality}_threshold"] = 0.0
+        if skip:
+            weights = [seen.sketches[modality] for seen in data.layers.values()]
+            scores = merged(weights, [importance[modality][layer] for layer in data.layers])
+            thresholds[f"{modality}_threshold"] = between(scores, skip / most_skipped(data.top_k, goal))
     return RouterFit(
         {"policy": "dual_threshold", **goal.settings, **thresholds},
         {
@@ -38,28 +33,31 @@ def fit(data: CalibrationData, goal: Goal) -> RouterFit:
     )
 
 
+def check(top_k: int, goal: Goal) -> None:
+    """Raise ValueError with a sentence where a token of a model with this k can't skip so much."""
+    slots = goal.settings.get("top_k", top_k)
+    most = most_skipped(top_k, goal)
+    if max(goal.skip, goal.skip_text) > most:
+        raise ValueError(
+            f"A token keeps its best expert, so at most {most:.0%} of {slots} uses can be skipped: "
+            f"ask for that or less, raise top_k, or set keep_best to false."
+        )
+
+
+def kept(goal: Goal) -> int:
+    """How many experts a token keeps in any case: its best or none."""
+    return int(goal.settings.get("keep_best", True))
+
+
+def most_skipped(top_k: int, goal: Goal) -> float:
+    """The share of uses that a token doesn't keep in any case."""
+    slots = goal.settings.get("top_k", top_k)
+    return (slots - kept(goal)) / slots
+
+
 def _importance(data: CalibrationData, modality: str) -> dict[int, float]:
     divergence = {layer: by_modality[modality] for layer, by_modality in data.divergence.items()}
     total = sum(divergence.values())
     if total == 0:
         return dict.fromkeys(divergence, 1 / len(divergence))
     return {layer: value / total for layer, value in divergence.items()}
-
-
-def _weights_of(router: RouterRecording, modality: str, top_k: int, normalize: bool) -> Tensor:
-    is_chosen_T = (router.segment_T >= 0) == (modality == POLICY_MODALITIES[1])
-    _, weights_TA = top_experts(router.logits_TE[is_chosen_T], top_k, normalize)
-    return weights_TA
-
-
-def _threshold(scores_TA: Tensor, skip: float, keep_best: bool) -> float:
-    """The threshold that skips a share of all uses, where each token keeps its first or none in any case."""
-    slots = scores_TA.shape[1]
-    kept = int(keep_best)
-    most = (slots - kept) / slots
-    if skip > most:
-        raise ValueError(
-            f"A token keeps its best expert, so at most {most:.0%} of {slots} uses can be skipped: "
-            f"ask for that or less, raise top_k, or set keep_best to false."
-        )
-    return between(scores_TA[:, kept:].flatten(), skip / most) if skip else 0.0
