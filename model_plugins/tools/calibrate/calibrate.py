@@ -19,6 +19,8 @@ from prismoe.model_plugins.tools.convert.convert import written_whole
 from prismoe.model_plugins.tools.settings import CalibrateSettings
 
 if TYPE_CHECKING:
+    from vllm import EngineArgs
+
     from prismoe.model_plugins.routing.calibrated import Measured
     from prismoe.model_plugins.tools.calibrate.engine import CalibrationEngine
     from prismoe.model_plugins.tools.calibrate.fits.fit import Fitter, Goal
@@ -38,6 +40,7 @@ class Calibration:
     fit: "Fitter"
     goal: "Goal"
     prompts: "Prompts"
+    arguments: "EngineArgs"
 
     @property
     def own_settings(self) -> Mapping[str, Any]:
@@ -72,6 +75,7 @@ def calibrate(settings: CalibrateSettings) -> int:
         from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, fitter
         from prismoe.model_plugins.tools.calibrate.prompts import pictures, read_questions
         from prismoe.model_plugins.tools.calibrate.recording import Prompts
+        from prismoe.model_plugins.tools.chat_engine import engine_arguments
 
         register()
     fit = fitter(settings.policy, own_settings)
@@ -81,7 +85,16 @@ def calibrate(settings: CalibrateSettings) -> int:
     else:
         _check_any_gate(settings, fit, own_settings)
     prompts = Prompts(pictures(settings.images, settings.max_images), read_questions(settings.questions))
-    calibration = Calibration(settings, folder, fit, Goal(own_settings, **settings.goal), prompts)
+    arguments = engine_arguments(
+        "calibrate",
+        folder,
+        settings.engine_options,
+        settings.run_checkpoint_code,
+        mm_processor_cache_gb=0,
+    )
+    arguments.enforce_eager = True  # a compiled engine can't be watched
+    goal = Goal(own_settings, **settings.goal)
+    calibration = Calibration(settings, folder, fit, goal, prompts, arguments)
     return _into_checkpoint(calibration) if is_ours else _into_file(calibration)
 
 
@@ -188,18 +201,10 @@ def _engine(
     settings = calibration.settings
     with os.fdopen(os.dup(2), "w") as terminal, captured_output(settings.verbose) as log:
         from prismoe.model_plugins.tools.calibrate.engine import CalibrationEngine, special_tokens
-        from prismoe.model_plugins.tools.chat_engine import chat_engine, engine_arguments
+        from prismoe.model_plugins.tools.chat_engine import chat_engine
 
-        arguments = engine_arguments(
-            "calibrate",
-            calibration.folder,
-            settings.engine_options,
-            settings.run_checkpoint_code,
-            mm_processor_cache_gb=0,
-        )
-        arguments.enforce_eager = True
         try:
-            with chat_engine(arguments, routing) as llm:
+            with chat_engine(calibration.arguments, routing) as llm:
                 yield CalibrationEngine(llm, [] if routing is None else special_tokens(llm)), terminal
         except RuntimeError as error:
             raise ValueError(f"The checkpoint does not load. {log.first_error() or error}") from error

@@ -42,6 +42,7 @@ class Layer(NamedTuple):
     is_native: Tensor
     compute: Compute
     alone: Compute
+    chooser: PolicyLayer
 
     def run(self, is_native: bool) -> tuple[Tensor, Tensor]:
         """The weights and experts of a step."""
@@ -138,7 +139,7 @@ def make_layer(
     if compiled:
         torch.compiler.reset()
         compute = torch.compile(compute, fullgraph=True, backend="aot_eager")
-    return Layer(inputs, policy, rule, step, is_native, compute, router()._compute_routing)
+    return Layer(inputs, policy, rule, step, is_native, compute, router()._compute_routing, layer)
 
 
 @pytest.mark.parametrize("num_experts", [6, 18])
@@ -162,6 +163,27 @@ def test_a_compiled_layer_follows_without_being_compiled_anew(settings: dict[str
     with torch.compiler.set_stance("fail_on_recompile"):
         layer.check_native()
         layer.check_policy()
+
+
+def test_a_layer_routes_by_other_thresholds_from_the_next_step_on() -> None:
+    skip = {"policy": "dual_threshold", "vision_threshold": 0.1}
+    layer = make_layer(skip, "sigmoid in groups", SEGMENTS["two images in text"])
+    layer.check_policy()
+    before = layer.step.counts.clone()
+    policy = make_policy(skip | {"vision_threshold": 0.4, "text_threshold": 0.2}, layer.policy.norm_topk_prob)
+    layer.chooser.use(LayerRouting(policy, {}, 0, 18))
+    layer._replace(policy=policy).check_policy()
+    assert layer.step.counts.sum() < before.sum()
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_what_an_observer_takes_away_is_gone(is_native: bool) -> None:
+    layer = make_layer({"policy": "topk", "top_k": 1}, "softmax", SEGMENTS["two images in text"])
+    layer.is_native.fill_(is_native)
+    layer.chooser.observer = lambda _hidden, _logits, _experts, weights_TA: weights_TA[2:].zero_()
+    weights_TA, experts_TA = layer.compute(layer.inputs.hidden_TD, layer.inputs.logits_TE, None)
+    assert weights_TA.shape == experts_TA.shape
+    assert weights_TA[:2, 0].all() and not weights_TA[2:].any()
 
 
 @pytest.mark.parametrize("settings", POLICIES_TRIED.values(), ids=POLICIES_TRIED.keys())

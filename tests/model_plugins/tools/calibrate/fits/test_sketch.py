@@ -26,8 +26,8 @@ def test_few_values_are_kept_as_they_are(values: list[float], share: float) -> N
     ranked = sketch.ranked()
     assert (sketch.rank_error, ranked.count) == (0, len(values))
     assert [ranked.at(rank) for rank in range(len(values))] == sorted(values)
-    assert ranked.quantile(share) == pytest.approx(np.quantile(np.float64(values), share), abs=1e-12)
-    assert ranked.mean(ranked.values_N) == pytest.approx(np.mean(np.float64(values)), abs=1e-12)
+    assert ranked.quantile(share) == pytest.approx(np.quantile(np.array(values), share), abs=1e-12)
+    assert ranked.mean(ranked.values_N) == pytest.approx(np.mean(np.array(values)), abs=1e-12)
 
 
 @pytest.mark.parametrize("order", ["drawn", "rising", "falling", "equal"])
@@ -63,7 +63,7 @@ def test_a_sketch_goes_on_from_its_arrays() -> None:
 
 
 def test_sketches_are_merged_by_their_factors() -> None:
-    first, second = sketch_of(np.float32([1, 2]), 8), sketch_of(np.float32([3]), 8)
+    first, second = (sketch_of(np.array(values, dtype=np.float32), 8) for values in ([1, 2], [3]))
     ranked = merged([first, second], [2.0, 0.5])
     assert [ranked.at(rank) for rank in range(3)] == [1.5, 2.0, 4.0]
     with pytest.raises(ValueError, match="no tokens of one of the modalities"):
