@@ -33,10 +33,18 @@ class ModelIdentity(_Part):
     def check(self, served: "ModelIdentity") -> None:
         """Raise ValueError with a sentence where the model that is served is another."""
         if self != served:
-            raise ValueError(
-                f"The routing settings were calibrated for another model ({self}) than this one ({served}): "
-                "run prismoe calibrate on this checkpoint, or leave the settings out."
-            )
+            raise ValueError(self._refusal(str(served)))
+
+    def check_weights(self, weights: str) -> None:
+        """The same by the digest alone, before the model is loaded."""
+        if self.weights != weights:
+            raise ValueError(self._refusal(f"weights {weights[:12]}"))
+
+    def _refusal(self, served: str) -> str:
+        return (
+            f"The routing settings were calibrated for another model ({self}) than this one ({served}): "
+            "run prismoe calibrate on this checkpoint, or leave the settings out."
+        )
 
 
 class Measured(_Part):

@@ -9,8 +9,9 @@ from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from prismoe.model_plugins.files.hub import checkpoint_folder, files_from_hub
-from prismoe.model_plugins.files.weight_files import read_json
+from prismoe.model_plugins.files.weight_files import read_json, weights_digest
 from prismoe.model_plugins.models.moe_llava.config import check_config_file, is_moe_llava
+from prismoe.model_plugins.routing.calibrated import Calibrated
 from prismoe.model_plugins.vllm_seams.cli_args import make_arg_parser, validate_parsed_serve_args
 from prismoe.model_plugins.worker.engine_options import engine_options
 from prismoe.server.commands.arguments import USAGE
@@ -47,6 +48,9 @@ def parse_vllm_arguments(settings: ServeSettings) -> Namespace:
     if args.trust_request_mm_kwargs is None:
         # A request may choose its images' numbers of experts; MoE-LLaVA's processor refuses all else.
         args.trust_request_mm_kwargs = moe_llava
+    for routing in (settings.routing, settings.shadow):
+        if (calibrated_for := Calibrated.model_of(routing or {})) is not None:
+            calibrated_for.check_weights(weights_digest(folder))
     args.model = str(folder)
     args.additional_config = {**(args.additional_config or {}), **routed["additional_config"]}
     refuse_unserved(args, parser)

@@ -172,7 +172,8 @@ def _into_file(calibration: Calibration) -> int:
         policies = {layer["layer"]: layer["policy"] for layer in told["layers"]}
         state = _recorded(calibration, engine, told, policies, terminal)
         data = state.data(told["layers"][0]["top_k"], fit.needs_divergence)
-        routing = fit.fit(data, calibration.goal).routing()
+        # Each layer has its own of what is neutral; the policy is checked without the layers, too.
+        routing = {**start, **fit.fit(data, calibration.goal).routing()}
         engine.call("prismoe_reroute", routing)
         state.begin_measuring(json.dumps(routing, sort_keys=True))
         measure(engine, calibration.prompts, state, terminal)

@@ -180,7 +180,11 @@ def test_a_layer_routes_by_other_thresholds_from_the_next_step_on() -> None:
 def test_what_an_observer_takes_away_is_gone(is_native: bool) -> None:
     layer = make_layer({"policy": "topk", "top_k": 1}, "softmax", SEGMENTS["two images in text"])
     layer.is_native.fill_(is_native)
-    layer.chooser.observer = lambda _hidden, _logits, _experts, weights_TA: weights_TA[2:].zero_()
+
+    def take_away(_hidden: Tensor, _logits: Tensor, _experts: Tensor, weights_TA: Tensor) -> None:
+        weights_TA[2:] = 0
+
+    layer.chooser.observer = take_away
     weights_TA, experts_TA = layer.compute(layer.inputs.hidden_TD, layer.inputs.logits_TE, None)
     assert weights_TA.shape == experts_TA.shape
     assert weights_TA[:2, 0].all() and not weights_TA[2:].any()

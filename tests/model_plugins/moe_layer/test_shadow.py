@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.fused_moe.router.fused_topk_router import FusedTopKRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
+from prismoe.model_plugins.moe_layer import checked_policies
 from prismoe.model_plugins.moe_layer.native import NativeRouting
 from prismoe.model_plugins.moe_layer.step import Media
 from prismoe.model_plugins.routing.any_gate import OperatorPolicies
+from prismoe.model_plugins.routing.calibrated import ModelIdentity
+from tests.model_plugins.routing.test_calibrated import MEASURED, MODEL
 
 EXPERTS, TOP_K, TOKENS, HIDDEN = 4, 2, 16, 8
 SHADOW = {"policy": "ltdr", "threshold": 0.0, "tail_experts": 3, "head_experts": 1, "text_experts": 1}
@@ -159,6 +162,16 @@ def test_what_is_told_of_it() -> None:
 def test_a_policy_that_could_not_be_in_force_is_refused(shadow: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         routing_of(Model(), shadow)
+
+
+def test_settings_that_were_calibrated_for_another_model_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    this = ModelIdentity(**MODEL)
+    monkeypatch.setattr(checked_policies, "identity_of", lambda *_: this)
+    written = {"model": MODEL, "measured": MEASURED}
+    assert routing_of(Model(), SHADOW | {"calibrated": written}).shadow is not None
+    other = {**written, "model": MODEL | {"layers": 3}}
+    with pytest.raises(ValueError, match="calibrated for another model"):
+        routing_of(Model(), SHADOW | {"calibrated": other})
 
 
 def test_a_model_that_can_not_be_seen_has_no_shadow() -> None:

@@ -40,6 +40,10 @@ def test_another_model_is_refused(name: str, value: object) -> None:
     fitted.check(ModelIdentity(**MODEL))
     with pytest.raises(ValueError, match=r"calibrated for another model .* run prismoe calibrate on this"):
         fitted.check(served)
+    if name == "weights":
+        fitted.check_weights(fitted.weights)
+        with pytest.raises(ValueError, match="calibrated for another model"):
+            fitted.check_weights(served.weights)
 
 
 def test_a_moe_llava_takes_none() -> None:

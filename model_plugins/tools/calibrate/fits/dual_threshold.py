@@ -4,7 +4,7 @@ from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
 from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData
 from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, RouterFit
 from prismoe.model_plugins.tools.calibrate.fits.quantile import between
-from prismoe.model_plugins.tools.calibrate.fits.sketch import merged
+from prismoe.model_plugins.tools.calibrate.fits.sketch import Ranked, merged
 
 
 def fit(data: CalibrationData, goal: Goal) -> RouterFit:
@@ -23,7 +23,7 @@ def fit(data: CalibrationData, goal: Goal) -> RouterFit:
         if skip:
             weights = [seen.sketches[modality] for seen in data.layers.values()]
             scores = merged(weights, [importance[modality][layer] for layer in data.layers])
-            thresholds[f"{modality}_threshold"] = between(scores, skip / most_skipped(data.top_k, goal))
+            thresholds[f"{modality}_threshold"] = _threshold(scores, skip / most_skipped(data.top_k, goal))
     return RouterFit(
         {"policy": "dual_threshold", **goal.settings, **thresholds},
         {
@@ -53,6 +53,17 @@ def most_skipped(top_k: int, goal: Goal) -> float:
     """The share of uses that a token doesn't keep in any case."""
     slots = goal.settings.get("top_k", top_k)
     return (slots - kept(goal)) / slots
+
+
+def _threshold(scores: Ranked, share: float) -> float:
+    """What a share of the scores is below.
+
+    The last layer's vision tokens move no answer, so its importance for vision is 0. Where the share ends
+    among such scores, all of them are skipped: that costs nothing, and at 0 none would be.
+    """
+    positive_N = scores.values_N[scores.values_N > 0]
+    threshold = between(scores, share)
+    return positive_N[0].item() / 2 if threshold == 0 and len(positive_N) else threshold
 
 
 def _importance(data: CalibrationData, modality: str) -> dict[int, float]:
