@@ -16,7 +16,7 @@ from vllm.config import VllmConfig
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from prismoe.model_plugins.vllm_seams.scheduler import WholeImageScheduler, tokens_before_cut
-from tests.model_plugins.vllm_seams.schedules import TOKENS_PER_IMAGE, Prompt, Run, Settings, configure
+from tests.model_plugins.vllm_seams.schedules import TOKENS_PER_IMAGE, Kept, Prompt, Run, Settings, configure
 
 ENDLESS = 2000  # tokens of an answer: more steps than any schedule here has
 
@@ -111,14 +111,16 @@ def engines(draw: Any) -> Settings:
     fewest = -(-MAX_MODEL_LEN // size) + 1  # vLLM keeps one for itself
     if layers:
         fewest = 2 * fewest + 1
+    keeps: Kept | None = draw(st.sampled_from([None, None, "image", "image", "request"]))
+    encoder = [None, 4 * TOKENS_PER_IMAGE] if keeps == "request" else [None, 0, 2 * TOKENS_PER_IMAGE]
     return Settings(
-        draw(st.sampled_from([None, None, "image", "image", "request"])),
+        keeps,
         scheduler | draw(st.sampled_from(SWITCHES)),
         MAX_MODEL_LEN,
         size,
         blocks=fewest + draw(st.sampled_from([0, 0, 2, 1000 // size])),
         caching=draw(st.integers(0, 3)) > 0,
-        encoder_tokens=draw(st.sampled_from([None, 0, 2 * TOKENS_PER_IMAGE])),
+        encoder_tokens=draw(st.sampled_from(encoder)),
         **layers,
     )
 
