@@ -165,7 +165,7 @@ PAIR = Question("USER: <image>\n<image>\nWhich one is it? ASSISTANT:", 0, 2)
 
 
 def test_the_images_of_a_request_are_compared_in_any_company(llm: LLM) -> None:
-    """They share a mean, so they share a step: text before them is computed in one of its own where it must be."""
+    """They share a mean, and so a step: where that has no room for the text before them, it goes ahead."""
     (alone,) = answers(llm, [PAIR], step_tokens=192)
     many = [PAIR, *QUESTIONS[:3], PAIR]
     batch = answers(llm, many, step_tokens=44)
