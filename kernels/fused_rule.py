@@ -21,8 +21,9 @@ class ByTail(NamedTuple):
     """`selected` experts for some vision tokens, `vision` for the others (LTDR, Eqs. 9, 11 and 12).
 
     Tail tokens are selected, with `selects_head` those that are none. A tail token's RPV is above the mean of
-    its image, or above the `threshold`. Instead a request may ask for numbers of its own, up to the slots, in
-    `asked_T2`: for selected tokens and for others, 0 asking nothing.
+    the vision tokens with its number in `compared_T`, by default of its image, or above the `threshold`.
+    Instead a request may ask for numbers of its own, up to the slots, in `asked_T2`: for selected tokens and
+    for others, 0 asking nothing.
     """
 
     text: int
@@ -31,6 +32,7 @@ class ByTail(NamedTuple):
     threshold: float | None
     selects_head: bool
     asked_T2: Tensor | None = None
+    compared_T: Tensor | None = None
 
 
 class ByEntropy(NamedTuple):

@@ -116,8 +116,16 @@ def top_experts_by_count(
 ) -> tuple[Tensor, Tensor]:
     """`top_experts`, where token t has `count_T[t]` of them (LTDR, Eqs. 7 and 12); see `use_first`."""
     experts_TA, logits_TA = _ranked_with_logits(logits_TE, slots, scores_TE)
+    return weighed_by_count(logits_TE, experts_TA, logits_TA, count_T, renormalize)
+
+
+def weighed_by_count(
+    logits_TE: Tensor, experts_TA: Tensor, logits_TA: Tensor, count_T: Tensor, renormalize: bool
+) -> tuple[Tensor, Tensor]:
+    """The first `count_T` of each token's experts, whose logits are `logits_TA`, as `top_experts` weighs."""
     if renormalize:
-        weights_TA = router_probabilities(torch.where(used_slots(count_T, slots), logits_TA, -torch.inf))
+        is_used_TA = used_slots(count_T, experts_TA.shape[1])
+        weights_TA = router_probabilities(torch.where(is_used_TA, logits_TA, -torch.inf))
     else:
         weights_TA = router_probabilities(logits_TE).gather(1, experts_TA)
     return use_first(experts_TA, weights_TA, count_T)

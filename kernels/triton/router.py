@@ -50,6 +50,8 @@ def _rpv_and_mean(logits_ptr, segment_ptr, token_T, segment_T, T, E, BLOCK_T: tl
                   BLOCK_E: tl.constexpr, BLOCK_I: tl.constexpr):  # fmt: skip
     """Each vision token's RPV and the mean of its image, both `[T]` in float64 (LTDR, Eqs. 9 and 11).
 
+    Tokens of the same number in `segment_T` are of an image, be there others between them.
+
     Both are of the same numbers: rounded in two ways, tokens that are all alike might be above their mean.
     """
     lowest = tl.min(tl.where(segment_T >= 0, segment_T, T), 0)
@@ -196,6 +198,7 @@ def fused_router(rule: FusedRule, segment_T: Tensor) -> FusedRouting:
     asked_T2, tail_T = None, None
     if isinstance(rule.uses, ByTail):
         asked_T2, tail_T = rule.uses.asked_T2, logits_TE.new_empty(tokens, dtype=torch.int8)
+        segment_T = segment_T if rule.uses.compared_T is None else rule.uses.compared_T
     tile = tiles(experts, rule.slots)
     _route[(triton.cdiv(tokens, tile["BLOCK_T"]),)](
         logits_TE,

@@ -24,7 +24,7 @@ from prismoe.model_plugins.routing import RoutedBy
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
-from prismoe.model_plugins.vllm_seams.step_watch import watch_steps
+from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_steps
 
 
 class Observed(Protocol):
@@ -139,7 +139,7 @@ class PolicyRouting(ModelRouting):
         self._top_k = top_k
         by_request = in_force.experts_by_request_layer
         self.requests = (
-            RequestLogits(by_request, scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
+            RequestLogits(by_request, self.step.tokens.requests, scheduler.max_num_seqs)
             if by_request
             else None
         )
@@ -164,8 +164,13 @@ class PolicyRouting(ModelRouting):
 
         `embed` gives token ids' embeddings.
         """
+        if self.requests is not None or self.in_force.needs_whole_requests:
+            watch_steps(runner, partial(self._begin_step, embed=embed))
+
+    def _begin_step(self, step: StepRequests, embed: Callable[[Tensor], Tensor]) -> None:
+        self.step.tokens.mark_requests(step.counts)
         if self.requests is not None:
-            watch_steps(runner, partial(self.requests.begin_step, embed=embed))
+            self.requests.begin_step(step, embed)
 
     @property
     def most_request_experts(self) -> int:

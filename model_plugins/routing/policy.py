@@ -28,6 +28,7 @@ class RouterInputs(NamedTuple):
     num_experts: int
     is_text: bool = False  # whether the step is known to hold no image: just where looking is free
     gate: Gate = SOFTMAX  # what the model makes of the logits
+    request_T: Tensor | None = None  # int64: its request's index; None where a request has one image at most
 
     @property
     def confidence(self) -> Confidence:
@@ -118,6 +119,11 @@ class RoutingPolicy(BaseModel, ABC):
     @property
     def needs_whole_images(self) -> bool:
         """Whether all tokens of an image must be routed in the same step."""
+        return False
+
+    @property
+    def needs_whole_requests(self) -> bool:
+        """Whether all images of a request must be routed in the same step."""
         return False
 
     @property

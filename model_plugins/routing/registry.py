@@ -97,6 +97,11 @@ class RoutingInForce:
         return any(layer.policy.needs_whole_images for layer in self.layers.values())
 
     @property
+    def needs_whole_requests(self) -> bool:
+        """Whether all images of a request must be routed in the same step."""
+        return any(layer.policy.needs_whole_requests for layer in self.layers.values())
+
+    @property
     def experts_by_request_layer(self) -> Mapping[int, int]:
         """The number of experts of each layer that decides once a request."""
         return {

@@ -19,7 +19,8 @@ from tests.model_plugins.routing.routing_steps import (
 from tests.triton_interpreter import interpret_triton  # noqa: F401
 
 FUSED = {case: settings for case, settings in CASES.items() if settings["policy"] not in ("gmm", "top_any")}
-del FUSED["bias of sigmoids"]
+for case in ("bias of sigmoids", "equiroute with a reserved slot", "equiroute with two reserved slots"):
+    del FUSED[case]
 EVERY_RULE = pytest.mark.parametrize("settings", FUSED.values(), ids=FUSED.keys())
 LONG = {
     "images over several blocks": [0] * 50 + [-1] * 20 + [1] * 300 + [2] * 3 + [-2] * 4,

@@ -111,9 +111,13 @@ def modality_groups(policy: Policy, gate: GateRule, logits: np.ndarray, is_visio
 def equiroute(
     policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, own: Mapping[str, np.ndarray]
 ) -> Pairs:
-    """Pressed logits plus reservations pick, the logits weigh."""
-    pressed = own["pressure"][int(is_vision)] * logits + own["reservation"][int(is_vision)]
-    return gate.weigh(best(gate.ranking(pressed), policy.top_k), logits)
+    """Pressed logits plus reservations pick, then the best reserved ones in its groups; the logits weigh."""
+    reservation = own["reservation"][int(is_vision)]
+    ranking = gate.ranking(own["pressure"][int(is_vision)] * logits + reservation)
+    ranked = [expert for expert in best(ranking, len(ranking)) if ranking[expert] > -np.inf]
+    picks, others = ranked[: policy.top_k], ranked[policy.top_k :]
+    picks += [expert for expert in others if reservation[expert] > 0][: policy.reserved_slots]
+    return gate.weigh(picks, logits)
 
 
 RULES: dict[str, Callable[[Policy, GateRule, np.ndarray, bool, Any], Pairs]] = {

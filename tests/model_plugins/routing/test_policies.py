@@ -120,18 +120,24 @@ def test_equal_scores_take_the_lower_experts(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
 def test_a_token_is_routed_by_itself(settings: dict[str, Any]) -> None:
-    """Text next to an image, and images next to each other, change nothing for either."""
+    """Text next to an image, and images next to each other, change nothing for either.
+
+    Where a mean is over a request, its images are routed together.
+    """
     policy = make(settings)
+    images = [[1, 2, 3, 4, 6, 7, 8]] if policy.needs_whole_requests else [[1, 2, 3, 4], [6, 7, 8]]
     segments = [-1, 0, 0, 0, 0, -1, 1, 1, 1]
     together = random_step(policy, segments, 7)
     all_pairs = used(policy.route(together))
-    for segment, rows in ((-1, [0]), (-1, [5]), (0, [1, 2, 3, 4]), (1, [6, 7, 8])):
+    for rows in ([0], [5], *images):
+        segment_T = together.segment_T[rows]
         alone = together._replace(
             hidden_TD=together.hidden_TD[rows],
             logits_TE=together.logits_TE[rows],
-            segment_T=torch.tensor([min(segment, 0)] * len(rows)),
+            segment_T=segment_T - segment_T.min().clamp(min=0),
             asked_T2=together.asked_T2[rows],
-            is_text=segment < 0,
+            is_text=bool(segment_T.max() < 0),
+            request_T=torch.zeros_like(segment_T),
         )
         assert_same(used(policy.route(alone)), [all_pairs[row] for row in rows])
 
@@ -166,6 +172,7 @@ VISION_SETTINGS: list[tuple[str, dict[str, Any]]] = [
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("topk", {"top_k": 1}),
     ("topk", {"norm_topk_prob": False}),
+    ("equiroute", {"reserved_slots": 1}),
     ("groups", {"vision_group": 4}),
     ("groups", {"shared_experts": 1}),
     ("bias", {"score": "sigmoid"}),
@@ -259,9 +266,24 @@ def test_ltdr_tells_which_tokens_are_tail_tokens(case: str) -> None:
     assert policy.route(step).tail_T.tolist() == ltdr_tail(policy, in_float64(step))
 
 
-def test_only_a_mean_over_an_image_needs_it_whole() -> None:
+def test_only_a_mean_over_an_image_or_a_request_needs_it_whole() -> None:
     needy = {case for case, settings in CASES.items() if make(settings).needs_whole_images}
     assert needy == {case for case in CASES if case.startswith("ltdr") and "threshold" not in case}
+    needy = {case for case, settings in CASES.items() if make(settings).needs_whole_requests}
+    assert needy == {case for case in CASES if "over the request" in case}
+
+
+def test_the_mean_of_a_request_is_over_all_its_images_and_no_others() -> None:
+    """RPV rises with the first logit: of two images of a request the duller one has no tail token."""
+    of_image, of_request = make(CASES["ltdr"]), make(CASES["ltdr over the request"])
+    step = random_step(of_request, [0, 0, -1, 1, 1, 2, 2], 4)
+    step = step._replace(logits_TE=torch.tensor([1.0, 2, 9, 3, 4, 1, 2])[:, None] * torch.eye(4)[0])
+    assert step.request_T is not None
+    assert step.request_T.tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert of_request.route(step).tail_T.tolist() == [False, False, False, True, True, False, True]
+    assert of_image.route(step).tail_T.tolist() == [False, True, False, False, True, False, True]
+    without = step._replace(request_T=None)  # each has one image
+    assert of_request.route(without).tail_T.tolist() == of_image.route(step).tail_T.tolist()
 
 
 def test_text_is_routed_alike_by_ltdr_and_topk() -> None:
