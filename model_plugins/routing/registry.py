@@ -19,6 +19,7 @@ from prismoe.model_plugins.routing.policies.instruction import Instruction
 from prismoe.model_plugins.routing.policies.ltdr import LTDR
 from prismoe.model_plugins.routing.policies.modality_conditioned import ModalityConditioned
 from prismoe.model_plugins.routing.policies.modality_groups import ModalityGroups
+from prismoe.model_plugins.routing.policies.steer import Steer
 from prismoe.model_plugins.routing.policies.task import Task
 from prismoe.model_plugins.routing.policies.top_any import TopAny
 from prismoe.model_plugins.routing.policies.topk import TopK
@@ -41,6 +42,7 @@ POLICIES: dict[str, type[RoutingPolicy]] = {
     "instruction": Instruction,
     "dual_threshold": DualThreshold,
     "entropy": Entropy,
+    "steer": Steer,
 }
 
 ENTRY_POINTS = "prismoe.policies"

@@ -11,7 +11,7 @@ from vllm import LLM, RequestOutput, SamplingParams
 from tests.model_plugins.engine import engine
 from tests.model_plugins.in_tree.reference import Answer, answers
 from tests.model_plugins.in_tree.test_counts import CHATS, GREEDY, MORE
-from tests.model_plugins.in_tree.test_policies import GROUPS, HEADS, by_layer, load, rule_of
+from tests.model_plugins.in_tree.test_policies import HEADS, STEER, by_layer, load, rule_of
 from tests.model_plugins.in_tree.tiny_model import BYTES
 
 pytestmark = pytest.mark.engine
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.engine
 MODEL = "qwen3-vl-moe"
 NARROW = {"policy": "topk", "top_k": 1}
 ASKED = [*CHATS[MODEL], *MORE]
-ROUTING = by_layer(MODEL, HEADS, GROUPS, NARROW)
+ROUTING = by_layer(MODEL, HEADS, STEER, NARROW)
 """One layer has more slots than k, one as many, one fewer."""
 THRESHOLD = 0.0005
 """Of the first layer, far below its own: more of its tokens are tails."""
