@@ -17,6 +17,10 @@ class ByModality(NamedTuple):
     vision: int
 
 
+Threshold = float | Tensor
+"""A number, or where it may change while requests run a float32 one of no dimensions on the device."""
+
+
 class ByTail(NamedTuple):
     """`selected` experts for some vision tokens, `vision` for the others (LTDR, Eqs. 9, 11 and 12).
 
@@ -29,7 +33,7 @@ class ByTail(NamedTuple):
     text: int
     vision: int
     selected: int
-    threshold: float | None
+    threshold: Threshold | None
     selects_head: bool
     asked_T2: Tensor | None = None
     compared_T: Tensor | None = None
@@ -39,8 +43,8 @@ class ByEntropy(NamedTuple):
     """From `least` experts to all slots, as entropy over log E goes from `low` to `high` (GeMoE)."""
 
     least: int
-    low: float
-    high: float
+    low: Threshold
+    high: Threshold
 
 
 class ByImportance(NamedTuple):
@@ -49,8 +53,8 @@ class ByImportance(NamedTuple):
     least: int
     text_importance: float
     vision_importance: float
-    text_threshold: float
-    vision_threshold: float
+    text_threshold: Threshold
+    vision_threshold: Threshold
 
 
 class MixtureRule(NamedTuple):

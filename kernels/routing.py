@@ -47,10 +47,10 @@ def segment_mean(values_T: Tensor, segment_T: Tensor) -> Tensor:
     return (sum_S / size_S)[slot_T]
 
 
-def tail_tokens(probs_TE: Tensor, segment_T: Tensor, threshold: float | None = None) -> Tensor:
+def tail_tokens(probs_TE: Tensor, segment_T: Tensor, threshold: float | Tensor | None = None) -> Tensor:
     """Vision tail tokens, boolean `[T]`: RPV above the mean RPV of the token's image (LTDR, Eq. 11).
 
-    With a `threshold` the RPV is held against that instead.
+    With a `threshold` (a number, or 0-d) the RPV is held against that instead.
     """
     rpv_T = routing_probability_variance(probs_TE).double()
     return (segment_T >= 0) & (rpv_T > (segment_mean(rpv_T, segment_T) if threshold is None else threshold))

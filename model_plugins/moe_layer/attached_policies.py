@@ -28,6 +28,7 @@ from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 from prismoe.model_plugins.routing.registry import LayerRouting
+from prismoe.model_plugins.routing.thresholds import ThresholdsByLayer
 from prismoe.model_plugins.vllm_seams.native_router import replace_routing
 
 
@@ -170,6 +171,9 @@ class AttachedPolicies(ModelRouting):
         self.routed_by = choice
         self.is_native.fill_(choice == "native")
         return changes
+
+    def change_thresholds(self, by_layer: ThresholdsByLayer) -> bool:
+        return self._checked.change_thresholds(by_layer)
 
     def source(self) -> str:
         return self._checked.in_force.source

@@ -24,6 +24,7 @@ from prismoe.model_plugins.routing import RoutedBy
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
+from prismoe.model_plugins.routing.thresholds import ThresholdsByLayer
 from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_steps
 
 
@@ -39,7 +40,7 @@ class ModelRouting(nn.Module, ABC):
     not_supported: Sequence[str] = ()
     """What can't be had of this model, a sentence each."""
     switchable = False
-    """Whether `route_by` may be called: whether there are both choices."""
+    """Whether `route_by` and `change_thresholds` may be called: whether there are both choices."""
     routed_by: RoutedBy = "policy"
 
     def __init__(
@@ -76,6 +77,13 @@ class ModelRouting(nn.Module, ABC):
 
     def route_by(self, choice: RoutedBy) -> bool:
         """From the next step on route by this choice; whether that changes anything.
+
+        Raises ValueError where the model is not `switchable`.
+        """
+        raise ValueError(f"{self.architecture} is routed by {self.routed_by} alone.")
+
+    def change_thresholds(self, by_layer: ThresholdsByLayer) -> bool:
+        """From the next step on route by these thresholds; whether that changes anything.
 
         Raises ValueError where the model is not `switchable`.
         """

@@ -9,6 +9,7 @@ import torch
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 from prismoe.model_plugins.recording.inspection import InspectionRecorder
 from prismoe.model_plugins.routing import RoutedBy
+from prismoe.model_plugins.routing.thresholds import ThresholdsByLayer
 
 
 class RoutingCalls:
@@ -25,6 +26,11 @@ class RoutingCalls:
     def prismoe_route_by(self, choice: RoutedBy) -> bool:
         """Route by this choice from the next step on (`ModelRouting.route_by`)."""
         return self.routing.route_by(choice)
+
+    @torch.inference_mode()
+    def prismoe_change_thresholds(self, by_layer: ThresholdsByLayer) -> bool:
+        """Route by these thresholds from the next step on (`ModelRouting.change_thresholds`)."""
+        return self.routing.change_thresholds(by_layer)
 
     @torch.inference_mode()
     def prismoe_expert_load(self) -> Mapping[str, Any]:

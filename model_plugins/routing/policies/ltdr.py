@@ -36,6 +36,7 @@ class LTDR(RoutingPolicy):
     policy: Literal["ltdr"] = "ltdr"
     takes_any_gate: ClassVar[bool] = True
     gives_gate_confidence: ClassVar[bool] = True
+    thresholds: ClassVar[tuple[str, ...]] = ("threshold",)
     top_k: int = Field(ge=1)
     norm_topk_prob: bool
     tail_experts: int | None = Field(default=None, ge=1)
@@ -75,7 +76,7 @@ class LTDR(RoutingPolicy):
         confidence = step.confidence
         if step.is_text:  # as in decode: nothing below concerns text
             return top_k_routing(confidence, self.text_experts or self.top_k, self.norm_topk_prob)
-        tail_T = tail_tokens(confidence.probs_TE, self._compared(step), self.threshold)
+        tail_T = tail_tokens(confidence.probs_TE, self._compared(step), self.threshold_now("threshold", step))
         selected_T = tail_T if self.selection == "tail" else step.is_vision_T & ~tail_T
         head, text = self.head_experts or self.top_k, self.text_experts or self.top_k
         unselected = text if head == text else torch.where(step.is_vision_T, head, text)
@@ -93,7 +94,7 @@ class LTDR(RoutingPolicy):
             text=self.text_experts or self.top_k,
             vision=self.head_experts or self.top_k,
             selected=self.tail_experts or step.num_experts,
-            threshold=self.threshold,
+            threshold=self.threshold_now("threshold", step),
             selects_head=self.selection == "head",
             asked_T2=step.asked_T2,
             compared_T=self._compared(step),

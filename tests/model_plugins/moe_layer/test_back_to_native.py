@@ -14,6 +14,7 @@ from prismoe.model_plugins.moe_layer.attached_policies import PolicyLayer, shape
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing.policy import RouterInputs
 from prismoe.model_plugins.routing.registry import POLICIES, LayerRouting
+from prismoe.model_plugins.routing.thresholds import threshold_tensors, thresholds_of
 from prismoe.model_plugins.vllm_seams.native_router import replace_routing
 from tests.kernels.test_routing import SEGMENTS
 from tests.model_plugins.routing import gate_reference
@@ -125,6 +126,7 @@ def make_layer(
     gate, rule = make_gate(GATES[gate_name], num_experts)
     policy = make_policy(settings, gate.renormalises)
     inputs = random_step(policy, segments, num_experts, gate)
+    inputs = inputs._replace(parameters={**inputs.parameters, **threshold_tensors(policy, "cpu")})
     routing = LayerRouting(policy, {}, 0, num_experts)
     shape = shape_of(routing, gate, K)
     step = RoutingStep(("text", "image"), [shape], len(segments))
@@ -173,6 +175,38 @@ def test_a_compiled_layer_follows_without_being_compiled_anew(settings: dict[str
     with torch.compiler.set_stance("fail_on_recompile"):
         layer.check_native()
         layer.check_policy()
+
+
+THRESHOLDS = {
+    "fewer for heads": {"threshold": 0.02},
+    "skipping": {"vision_threshold": 0.45, "text_threshold": 0.2},
+    "entropy": {"low": 0.3, "high": 0.8},
+}
+"""Other thresholds for some of CASES."""
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("case", "thresholds"), THRESHOLDS.items(), ids=THRESHOLDS.keys())
+def test_a_layer_follows_other_thresholds_without_being_compiled_anew(
+    case: str, thresholds: dict[str, float], compiled: bool
+) -> None:
+    layer = make_layer(CASES[case], "softmax", SEGMENTS["two images in text"], compiled=compiled)
+    layer.check_policy()
+    weights_TA, _ = before = layer.run(is_native=False)
+    old = thresholds_of(layer.policy)
+    assert old.keys() == thresholds.keys()
+    for values in (thresholds, old):
+        for name, value in values.items():
+            layer.inputs.parameters[name].fill_(value)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            layer._replace(policy=layer.policy.model_copy(update=values)).check_policy()
+            assert torch.equal(layer.run(is_native=False)[0], weights_TA) == (values is old)
+    assert all(map(torch.equal, layer.run(is_native=False), before))
+
+
+def test_each_threshold_is_tried() -> None:
+    tried = {(CASES[case]["policy"], name) for case, values in THRESHOLDS.items() for name in values}
+    assert tried == {(name, threshold) for name, kind in POLICIES.items() for threshold in kind.thresholds}
 
 
 @pytest.mark.parametrize("settings", POLICIES_TRIED.values(), ids=POLICIES_TRIED.keys())

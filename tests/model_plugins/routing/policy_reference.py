@@ -229,6 +229,30 @@ def entropy(policy: Policy, step: Step) -> list[Pairs]:
     return tokens
 
 
+def steered(policy: Policy, log_scores: np.ndarray, is_vision: bool) -> np.ndarray:
+    """SteerMoE: on is the largest log score plus 0.01, off the smallest minus 0.01; shifts come first."""
+    changes = (policy.all, policy.vision if is_vision else policy.text)
+    shifted = log_scores.copy()
+    for change in changes:
+        for expert, shift in change.shift.items():
+            shifted[expert] += shift
+    replaced = shifted.copy()
+    for change in changes:
+        replaced[list(change.on)] = shifted.max() + 0.01
+        replaced[list(change.off)] = shifted.min() - 0.01
+    return replaced
+
+
+def steer(policy: Policy, step: Step) -> list[Pairs]:
+    """SteerMoE by modality: the k most probable experts of the replaced log-softmax."""
+    tokens = []
+    for row, segment in zip(step.logits, step.segments, strict=True):
+        log_scores = steered(policy, np.log(softmax(row)), segment >= 0)
+        picks = best(log_scores, policy.top_k)
+        tokens.append(weighed(picks, softmax(log_scores), policy.norm_topk_prob))
+    return tokens
+
+
 def task(policy: Policy, step: Step) -> list[Pairs]:
     """LTDR, App. A.3, TASK: by the request's label, or the default where it is none of the tasks'."""
     tokens = []
@@ -277,6 +301,7 @@ RULES: dict[str, Callable[[Policy, Step], list[Pairs]]] = {
         fine_grained,
         dual_threshold,
         entropy,
+        steer,
         task,
         cluster,
         instruction,

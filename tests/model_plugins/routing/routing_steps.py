@@ -101,6 +101,21 @@ CASES: dict[str, dict[str, Any]] = {
         "low": 0.4,
         "high": 0.8,
     },
+    "steer": {
+        "policy": "steer",
+        **TOP_2,
+        "all": {"shift": {"1": -0.8}},
+        "text": {"on": [2]},
+        "vision": {"on": [3], "off": [0]},
+    },
+    "steer of probabilities": {
+        "policy": "steer",
+        "top_k": 2,
+        "norm_topk_prob": False,
+        "all": {"off": [2]},
+        "vision": {"on": [1, 3], "shift": {"0": 2.5}},
+    },
+    "steer to nowhere": {"policy": "steer", "top_k": 1, "norm_topk_prob": False},
     "task": {"policy": "task", **TOP_2},
     "task of probabilities": {"policy": "task", "top_k": 2, "norm_topk_prob": False, "tasks": 2},
     "task by label": {

@@ -45,6 +45,12 @@ CASES: dict[str, dict[str, Any]] = {
     "groups": {"policy": "modality_groups", "vision_experts": 1, "text_experts": 3},
     "equiroute": {"policy": "equiroute"},
     "equiroute with reserved slots": {"policy": "equiroute", "reserved_slots": 2},
+    "steer": {
+        "policy": "steer",
+        "all": {"on": [4], "off": [1, 3]},
+        "text": {"shift": {"0": 1.5}},
+        "vision": {"on": [2], "shift": {"5": -2}},
+    },
 }
 
 

@@ -11,7 +11,7 @@ from prismoe.kernels.routing import router_probabilities
 from prismoe.model_plugins.routing.policies.ltdr import LTDR
 from prismoe.model_plugins.routing.policies.topk import TopK
 from prismoe.model_plugins.routing.policy import Routing, RoutingPolicy
-from prismoe.model_plugins.routing.registry import POLICIES
+from prismoe.model_plugins.routing.registry import POLICIES, choose_routing
 from tests.kernels import reference
 from tests.kernels.test_routing import SEGMENTS
 from tests.model_plugins.routing.policy_reference import RULES, Pairs, ltdr_tail
@@ -166,6 +166,9 @@ VISION_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("two thresholds", {"vision_threshold": 0.0}),
     ("two thresholds", {"vision_importance": 0.5}),
     ("two thresholds, all skipped", {"keep_best": False}),
+    ("steer", {"vision": {"on": [3]}}),
+    ("steer", {"vision": {"on": [2], "off": [0]}}),
+    ("steer of probabilities", {"vision": {"on": [1, 3], "shift": {"0": -9}}}),
 ]
 """Changes that concern vision alone."""
 
@@ -181,6 +184,8 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("entropy", {"max_experts": 2}),
     ("entropy", {"low": 0.7}),
     ("entropy", {"high": 0.5}),
+    ("steer", {"all": {}}),
+    ("steer to nowhere", {"all": {"on": [3]}}),
     ("task", {"top_k": 1}),
     ("task", {"default_task": 1}),
     ("task", {"tasks": 1}),
@@ -221,7 +226,11 @@ def test_a_setting_changes_vision(case: str, change: dict[str, Any]) -> None:
 
 
 def test_a_text_setting_leaves_vision_alone() -> None:
-    for case, change in (("ltdr", {"text_experts": 1}), ("two thresholds", {"text_threshold": 0.9})):
+    for case, change in (
+        ("ltdr", {"text_experts": 1}),
+        ("two thresholds", {"text_threshold": 0.9}),
+        ("steer", {"text": {"off": [2]}}),
+    ):
         before, after = with_settings(case, change)
         assert vision(before) == vision(after)
         assert text(before) != text(after)
@@ -284,6 +293,23 @@ def test_the_mean_of_a_request_is_over_all_its_images_and_no_others() -> None:
     assert of_image.route(step).tail_T.tolist() == [False, True, False, False, True, False, True]
     without = step._replace(request_T=None)  # each has one image
     assert of_request.route(without).tail_T.tolist() == of_image.route(step).tail_T.tolist()
+
+
+@pytest.mark.parametrize(
+    ("steering", "said"),
+    [
+        ({"all": {"on": [1]}, "text": {"off": [1]}}, "all and text name expert 1 more than once"),
+        ({"vision": {"on": [2], "shift": {"2": 1}}}, "all and vision name expert 2 more than once"),
+        ({"vision": {"on": [7]}}, "steer names expert 7: there are 0 to 6."),
+        ({"all": {"on": [0, 1]}, "vision": {"on": [2]}}, "steer has 3 experts on, and a token uses 2"),
+        ({"text": {"off": [0, 1, 2, 3, 4, 5]}}, "steer has 6 of 7 experts off, and a token uses 2"),
+        ({"text": {"on": [-1]}}, "Input should be greater than or equal to 0"),
+        ({"image": {"on": [1]}}, "image: Extra inputs are not permitted."),
+    ],
+)
+def test_steering_that_can_not_hold_is_refused(steering: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        choose_routing({"policy": "steer", **steering}, None, 2, {0: 7})
 
 
 def test_text_is_routed_alike_by_ltdr_and_topk() -> None:
