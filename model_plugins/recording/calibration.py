@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prismoe.kernels.routing import PADDING
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
+from prismoe.model_plugins.routing.registry import choose_routing
 
 
 class CalibrationRecorder:
@@ -25,6 +26,8 @@ class CalibrationRecorder:
     def __init__(self, model: nn.Module, routing: ModelRouting) -> None:
         self._model: Any = model
         self._step = routing.step
+        self._routing: Any = routing
+        self._own_policies = {layer: router.policy for layer, router in self._routing.routers.items()}
         self._routers: dict[int, tuple[Tensor, Tensor]] = {}
         self._segment_T = self._is_token_T = self._final_TD = torch.empty(0)
         self._draw = torch.Generator().manual_seed(0)
@@ -41,6 +44,19 @@ class CalibrationRecorder:
         for layer, (hidden_TD, logits_TE) in self._routers.items():
             rows |= {f"{layer}_logits": logits_TE, f"{layer}_hidden": hidden_TD[sample.to(hidden_TD.device)]}
         return {name: (v.float() if v.is_floating_point() else v).cpu().numpy() for name, v in rows.items()}
+
+    def try_routing(self, routing: Mapping[str, Any] | None, top_k: int) -> None:
+        """Route by these settings from the next step on, as a checkpoint with this k would; None: as before.
+
+        Their policies may use no more slots than the model's own.
+        """
+        policies = self._own_policies
+        if routing is not None:
+            experts = {layer: shape.experts for layer, shape in self._routing.layers.items()}
+            in_force = choose_routing(None, routing, top_k, experts)
+            policies = {layer: chosen.policy for layer, chosen in in_force.layers.items()}
+        for layer, policy in policies.items():
+            self._routing.routers[layer].policy = policy
 
     def log_probs(self, tokens: int) -> np.ndarray:
         """Log-probabilities after each of the step's last `tokens`, `[tokens, vocabulary]`."""

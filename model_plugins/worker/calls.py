@@ -76,6 +76,10 @@ class RoutingCalls:
         """Give a modality's tokens nothing of a layer's experts, until the next call; -1: all get theirs."""
         self._prismoe_calibration.deprived = None if layer < 0 else (layer, modality)
 
+    def prismoe_try_routing(self, routing: Mapping[str, Any] | None, top_k: int) -> None:
+        """Route by these settings until the next call (`CalibrationRecorder.try_routing`)."""
+        self._prismoe_calibration.try_routing(routing, top_k)
+
     @torch.inference_mode()
     def prismoe_save_routers(self, file: str, hidden: int) -> None:
         """Write what the routers saw in the last step (`CalibrationRecorder.take`) to an .npz file."""

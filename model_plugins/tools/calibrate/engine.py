@@ -3,6 +3,7 @@
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,10 +24,13 @@ HIDDEN_TOKENS = 32_768
 """How many tokens' hidden states are kept of each layer, which bounds the memory they take."""
 
 
-def record_routers(
+@contextmanager
+def recorded_routers(
     facts: CheckpointFacts, prompts: Sequence[CalibrationPrompt], with_divergence: bool, terminal: TextIO
-) -> CalibrationData:
+) -> Iterator[CalibrationData]:
     """Let the checkpoint answer, as it routes now, and record its routers over prompts and answers.
+
+    The engine runs until the block ends.
 
     `with_divergence` runs each request again without the experts of each layer and modality, one after the
     other. Progress is shown on `terminal`.
@@ -35,24 +39,30 @@ def record_routers(
     """
     longest = max(len(prompt.token_ids) for prompt in prompts) + facts.tower.tokens_per_image
     with small_engine(facts, "auto", None, longest + ANSWER_LIMIT, images=1) as engine:
-        return _Recording(engine, facts, prompts).data(with_divergence, terminal)
+        yield _Recording(engine, facts, prompts, terminal).data(with_divergence)
 
 
 class _Recording:
     def __init__(
-        self, engine: LLMEngine, facts: CheckpointFacts, prompts: Sequence[CalibrationPrompt]
+        self,
+        engine: LLMEngine,
+        facts: CheckpointFacts,
+        prompts: Sequence[CalibrationPrompt],
+        terminal: TextIO,
     ) -> None:
-        self._engine, self._facts, self._prompts = engine, facts, prompts
+        self._engine, self._facts, self._prompts, self._terminal = engine, facts, prompts, terminal
+        self._answers: list[list[int]] = []
         self._runs = 0
 
-    def data(self, with_divergence: bool, terminal: TextIO) -> CalibrationData:
+    def data(self, with_divergence: bool) -> CalibrationData:
         experts = self._facts.experts
         self._rpc("prismoe_start_calibration")
         parts: dict[str, list[np.ndarray]] = defaultdict(list)
         divergence = {layer: dict.fromkeys(POLICY_MODALITIES, 0.0) for layer in experts.by_layer}
         tokens_before = 0
-        for number, prompt in enumerate(tqdm(self._prompts, desc="Pictures", file=terminal)):
+        for number, prompt in enumerate(tqdm(self._prompts, desc="Pictures", file=self._terminal)):
             answer = self._run(prompt, [], ANSWER_LIMIT)[:-1]  # Nothing reads the last token.
+            self._answers.append(answer)
             self._run(prompt, answer, 1)
             rows = self._rows("prismoe_save_routers", max(1, HIDDEN_TOKENS // len(self._prompts)))
             rows["segments"] = np.where(rows["segments"] >= 0, number, rows["segments"])
@@ -72,6 +82,7 @@ class _Recording:
             }
             if with_divergence
             else {},
+            self._divergences,
         )
 
     def _layer(self, layer: int, whole: Mapping[str, torch.Tensor]) -> RouterRecording:
@@ -91,9 +102,22 @@ class _Recording:
         for layer, modality in self._cases():
             self._rpc("prismoe_deprive", layer, modality)
             self._run(prompt, answer, 1)
-            deprived = self._log_probs(len(answer) + 1)
-            divergence[layer][modality] += (np.exp(as_it_is) * (as_it_is - deprived)).sum(axis=-1).mean()
+            divergence[layer][modality] += _divergence(as_it_is, self._log_probs(len(answer) + 1))
         self._rpc("prismoe_deprive", -1, "")
+
+    def _divergences(self, routings: Sequence[Mapping[str, Any]]) -> list[float]:
+        """The mean over prompts, and the answers' tokens, of KL(as it is ‖ routed so)."""
+        totals = [0.0] * len(routings)
+        prompts = tqdm(self._prompts, desc="Thresholds", file=self._terminal)
+        for prompt, answer in zip(prompts, self._answers, strict=True):
+            self._run(prompt, answer, 1)
+            as_it_is = self._log_probs(len(answer) + 1)
+            for number, routing in enumerate(routings):
+                self._rpc("prismoe_try_routing", dict(routing), self._facts.experts.top_k)
+                self._run(prompt, answer, 1)
+                totals[number] += _divergence(as_it_is, self._log_probs(len(answer) + 1))
+            self._rpc("prismoe_try_routing", None, 0)
+        return [total / len(self._prompts) for total in totals]
 
     def _cases(self) -> Iterator[tuple[int, str]]:
         return ((layer, modality) for layer in self._facts.experts.by_layer for modality in POLICY_MODALITIES)
@@ -120,5 +144,10 @@ class _Recording:
             with np.load(file) as rows:
                 return dict(rows)
 
-    def _rpc(self, method: str, *arguments: int | str) -> None:
+    def _rpc(self, method: str, *arguments: int | str | dict[str, Any] | None) -> None:
         self._engine.collective_rpc(method, args=arguments)
+
+
+def _divergence(as_it_is_TV: np.ndarray, changed_TV: np.ndarray) -> float:
+    """The mean KL divergence over tokens, of log-probabilities."""
+    return float((np.exp(as_it_is_TV) * (as_it_is_TV - changed_TV)).sum(axis=-1).mean())

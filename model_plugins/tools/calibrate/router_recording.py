@@ -1,7 +1,8 @@
 """What was recorded of a router: what calibration fits routers to, and reports about."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -34,3 +35,5 @@ class CalibrationData:
     divergence: Mapping[int, Mapping[str, float]]
     """How far the output moves when a layer gives a modality no experts: the mean KL divergence of the
     answers' tokens in nats, by layer and modality. Empty where it was not asked for."""
+    divergences: Callable[[Sequence[Mapping[str, Any]]], Sequence[float]]
+    """The same measure of the model under each of some routings, for as long as its engine runs."""

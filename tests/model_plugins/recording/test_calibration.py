@@ -36,10 +36,14 @@ class OneStep(nn.Module):
 
 @pytest.fixture
 def model() -> OneStep:
-    routers = {layer: SimpleNamespace(observer=None) for layer in (0, 3)}
+    routers = {layer: SimpleNamespace(observer=None, policy=f"policy of {layer}") for layer in (0, 3)}
     segments = torch.cat([SEGMENT_T, torch.full((4,), PADDING)])
     return OneStep(
-        SimpleNamespace(routers=routers, step=SimpleNamespace(tokens=SimpleNamespace(segments=segments)))
+        SimpleNamespace(
+            routers=routers,
+            step=SimpleNamespace(tokens=SimpleNamespace(segments=segments)),
+            layers={layer: SimpleNamespace(experts=3) for layer in routers},
+        )
     )
 
 
@@ -65,3 +69,14 @@ def test_a_deprived_modality_has_no_weights_in_that_layer(
     model(HIDDEN_TD)
     assert torch.equal(model.weights[0], torch.ones(6, 2))
     assert (model.weights[3].sum(dim=1) == 0).nonzero().flatten().tolist() == deprived
+
+
+def test_a_routing_is_tried_layer_by_layer_and_the_own_one_returns(model: OneStep) -> None:
+    recorder = CalibrationRecorder(model, model.routing)
+    routers = model.routing.routers
+    settings = {"policy": "dual_threshold", "text_threshold": 0.1, "layers": {"3": {"text_importance": 2}}}
+    recorder.try_routing(settings, top_k=2)
+    assert [router.policy.text_importance for router in routers.values()] == [1, 2]
+    assert {(router.policy.top_k, router.policy.text_threshold) for router in routers.values()} == {(2, 0.1)}
+    recorder.try_routing(None, top_k=2)
+    assert [router.policy for router in routers.values()] == ["policy of 0", "policy of 3"]

@@ -8,7 +8,11 @@ def between(values_N: Tensor, share: float) -> float:
 
     Below all values it is half of the least, above all a tenth over the largest: values are 0 or more.
     """
-    sorted_N = values_N.double().sort().values
+    return between_sorted(values_N.double().sort().values, share)
+
+
+def between_sorted(sorted_N: Tensor, share: float) -> float:
+    """The same, of values that rise, in float64."""
     below = round(share * len(sorted_N))
     if below == 0:
         return sorted_N[0].item() / 2

@@ -6,6 +6,7 @@ from prismoe.kernels.routing import TEXT
 from prismoe.model_plugins.routing.registry import choose_routing
 from prismoe.model_plugins.tools.calibrate.report import report
 from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
+from tests.model_plugins.tools.calibrate.fits.recordings import no_engine
 
 
 def table(settings: dict[str, object], routers: dict[int, dict[str, torch.Tensor]]) -> dict[str, str]:
@@ -13,7 +14,7 @@ def table(settings: dict[str, object], routers: dict[int, dict[str, torch.Tensor
     logits_TE = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 2 + [[0.0, 0.0, 9.0, 9.0]] * 2)
     segment_T = torch.tensor([TEXT, TEXT, 0, 0])
     router = RouterRecording(logits_TE, segment_T, torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 2]))
-    data = CalibrationData({6: router}, 2, {})
+    data = CalibrationData({6: router}, 2, {}, no_engine)
     before = choose_routing(None, {"policy": "topk"}, 2, {6: 4})
     lines = report(data, before, choose_routing(None, settings, 2, {6: 4}), routers).splitlines()
     layer, *figures = lines[2].split()

@@ -1,6 +1,6 @@
 """Made-up recordings of routers, and what a fitted policy does with them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,8 +36,17 @@ def recording(seed: int) -> RouterRecording:
     )
 
 
-def calibration_data(divergence: Mapping[int, Mapping[str, float]] | None = None) -> CalibrationData:
-    return CalibrationData({layer: recording(layer) for layer in (0, 2)}, TOP_K, divergence or {})
+def no_engine(_: Sequence[Mapping[str, Any]]) -> Sequence[float]:
+    raise AssertionError("This fit tries no routing.")
+
+
+def calibration_data(
+    divergence: Mapping[int, Mapping[str, float]] | None = None,
+    divergences: Callable[[Sequence[Mapping[str, Any]]], Sequence[float]] = no_engine,
+) -> CalibrationData:
+    return CalibrationData(
+        {layer: recording(layer) for layer in (0, 2)}, TOP_K, divergence or {}, divergences
+    )
 
 
 def routed(data: CalibrationData, fitted: RouterFit, on_sample: bool = False) -> dict[int, Routing]:

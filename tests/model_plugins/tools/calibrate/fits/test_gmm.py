@@ -15,7 +15,7 @@ from prismoe.model_plugins.tools.calibrate.fits.mixture import (
     k_means,
 )
 from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
-from tests.model_plugins.tools.calibrate.fits.recordings import EXPERTS, routed
+from tests.model_plugins.tools.calibrate.fits.recordings import EXPERTS, no_engine, routed
 
 
 def draw(seed: int = 0) -> torch.Generator:
@@ -101,7 +101,7 @@ def test_a_router_of_clusters_is_learnt(top_k: int) -> None:
     hidden_TD = centres_CD[cluster_T] + 0.2 * torch.randn(1500, 12, generator=generator)
     logits_TE = -ranking_CE[cluster_T].argsort(dim=1).float()
     router = RouterRecording(logits_TE, torch.full((1500,), TEXT), hidden_TD, torch.arange(1500))
-    data = CalibrationData({4: router}, top_k, {})
+    data = CalibrationData({4: router}, top_k, {}, no_engine)
     fitted = gmm.fit(data, Goal({"latent": 6, "components": 10}))
     assert {name: tuple(tensor.shape) for name, tensor in fitted.tensors[4].items()} == {
         "encoder": (6, 12),
