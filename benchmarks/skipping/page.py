@@ -34,7 +34,9 @@ def section(found: Measured) -> str:
 
 def verdict(differences: Iterable[tuple[str, Difference]]) -> str:
     """Which of the two is better, where that can be told."""
-    ahead, behind, open_ = [], [], []
+    ahead: list[str] = []
+    behind: list[str] = []
+    open_: list[str] = []
     for share, difference in differences:
         low, high = difference.interval
         (ahead if low > 0 else behind if high < 0 else open_).append(share)

@@ -13,11 +13,17 @@ from vllm.platforms import current_platform
 
 from prismoe.kernels.routing import top_experts
 from prismoe.model_plugins.moe_layer.attach import gate_of, why_unseen
+from prismoe.model_plugins.moe_layer.identity import identity_of
 from prismoe.model_plugins.moe_layer.model_routing import kernel_name, runners_of
 from prismoe.model_plugins.routing.any_gate import PARAMETERS, OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.registry import LayerRouting, RoutingInForce, choose_routing
-from prismoe.model_plugins.routing.thresholds import THRESHOLDS_ROUTE, ThresholdsByLayer, threshold_tensors
+from prismoe.model_plugins.routing.thresholds import (
+    THRESHOLDS_ROUTE,
+    ThresholdsByLayer,
+    threshold_tensors,
+    thresholds_of,
+)
 from prismoe.model_plugins.vllm_seams.experts_sink import routes_by_itself
 
 CHECKED_TOKENS = 64
@@ -45,14 +51,9 @@ class CheckedPolicies(NamedTuple):
         if unseen is not None:
             raise ValueError(f"The routing policy can't be used. {unseen}")
         gates = {runner.layer_id: gate_of(runner) for runner in runners}
-        in_force = choose_routing(
-            operator.settings,
-            None,
-            runners[0].routed_experts.top_k,
-            {runner.layer_id: runner.moe_config.num_logical_experts for runner in runners},
-            gates[runners[0].layer_id].renormalises,
-            operator.option,
-        )
+        if operator.calibrated_for is not None:
+            operator.calibrated_for.check(identity_of(vllm_config, runners))
+        in_force = _in_force(runners, gates, operator)
         for runner in runners:
             check_layer(runner, gates[runner.layer_id], in_force.layers[runner.layer_id])
         trained, device = _trained(operator.trained), next(model.parameters()).device
@@ -67,6 +68,14 @@ class CheckedPolicies(NamedTuple):
             for runner in runners
         }
         return cls(runners, in_force, gates, parameters, {})
+
+    def under(self, operator: OperatorPolicies) -> Self:
+        """With other settings of the same policies, which ask no more of gates and kernels."""
+        in_force = _in_force(self.runners, self.gates, operator)
+        for layer, routing in in_force.layers.items():
+            for name, value in thresholds_of(routing.policy).items():
+                self.parameters[layer][name].fill_(value)
+        return self._replace(in_force=in_force, changed_thresholds={})
 
     def describe_layer(self, layer: int) -> Mapping[str, Any]:
         """As `ModelRouting.describe_layer`."""
@@ -90,6 +99,19 @@ class CheckedPolicies(NamedTuple):
                 changed[name] = value
                 self.parameters[layer][name].fill_(value)
         return changes
+
+
+def _in_force(
+    runners: Sequence[MoERunner], gates: Mapping[int, Gate], operator: OperatorPolicies
+) -> RoutingInForce:
+    return choose_routing(
+        operator.settings,
+        None,
+        runners[0].routed_experts.top_k,
+        {runner.layer_id: runner.moe_config.num_logical_experts for runner in runners},
+        gates[runners[0].layer_id].renormalises,
+        operator.option,
+    )
 
 
 def check_layer(runner: MoERunner, gate: Gate, routing: LayerRouting) -> None:

@@ -21,8 +21,9 @@ from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
 from prismoe.model_plugins.moe_layer.router import Observer, PolicyRouter, layer_shape
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing import RoutedBy
+from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.policy import RoutingPolicy
-from prismoe.model_plugins.routing.registry import RoutingInForce
+from prismoe.model_plugins.routing.registry import RoutingInForce, choose_routing
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
 from prismoe.model_plugins.routing.thresholds import ThresholdsByLayer
 from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_steps
@@ -31,6 +32,7 @@ from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_step
 class Observed(Protocol):
     """What routes a MoE layer."""
 
+    gate: Gate
     observer: Observer | None
 
 
@@ -86,6 +88,14 @@ class ModelRouting(nn.Module, ABC):
         """From the next step on route by these thresholds; whether that changes anything.
 
         Raises ValueError where the model is not `switchable`.
+        """
+        raise ValueError(f"{self.architecture} is routed by {self.routed_by} alone.")
+
+    def reroute(self, routing: Mapping[str, Any] | None) -> None:
+        """From the next step of an eager engine on route by other settings of the policies in force.
+
+        They may ask for no more slots than those. None: as the model that is calibrated does by itself.
+        Raises ValueError where no policy is in force.
         """
         raise ValueError(f"{self.architecture} is routed by {self.routed_by} alone.")
 
@@ -179,6 +189,15 @@ class PolicyRouting(ModelRouting):
         self.step.tokens.mark_requests(step.counts)
         if self.requests is not None:
             self.requests.begin_step(step, embed)
+
+    def reroute(self, routing: Mapping[str, Any] | None) -> None:
+        in_force = self.in_force
+        if routing is not None:
+            experts = {layer: shape.experts for layer, shape in self.layers.items()}
+            in_force = choose_routing(None, routing, self._top_k, experts)
+        for layer, router in self.routers.items():
+            assert isinstance(router, PolicyRouter)  # `router` makes no others
+            router.policy = in_force.layers[layer].policy
 
     @property
     def most_request_experts(self) -> int:

@@ -32,6 +32,7 @@ class PolicyRouter(BaseRouter):
     policy's, by name. `request_gate` gives the logits of a policy that decides once a request.
     """
 
+    gate: Gate = SOFTMAX
     observer: Observer | None = None
     """What it makes of the weights is what counts. Of quantised experts on CPU it sees the steps of an eager
     engine only."""

@@ -58,6 +58,7 @@ class Layer(NamedTuple):
     is_native: Tensor
     compute: Compute
     alone: Compute
+    chooser: PolicyLayer
 
     def run(self, is_native: bool) -> tuple[Tensor, Tensor]:
         """The weights and experts of a step."""
@@ -153,7 +154,7 @@ def make_layer(
     if compiled:
         torch.compiler.reset()
         compute = torch.compile(compute, fullgraph=True, backend="aot_eager")
-    return Layer(inputs, policy, rule, step, is_native, compute, router()._compute_routing)
+    return Layer(inputs, policy, rule, step, is_native, compute, router()._compute_routing, layer)
 
 
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
@@ -207,6 +208,20 @@ def test_a_layer_follows_other_thresholds_without_being_compiled_anew(
 def test_each_threshold_is_tried() -> None:
     tried = {(CASES[case]["policy"], name) for case, values in THRESHOLDS.items() for name in values}
     assert tried == {(name, threshold) for name, kind in POLICIES.items() for threshold in kind.thresholds}
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_what_an_observer_takes_away_is_gone(is_native: bool) -> None:
+    layer = make_layer({"policy": "topk", "top_k": 1}, "softmax", SEGMENTS["two images in text"])
+    layer.is_native.fill_(is_native)
+
+    def take_away(_hidden: Tensor, _logits: Tensor, _experts: Tensor, weights_TA: Tensor) -> None:
+        weights_TA[2:].zero_()
+
+    layer.chooser.observer = take_away
+    weights_TA, experts_TA = layer.compute(layer.inputs.hidden_TD, layer.inputs.logits_TE, None)
+    assert weights_TA.shape == experts_TA.shape
+    assert weights_TA[:2, 0].all() and not weights_TA[2:].any()
 
 
 @pytest.mark.parametrize("settings", POLICIES_TRIED.values(), ids=POLICIES_TRIED.keys())

@@ -10,7 +10,7 @@ from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 
 def test_settings_and_the_file_of_parameters_come_apart() -> None:
     policies = OperatorPolicies.of({"policy": "equiroute", "parameters": "trained.safetensors"})
-    assert policies == ({"policy": "equiroute"}, "trained.safetensors", "--routing")
+    assert policies == ({"policy": "equiroute"}, "trained.safetensors", "--routing", None)
 
 
 @pytest.mark.parametrize(
