@@ -220,22 +220,23 @@ def test_an_image_that_has_no_room_in_a_step_stops_nobody_behind_it() -> None:
 def test_all_images_of_a_request_wait_for_one_step() -> None:
     run = start(Settings("request", {"max_num_batched_tokens": 260, "max_num_seqs": 5}))
     run.scheduler.max_num_scheduled_tokens = 44
-    run.add("long", Prompt((30,), 5))
+    run.add("long", Prompt((20,), 5))
     run.add("images", Prompt((4, "sun", 3, "moon", 9), 5))  # 35 tokens that belong together
-    assert run.step() == {"long": 30, "images": 4}
+    assert run.step() == {"long": 20, "images": 4}  # there is room for the first image
     assert run.step() == {"long": 1, "images": 43}
     assert run.step() == {"long": 1, "images": 1}
 
 
-def test_an_image_alone_in_the_encoders_cache_is_not_held_for_the_others() -> None:
-    """Each of two requests has one of its images in the cache, which has room for two in all."""
+def test_of_images_that_have_no_room_together_none_is_held() -> None:
+    """The encoder's cache has room for three. Two requests each find one of theirs there, and miss two."""
     steps = {"max_num_batched_tokens": 260, "max_num_seqs": 5}
-    run = start(Settings("request", steps, encoder_tokens=2 * TOKENS_PER_IMAGE))
-    for name, image in (("first", "sun"), ("second", "moon")):
-        run.add(name, Prompt((image,), 1))
+    run = start(Settings("request", steps, encoder_tokens=3 * TOKENS_PER_IMAGE))
+    run.add("before", Prompt(("sun",), 1))
     run.step()
-    run.add("a", Prompt((1, "sun", "stars"), 1))
-    run.add("b", Prompt((1, "moon", "clouds"), 1))
+    run.add("beside", Prompt(("moon",), 1))
+    run.add("a", Prompt((1, "sun", "stars", "clouds"), 1))
+    run.add("b", Prompt((1, "moon", "trees", "hills"), 1))
+    assert run.step() == {"beside": 16, "a": 1, "b": 49}  # what the first let go is room for the second
     for _ in range(4):
         run.step()
     assert run.finished >= {"a", "b"}
