@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prismoe.kernels.routing import PADDING
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
-from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
+from prismoe.model_plugins.routing.policy import POLICY_MODALITIES, RoutingPolicy
 from prismoe.model_plugins.routing.registry import choose_routing
 
 
@@ -27,7 +27,7 @@ class CalibrationRecorder:
         self._model: Any = model
         self._step = routing.step
         self._routing: Any = routing
-        self._own_policies = {layer: router.policy for layer, router in self._routing.routers.items()}
+        self._own_policies: dict[int, RoutingPolicy] = {}
         self._routers: dict[int, tuple[Tensor, Tensor]] = {}
         self._segment_T = self._is_token_T = self._final_TD = torch.empty(0)
         self._draw = torch.Generator().manual_seed(0)
@@ -50,13 +50,15 @@ class CalibrationRecorder:
 
         Their policies may use no more slots than the model's own.
         """
+        routers = self._routing.routers
+        self._own_policies = self._own_policies or {layer: one.policy for layer, one in routers.items()}
         policies = self._own_policies
         if routing is not None:
             experts = {layer: shape.experts for layer, shape in self._routing.layers.items()}
             in_force = choose_routing(None, routing, top_k, experts)
             policies = {layer: chosen.policy for layer, chosen in in_force.layers.items()}
         for layer, policy in policies.items():
-            self._routing.routers[layer].policy = policy
+            routers[layer].policy = policy
 
     def log_probs(self, tokens: int) -> np.ndarray:
         """Log-probabilities after each of the step's last `tokens`, `[tokens, vocabulary]`."""
