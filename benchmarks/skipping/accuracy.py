@@ -18,23 +18,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from prismoe.benchmarks.paths import REPOSITORY
 from prismoe.benchmarks.skipping.page import plot, replaced, section
 from prismoe.benchmarks.skipping.results import Difference, Measured, Rule, Score, Skipping
-from prismoe.kernels.routing import top_experts
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
-from prismoe.model_plugins.plugin import register
-from prismoe.model_plugins.tools.calibrate.engine import recorded_routers
+from prismoe.model_plugins.tools.calibrate.calibrate import prepared, recorded_checkpoint
 from prismoe.model_plugins.tools.calibrate.fits import dual_threshold
+from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData
 from prismoe.model_plugins.tools.calibrate.fits.fit import Goal
 from prismoe.model_plugins.tools.calibrate.fits.quantile import between
-from prismoe.model_plugins.tools.calibrate.prompts import QUESTIONS, calibration_prompts, pictures
-from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData
-from prismoe.model_plugins.tools.checkpoint_facts import checkpoint_facts
+from prismoe.model_plugins.tools.calibrate.fits.sketch import merged
 from prismoe.model_plugins.tools.evaluate.intervals import paired_bootstrap
 from prismoe.model_plugins.tools.evaluate.questions import Question, read_questions
+from prismoe.model_plugins.tools.settings import CalibrateSettings
 from prismoe.training.data.cases import build_exam
 from prismoe.training.data.exam_files import FILE, write_exam
 from prismoe.training.data.pictures import Pictures
@@ -43,7 +39,7 @@ SHARES = (0.25, 0.5, 0.75, 0.88)
 """Of all uses of experts. The last is the one that MoDES leads with."""
 TOP_K = 2
 NOTHING_SKIPPED = {"policy": "topk", "top_k": TOP_K}
-NONE_KEPT = {"keep_best": False}
+NONE_KEPT = {"policy": "dual_threshold", "keep_best": False}
 DOCS = REPOSITORY / "docs"
 
 
@@ -58,30 +54,34 @@ class Choice(NamedTuple):
 
 def plain_routing(data: CalibrationData, share: float) -> dict[str, Any]:
     """One threshold of the routing weight for all tokens and layers, skipping a share of those recorded."""
-    weights_TA = torch.cat([top_experts(one.logits_TE, TOP_K, True)[1] for one in data.layers.values()])
-    threshold = between(weights_TA.flatten(), share)
-    return {
-        "policy": "dual_threshold",
-        **NONE_KEPT,
-        "text_threshold": threshold,
-        "vision_threshold": threshold,
-    }
+    weights = merged([sketch for seen in data.layers.values() for sketch in seen.sketches.values()])
+    threshold = between(weights, share)
+    return {**NONE_KEPT, "text_threshold": threshold, "vision_threshold": threshold}
 
 
-def choose(model: Path, max_images: int) -> tuple[list[Choice], int]:
+def choose(model: Path, max_images: int, folder: Path) -> tuple[list[Choice], int]:
     """Both rules for each of SHARES, by the calibration drawings, and the number of those."""
-    prompts = calibration_prompts(str(model), pictures(None, max_images), QUESTIONS)
-    chosen: list[Choice] = []
-    with recorded_routers(checkpoint_facts(model), prompts, True, sys.stderr) as data:
+    settings = CalibrateSettings(
+        model=str(model),
+        destination=folder / "fitted",
+        policy="dual_threshold",
+        routing=NONE_KEPT,
+        max_images=max_images,
+        verbose=False,
+    )
+    calibration, chosen = prepared(settings), []
+    with recorded_checkpoint(calibration) as (_, data):
+        assert data.divergences is not None
         for share in SHARES:
-            searched = dual_threshold.fit(data, Goal(NONE_KEPT, skip_overall=share)).routing()
+            goal = Goal(calibration.own_settings, skip_overall=share)
+            searched = dual_threshold.fit(data, goal).routing()
             routings: dict[Rule, dict[str, Any]] = {"search": searched, "plain": plain_routing(data, share)}
             found = data.divergences([*routings.values()])
             chosen += [
                 Choice(share, rule, routing, divergence)
                 for (rule, routing), divergence in zip(routings.items(), found, strict=True)
             ]
-    return chosen, len(prompts)
+    return chosen, len(calibration.prompts)
 
 
 def evaluated(model: Path, questions: Path, routings: Sequence[Mapping[str, Any]], folder: Path) -> Any:
@@ -150,14 +150,13 @@ def main() -> None:
     arguments = parser.parse_args()
     drawings = Pictures(arguments.cache / "emoji")
     drawings.fetch()
-    register()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_exam(build_exam(drawings), folder / "exam")
         model = folder / "topk"
         convert = [sys.executable, "-m", "prismoe.server.commands.cli", "convert", str(bundled_checkpoint())]
         subprocess.run([*convert, str(model), "--routing", json.dumps(NOTHING_SKIPPED)], check=True)
-        chosen, calibrated_on = choose(model, arguments.max_images)
+        chosen, calibrated_on = choose(model, arguments.max_images, folder)
         questions = folder / "exam" / FILE
         routings = [NOTHING_SKIPPED, *(choice.routing for choice in chosen)]
         rows = evaluated(model, questions, routings, folder)

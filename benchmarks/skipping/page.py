@@ -34,16 +34,22 @@ def section(found: Measured) -> str:
 
 def verdict(differences: Iterable[tuple[str, Difference]]) -> str:
     """Which of the two is better, where that can be told."""
-    shares: dict[str, list[str]] = {
-        "The search is better than the plain threshold": [],
-        "The plain threshold is better than the search": [],
-        "The two can't be told apart": [],
-    }
-    better, worse, open_ = shares.values()
+    ahead: list[str] = []
+    behind: list[str] = []
+    open_: list[str] = []
     for share, difference in differences:
         low, high = difference.interval
-        (better if low > 0 else worse if high < 0 else open_).append(share)
-    return " ".join(f"{what} at {_and(at)}." for what, at in shares.items() if at)
+        (ahead if low > 0 else behind if high < 0 else open_).append(share)
+    sentences = [
+        f"{what} at {_and(shares)}."
+        for what, shares in (
+            ("The search is better than the plain threshold", ahead),
+            ("The plain threshold is better than the search", behind),
+            ("The two can't be told apart", open_),
+        )
+        if shares
+    ]
+    return " ".join(sentences)
 
 
 def plot(found: Measured) -> str:

@@ -6,6 +6,7 @@ Every error is a ValueError with a sentence.
 import json
 import pickle
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +18,9 @@ Shape: TypeAlias = tuple[int, ...]
 
 NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")
 """What a training leaves beside .bin weights; vLLM reads every other .bin file."""
+
+DIGESTED_PARTS, DIGESTED_BYTES = 16, 2**16
+"""How many parts of a file its digest looks at, and how long they are."""
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -57,6 +61,22 @@ def _in_index(index: Path) -> list[Path]:
         if not file.is_file():
             raise ValueError(f"{index} names {file.name}, which is not in its folder: fetch it.")
     return files
+
+
+def weights_digest(folder: Path) -> str:
+    """What tells these weights from others: a SHA-256 of the files' sizes, beginnings and some parts between.
+
+    Reading all of a large checkpoint would take minutes. A training changes nearly all of its weights.
+    """
+    digest = sha256()
+    for file in weight_files(folder):
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as content:
+            for part in range(DIGESTED_PARTS):
+                content.seek(max(0, size - DIGESTED_BYTES) * part // (DIGESTED_PARTS - 1))
+                digest.update(content.read(DIGESTED_BYTES))
+    return digest.hexdigest()
 
 
 def stored_shapes(folder: Path) -> dict[str, Shape]:

@@ -28,6 +28,7 @@ from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 from prismoe.model_plugins.routing.registry import LayerRouting
+from prismoe.model_plugins.routing.thresholds import ThresholdsByLayer
 from prismoe.model_plugins.vllm_seams.native_router import replace_routing
 
 
@@ -42,10 +43,14 @@ class LayerPolicy:
         place: int,
         parameters: Mapping[str, Tensor],
     ) -> None:
-        self.policy, self.gate, self.parameters = routing.policy, gate, dict(parameters)
-        self._num_experts = routing.num_experts
-        self._is_renormalised = bool(getattr(routing.policy, "norm_topk_prob", True))
+        self.gate, self.parameters = gate, dict(parameters)
         self._step, self._place = step, place
+        self.use(routing)
+
+    def use(self, routing: LayerRouting) -> None:
+        """Route by this policy from the next step on."""
+        self.policy, self._num_experts = routing.policy, routing.num_experts
+        self._is_renormalised = bool(getattr(routing.policy, "norm_topk_prob", True))
         self._route: Callable[[RouterInputs], Routing] = _route_by(routing.policy, routing.num_experts)
 
     def route(self, hidden_TD: Tensor, logits_TE: Tensor) -> Routing:
@@ -73,6 +78,7 @@ class PolicyLayer(LayerPolicy):
     """
 
     observer: Observer | None = None
+    """What it makes of the weights is what counts."""
 
     def __init__(
         self,
@@ -100,8 +106,11 @@ class PolicyLayer(LayerPolicy):
         experts_TA, weights_TA, count_T, tail_T, confidence = either(self._is_native, native, policy)
         self._step.write(self._place, experts_TA, weights_TA, count_T, tail_T, confidence)
         if self.observer is not None:  # it sees as many slots in each step
-            unused = self._slots - experts_TA.shape[1]
-            self.observer(hidden_TD, logits_TE, pad(experts_TA, (0, unused)), pad(weights_TA, (0, unused)))
+            slots = experts_TA.shape[1]
+            unused = self._slots - slots
+            all_weights_TA = pad(weights_TA, (0, unused))
+            self.observer(hidden_TD, logits_TE, pad(experts_TA, (0, unused)), all_weights_TA)
+            weights_TA = all_weights_TA[:, :slots].contiguous()
         return weights_TA, experts_TA
 
 
@@ -147,6 +156,7 @@ class AttachedPolicies(ModelRouting):
         if current_platform.is_cuda():
             self.step.write_by_kernel()
         self._checked = checked
+        self._choosers: dict[int, PolicyLayer] = {}
         for place, runner in enumerate(checked.runners):
             layer, shape = runner.layer_id, shapes[runner.layer_id]
             chooser = PolicyLayer(
@@ -158,7 +168,7 @@ class AttachedPolicies(ModelRouting):
                 shape.slots,
                 self.is_native,
             )
-            self.routers[layer] = chooser
+            self.routers[layer] = self._choosers[layer] = chooser
             assert isinstance(runner.router, BaseRouter)  # or it could not be seen
             replace_routing(runner.router, chooser.decide)
             if not shape.uses_all_slots and current_platform.is_cpu():
@@ -170,6 +180,16 @@ class AttachedPolicies(ModelRouting):
         self.routed_by = choice
         self.is_native.fill_(choice == "native")
         return changes
+
+    def change_thresholds(self, by_layer: ThresholdsByLayer) -> bool:
+        return self._checked.change_thresholds(by_layer)
+
+    def reroute(self, routing: Mapping[str, Any] | None) -> None:
+        self.is_native.fill_(routing is None)
+        if routing is not None:
+            self._checked = self._checked.under(OperatorPolicies.of(routing))
+            for layer, chooser in self._choosers.items():
+                chooser.use(self._checked.in_force.layers[layer])
 
     def source(self) -> str:
         return self._checked.in_force.source

@@ -32,6 +32,7 @@ class PolicyRouter(BaseRouter):
     policy's, by name. `request_gate` gives the logits of a policy that decides once a request.
     """
 
+    gate: Gate = SOFTMAX
     observer: Observer | None = None
     """What it makes of the weights is what counts. Of quantised experts on CPU it sees the steps of an eager
     engine only."""
@@ -69,6 +70,7 @@ class PolicyRouter(BaseRouter):
             self.parameters,
             self.global_num_experts,
             tokens.is_text,
+            request_T=tokens.request_T,
         )
 
     def route(self, inputs: RouterInputs) -> Routing:
@@ -149,4 +151,5 @@ def trial_inputs(
             for name, shape in policy.parameters(hidden_size, num_experts).items()
         },
         num_experts=num_experts,
+        request_T=torch.zeros_like(segment_T),
     )

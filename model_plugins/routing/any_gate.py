@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
+from prismoe.model_plugins.routing.calibrated import CALIBRATED, Calibrated, ModelIdentity
 from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import POLICIES, Option, Settings, policies_named
 
@@ -16,17 +17,18 @@ class OperatorPolicies(NamedTuple):
     settings: Settings
     trained: str | None
     option: Option
+    calibrated_for: ModelIdentity | None = None
 
     @classmethod
     def of(cls, routing: Mapping[str, Any], option: Option = "--routing") -> Self:
         """Raises ValueError with a sentence where a policy can hold under no gate but its own."""
-        settings = {name: value for name, value in routing.items() if name != PARAMETERS}
+        settings = {name: value for name, value in routing.items() if name not in (PARAMETERS, CALIBRATED)}
         for policy in policies_named(settings, option):
             _check(policy)
         trained = routing.get(PARAMETERS)
         if trained is not None and not isinstance(trained, str):
             raise ValueError(f"The routing setting {PARAMETERS} is {trained!r}: name a safetensors file.")
-        return cls(settings, trained, option)
+        return cls(settings, trained, option, Calibrated.model_of(routing))
 
 
 def _check(policy: RoutingPolicy) -> None:

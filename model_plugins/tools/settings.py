@@ -34,7 +34,9 @@ class ConvertSettings(RoutingSetting):
 
 
 class CalibrateSettings(RoutingSetting):
-    """What `prismoe calibrate` is told. `routing` holds the policy's settings that stay as they are."""
+    """What `prismoe calibrate` is told. `routing` holds the policy's settings that stay as they are,
+    `engine_options` are vLLM's own, still as the user typed them.
+    """
 
     model: str
     destination: Path
@@ -47,7 +49,9 @@ class CalibrateSettings(RoutingSetting):
     skip_text: Annotated[float, Field(ge=0, lt=1)] | None = None
     tail_share: Annotated[float, Field(ge=0, le=1)] | None = None
     mean_experts: Annotated[float, Field(gt=0)] | None = None
+    run_checkpoint_code: bool = False
     verbose: bool
+    engine_options: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _check_policy(self) -> "CalibrateSettings":

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
+from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, runners_of
+from prismoe.model_plugins.recording import peak_memory
 from prismoe.model_plugins.recording.inspection import InspectionRecorder
 from prismoe.model_plugins.routing import RoutedBy
+from prismoe.model_plugins.routing.thresholds import ThresholdsByLayer
 
 
 class RoutingCalls:
@@ -25,6 +27,11 @@ class RoutingCalls:
     def prismoe_route_by(self, choice: RoutedBy) -> bool:
         """Route by this choice from the next step on (`ModelRouting.route_by`)."""
         return self.routing.route_by(choice)
+
+    @torch.inference_mode()
+    def prismoe_change_thresholds(self, by_layer: ThresholdsByLayer) -> bool:
+        """Route by these thresholds from the next step on (`ModelRouting.change_thresholds`)."""
+        return self.routing.change_thresholds(by_layer)
 
     @torch.inference_mode()
     def prismoe_expert_load(self) -> Mapping[str, Any]:
@@ -60,29 +67,50 @@ class RoutingCalls:
         """Write what was kept since the last call to an .npz file."""
         self._save(file, self._prismoe_recorder.take())
 
-    def prismoe_start_calibration(self) -> None:
-        """Keep what the routers see from now on (`CalibrationRecorder`)."""
-        from prismoe.model_plugins.recording.calibration import CalibrationRecorder
+    def prismoe_start_calibration(self, *wanted: Any, most_answered: int) -> None:
+        """Record what is `Wanted` of requests, with at most so many answered tokens, from now on."""
+        from prismoe.model_plugins.recording.calibration import CalibrationRecorder, Wanted
 
-        self._prismoe_calibration = CalibrationRecorder(self._prismoe_model(), self.routing)
+        model = self._prismoe_model()
+        self._prismoe_calibration = CalibrationRecorder(model, self.routing, Wanted(*wanted), most_answered)
 
     def prismoe_deprive(self, layer: int, modality: str) -> None:
         """Give a modality's tokens nothing of a layer's experts, until the next call; -1: all get theirs."""
         self._prismoe_calibration.deprived = None if layer < 0 else (layer, modality)
 
-    def prismoe_try_routing(self, routing: Mapping[str, Any] | None, top_k: int) -> None:
-        """Route by these settings until the next call (`CalibrationRecorder.try_routing`)."""
-        self._prismoe_calibration.try_routing(routing, top_k)
+    def prismoe_record_request(self) -> None:
+        """Record the next request (`CalibrationRecorder.begin`)."""
+        self._prismoe_calibration.begin()
 
     @torch.inference_mode()
-    def prismoe_save_routers(self, file: str, hidden: int) -> None:
-        """Write what the routers saw in the last step (`CalibrationRecorder.take`) to an .npz file."""
-        self._save(file, self._prismoe_calibration.take(hidden))
+    def prismoe_save_request(self, file: str, seed: int) -> None:
+        """Write what was recorded of it (`CalibrationRecorder.take`) to an .npz file."""
+        self._save(file, self._prismoe_calibration.take(seed))
 
     @torch.inference_mode()
     def prismoe_save_log_probs(self, file: str, tokens: int) -> None:
-        """Write `log_probs` of the last step's last tokens to an .npz file."""
+        """Write `log_probs` of the last request's last tokens to an .npz file."""
         self._save(file, {"log_probs": self._prismoe_calibration.log_probs(tokens)})
+
+    @torch.inference_mode()
+    def prismoe_reroute(self, routing: Mapping[str, Any] | None) -> None:
+        """Route by other settings of the policies in force (`ModelRouting.reroute`)."""
+        self.routing.reroute(routing)
+
+    def prismoe_identity(self) -> Mapping[str, Any]:
+        """Which checkpoint the model is (`ModelIdentity`)."""
+        from prismoe.model_plugins.moe_layer.identity import identity_of
+
+        runners = runners_of(self._prismoe_model())
+        return identity_of(self.vllm_config, runners).model_dump()  # type: ignore[attr-defined]
+
+    def prismoe_watch_memory(self) -> None:
+        """Look for the most memory from now on."""
+        peak_memory.begin()
+
+    def prismoe_peak_memory(self) -> tuple[int, int, int]:
+        """The most memory since then (`PeakMemory`)."""
+        return peak_memory.peak()
 
     def _save(self, file: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Rank 0 writes to a file on this machine."""

@@ -72,16 +72,22 @@ def convert(arguments: Sequence[str]) -> int:
 
 
 def calibrate(arguments: Sequence[str]) -> int:
-    """Write a checkpoint with a fitted router; 1 where that can't be done."""
+    """Write a checkpoint with a fitted router, or settings for one; 1 where that can't be done."""
     parser = argparse.ArgumentParser(
         prog="prismoe calibrate",
-        description="Fit a routing policy to the checkpoint MODEL by what its routers do with pictures and "
-        "questions, and write the checkpoint with it to the new folder DST.",
+        usage="prismoe calibrate MODEL DST --policy POLICY [options] [any option of vLLM's engine]",
+        description="Fit a routing policy to MODEL by what its routers do with pictures and questions. Of a "
+        "MoE-LLaVA the new folder DST gets the checkpoint with the policy in it; of another model that vLLM "
+        "has the new file DST gets settings, for prismoe serve MODEL --routing @DST. Stopped, the same "
+        "command goes on where it was.",
+        allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="the checkpoint's folder, or its name on a hub")
-    parser.add_argument("destination", metavar="DST", help="a folder that is not there yet")
+    parser.add_argument("destination", metavar="DST", help="a folder or file that is not there yet")
     parser.add_argument(
-        "--policy", required=True, help="ltdr, dual_threshold, entropy, equiroute or gmm: what to fit"
+        "--policy",
+        required=True,
+        help="what to fit: ltdr, dual_threshold, entropy; in a MoE-LLaVA also equiroute, gmm",
     )
     parser.add_argument(
         "--routing", metavar="JSON", help='further settings of the policy, e.g. {"head_experts": 1}'
@@ -116,8 +122,12 @@ def calibrate(arguments: Sequence[str]) -> int:
         metavar="N",
         help="entropy: experts a token, on average (default: the checkpoint's k)",
     )
+    parser.add_argument(
+        "--run-checkpoint-code", action="store_true", help="run the Python files of the checkpoint"
+    )
     parser.add_argument("--verbose", action="store_true", help="show vLLM's log on stderr")
-    settings = CalibrateSettings.model_validate(vars(parser.parse_args(arguments)))
+    own, engine_options = parser.parse_known_args(arguments)
+    settings = CalibrateSettings.model_validate({**vars(own), "engine_options": engine_options})
 
     def run() -> int:
         from prismoe.model_plugins.tools.calibrate.calibrate import calibrate

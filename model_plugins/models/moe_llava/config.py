@@ -11,6 +11,7 @@ from prismoe.model_plugins.files.weight_files import read_json
 from prismoe.model_plugins.models.moe_llava.families import BY_MODEL_TYPE, FAMILIES, family_of
 from prismoe.model_plugins.models.moe_llava.families.settings import check_settings, validated
 from prismoe.model_plugins.routing import ROUTING_KEY
+from prismoe.model_plugins.routing.calibrated import Calibrated
 from prismoe.model_plugins.routing.registry import RoutingInForce, choose_routing
 
 MOST_REQUEST_EXPERTS = "prismoe_request_experts"
@@ -113,6 +114,11 @@ def routing_in_force(config: PretrainedConfig, operator: Mapping[str, Any] | Non
     Raises ValueError with a sentence when the settings make no sense for one of its layers.
     """
     experts = experts_by_layer(config)
+    if operator is not None and (calibrated_for := Calibrated.model_of(operator)) is not None:
+        raise ValueError(
+            f"The routing settings were calibrated for another model ({calibrated_for}): leave them out. "
+            "prismoe calibrate writes a MoE-LLaVA's into its checkpoint."
+        )
     if operator is not None and not experts:
         raise ValueError(
             "The checkpoint has no MoE layers, so there is nothing to route: leave --routing out."

@@ -1,18 +1,14 @@
-"""The requests that a checkpoint is calibrated on: pictures, each with a question."""
+"""What a checkpoint is calibrated on: pictures, each with a question."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
-from prismoe.model_plugins.models.moe_llava.families import family_of
-from prismoe.model_plugins.models.moe_llava.processing import IMAGE_MARK, pixel_values
-from prismoe.model_plugins.tools.check.reference import IMAGE
 
 Item = TypeVar("Item")
 
@@ -29,13 +25,16 @@ SHEET = bundled_checkpoint() / "calibration" / "drawings.png"
 SHEET_TILE = 64  # pixels
 
 
-@dataclass(frozen=True)
-class CalibrationPrompt:
-    """One request: its tokens, IMAGE among them, and the image as the tower takes it, `[1, 3, H, W]`."""
+class Pictures(NamedTuple):
+    """Pictures that are opened when they are asked for, so that memory holds one at a time."""
 
-    name: str
-    token_ids: list[int]
-    pixel_values: np.ndarray
+    openers: Sequence[Callable[[], Image.Image]]
+    digest: str
+    """Tells them from others."""
+
+    def open(self) -> Iterator[Image.Image]:
+        """Each, in RGB. Raises ValueError with a sentence where one is cut short."""
+        return (opener() for opener in self.openers)
 
 
 def read_questions(file: Path | None) -> Sequence[str]:
@@ -48,54 +47,47 @@ def read_questions(file: Path | None) -> Sequence[str]:
     return lines
 
 
-def pictures(folder: Path | None, count: int) -> list[Image.Image]:
+def pictures(folder: Path | None, count: int) -> Pictures:
     """`count` pictures of a folder, spread over its files by name, or of SHEET; fewer where it has fewer.
 
-    Raises ValueError with a sentence when there are none.
+    Raises ValueError with a sentence when there are none, or one is no picture.
     """
     if folder is None:
-        return _spread(list(_tiles(Image.open(SHEET).convert("RGB"))), count)
+        tiles = _spread(list(_tiles(Image.open(SHEET).convert("RGB"))), count)
+        return Pictures([tile.copy for tile in tiles], _digest([SHEET]))
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
     extensions = Image.registered_extensions()
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in extensions)
     if not files:
         raise ValueError(f"{folder} holds no pictures (PNG, JPEG, WebP and the like).")
-    return [_open(file) for file in _spread(files, count)]
+    chosen = _spread(files, count)
+    for file in chosen:
+        _read_header(file)
+    return Pictures([partial(_open, file) for file in chosen], _digest(chosen))
 
 
-def calibration_prompts(
-    checkpoint: str, images: Sequence[Image.Image], questions: Sequence[str]
-) -> list[CalibrationPrompt]:
-    """Each image with the next of the questions, in the checkpoint's chat template."""
-    config = AutoConfig.from_pretrained(checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    template = tokenizer.chat_template or family_of(config).chat_template.read_text()
-    token_ids = [_token_ids(tokenizer, template, question) for question in questions]
-    return [
-        CalibrationPrompt(
-            f"picture {number}",
-            token_ids[number % len(questions)],
-            pixel_values(config, checkpoint, [image]).numpy(),
-        )
-        for number, image in enumerate(images)
-    ]
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerBase, template: str, question: str) -> list[int]:
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-    text = tokenizer.apply_chat_template(
-        [message], chat_template=template, tokenize=False, add_generation_prompt=True
-    )
-    before, after = (tokenizer.encode(part, add_special_tokens=False) for part in str(text).split(IMAGE_MARK))
-    return [*before, IMAGE, *after]
+def _read_header(file: Path) -> None:
+    try:
+        with Image.open(file):
+            pass
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{file} can't be read as a picture: {error}.") from error
 
 
 def _open(file: Path) -> Image.Image:
     try:
-        return Image.open(file).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except OSError as error:
         raise ValueError(f"{file} can't be read as a picture: {error}.") from error
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = sha256()
+    for file in files:
+        digest.update(sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _tiles(sheet: Image.Image) -> Iterator[Image.Image]:

@@ -1,7 +1,7 @@
-"""What calibration changed, over the tokens that it recorded."""
+"""What calibration changed: over a sample of the recorded tokens, or as it was measured in the model."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,11 @@ from torch.nn.functional import linear
 from prismoe.kernels.balance import variation
 from prismoe.kernels.mixture import expert_posteriors, log_joint
 from prismoe.kernels.routing import ranked_experts, router_probabilities, routing_entropy
+from prismoe.model_plugins.routing.calibrated import Measured
 from prismoe.model_plugins.routing.policies.gmm import GMM
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce
-from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
+from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData, TokenSample
 
 Routers = Mapping[int, Mapping[str, Tensor]]
 
@@ -38,12 +39,26 @@ def report(data: CalibrationData, before: RoutingInForce, after: RoutingInForce,
         f"{'':7}{'experts a token':^27}{'':8}",
         f"{'layer':7}{'text':>13}{'vision':>14}{'routing entropy':>18}{'load CV':>15}{'agreement':>11}",
     ]
-    for layer, router in data.layers.items():
-        old = _Router(before.layers[layer].policy, router, {})
-        new = _Router(after.layers[layer].policy, router, routers.get(layer, {}))
+    for layer, sample in data.samples().items():
+        old = _Router(before.layers[layer].policy, sample, {})
+        new = _Router(after.layers[layer].policy, sample, routers.get(layer, {}))
         lines.append(f"{layer!s:7}{''.join(_changes(old.summary(), new.summary()))}{new.agreement():>11.1%}")
     lines.append(
         "Before → after. Entropy in bits. Agreement: uses of experts that the gate ranks among as many best."
+    )
+    return "\n".join(lines)
+
+
+def measured_report(layers: Sequence[int], measured: Measured) -> str:
+    """A table of the expert uses that each layer skips, by modality, and how far that moves the answers."""
+    lines = ["expert uses skipped", f"{'layer':7}" + "".join(f"{name:>9}" for name in measured.skipped)]
+    for place, layer in enumerate(layers):
+        lines.append(f"{layer!s:7}" + "".join(f"{of[place]:>9.1%}" for of in measured.skipped.values()))
+    means = [sum(of) / len(of) for of in measured.skipped.values()]
+    lines.append(f"{'all':7}" + "".join(f"{mean:>9.1%}" for mean in means))
+    lines.append(
+        f"Of what native uses, over {measured.prompts} prompts. The answers' tokens diverge from native's by "
+        f"{measured.divergence:.3g} nats on average."
     )
     return "\n".join(lines)
 
@@ -56,27 +71,20 @@ def _changes(old: LayerSummary, new: LayerSummary) -> Iterator[str]:
 
 
 class _Router:
-    """A policy with its parameters, on all recorded tokens where their logits will do, else on the sample."""
+    """A policy with its parameters, on a sample of tokens."""
 
-    def __init__(
-        self, policy: RoutingPolicy, recording: RouterRecording, parameters: Mapping[str, Tensor]
-    ) -> None:
-        self.recording = recording
-        needs_hidden = not policy.gate_rows(recording.num_experts)
-        self.tokens = recording.sample_N if needs_hidden else torch.arange(len(recording.segment_T))
-        self.segment_T = recording.segment_T[self.tokens]
-        hidden_TD = recording.hidden_ND if needs_hidden else torch.empty(len(self.tokens), 0)
+    def __init__(self, policy: RoutingPolicy, sample: TokenSample, parameters: Mapping[str, Tensor]) -> None:
+        self.segment_T = sample.segment_N
         self.step = RouterInputs(
-            hidden_TD,
-            recording.logits_TE[self.tokens],
-            self.segment_T,
-            torch.zeros(len(self.tokens), 2, dtype=torch.int32),
+            sample.hidden_ND,
+            sample.logits_NE,
+            sample.segment_N,
+            torch.zeros(len(sample.segment_N), 2, dtype=torch.int32),
             parameters,
-            recording.num_experts,
+            sample.logits_NE.shape[1],
         )
         self.policy = policy
         self.routing: Routing = policy.route(self.step)
-
         self.used_TA = torch.arange(self.routing.experts_TA.shape[1]) < self.routing.count_T[:, None]
 
     def summary(self) -> LayerSummary:

@@ -1,60 +1,21 @@
 """Asks a model questions in an engine of vLLM's, under one routing."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from PIL import Image, ImageOps
 from tqdm import tqdm
-from vllm import LLM, EngineArgs, RequestOutput, SamplingParams
+from vllm import EngineArgs, RequestOutput, SamplingParams
 from vllm.multimodal.image import convert_image_mode
-from vllm.platforms import current_platform
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from prismoe.model_plugins.files.bundled import bundled_checkpoint
+from prismoe.model_plugins.tools.chat_engine import chat_about, chat_engine
 from prismoe.model_plugins.tools.evaluate.questions import Question
 from prismoe.model_plugins.tools.evaluate.run import Run
-from prismoe.model_plugins.worker.engine_options import additional_config, engine_options
 
 BATCH = 256
 """How many questions vLLM gets at a time: it keeps the pictures of all that it has."""
-MEDIA_PER_PROMPT = {"image": 1, "vision_chunk": 1, "video": 0, "audio": 0}
-"""vLLM reads those of a model's own modalities. Kimi has images as vision chunks."""
-CPU_KV_CACHE_BYTES = 2**30
-"""vLLM would take most of the machine's memory."""
-
-
-def engine_arguments(folder: Path, options: Sequence[str], run_checkpoint_code: bool) -> EngineArgs:
-    """vLLM's arguments by the options that the user typed.
-
-    Raises SystemExit, as argparse does, where one is not vLLM's.
-    """
-    parser: Any = EngineArgs.add_cli_args(
-        FlexibleArgumentParser(prog="prismoe evaluate", usage="prismoe evaluate MODEL [options]")
-    )
-    parser.set_defaults(
-        **engine_options(),
-        limit_mm_per_prompt=MEDIA_PER_PROMPT,
-        # A token of a prompt that comes out of the cache would use no experts.
-        enable_prefix_caching=False,
-        disable_log_stats=True,
-        max_model_len=-1,  # as long as the KV cache has room for
-    )
-    if folder.resolve() == bundled_checkpoint().resolve():
-        parser.set_defaults(dtype="float32")
-    if current_platform.is_cpu():
-        parser.set_defaults(enforce_eager=True, kv_cache_memory_bytes=CPU_KV_CACHE_BYTES)
-    args = parser.parse_args(list(options))
-    if args.trust_remote_code:
-        raise ValueError(
-            "--trust-remote-code is not taken. To run the Python files of the checkpoint, give "
-            "--run-checkpoint-code."
-        )
-    args.model, args.trust_remote_code = str(folder), run_checkpoint_code
-    return EngineArgs.from_cli_args(args)
 
 
 def ask(
@@ -65,12 +26,13 @@ def ask(
     terminal: TextIO,
 ) -> Run:
     """The greedy answers under `routing` (None: the checkpoint's own), and what was counted meanwhile."""
-    with _engine(arguments, routing) as llm, tqdm(total=len(questions), file=terminal) as progress:
+    with chat_engine(arguments, routing) as llm, tqdm(total=len(questions), file=terminal) as progress:
         sampling = SamplingParams(temperature=0, max_tokens=max_tokens)
         outputs: list[RequestOutput] = []
         start = time.perf_counter()
         for at in range(0, len(questions), BATCH):
-            chats = [_chat(question) for question in questions[at : at + BATCH]]
+            asked = questions[at : at + BATCH]
+            chats = [chat_about(_picture(question.image), question.question) for question in asked]
             outputs += llm.chat(chats, sampling, use_tqdm=False)
             progress.update(len(chats))
         seconds = time.perf_counter() - start
@@ -87,24 +49,6 @@ def ask(
         _by_modality(modalities, load["tokens"]),
         tokens / seconds,
     )
-
-
-@contextmanager
-def _engine(arguments: EngineArgs, routing: Mapping[str, Any] | None) -> Iterator[LLM]:
-    config = {**arguments.additional_config, **additional_config(routing)}
-    llm = LLM.from_engine_args(replace(arguments, additional_config=config))
-    try:
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-
-
-def _chat(question: Question) -> Any:
-    content = [
-        {"type": "image_pil", "image_pil": _picture(question.image)},
-        {"type": "text", "text": question.question},
-    ]
-    return [{"role": "user", "content": content}]
 
 
 def _picture(file: Path) -> Image.Image:

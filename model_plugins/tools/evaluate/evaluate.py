@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.model_plugins.files.hub import checkpoint_folder
 from prismoe.model_plugins.files.weight_files import read_json
 from prismoe.model_plugins.routing import NATIVE
@@ -27,11 +28,14 @@ def evaluate(settings: EvaluateSettings) -> int:
     folder = checkpoint_folder(settings.model)
     with captured_output(settings.verbose):
         from prismoe.model_plugins.plugin import register
-        from prismoe.model_plugins.tools.evaluate.engine import engine_arguments
+        from prismoe.model_plugins.tools.chat_engine import engine_arguments
         from prismoe.model_plugins.tools.evaluate.report import as_json, compare, table
 
         register()
-    arguments = engine_arguments(folder, settings.engine_options, settings.run_checkpoint_code)
+    bundled = {"dtype": "float32"} if folder.resolve() == bundled_checkpoint().resolve() else {}
+    arguments = engine_arguments(
+        "evaluate", folder, settings.engine_options, settings.run_checkpoint_code, **bundled
+    )
     routings = _routings(folder, [setting.routing for setting in settings.routing] or [None])
     runs = [_run(settings, arguments, routing, questions) for routing in routings]
     rows = compare(questions, runs)

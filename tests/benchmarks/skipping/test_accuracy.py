@@ -10,7 +10,7 @@ from prismoe.benchmarks.skipping.page import plot, replaced, section, verdict
 from prismoe.benchmarks.skipping.results import Difference, Measured
 from prismoe.model_plugins.tools.calibrate.fits.fit import RouterFit
 from prismoe.model_plugins.tools.evaluate.questions import Question
-from tests.model_plugins.tools.calibrate.fits.recordings import calibration_data, routed
+from tests.model_plugins.tools.calibrate.fits.recordings import calibration_data, routed, samples
 from tests.paths import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
@@ -32,7 +32,7 @@ def row(answers: list[str], text_uses: int, image_uses: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.88])
 def test_the_plain_threshold_skips_the_share_by_the_weight_alone(share: float) -> None:
-    data = calibration_data()
+    data = calibration_data(samples(), "weights", kept=0)
     routings = routed(data, RouterFit(plain_routing(data, share))).values()
     uses = [2 * len(routing.count_T) for routing in routings]
     assert sum(int(routing.count_T.sum()) for routing in routings) == sum(uses) - round(share * sum(uses))

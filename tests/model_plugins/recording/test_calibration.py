@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from prismoe.kernels.routing import PADDING, TEXT
-from prismoe.model_plugins.recording.calibration import CalibrationRecorder
+from prismoe.model_plugins.recording.calibration import CalibrationRecorder, Wanted
+from prismoe.model_plugins.routing.gate import SOFTMAX
 
 SEGMENT_T = torch.tensor([TEXT, 0, 0, TEXT, TEXT, PADDING])
 HIDDEN_TD = torch.arange(12.0).view(6, 2)
@@ -36,47 +37,51 @@ class OneStep(nn.Module):
 
 @pytest.fixture
 def model() -> OneStep:
-    routers = {layer: SimpleNamespace(observer=None, policy=f"policy of {layer}") for layer in (0, 3)}
+    routers = {layer: SimpleNamespace(observer=None, gate=SOFTMAX) for layer in (0, 3)}
     segments = torch.cat([SEGMENT_T, torch.full((4,), PADDING)])
     return OneStep(
-        SimpleNamespace(
-            routers=routers,
-            step=SimpleNamespace(tokens=SimpleNamespace(segments=segments)),
-            layers={layer: SimpleNamespace(experts=3) for layer in routers},
-        )
+        SimpleNamespace(routers=routers, step=SimpleNamespace(tokens=SimpleNamespace(segments=segments)))
     )
 
 
 def test_tokens_are_kept_without_padding(model: OneStep) -> None:
-    recorder = CalibrationRecorder(model, model.routing)
+    recorder = CalibrationRecorder(model, model.routing, Wanted("weights", 2, True, 3, True), 4)
+    recorder.begin()
     model(HIDDEN_TD)
-    rows = recorder.take(hidden=3)
-    assert rows["segments"].tolist() == SEGMENT_T[:5].tolist()
+    rows = recorder.take(seed=7)
+    assert rows["is_vision"].tolist() == [False, True, True, False, False]
     assert len(set(rows["sample"].tolist())) == 3
+    sample = rows["sample"]
     for layer in (0, 3):
-        assert np.array_equal(rows[f"{layer}_logits"][:, 1], layer * HIDDEN_TD[:5, 0].numpy())
-        assert np.array_equal(rows[f"{layer}_hidden"], HIDDEN_TD[rows["sample"]].numpy() + layer)
+        assert np.array_equal(rows[f"{layer}_logits"][:, 1], layer * HIDDEN_TD[sample, 0].numpy())
+        assert np.array_equal(rows[f"{layer}_hidden"], HIDDEN_TD[sample].numpy() + layer)
+        logits_TE = HIDDEN_TD[:5, :1] * torch.tensor([1.0, layer, 0.0])
+        best_TA = logits_TE.topk(2).values.double().softmax(dim=-1)
+        assert np.allclose(rows[f"{layer}_measure"], best_TA)
     assert np.allclose(recorder.log_probs(2), torch.log_softmax(HIDDEN_TD[3:5], dim=-1))
-    assert len(recorder.take(hidden=100)["sample"]) == 5
+
+
+def test_steps_of_a_request_are_put_together_and_others_are_left_out(model: OneStep) -> None:
+    recorder = CalibrationRecorder(model, model.routing, Wanted("entropy", 2, True), 7)
+    model(HIDDEN_TD)
+    recorder.begin()
+    model(HIDDEN_TD)
+    model(HIDDEN_TD + 1)
+    rows = recorder.take(seed=0)
+    model(HIDDEN_TD + 2)
+    assert rows.keys() == {"is_vision", "sample", "0_measure", "3_measure"}
+    assert rows["is_vision"].tolist() == [False, True, True, False, False] * 2
+    assert rows["0_measure"].shape == (10, 1)
+    last_TD = torch.cat([HIDDEN_TD[3:5] + 1, HIDDEN_TD[:5] + 2])
+    assert np.allclose(recorder.log_probs(7), torch.log_softmax(last_TD, dim=-1))
 
 
 @pytest.mark.parametrize(("modality", "deprived"), [("text", [0, 3, 4, 5]), ("vision", [1, 2])])
 def test_a_deprived_modality_has_no_weights_in_that_layer(
     model: OneStep, modality: str, deprived: list[int]
 ) -> None:
-    recorder = CalibrationRecorder(model, model.routing)
+    recorder = CalibrationRecorder(model, model.routing, Wanted(None, 2, True), 1)
     recorder.deprived = (3, modality)
     model(HIDDEN_TD)
     assert torch.equal(model.weights[0], torch.ones(6, 2))
     assert (model.weights[3].sum(dim=1) == 0).nonzero().flatten().tolist() == deprived
-
-
-def test_a_routing_is_tried_layer_by_layer_and_the_own_one_returns(model: OneStep) -> None:
-    recorder = CalibrationRecorder(model, model.routing)
-    routers = model.routing.routers
-    settings = {"policy": "dual_threshold", "text_threshold": 0.1, "layers": {"3": {"text_importance": 2}}}
-    recorder.try_routing(settings, top_k=2)
-    assert [router.policy.text_importance for router in routers.values()] == [1, 2]
-    assert {(router.policy.top_k, router.policy.text_threshold) for router in routers.values()} == {(2, 0.1)}
-    recorder.try_routing(None, top_k=2)
-    assert [router.policy for router in routers.values()] == ["policy of 0", "policy of 3"]

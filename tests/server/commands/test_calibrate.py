@@ -1,7 +1,6 @@
 """`prismoe calibrate` on a tiny checkpoint: what it writes serves, and routes as it was fitted to."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,8 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from vllm import SamplingParams
 
-from prismoe.model_plugins.plugin import register
-from prismoe.model_plugins.tools.calibrate.engine import recorded_routers
-from prismoe.model_plugins.tools.calibrate.prompts import QUESTIONS, calibration_prompts, pictures
-from prismoe.model_plugins.tools.checkpoint_facts import checkpoint_facts
+from prismoe.model_plugins.tools.calibrate.calibrate import prepared, recorded_checkpoint
+from prismoe.model_plugins.tools.settings import CalibrateSettings
 from prismoe.server.commands.cli import main
 from tests.model_plugins.engine import PHI, engine
 from tests.model_plugins.tools.check.test_check import assert_one_sentence, prismoe
@@ -79,11 +76,12 @@ def test_dual_threshold_measures_importances_and_skips(images: Path, tmp_path: P
 
 
 @pytest.mark.engine
-def test_a_routing_that_is_tried_moves_the_output_as_far_as_what_it_skips() -> None:
+def test_a_routing_that_is_tried_moves_the_output_as_far_as_what_it_skips(tmp_path: Path) -> None:
     """Thresholds that take a layer's experts from a modality are what its importance is measured by."""
-    register()
-    prompts = calibration_prompts(str(PHI), pictures(None, 2), QUESTIONS)
-    with recorded_routers(checkpoint_facts(PHI), prompts, True, sys.stderr) as data:
+    settings = CalibrateSettings(
+        model=str(PHI), destination=tmp_path / "fitted", policy="dual_threshold", max_images=2, verbose=False
+    )
+    with recorded_checkpoint(prepared(settings)) as (_, data):
         cases = [(layer, modality) for layer in data.layers for modality in ("text", "vision")]
         routings: list[dict[str, Any]] = [
             {
@@ -93,6 +91,7 @@ def test_a_routing_that_is_tried_moves_the_output_as_far_as_what_it_skips() -> N
             }
             for layer, modality in cases
         ]
+        assert data.divergences is not None
         nothing, *moved = data.divergences([{"policy": "dual_threshold"}, *routings])
     assert nothing == pytest.approx(0, abs=1e-9)
     assert moved == pytest.approx([data.divergence[layer][modality] for layer, modality in cases], rel=1e-4)

@@ -1,17 +1,11 @@
 """Importances and thresholds for `dual_threshold` (MoDES, arXiv 2511.15690)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
-from prismoe.kernels.routing import top_experts
 from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
+from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData
 from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, RouterFit
 from prismoe.model_plugins.tools.calibrate.fits.frontier import frontier
-from prismoe.model_plugins.tools.calibrate.fits.quantile import between_sorted
-from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
+from prismoe.model_plugins.tools.calibrate.fits.quantile import between
+from prismoe.model_plugins.tools.calibrate.fits.sketch import Ranked, merged
 
 TEXT_STEPS, VISION_STEPS = 16, 256
 """Of the grids of thresholds, in equal shares of the uses that can be skipped. Each of text's costs at most
@@ -35,73 +29,68 @@ def fit(data: CalibrationData, goal: Goal) -> RouterFit:
 
     Raises ValueError with a sentence where so many uses can't be skipped.
     """
-    top_k = goal.settings.get("top_k", data.top_k)
-    normalize = goal.settings.get("norm_topk_prob", top_k != 1)
-    least = int(goal.settings.get("keep_best", True))
+    check(data.top_k, goal)
+    most = most_skipped(data.top_k, goal)
     importance = {modality: _importance(data, modality) for modality in POLICY_MODALITIES}
-    text, vision = (
-        _Uses.of(
-            [
-                importance[modality][layer] * _weights_of(router, modality, top_k, normalize)
-                for layer, router in data.layers.items()
-            ],
-            least,
-        )
-        for modality in POLICY_MODALITIES
-    )
     layers = {
         layer: {f"{modality}_importance": importance[modality][layer] for modality in POLICY_MODALITIES}
         for layer in data.layers
     }
 
+    def scores(modality: str) -> Ranked:
+        weights = [seen.sketches[modality] for seen in data.layers.values()]
+        return merged(weights, [importance[modality][layer] for layer in data.layers])
+
     def at(text_threshold: float, vision_threshold: float) -> RouterFit:
         thresholds = {"text_threshold": text_threshold, "vision_threshold": vision_threshold}
         return RouterFit({"policy": "dual_threshold", **goal.settings, **thresholds}, layers)
 
-    for share in (goal.skip_overall, goal.skip or 0, goal.skip_text or 0):
-        _check(share, top_k, least)
     if not goal.searches:
-        return at(text.threshold(goal.skip_text or 0), vision.threshold(goal.skip or 0))
-    candidates = [at(*pair) for pair in _frontier(text, vision, goal.skip_overall, (top_k - least) / top_k)]
+        shares = zip(POLICY_MODALITIES, (goal.skip_text, goal.skip), strict=True)
+        return at(*(between(scores(modality), share / most) if share else 0.0 for modality, share in shares))
+    text, vision = map(scores, POLICY_MODALITIES)
+    candidates = [at(*pair) for pair in _frontier(text, vision, goal.skip_overall / most)]
+    assert data.divergences is not None
     divergences = data.divergences([candidate.routing() for candidate in candidates])
     return candidates[min(range(len(candidates)), key=lambda number: divergences[number])]
 
 
-@dataclass(frozen=True)
-class _Uses:
-    """A modality's uses of experts in all layers: their number, and the importances of those that can go.
-
-    They rise.
-    """
-
-    count: int
-    importance_N: Tensor
-
-    @classmethod
-    def of(cls, layers_TA: list[Tensor], least: int) -> "_Uses":
-        """`layers_TA` are the importances of each layer, of which a token keeps the first `least`."""
-        scores_TA = torch.cat(layers_TA)
-        return cls(scores_TA.numel(), scores_TA[:, least:].flatten().double().sort().values)
-
-    def threshold(self, share: float) -> float:
-        """The one that skips a share of all uses."""
-        of_these = min(share * self.count / max(len(self.importance_N), 1), 1)
-        return between_sorted(self.importance_N, of_these) if share else 0.0
-
-    def skipped(self, threshold: float) -> int:
-        """How many go under a threshold."""
-        return int(torch.searchsorted(self.importance_N, threshold))
+def check(top_k: int, goal: Goal) -> None:
+    """Raise ValueError with a sentence where a token of a model with this k can't skip so much."""
+    slots = goal.settings.get("top_k", top_k)
+    most = most_skipped(top_k, goal)
+    if max(goal.skip_overall if goal.searches else 0, goal.skip or 0, goal.skip_text or 0) > most:
+        raise ValueError(
+            f"A token keeps its best expert, so at most {most:.0%} of {slots} uses can be skipped: "
+            f"ask for that or less, raise top_k, or set keep_best to false."
+        )
 
 
-def _frontier(text: _Uses, vision: _Uses, share: float, most: float) -> list[tuple[float, float]]:
-    """The pairs of thresholds that are to be tried. `most` is the share of uses that can be skipped."""
+def kept(goal: Goal) -> int:
+    """How many experts a token keeps in any case: its best or none."""
+    return int(goal.settings.get("keep_best", True))
+
+
+def most_skipped(top_k: int, goal: Goal) -> float:
+    """The share of uses that a token doesn't keep in any case."""
+    slots = goal.settings.get("top_k", top_k)
+    return (slots - kept(goal)) / slots
+
+
+def most_tried(goal: Goal) -> int:
+    """How many pairs of thresholds the search tries at most."""
+    return TEXT_STEPS + 1 if goal.searches else 0
+
+
+def _frontier(text: Ranked, vision: Ranked, share: float) -> list[tuple[float, float]]:
+    """The pairs of thresholds that are to be tried. `share` is of the uses that can be skipped."""
     text_grid, vision_grid = (
-        [uses.threshold(most * step / steps) for step in range(steps + 1)]
-        for uses, steps in ((text, TEXT_STEPS), (vision, VISION_STEPS))
+        [0.0, *(between(scores, step / steps) for step in range(1, steps + 1))]
+        for scores, steps in ((text, TEXT_STEPS), (vision, VISION_STEPS))
     )
     of_text, of_vision = (
-        [uses.skipped(threshold) for threshold in grid]
-        for uses, grid in ((text, text_grid), (vision, vision_grid))
+        [scores.below(threshold) for threshold in grid]
+        for scores, grid in ((text, text_grid), (vision, vision_grid))
     )
     pairs = frontier(
         len(text_grid),
@@ -112,24 +101,9 @@ def _frontier(text: _Uses, vision: _Uses, share: float, most: float) -> list[tup
     return [(text_grid[i], vision_grid[j]) for i, j in pairs]
 
 
-def _importance(data: CalibrationData, modality: str) -> Mapping[int, float]:
+def _importance(data: CalibrationData, modality: str) -> dict[int, float]:
     divergence = {layer: by_modality[modality] for layer, by_modality in data.divergence.items()}
     total = sum(divergence.values())
     if total == 0:
         return dict.fromkeys(divergence, 1 / len(divergence))
     return {layer: value / total for layer, value in divergence.items()}
-
-
-def _weights_of(router: RouterRecording, modality: str, top_k: int, normalize: bool) -> Tensor:
-    is_chosen_T = (router.segment_T >= 0) == (modality == POLICY_MODALITIES[1])
-    _, weights_TA = top_experts(router.logits_TE[is_chosen_T], top_k, normalize)
-    return weights_TA
-
-
-def _check(share: float, slots: int, least: int) -> None:
-    most = (slots - least) / slots
-    if share > most:
-        raise ValueError(
-            f"A token keeps its best expert, so at most {most:.0%} of {slots} uses can be skipped: "
-            f"ask for that or less, raise top_k, or set keep_best to false."
-        )

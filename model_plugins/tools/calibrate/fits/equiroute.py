@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from prismoe.kernels.routing import ranked_experts, router_probabilities, routing_entropy
+from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData, TokenSample
 from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, RouterFit
-from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
 
 STEPS, RATE = 400, 0.2
 
@@ -21,21 +21,21 @@ def fit(data: CalibrationData, goal: Goal) -> RouterFit:
     top_k = goal.settings.get("top_k", data.top_k)
     return RouterFit(
         {"policy": "equiroute", **goal.settings},
-        tensors={layer: _tensors(router, top_k) for layer, router in data.layers.items()},
+        tensors={layer: _tensors(sample, top_k) for layer, sample in data.samples().items()},
     )
 
 
-def _tensors(router: RouterRecording, top_k: int) -> dict[str, Tensor]:
-    is_vision_T = router.segment_T >= 0
+def _tensors(sample: TokenSample, top_k: int) -> dict[str, Tensor]:
+    is_vision_T = sample.segment_N >= 0
     of_modality = [~is_vision_T, is_vision_T]
     probs_2E = torch.stack(
-        [router_probabilities(router.logits_TE[chosen_T]).mean(dim=0) for chosen_T in of_modality]
+        [router_probabilities(sample.logits_NE[chosen_T]).mean(dim=0) for chosen_T in of_modality]
     )
     entropy_2 = routing_entropy(probs_2E)
     pressure_21 = (entropy_2 / entropy_2.max())[:, None]
     minority = int(is_vision_T.sum() * 2 < len(is_vision_T))
     reservation_2E = torch.zeros_like(probs_2E)
-    pressed_TE = pressure_21[minority] * router.logits_TE[of_modality[minority]]
+    pressed_TE = pressure_21[minority] * sample.logits_NE[of_modality[minority]]
     reservation_2E[minority] = reservations(pressed_TE, top_k)
     return {"pressure": pressure_21, "reservation": reservation_2E}
 

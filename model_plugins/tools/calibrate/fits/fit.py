@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from prismoe.model_plugins.routing.measures import Measure
 from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
-from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData
+from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,19 @@ class Goal:
 
 @dataclass(frozen=True)
 class Fitter:
-    """How a policy is fitted, and the settings that the fit decides."""
+    """How a policy is fitted, what has to be recorded for that, and the settings that the fit decides."""
 
     fit: Callable[[CalibrationData, Goal], RouterFit]
-    decides: frozenset[str] = frozenset()
+    measure: Measure | None = None
+    """What is sketched of each token; None where the fit looks at a sample of the tokens themselves."""
+    needs_hidden: bool = False
+    """Whether the sample needs hidden states."""
     needs_divergence: bool = False
+    decides: frozenset[str] = frozenset()
+    neutral: Mapping[str, Any] = field(default_factory=dict)
+    """Of what the fit decides, what the policy can't start without."""
+    check: Callable[[int, Goal], None] = lambda _top_k, _goal: None
+    """Raises ValueError with a sentence where a model with this k can't reach the goal."""
 
 
 def fitter(policy: str, settings: Mapping[str, Any]) -> Fitter:
@@ -64,11 +73,17 @@ def fitter(policy: str, settings: Mapping[str, Any]) -> Fitter:
 
     importances = {f"{modality}_{of}" for modality in POLICY_MODALITIES for of in ("importance", "threshold")}
     fitters = {
-        "ltdr": Fitter(ltdr.fit, frozenset({"threshold"})),
-        "dual_threshold": Fitter(dual_threshold.fit, frozenset(importances), needs_divergence=True),
-        "entropy": Fitter(entropy.fit, frozenset({"low", "high"})),
+        "ltdr": Fitter(ltdr.fit, "variance", decides=frozenset({"threshold"}), neutral={"threshold": 0.0}),
+        "dual_threshold": Fitter(
+            dual_threshold.fit,
+            "weights",
+            needs_divergence=True,
+            decides=frozenset(importances),
+            check=dual_threshold.check,
+        ),
+        "entropy": Fitter(entropy.fit, "entropy", decides=frozenset({"low", "high"})),
         "equiroute": Fitter(equiroute.fit),
-        "gmm": Fitter(gmm.fit),
+        "gmm": Fitter(gmm.fit, needs_hidden=True),
     }
     if policy not in fitters:
         raise ValueError(f"There is nothing to calibrate for {policy}: give one of {', '.join(fitters)}.")

@@ -12,39 +12,40 @@ from torch.nn.functional import linear
 from tqdm import tqdm
 
 from prismoe.kernels.routing import ranked_experts
+from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData, TokenSample
 from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, RouterFit
 from prismoe.model_plugins.tools.calibrate.fits.mixture import STEPS, Mixture, fit_mixture
-from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
 
 LATENT, COMPONENTS = 32, 16  # the paper's
 
 
 def fit(data: CalibrationData, goal: Goal) -> RouterFit:
     """Encoder and k mixtures for each layer; mixture j learns which expert was a token's j-th choice."""
-    hidden_size = next(iter(data.layers.values())).hidden_ND.shape[1]
+    samples = data.samples()
+    hidden_size = next(iter(samples.values())).hidden_ND.shape[1]
     top_k = goal.settings.get("top_k", data.top_k)
     latent = goal.settings.get("latent", min(LATENT, hidden_size))
     components = goal.settings.get("components", COMPONENTS)
     tensors = {}
-    with tqdm(total=len(data.layers) * top_k * STEPS, desc="Mixtures") as progress:
-        for layer, router in data.layers.items():
-            tensors[layer] = _router(router, top_k, latent, components, progress)
+    with tqdm(total=len(samples) * top_k * STEPS, desc="Mixtures") as progress:
+        for layer, sample in samples.items():
+            tensors[layer] = _router(sample, top_k, latent, components, progress)
     settings = {"policy": "gmm", **goal.settings, "latent": latent, "components": components}
     return RouterFit(settings, tensors=tensors)
 
 
 def _router(
-    router: RouterRecording, top_k: int, latent: int, components: int, progress: tqdm
+    sample: TokenSample, top_k: int, latent: int, components: int, progress: tqdm
 ) -> dict[str, Tensor]:
-    encoder_LD, bias_L = linear_encoder(router.hidden_ND.double(), latent)
-    latent_NL = linear(router.hidden_ND.double(), encoder_LD, bias_L)
-    experts_NA, _ = ranked_experts(router.logits_TE[router.sample_N], top_k)
+    encoder_LD, bias_L = linear_encoder(sample.hidden_ND.double(), latent)
+    latent_NL = linear(sample.hidden_ND.double(), encoder_LD, bias_L)
+    experts_NA, _ = ranked_experts(sample.logits_NE, top_k)
     draw = torch.Generator().manual_seed(0)
     mixtures: list[Mixture] = []
     for expert_N in experts_NA.T:
         mixtures.append(
             fit_mixture(
-                latent_NL, expert_N, router.num_experts, components, draw, lambda _: progress.update()
+                latent_NL, expert_N, sample.logits_NE.shape[1], components, draw, lambda _: progress.update()
             )
         )
     names = ("log_mixing", "means", "log_variances")

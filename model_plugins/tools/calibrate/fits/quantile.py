@@ -1,21 +1,16 @@
 """Thresholds that part values in given shares."""
 
-from torch import Tensor
+from prismoe.model_plugins.tools.calibrate.fits.sketch import Ranked
 
 
-def between(values_N: Tensor, share: float) -> float:
+def between(ranked: Ranked, share: float) -> float:
     """A number above `share` of the values (rounded to whole values), halfway to the next one.
 
     Below all values it is half of the least, above all a tenth over the largest: values are 0 or more.
     """
-    return between_sorted(values_N.double().sort().values, share)
-
-
-def between_sorted(sorted_N: Tensor, share: float) -> float:
-    """The same, of values that rise, in float64."""
-    below = round(share * len(sorted_N))
+    below = round(share * ranked.count)
     if below == 0:
-        return sorted_N[0].item() / 2
-    if below == len(sorted_N):
-        return sorted_N[-1].item() * 1.1
-    return (sorted_N[below - 1] + sorted_N[below]).item() / 2
+        return ranked.at(0) / 2
+    if below == ranked.count:
+        return ranked.at(below - 1) * 1.1
+    return (ranked.at(below - 1) + ranked.at(below)) / 2

@@ -4,17 +4,16 @@ import torch
 
 from prismoe.kernels.routing import TEXT
 from prismoe.model_plugins.routing.registry import choose_routing
+from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData, RoutedLayer, TokenSample
 from prismoe.model_plugins.tools.calibrate.report import report
-from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
-from tests.model_plugins.tools.calibrate.fits.recordings import no_engine
 
 
 def table(settings: dict[str, object], routers: dict[int, dict[str, torch.Tensor]]) -> dict[str, str]:
     """The row of the layer, its columns joined, by name."""
-    logits_TE = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 2 + [[0.0, 0.0, 9.0, 9.0]] * 2)
-    segment_T = torch.tensor([TEXT, TEXT, 0, 0])
-    router = RouterRecording(logits_TE, segment_T, torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 2]))
-    data = CalibrationData({6: router}, 2, {}, no_engine)
+    logits_NE = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 2 + [[0.0, 0.0, 9.0, 9.0]] * 2)
+    segment_N = torch.tensor([TEXT, TEXT, 0, 0])
+    sample = TokenSample(logits_NE, segment_N, torch.tensor([[-1.0], [-1.0], [1.0], [1.0]]))
+    data = CalibrationData({6: RoutedLayer(4, sample)}, 2)
     before = choose_routing(None, {"policy": "topk"}, 2, {6: 4})
     lines = report(data, before, choose_routing(None, settings, 2, {6: 4}), routers).splitlines()
     layer, *figures = lines[2].split()
@@ -32,7 +31,7 @@ def test_other_numbers_of_experts() -> None:
     assert row["agreement"] == "100.0%"
 
 
-def test_a_gmm_is_judged_on_the_sample() -> None:
+def test_a_gmm_is_judged_by_its_hidden_states() -> None:
     """Its two mixtures give the text token expert 0 twice, of which the gate would use 0 and 1, and the
     vision token experts 0 and 3, of which it would use 2 and 3."""
     means_KEML = torch.tensor([[-1.0, 50.0, 50.0, 50.0], [-1.0, 50.0, 50.0, 1.0]]).view(2, 4, 1, 1)

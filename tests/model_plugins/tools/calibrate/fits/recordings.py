@@ -1,16 +1,23 @@
 """Made-up recordings of routers, and what a fitted policy does with them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prismoe.kernels.expert_load import Confidence
 from prismoe.kernels.routing import TEXT
+from prismoe.model_plugins.routing.measures import Measure, measured
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing
 from prismoe.model_plugins.routing.registry import choose_routing
+from prismoe.model_plugins.tools.calibrate.fits.data import (
+    CalibrationData,
+    Divergences,
+    RoutedLayer,
+    TokenSample,
+)
 from prismoe.model_plugins.tools.calibrate.fits.fit import RouterFit
-from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
 
 EXPERTS, TOP_K, HIDDEN = 4, 2, 12
 IMAGES, IMAGE_TOKENS, TEXT_TOKENS = 10, 30, 11
@@ -24,45 +31,45 @@ def segments() -> Tensor:
     return torch.cat(parts)
 
 
-def recording(seed: int) -> RouterRecording:
+def sample(seed: int) -> TokenSample:
     draw = torch.Generator().manual_seed(seed)
     segment_T = segments()
-    count = len(segment_T)
-    return RouterRecording(
-        torch.randn(count, EXPERTS, generator=draw),
-        segment_T,
-        torch.randn(count // 2, HIDDEN, generator=draw),
-        torch.randperm(count, generator=draw)[: count // 2].sort().values,
-    )
+    logits_TE = torch.randn(len(segment_T), EXPERTS, generator=draw)
+    return TokenSample(logits_TE, segment_T, torch.randn(len(segment_T), HIDDEN, generator=draw))
 
 
-def no_engine(_: Sequence[Mapping[str, Any]]) -> Sequence[float]:
-    raise AssertionError("This fit tries no routing.")
+def samples() -> dict[int, TokenSample]:
+    return {layer: sample(layer) for layer in (0, 2)}
 
 
 def calibration_data(
+    layers: Mapping[int, TokenSample],
+    measure: Measure | None = None,
     divergence: Mapping[int, Mapping[str, float]] | None = None,
-    divergences: Callable[[Sequence[Mapping[str, Any]]], Sequence[float]] = no_engine,
+    top_k: int = TOP_K,
+    kept: int = 1,
+    divergences: Divergences | None = None,
 ) -> CalibrationData:
-    return CalibrationData(
-        {layer: recording(layer) for layer in (0, 2)}, TOP_K, divergence or {}, divergences
-    )
+    """As these samples were all of the tokens, each image a request of its own."""
+    seen = {layer: RoutedLayer(EXPERTS, of_layer) for layer, of_layer in layers.items()}
+    for layer, of_layer in layers.items():
+        if measure is not None:
+            values_TC = measured(measure, Confidence(of_layer.logits_NE), top_k, top_k > 1)
+            seen[layer].add(measure, values_TC, of_layer.segment_N, kept)
+    return CalibrationData(seen, TOP_K, divergence or {}, divergences)
 
 
-def routed(data: CalibrationData, fitted: RouterFit, on_sample: bool = False) -> dict[int, Routing]:
+def routed(data: CalibrationData, fitted: RouterFit) -> dict[int, Routing]:
     """What the policy does that config.json will name, with its tensors, by layer."""
     checkpoint: dict[str, Any] = fitted.routing()
     in_force = choose_routing(None, checkpoint, data.top_k, dict.fromkeys(data.layers, EXPERTS))
     routings = {}
-    for layer, router in data.layers.items():
-        tokens = router.sample_N if on_sample else torch.arange(len(router.segment_T))
-        hidden_TD = router.hidden_ND if on_sample else torch.empty(len(tokens), 0)
-        asked_T2 = torch.zeros(len(tokens), 2, dtype=torch.int32)
+    for layer, of_layer in data.samples().items():
         step = RouterInputs(
-            hidden_TD,
-            router.logits_TE[tokens],
-            router.segment_T[tokens],
-            asked_T2,
+            of_layer.hidden_ND,
+            of_layer.logits_NE,
+            of_layer.segment_N,
+            torch.zeros(len(of_layer.segment_N), 2, dtype=torch.int32),
             fitted.tensors.get(layer, {}),
             EXPERTS,
         )

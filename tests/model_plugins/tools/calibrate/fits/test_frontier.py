@@ -38,7 +38,7 @@ def test_the_best_on_the_frontier_is_the_best_of_all_pairs(
         asked.append((text, vision))
         return int(skipped[text, vision])
 
-    on_frontier = frontier(len(skipped), len(skipped[0]), of, wanted)
+    on_frontier = frontier(skipped.shape[0], skipped.shape[1], of, wanted)
     enough = [pair for pair in product(*map(range, skipped.shape)) if skipped[pair] >= wanted]
     assert min(on_frontier, key=lambda pair: divergence[pair], default=None) == min(
         enough, key=lambda pair: divergence[pair], default=None
@@ -55,7 +55,7 @@ def test_no_pair_that_skips_enough_is_lower_in_both(tables: tuple[np.ndarray, np
         for pair in enough
         if not any(other != pair and other[0] <= pair[0] and other[1] <= pair[1] for other in enough)
     ]
-    assert frontier(len(skipped), len(skipped[0]), lambda i, j: int(skipped[i, j]), wanted) == least
+    assert frontier(skipped.shape[0], skipped.shape[1], lambda i, j: int(skipped[i, j]), wanted) == least
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from prismoe.kernels.routing import TEXT
 from prismoe.model_plugins.tools.calibrate.fits import gmm
+from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData, RoutedLayer, TokenSample
 from prismoe.model_plugins.tools.calibrate.fits.fit import Goal
 from prismoe.model_plugins.tools.calibrate.fits.mixture import (
     REACTIVATION_STEPS,
@@ -14,8 +15,7 @@ from prismoe.model_plugins.tools.calibrate.fits.mixture import (
     fit_mixture,
     k_means,
 )
-from prismoe.model_plugins.tools.calibrate.router_recording import CalibrationData, RouterRecording
-from tests.model_plugins.tools.calibrate.fits.recordings import EXPERTS, no_engine, routed
+from tests.model_plugins.tools.calibrate.fits.recordings import EXPERTS, routed
 
 
 def draw(seed: int = 0) -> torch.Generator:
@@ -100,8 +100,8 @@ def test_a_router_of_clusters_is_learnt(top_k: int) -> None:
     cluster_T = torch.randint(10, (1500,), generator=generator)
     hidden_TD = centres_CD[cluster_T] + 0.2 * torch.randn(1500, 12, generator=generator)
     logits_TE = -ranking_CE[cluster_T].argsort(dim=1).float()
-    router = RouterRecording(logits_TE, torch.full((1500,), TEXT), hidden_TD, torch.arange(1500))
-    data = CalibrationData({4: router}, top_k, {}, no_engine)
+    sample = TokenSample(logits_TE, torch.full((1500,), TEXT), hidden_TD)
+    data = CalibrationData({4: RoutedLayer(EXPERTS, sample)}, top_k)
     fitted = gmm.fit(data, Goal({"latent": 6, "components": 10}))
     assert {name: tuple(tensor.shape) for name, tensor in fitted.tensors[4].items()} == {
         "encoder": (6, 12),
@@ -110,5 +110,5 @@ def test_a_router_of_clusters_is_learnt(top_k: int) -> None:
         "means": (top_k, EXPERTS, 10, 6),
         "log_variances": (top_k, EXPERTS, 10, 6),
     }
-    routing = routed(data, fitted, on_sample=True)[4]
+    routing = routed(data, fitted)[4]
     assert torch.equal(routing.experts_TA, ranking_CE[cluster_T][:, :top_k])

@@ -12,12 +12,14 @@ from prismoe.kernels.routing import router_probabilities, tail_tokens
 from prismoe.model_plugins.tools.calibrate.fits import dual_threshold, entropy, ltdr
 from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, RouterFit, fitter
 from prismoe.model_plugins.tools.calibrate.fits.quantile import between
+from prismoe.model_plugins.tools.calibrate.fits.sketch import Ranked
 from tests.model_plugins.tools.calibrate.fits.recordings import (
     EXPERTS,
     IMAGE_TOKENS,
     IMAGES,
     calibration_data,
     routed,
+    samples,
 )
 
 VISION_TOKENS = IMAGES * IMAGE_TOKENS
@@ -27,13 +29,13 @@ DIVERGENCE = {0: {"text": 3.0, "vision": 0.2}, 2: {"text": 1.0, "vision": 0.8}}
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, unique=True), st.floats(0, 1))
 def test_between_parts_values_in_the_share(values: list[float], share: float) -> None:
     distinct = torch.tensor(values, dtype=torch.float64)
-    threshold = between(distinct, share)
+    threshold = between(Ranked.of(distinct, torch.ones(len(distinct), dtype=torch.int64)), share)
     assert int((distinct < threshold).sum()) == round(share * len(values))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.9])
 def test_ltdr_thresholds_leave_the_share_of_tail_tokens(share: float) -> None:
-    data = calibration_data()
+    data = calibration_data(samples(), "variance")
     fitted = ltdr.fit(data, Goal({"head_experts": 1}, tail_share=share))
     for routing in routed(data, fitted).values():
         assert int(routing.tail_T.sum()) == round(share * VISION_TOKENS)
@@ -41,19 +43,19 @@ def test_ltdr_thresholds_leave_the_share_of_tail_tokens(share: float) -> None:
 
 
 def test_ltdr_keeps_the_number_of_tail_tokens_by_default() -> None:
-    data = calibration_data()
+    data = calibration_data(samples(), "variance")
     for layer, routing in routed(data, ltdr.fit(data, Goal())).items():
-        router = data.layers[layer]
-        by_mean = tail_tokens(router_probabilities(router.logits_TE), router.segment_T)
+        sample = data.samples()[layer]
+        by_mean = tail_tokens(router_probabilities(sample.logits_NE), sample.segment_N)
         assert int(routing.tail_T.sum()) == int(by_mean.sum())
         assert not torch.equal(routing.tail_T, by_mean)
 
 
 @pytest.mark.parametrize(("top_k", "skip"), [(2, 0.5), (2, 0.2), (4, 0.5), (4, 0.75), (3, 0.1)])
 def test_dual_threshold_skips_just_the_share_of_vision_uses(top_k: int, skip: float) -> None:
-    data = calibration_data(DIVERGENCE)
+    data = calibration_data(samples(), "weights", DIVERGENCE, top_k)
     routings = routed(data, dual_threshold.fit(data, Goal({"top_k": top_k}, skip=skip))).values()
-    is_vision_T = data.layers[0].segment_T >= 0
+    is_vision_T = data.samples()[0].segment_N >= 0
     kept = sum(int(routing.count_T[is_vision_T].sum()) for routing in routings)
     uses = 2 * VISION_TOKENS * top_k
     assert kept == uses - round(skip * uses)
@@ -62,9 +64,9 @@ def test_dual_threshold_skips_just_the_share_of_vision_uses(top_k: int, skip: fl
 
 @pytest.mark.parametrize("skip", [0.2, 0.88, 1.0])
 def test_dual_threshold_skips_any_share_where_no_expert_is_kept(skip: float) -> None:
-    data = calibration_data(DIVERGENCE)
+    data = calibration_data(samples(), "weights", DIVERGENCE, kept=0)
     routings = routed(data, dual_threshold.fit(data, Goal({"keep_best": False}, skip=skip))).values()
-    is_vision_T = data.layers[0].segment_T >= 0
+    is_vision_T = data.samples()[0].segment_N >= 0
     kept = sum(int(routing.count_T[is_vision_T].sum()) for routing in routings)
     uses = 2 * VISION_TOKENS * 2
     assert kept == uses - round(skip * uses)
@@ -72,9 +74,9 @@ def test_dual_threshold_skips_any_share_where_no_expert_is_kept(skip: float) -> 
 
 
 def test_dual_threshold_skips_text_by_its_own_share_and_most_where_it_matters_least() -> None:
-    data = calibration_data(DIVERGENCE)
+    data = calibration_data(samples(), "weights", DIVERGENCE)
     first, second = routed(data, dual_threshold.fit(data, Goal(skip=0.25, skip_text=0.25))).values()
-    is_text_T = data.layers[0].segment_T < 0
+    is_text_T = data.samples()[0].segment_N < 0
     text = int(is_text_T.sum())
     assert int(first.count_T[is_text_T].sum() + second.count_T[is_text_T].sum()) == 4 * text - text
     assert first.count_T[is_text_T].sum() > second.count_T[is_text_T].sum()
@@ -100,8 +102,8 @@ def test_the_search_skips_the_share_of_all_uses_where_that_moves_the_output_leas
             )
         return [skip[dear == "vision"] for skip in skips]
 
-    data = calibration_data(DIVERGENCE, divergences)
-    is_vision_T = data.layers[0].segment_T >= 0
+    data = calibration_data(samples(), "weights", DIVERGENCE, kept=int(keep_best), divergences=divergences)
+    is_vision_T = data.samples()[0].segment_N >= 0
     text_tokens = int((~is_vision_T).sum())
     goal = Goal({"keep_best": keep_best}, skip_overall=share)
     counts = [one.count_T for one in routed(data, dual_threshold.fit(data, goal)).values()]
@@ -120,29 +122,29 @@ def test_the_search_skips_the_share_of_all_uses_where_that_moves_the_output_leas
 
 
 def test_importances_are_shares_of_the_divergence() -> None:
-    layers = dual_threshold.fit(calibration_data(DIVERGENCE), Goal(skip=0.5)).layers
+    layers = dual_threshold.fit(calibration_data(samples(), "weights", DIVERGENCE), Goal(skip=0.5)).layers
     assert layers[0] == pytest.approx({"text_importance": 0.75, "vision_importance": 0.2})
     assert layers[2] == pytest.approx({"text_importance": 0.25, "vision_importance": 0.8})
     nothing = {layer: dict.fromkeys(("text", "vision"), 0.0) for layer in DIVERGENCE}
-    even = dual_threshold.fit(calibration_data(nothing), Goal(skip=0.5)).layers
+    even = dual_threshold.fit(calibration_data(samples(), "weights", nothing), Goal(skip=0.5)).layers
     assert even[0] == {"text_importance": 0.5, "vision_importance": 0.5}
 
 
 def test_more_than_all_but_the_best_can_not_be_skipped() -> None:
     for goal in (Goal(skip=0.6), Goal(skip_overall=0.51), Goal(skip=0.1, skip_text=0.7)):
         with pytest.raises(ValueError, match=r"at most 50% of 2 uses"):
-            dual_threshold.fit(calibration_data(DIVERGENCE), goal)
+            dual_threshold.fit(calibration_data(samples(), "weights", DIVERGENCE), goal)
 
 
 @pytest.mark.parametrize("mean", [1.2, 2.0, 2.5, 3.9])
 def test_entropy_bounds_give_the_mean_number_of_experts(mean: float) -> None:
-    data = calibration_data()
+    data = calibration_data(samples(), "entropy")
     for routing in routed(data, entropy.fit(data, Goal(mean_experts=mean))).values():
         assert routing.count_T.double().mean().item() == pytest.approx(mean, abs=0.01)
 
 
 def test_entropy_bounds_within_other_numbers_of_experts() -> None:
-    data = calibration_data()
+    data = calibration_data(samples(), "entropy")
     settings = {"min_experts": 2, "max_experts": 3}
     for routing in routed(data, entropy.fit(data, Goal(settings, mean_experts=2.25))).values():
         assert set(routing.count_T.tolist()) == {2, 3}
@@ -152,9 +154,10 @@ def test_entropy_bounds_within_other_numbers_of_experts() -> None:
 
 
 def test_entropy_bounds_of_gates_that_say_the_same_of_all_tokens() -> None:
-    data = calibration_data()
-    for router in data.layers.values():
-        router.logits_TE[:] = torch.arange(EXPERTS)
+    layers = samples()
+    for sample in layers.values():
+        sample.logits_NE[:] = torch.arange(EXPERTS)
+    data = calibration_data(layers, "entropy")
     for routing in routed(data, entropy.fit(data, Goal())).values():
         assert len(set(routing.count_T.tolist())) == 1
 

@@ -1,0 +1,16 @@
+"""What vLLM's offline engine makes of a conversation before it asks the engine."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm import LLM
+
+from prismoe.model_plugins.vllm_seams.check import Needed
+
+NEEDS = [Needed("vllm.entrypoints.common.offline:OfflineInferenceMixin._preprocess_chat", ("conversations",))]
+
+
+def engine_prompt(llm: LLM, messages: Sequence[Any]) -> dict[str, Any]:
+    """The prompt's tokens and its media, ready for the engine as often as it is to be asked."""
+    [prompt] = llm._preprocess_chat([[*messages]])
+    return dict(prompt)
