@@ -59,7 +59,7 @@ bench: $(INSTALLED)
 bench-skip: $(INSTALLED)  # 3 layers of Qwen3-VL-30B-A3B's: 4 GB, and an hour
 	$(BIN)/python -m prismoe.benchmarks.serving.skip_gain $(ARGS)
 
-# Writes the comparison in docs/evaluation.md. Ten minutes on two cores, and npm to fetch the pictures.
+# Writes the comparison in docs/evaluation.md. Minutes on two idle cores, and npm to fetch the pictures.
 bench-skip-accuracy: $(INSTALLED)
 	$(BIN)/python -m prismoe.benchmarks.skipping.accuracy $(ARGS)
 
