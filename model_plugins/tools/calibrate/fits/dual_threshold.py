@@ -47,7 +47,9 @@ def fit(data: CalibrationData, goal: Goal) -> RouterFit:
 
     if not goal.searches:
         shares = zip(POLICY_MODALITIES, (goal.skip_text, goal.skip), strict=True)
-        return at(*(between(scores(modality), share / most) if share else 0.0 for modality, share in shares))
+        return at(
+            *(_threshold(scores(modality), share / most) if share else 0.0 for modality, share in shares)
+        )
     text, vision = map(scores, POLICY_MODALITIES)
     candidates = [at(*pair) for pair in _frontier(text, vision, goal.skip_overall / most)]
     assert data.divergences is not None
@@ -85,7 +87,7 @@ def most_tried(goal: Goal) -> int:
 def _frontier(text: Ranked, vision: Ranked, share: float) -> list[tuple[float, float]]:
     """The pairs of thresholds that are to be tried. `share` is of the uses that can be skipped."""
     text_grid, vision_grid = (
-        [0.0, *(between(scores, step / steps) for step in range(1, steps + 1))]
+        [0.0, *(_threshold(scores, step / steps) for step in range(1, steps + 1))]
         for scores, steps in ((text, TEXT_STEPS), (vision, VISION_STEPS))
     )
     of_text, of_vision = (
@@ -99,6 +101,17 @@ def _frontier(text: Ranked, vision: Ranked, share: float) -> list[tuple[float, f
         round(share * (text.count + vision.count)),
     )
     return [(text_grid[i], vision_grid[j]) for i, j in pairs]
+
+
+def _threshold(scores: Ranked, share: float) -> float:
+    """What a share of the scores is below.
+
+    The last layer's vision tokens move no answer, so its importance for vision is 0. Where the share ends
+    among such scores, all of them are skipped: that costs nothing, and at 0 none would be.
+    """
+    positive_N = scores.values_N[scores.values_N > 0]
+    threshold = between(scores, share)
+    return positive_N[0].item() / 2 if threshold == 0 and len(positive_N) else threshold
 
 
 def _importance(data: CalibrationData, modality: str) -> dict[int, float]:

@@ -121,6 +121,15 @@ def test_the_search_skips_the_share_of_all_uses_where_that_moves_the_output_leas
     assert len(skips) <= dual_threshold.TEXT_STEPS + 1
 
 
+def test_a_layer_of_no_importance_skips_all_that_it_can() -> None:
+    divergence = {0: {"text": 1.0, "vision": 1.0}, 2: {"text": 1.0, "vision": 0.0}}
+    data = calibration_data(samples(), "weights", divergence)
+    first, last = routed(data, dual_threshold.fit(data, Goal(skip=0.1))).values()
+    is_vision_T = data.samples()[0].segment_N >= 0
+    assert (first.count_T == 2).all() and (last.count_T[~is_vision_T] == 2).all()
+    assert (last.count_T[is_vision_T] == 1).all()
+
+
 def test_importances_are_shares_of_the_divergence() -> None:
     layers = dual_threshold.fit(calibration_data(samples(), "weights", DIVERGENCE), Goal(skip=0.5)).layers
     assert layers[0] == pytest.approx({"text_importance": 0.75, "vision_importance": 0.2})
