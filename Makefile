@@ -23,7 +23,7 @@ COMPAT = .cache/compat/$(VLLM)
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test test-fast lint browser pictures monitored dashboards models-page bench bench-skip load locks audit compat two-hosts train install clients
+.PHONY: demo test test-fast lint browser pictures monitored dashboards models-page bench bench-skip bench-skip-accuracy load locks audit compat two-hosts train install clients
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -58,6 +58,10 @@ bench: $(INSTALLED)
 
 bench-skip: $(INSTALLED)  # 3 layers of Qwen3-VL-30B-A3B's: 4 GB, and an hour
 	$(BIN)/python -m prismoe.benchmarks.serving.skip_gain $(ARGS)
+
+# Writes the comparison in docs/evaluation.md. Minutes on two idle cores, and npm to fetch the pictures.
+bench-skip-accuracy: $(INSTALLED)
+	$(BIN)/python -m prismoe.benchmarks.skipping.accuracy $(ARGS)
 
 # Pins every package of the images by version and hash. vLLM's CPU build asks for torchaudio and torchcodec too, whose
 # builds on PyPI fail to import beside CPU torch; nothing here needs them.

@@ -17,28 +17,34 @@ class ByModality(NamedTuple):
     vision: int
 
 
+Threshold = float | Tensor
+"""A number, or where it may change while requests run a float32 one of no dimensions on the device."""
+
+
 class ByTail(NamedTuple):
     """`selected` experts for some vision tokens, `vision` for the others (LTDR, Eqs. 9, 11 and 12).
 
     Tail tokens are selected, with `selects_head` those that are none. A tail token's RPV is above the mean of
-    its image, or above the `threshold`. Instead a request may ask for numbers of its own, up to the slots, in
-    `asked_T2`: for selected tokens and for others, 0 asking nothing.
+    the vision tokens with its number in `compared_T`, by default of its image, or above the `threshold`.
+    Instead a request may ask for numbers of its own, up to the slots, in `asked_T2`: for selected tokens and
+    for others, 0 asking nothing.
     """
 
     text: int
     vision: int
     selected: int
-    threshold: float | None
+    threshold: Threshold | None
     selects_head: bool
     asked_T2: Tensor | None = None
+    compared_T: Tensor | None = None
 
 
 class ByEntropy(NamedTuple):
     """From `least` experts to all slots, as entropy over log E goes from `low` to `high` (GeMoE)."""
 
     least: int
-    low: float
-    high: float
+    low: Threshold
+    high: Threshold
 
 
 class ByImportance(NamedTuple):
@@ -47,8 +53,8 @@ class ByImportance(NamedTuple):
     least: int
     text_importance: float
     vision_importance: float
-    text_threshold: float
-    vision_threshold: float
+    text_threshold: Threshold
+    vision_threshold: Threshold
 
 
 class MixtureRule(NamedTuple):

@@ -47,10 +47,10 @@ def segment_mean(values_T: Tensor, segment_T: Tensor) -> Tensor:
     return (sum_S / size_S)[slot_T]
 
 
-def tail_tokens(probs_TE: Tensor, segment_T: Tensor, threshold: float | None = None) -> Tensor:
+def tail_tokens(probs_TE: Tensor, segment_T: Tensor, threshold: float | Tensor | None = None) -> Tensor:
     """Vision tail tokens, boolean `[T]`: RPV above the mean RPV of the token's image (LTDR, Eq. 11).
 
-    With a `threshold` the RPV is held against that instead.
+    With a `threshold` (a number, or 0-d) the RPV is held against that instead.
     """
     rpv_T = routing_probability_variance(probs_TE).double()
     return (segment_T >= 0) & (rpv_T > (segment_mean(rpv_T, segment_T) if threshold is None else threshold))
@@ -116,8 +116,16 @@ def top_experts_by_count(
 ) -> tuple[Tensor, Tensor]:
     """`top_experts`, where token t has `count_T[t]` of them (LTDR, Eqs. 7 and 12); see `use_first`."""
     experts_TA, logits_TA = _ranked_with_logits(logits_TE, slots, scores_TE)
+    return weighed_by_count(logits_TE, experts_TA, logits_TA, count_T, renormalize)
+
+
+def weighed_by_count(
+    logits_TE: Tensor, experts_TA: Tensor, logits_TA: Tensor, count_T: Tensor, renormalize: bool
+) -> tuple[Tensor, Tensor]:
+    """The first `count_T` of each token's experts, whose logits are `logits_TA`, as `top_experts` weighs."""
     if renormalize:
-        weights_TA = router_probabilities(torch.where(used_slots(count_T, slots), logits_TA, -torch.inf))
+        is_used_TA = used_slots(count_T, experts_TA.shape[1])
+        weights_TA = router_probabilities(torch.where(is_used_TA, logits_TA, -torch.inf))
     else:
         weights_TA = router_probabilities(logits_TE).gather(1, experts_TA)
     return use_first(experts_TA, weights_TA, count_T)

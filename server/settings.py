@@ -39,4 +39,4 @@ class ServeSettings(
     @property
     def bundled(self) -> bool:
         """Whether the model is the one that ships with prismoe."""
-        return Path(self.model) == bundled_checkpoint()
+        return Path(self.model).resolve() == bundled_checkpoint().resolve()

@@ -20,6 +20,8 @@ MARKER_OF_FIXTURE = {"server": "server", "watched": "server", "browser": "browse
 ENGINES = REPOSITORY / "tests" / "model_plugins" / "engines"
 NEEDS = {"engine", "server", "browser", "network_namespaces", "docker", "prometheus", "slow"}
 LIMIT_WITHOUT_NEEDS_S = 300
+LIMIT_WITH_BROWSER_S = 3000
+"""Tests with a browser wait for those of Docker (`network`)."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,3 +37,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         marked = {marker.name for marker in item.iter_markers()}
         if not marked & {*NEEDS, "timeout"}:
             item.add_marker(pytest.mark.timeout(LIMIT_WITHOUT_NEEDS_S))
+        if "browser" in marked:
+            item.add_marker(pytest.mark.timeout(LIMIT_WITH_BROWSER_S))

@@ -70,15 +70,18 @@ def sources() -> Iterator[Source]:
 
 
 def rules(experts: int) -> Iterator[FusedRule]:
-    """One rule of each kind, with and without shared experts and scores."""
+    """One rule of each kind, with and without shared experts and scores, its thresholds numbers or not."""
     logits_TE = torch.empty(1, experts)
     confidence, asked_T2 = Confidence(logits_TE), torch.empty(1, 2)
     for uses in (
         ByModality(2, 1),
         ByTail(2, 1, experts, None, False, asked_T2),
         ByTail(2, 1, experts, 0.1, True, asked_T2),
+        ByTail(2, 1, experts, torch.tensor(0.1), True, asked_T2),
         ByEntropy(1, 0.0, 1.0),
+        ByEntropy(1, torch.tensor(0.0), torch.tensor(1.0)),
         ByImportance(1, 1.0, 1.0, 0.1, 0.2),
+        ByImportance(1, 1.0, 1.0, torch.tensor(0.1), torch.tensor(0.2)),
     ):
         yield FusedRule(confidence, uses, experts, renormalize=True)
     yield FusedRule(confidence, ByModality(2, 2), 2, renormalize=True, scores_TE=logits_TE)
@@ -94,16 +97,24 @@ def _router_source(rule: FusedRule) -> Source:
     if isinstance(rule.uses, ByTail):
         pointers += ", asked i32, tail i8"
     constants |= triton_router.tiles(rule.confidence.logits_TE.shape[1], rule.slots)
-    return _source(triton_router._route, pointers, constants, floats=settings.keys() - constants.keys())
+    numbers = {name: value for name, value in settings.items() if name not in constants}
+    in_memory = {name for name, value in numbers.items() if isinstance(value, torch.Tensor)}
+    return _source(triton_router._route, pointers, constants, numbers.keys() - in_memory, in_memory)
 
 
-def _source(kernel: Any, pointers: str, constants: Mapping[str, Any], floats: Iterable[str] = ()) -> Source:
+def _source(
+    kernel: Any,
+    pointers: str,
+    constants: Mapping[str, Any],
+    floats: Iterable[str] = (),
+    floats_in_memory: Iterable[str] = (),
+) -> Source:
     """`pointers` names the types behind the kernel's pointers, others are None; the rest is int32.
 
     Pointers and widths are multiples of 16, as in serving: without that no load is asynchronous.
     """
     types = {f"{name}_ptr": f"*{dtype}" for name, dtype in (pair.split() for pair in pointers.split(", "))}
-    types |= dict.fromkeys(floats, "fp32")
+    types |= dict.fromkeys(floats, "fp32") | dict.fromkeys(floats_in_memory, "*fp32")
     absent = [name for name in kernel.arg_names if name.endswith("_ptr") and name not in types]
     constants = {**constants, **dict.fromkeys(absent)}
     launch = {name: value for name, value in constants.items() if name in LAUNCH}

@@ -50,6 +50,8 @@ def _rpv_and_mean(logits_ptr, segment_ptr, token_T, segment_T, T, E, BLOCK_T: tl
                   BLOCK_E: tl.constexpr, BLOCK_I: tl.constexpr):  # fmt: skip
     """Each vision token's RPV and the mean of its image, both `[T]` in float64 (LTDR, Eqs. 9 and 11).
 
+    Tokens of the same number in `segment_T` are of an image, be there others between them.
+
     Both are of the same numbers: rounded in two ways, tokens that are all alike might be above their mean.
     """
     lowest = tl.min(tl.where(segment_T >= 0, segment_T, T), 0)
@@ -101,12 +103,20 @@ def _best_experts(scores_TE, values_TE, SLOTS: tl.constexpr, BLOCK_T: tl.constex
     return experts_TA, values_TA
 
 
+@triton.jit
+def _threshold(threshold, LOADS: tl.constexpr):
+    """A threshold, that is a number or lies in memory."""
+    if LOADS:
+        threshold = tl.load(threshold)
+    return threshold
+
+
 @triton.jit(do_not_specialize=["T"])
 def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_ptr, count_ptr, tail_ptr,
            T, E, threshold, low, high, text_importance, vision_importance, text_threshold, vision_threshold,
            KIND: tl.constexpr, TEXT: tl.constexpr, VISION: tl.constexpr, SELECTED: tl.constexpr,
            LEAST: tl.constexpr, USES_MEAN: tl.constexpr, SELECTS_HEAD: tl.constexpr, SLOTS: tl.constexpr,
-           SHARED: tl.constexpr, RENORMALIZE: tl.constexpr,
+           SHARED: tl.constexpr, RENORMALIZE: tl.constexpr, LOADS: tl.constexpr,
            BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_A: tl.constexpr,
            BLOCK_I: tl.constexpr):  # fmt: skip
     """Experts, weights and numbers of experts of a block of tokens; tail flags where the rule has them."""
@@ -127,7 +137,7 @@ def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_
             )
         else:
             rpv_T = _rpv(exp_TE, E, BLOCK_E)
-            least_T = tl.full([BLOCK_T], 0.0, tl.float32) + threshold
+            least_T = tl.full([BLOCK_T], 0.0, tl.float32) + _threshold(threshold, LOADS)
         is_tail_T = is_vision_T & (rpv_T > least_T)
         tl.store(tail_ptr + token_T, is_tail_T.to(tl.int8), is_inside_T)
         is_selected_T = is_vision_T & (is_tail_T != SELECTS_HEAD)
@@ -136,7 +146,8 @@ def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_
             asked_T = tl.load(asked_ptr + 2 * token_T + tl.where(is_selected_T, 0, 1), is_inside_T, 0)
             count_T = tl.where(asked_T > 0, tl.minimum(asked_T, SLOTS), count_T)
     if KIND == "entropy":
-        part_T = (_entropy(exp_TE, E) - low) / (high - low)
+        lowest = _threshold(low, LOADS)
+        part_T = (_entropy(exp_TE, E) - lowest) / (_threshold(high, LOADS) - lowest)
         more_T = tl.floor(part_T * (SLOTS - LEAST + 1)).to(tl.int32)
         count_T = tl.minimum(tl.maximum(LEAST + more_T, LEAST), SLOTS)
 
@@ -154,7 +165,9 @@ def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_
     weights_TA /= total_T[:, None]
     if KIND == "importance":
         importance_T = tl.where(is_vision_T, vision_importance, text_importance)
-        least_T = tl.where(is_vision_T, vision_threshold, text_threshold)
+        least_T = tl.where(
+            is_vision_T, _threshold(vision_threshold, LOADS), _threshold(text_threshold, LOADS)
+        )
         is_kept_TA = (importance_T[:, None] * weights_TA >= least_T[:, None]) & is_used_TA
         count_T = tl.maximum(tl.sum(is_kept_TA.to(tl.int32), 1), LEAST)
         is_used_TA = slot_A[None, :] < count_T[:, None]
@@ -196,6 +209,7 @@ def fused_router(rule: FusedRule, segment_T: Tensor) -> FusedRouting:
     asked_T2, tail_T = None, None
     if isinstance(rule.uses, ByTail):
         asked_T2, tail_T = rule.uses.asked_T2, logits_TE.new_empty(tokens, dtype=torch.int8)
+        segment_T = segment_T if rule.uses.compared_T is None else rule.uses.compared_T
     tile = tiles(experts, rule.slots)
     _route[(triton.cdiv(tokens, tile["BLOCK_T"]),)](
         logits_TE,
@@ -223,7 +237,7 @@ def settings(rule: FusedRule) -> dict[str, Any]:
             own = {"KIND": "tail", "TEXT": text, "VISION": vision, "SELECTED": selected}
             own |= {
                 "USES_MEAN": threshold is None,
-                "threshold": threshold or 0.0,
+                "threshold": 0.0 if threshold is None else threshold,
                 "SELECTS_HEAD": selects_head,
             }
         case ByEntropy(least, low, high):
@@ -235,6 +249,7 @@ def settings(rule: FusedRule) -> dict[str, Any]:
         **dict.fromkeys(("TEXT", "VISION", "SELECTED", "LEAST"), 0),
         **dict.fromkeys(("USES_MEAN", "SELECTS_HEAD"), False),
         **own,
+        "LOADS": any(isinstance(value, Tensor) for value in own.values()),
         "SLOTS": rule.slots,
         "SHARED": rule.shared,
         "RENORMALIZE": rule.renormalize,

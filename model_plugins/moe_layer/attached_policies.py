@@ -28,6 +28,7 @@ from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 from prismoe.model_plugins.routing.registry import LayerRouting
+from prismoe.model_plugins.routing.thresholds import ThresholdsByLayer
 from prismoe.model_plugins.vllm_seams.native_router import replace_routing
 
 
@@ -180,10 +181,15 @@ class AttachedPolicies(ModelRouting):
         self.is_native.fill_(choice == "native")
         return changes
 
-    def reroute(self, operator: OperatorPolicies) -> None:
-        self._checked = self._checked.under(operator)
-        for layer, chooser in self._choosers.items():
-            chooser.use(self._checked.in_force.layers[layer])
+    def change_thresholds(self, by_layer: ThresholdsByLayer) -> bool:
+        return self._checked.change_thresholds(by_layer)
+
+    def reroute(self, routing: Mapping[str, Any] | None) -> None:
+        self.is_native.fill_(routing is None)
+        if routing is not None:
+            self._checked = self._checked.under(OperatorPolicies.of(routing))
+            for layer, chooser in self._choosers.items():
+                chooser.use(self._checked.in_force.layers[layer])
 
     def source(self) -> str:
         return self._checked.in_force.source

@@ -18,18 +18,28 @@ from prismoe.model_plugins.moe_layer.model_routing import kernel_name, runners_o
 from prismoe.model_plugins.routing.any_gate import PARAMETERS, OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.registry import LayerRouting, RoutingInForce, choose_routing
+from prismoe.model_plugins.routing.thresholds import (
+    THRESHOLDS_ROUTE,
+    ThresholdsByLayer,
+    threshold_tensors,
+    thresholds_of,
+)
 from prismoe.model_plugins.vllm_seams.experts_sink import routes_by_itself
 
 CHECKED_TOKENS = 64
 
 
 class CheckedPolicies(NamedTuple):
-    """How the policies route each MoE layer, with its gate and their parameters, by the decoder's index."""
+    """How the policies route each MoE layer, with its gate and their parameters, by the decoder's index.
+
+    Among the parameters are the thresholds, which so can change while requests run.
+    """
 
     runners: Sequence[MoERunner]
     in_force: RoutingInForce
     gates: Mapping[int, Gate]
     parameters: Mapping[int, Mapping[str, Tensor]]
+    changed_thresholds: dict[int, dict[str, float]]
 
     @classmethod
     def of(
@@ -57,21 +67,38 @@ class CheckedPolicies(NamedTuple):
             )
             for runner in runners
         }
-        return cls(runners, in_force, gates, parameters)
+        return cls(runners, in_force, gates, parameters, {})
 
     def under(self, operator: OperatorPolicies) -> Self:
-        """With other thresholds of the same policies, which ask no more of gates and kernels."""
-        return self._replace(in_force=_in_force(self.runners, self.gates, operator))
+        """With other settings of the same policies, which ask no more of gates and kernels."""
+        in_force = _in_force(self.runners, self.gates, operator)
+        for layer, routing in in_force.layers.items():
+            for name, value in thresholds_of(routing.policy).items():
+                self.parameters[layer][name].fill_(value)
+        return self._replace(in_force=in_force, changed_thresholds={})
 
     def describe_layer(self, layer: int) -> Mapping[str, Any]:
         """As `ModelRouting.describe_layer`."""
         routing = self.in_force.layers[layer]
+        changed = self.changed_thresholds.get(layer, {})
         return {
             "top_k": self.runners[0].routed_experts.top_k,
             "gate": str(self.gates[layer]),
-            "policy": routing.policy.model_dump(),
-            "sources": dict(routing.sources),
+            "policy": routing.policy.model_dump() | changed,
+            "sources": dict(routing.sources) | dict.fromkeys(changed, THRESHOLDS_ROUTE),
         }
+
+    def change_thresholds(self, by_layer: ThresholdsByLayer) -> bool:
+        """Route by these thresholds from the next step on; whether that changes any."""
+        changes = False
+        for layer, thresholds in by_layer.items():
+            policy = self.in_force.layers[layer].policy
+            changed = self.changed_thresholds.setdefault(layer, {})
+            for name, value in thresholds.items():
+                changes |= value != changed.get(name, getattr(policy, name))
+                changed[name] = value
+                self.parameters[layer][name].fill_(value)
+        return changes
 
 
 def _in_force(
@@ -151,7 +178,7 @@ def _trained(file: str | None) -> Mapping[str, Tensor]:
 def _parameters(
     trained: Mapping[str, Tensor], layer: int, routing: LayerRouting, hidden_size: int, device: torch.device
 ) -> Mapping[str, Tensor]:
-    """What the policy of a layer was trained to, from the operator's file."""
+    """What the policy of a layer was trained to, from the operator's file, and its thresholds."""
     found = {}
     for name, shape in routing.policy.parameters(hidden_size, routing.num_experts).items():
         key = f"layers.{layer}.{name}"
@@ -161,4 +188,4 @@ def _parameters(
                 f"setting {PARAMETERS} that has {key} of shape {shape}."
             )
         found[name] = trained[key].to(device, torch.float32)
-    return found
+    return found | threshold_tensors(routing.policy, device)

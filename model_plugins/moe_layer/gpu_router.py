@@ -13,6 +13,7 @@ from prismoe.kernels.triton.router import fused_router
 from prismoe.model_plugins.moe_layer.kernel_check import kernel_works
 from prismoe.model_plugins.moe_layer.router import PolicyRouter, trial_inputs
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
+from prismoe.model_plugins.routing.thresholds import threshold_tensors
 
 CHECKED_IMAGES = ((40, 36), (576, 700))
 """The tokens of the two images of each step that the check at the start routes."""
@@ -65,9 +66,15 @@ def check_fused_routing(policy: RoutingPolicy, num_experts: int, device: str) ->
 
 def _check_step(policy: RoutingPolicy, num_experts: int, segments: Sequence[int]) -> None:
     step = trial_inputs(policy, num_experts, segments)
+    _compare(policy, step)
+    if thresholds := threshold_tensors(policy, step.logits_TE.device):
+        _compare(policy, step._replace(parameters={**step.parameters, **thresholds}))
+
+
+def _compare(policy: RoutingPolicy, step: RouterInputs) -> None:
     routing, expected = fused_routing(policy, step), policy.route(step)
     differs_T = (routing.experts_TA != expected.experts_TA).any(dim=1)
     differs_T |= (routing.count_T != expected.count_T) | (routing.tail_T != expected.tail_T)
-    assert int(differs_T.sum()) <= max(1, len(segments) // 100), "experts differ"
+    assert int(differs_T.sum()) <= max(1, len(differs_T) // 100), "experts differ"
     weights_TA, expected_TA = routing.weights_TA[~differs_T], expected.weights_TA[~differs_T]
     torch.testing.assert_close(weights_TA, expected_TA, rtol=1e-3, atol=1e-3)  # `gmm`'s are of large sums

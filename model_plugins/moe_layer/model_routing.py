@@ -21,12 +21,12 @@ from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
 from prismoe.model_plugins.moe_layer.router import Observer, PolicyRouter, layer_shape
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing import RoutedBy
-from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.policy import RoutingPolicy
-from prismoe.model_plugins.routing.registry import RoutingInForce
+from prismoe.model_plugins.routing.registry import RoutingInForce, choose_routing
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
-from prismoe.model_plugins.vllm_seams.step_watch import watch_steps
+from prismoe.model_plugins.routing.thresholds import ThresholdsByLayer
+from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_steps
 
 
 class Observed(Protocol):
@@ -42,7 +42,7 @@ class ModelRouting(nn.Module, ABC):
     not_supported: Sequence[str] = ()
     """What can't be had of this model, a sentence each."""
     switchable = False
-    """Whether `route_by` may be called: whether there are both choices."""
+    """Whether `route_by` and `change_thresholds` may be called: whether there are both choices."""
     routed_by: RoutedBy = "policy"
 
     def __init__(
@@ -84,12 +84,20 @@ class ModelRouting(nn.Module, ABC):
         """
         raise ValueError(f"{self.architecture} is routed by {self.routed_by} alone.")
 
-    def reroute(self, operator: OperatorPolicies) -> None:
-        """From the next step on route by other thresholds of the policies that are attached.
+    def change_thresholds(self, by_layer: ThresholdsByLayer) -> bool:
+        """From the next step on route by these thresholds; whether that changes anything.
 
-        Raises ValueError where none are.
+        Raises ValueError where the model is not `switchable`.
         """
-        raise ValueError(f"{self.architecture} has no policies whose thresholds can change.")
+        raise ValueError(f"{self.architecture} is routed by {self.routed_by} alone.")
+
+    def reroute(self, routing: Mapping[str, Any] | None) -> None:
+        """From the next step of an eager engine on route by other settings of the policies in force.
+
+        They may ask for no more slots than those. None: as the model that is calibrated does by itself.
+        Raises ValueError where no policy is in force.
+        """
+        raise ValueError(f"{self.architecture} is routed by {self.routed_by} alone.")
 
     @property
     def most_request_experts(self) -> int:
@@ -149,7 +157,7 @@ class PolicyRouting(ModelRouting):
         self._top_k = top_k
         by_request = in_force.experts_by_request_layer
         self.requests = (
-            RequestLogits(by_request, scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
+            RequestLogits(by_request, self.step.tokens.requests, scheduler.max_num_seqs)
             if by_request
             else None
         )
@@ -174,8 +182,22 @@ class PolicyRouting(ModelRouting):
 
         `embed` gives token ids' embeddings.
         """
+        if self.requests is not None or self.in_force.needs_whole_requests:
+            watch_steps(runner, partial(self._begin_step, embed=embed))
+
+    def _begin_step(self, step: StepRequests, embed: Callable[[Tensor], Tensor]) -> None:
+        self.step.tokens.mark_requests(step.counts)
         if self.requests is not None:
-            watch_steps(runner, partial(self.requests.begin_step, embed=embed))
+            self.requests.begin_step(step, embed)
+
+    def reroute(self, routing: Mapping[str, Any] | None) -> None:
+        in_force = self.in_force
+        if routing is not None:
+            experts = {layer: shape.experts for layer, shape in self.layers.items()}
+            in_force = choose_routing(None, routing, self._top_k, experts)
+        for layer, router in self.routers.items():
+            assert isinstance(router, PolicyRouter)  # `router` makes no others
+            router.policy = in_force.layers[layer].policy
 
     @property
     def most_request_experts(self) -> int:

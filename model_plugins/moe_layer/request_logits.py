@@ -42,7 +42,7 @@ class RequestGate(nn.Module):
 
 
 class RequestLogits(nn.Module):
-    """Which request each token of the running step is of, and each request's logits by layer.
+    """Each request's logits by layer. `request_T` says which request each token of the running step is of.
 
     A request's logits are computed once, when the runner meets it. Rows follow the step's requests.
     """
@@ -50,12 +50,12 @@ class RequestLogits(nn.Module):
     request_T: Tensor
     logits_RLE: Tensor
 
-    def __init__(self, experts_by_layer: Mapping[int, int], max_tokens: int, max_requests: int) -> None:
+    def __init__(self, experts_by_layer: Mapping[int, int], request_T: Tensor, max_requests: int) -> None:
         super().__init__()
         widest = max(experts_by_layer.values())
         logits_RLE = torch.zeros(max_requests, len(experts_by_layer), widest, dtype=torch.float32)
         self.register_buffer("logits_RLE", logits_RLE, persistent=False)
-        self.register_buffer("request_T", torch.zeros(max_tokens, dtype=torch.int64), persistent=False)
+        self.register_buffer("request_T", request_T, persistent=False)
         self._experts_by_layer = experts_by_layer
         self._layers: list[_Layer] = []
         self._logits_of: dict[str, Tensor] = {}
@@ -78,8 +78,6 @@ class RequestLogits(nn.Module):
             rows = [self._logits_of[name] for name in step.names]
             self.logits_RLE[: len(rows)].copy_(torch.stack(rows))
             self._rows = step.names
-        request_of_token = np.repeat(np.arange(len(step.names)), step.counts)
-        async_tensor_h2d(request_of_token, out=self.request_T[: len(request_of_token)])
 
     def _logits(self, request: Any, embed: Callable[[Tensor], Tensor]) -> Tensor:
         """A new request's logits by layer, `[L, E]`."""

@@ -70,6 +70,7 @@ class PolicyRouter(BaseRouter):
             self.parameters,
             self.global_num_experts,
             tokens.is_text,
+            request_T=tokens.request_T,
         )
 
     def route(self, inputs: RouterInputs) -> Routing:
@@ -150,4 +151,5 @@ def trial_inputs(
             for name, shape in policy.parameters(hidden_size, num_experts).items()
         },
         num_experts=num_experts,
+        request_T=torch.zeros_like(segment_T),
     )

@@ -36,6 +36,7 @@ class StepTokens(NamedTuple):
     segment_T: Tensor
     asked_T2: Tensor
     is_text: bool
+    request_T: Tensor
 
 
 class Media(NamedTuple):
@@ -56,6 +57,7 @@ class MarkedTokens(nn.Module):
     segments: Tensor
     asked: Tensor
     modalities: Tensor
+    requests: Tensor
     sampled: Tensor
 
     def __init__(self, modalities: Sequence[str], max_tokens: int, most_sampled: int) -> None:
@@ -69,6 +71,7 @@ class MarkedTokens(nn.Module):
             "segments": torch.full((max_tokens,), PADDING),
             "asked": torch.zeros(max_tokens, 2, dtype=torch.int32),
             "modalities": torch.full((max_tokens,), NOT_COUNTED),
+            "requests": torch.zeros(max_tokens, dtype=torch.int64),
             "sampled": torch.arange(most_sampled),
         }.items():
             self.register_buffer(name, buffer, persistent=False)
@@ -92,6 +95,14 @@ class MarkedTokens(nn.Module):
         else:
             self._mark_media(np.flatnonzero(is_media_T.numpy()), media)
         self._sample()
+
+    def mark_requests(self, counts: Sequence[int]) -> None:
+        """Say how many tokens each request of the step has, where a policy needs to know whose they are.
+
+        It is said before the tokens are marked, and stays until the next step's.
+        """
+        request_T = np.repeat(np.arange(len(counts)), counts)
+        async_tensor_h2d(request_T, out=self.requests[: len(request_T)])
 
     def _mark_media(self, positions: np.ndarray, media: Sequence[Media]) -> None:
         device, num_tokens = self.segments.device, self.num_tokens
@@ -122,7 +133,9 @@ class MarkedTokens(nn.Module):
         """What policies see of the running step, padded to `num_tokens`."""
         looks = not torch.compiler.is_compiling() and self.segments.device.type == "cpu"
         is_text = looks and self._is_text and num_tokens == self.num_tokens
-        return StepTokens(self.segments[:num_tokens], self.asked[:num_tokens], is_text)
+        return StepTokens(
+            self.segments[:num_tokens], self.asked[:num_tokens], is_text, self.requests[:num_tokens]
+        )
 
     def clear(self) -> None:
         """Forget the step, so that a dummy step after it counts nothing."""

@@ -63,12 +63,23 @@ class Gate(NamedTuple):
         logits_TE = logits_TE.float()
         if self.bias_E is None and self.groups is None:
             return Confidence(logarithm(logits_TE))
-        scores_TE = scores(logits_TE)
+        return Confidence(logarithm(logits_TE), self._ranking(scores(logits_TE)))
+
+    def confidence_in(self, log_scores_TE: Tensor) -> Confidence:
+        """The same of the logarithm of scores; of a softmax's, up to a number of the token's own."""
+        if self.bias_E is None and self.groups is None:
+            return Confidence(log_scores_TE)
+        is_softmax = self.scoring == "softmax"
+        scores_TE = torch.softmax(log_scores_TE, dim=-1) if is_softmax else log_scores_TE.exp()
+        return Confidence(log_scores_TE, self._ranking(scores_TE))
+
+    def _ranking(self, scores_TE: Tensor) -> Tensor:
+        """The scores with the bias, -inf outside the groups that a token may use."""
         if self.bias_E is not None:
             scores_TE = scores_TE + self.bias_E
         if self.groups is not None:
             scores_TE = self._of_best_groups(scores_TE, *self.groups)
-        return Confidence(logarithm(logits_TE), scores_TE)
+        return scores_TE
 
     def _of_best_groups(self, scores_TE: Tensor, groups: int, used: int) -> Tensor:
         """The scores, -inf outside the groups that a token may use.

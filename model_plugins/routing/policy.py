@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,10 +24,11 @@ class RouterInputs(NamedTuple):
     logits_TE: Tensor  # float32, the gate's: as many columns as `gate_rows` says; or the request's
     segment_T: Tensor  # int64, as in `prismoe.kernels.routing`
     asked_T2: Tensor  # int32: the experts its request asks for vision tail and head tokens; 0 asks nothing
-    parameters: Mapping[str, Tensor]  # float32, those that `RoutingPolicy.parameters` names
+    parameters: Mapping[str, Tensor]  # float32, as `RoutingPolicy.parameters` names them; and thresholds
     num_experts: int
     is_text: bool = False  # whether the step is known to hold no image: just where looking is free
     gate: Gate = SOFTMAX  # what the model makes of the logits
+    request_T: Tensor | None = None  # int64: its request's index; None where a request has one image at most
 
     @property
     def confidence(self) -> Confidence:
@@ -110,6 +111,13 @@ class RoutingPolicy(BaseModel, ABC):
         """What `route` does in the words of a fused router; None where they don't say it."""
         return None
 
+    thresholds: ClassVar[tuple[str, ...]] = ()
+    """The settings, numbers all, that an administrator may change while requests run."""
+
+    def threshold_now(self, name: str, step: RouterInputs) -> Any:
+        """A threshold as it stands in the step: a 0-d tensor where it may change, else the setting."""
+        return step.parameters.get(name, getattr(self, name))
+
     takes_any_gate: ClassVar[bool] = False
     """Whether the rule holds under a gate of any kind, not under MoE-LLaVA's softmax alone."""
     gives_gate_confidence: ClassVar[bool] = False
@@ -118,6 +126,11 @@ class RoutingPolicy(BaseModel, ABC):
     @property
     def needs_whole_images(self) -> bool:
         """Whether all tokens of an image must be routed in the same step."""
+        return False
+
+    @property
+    def needs_whole_requests(self) -> bool:
+        """Whether all images of a request must be routed in the same step."""
         return False
 
     @property

@@ -19,6 +19,7 @@ from prismoe.model_plugins.routing.policies.instruction import Instruction
 from prismoe.model_plugins.routing.policies.ltdr import LTDR
 from prismoe.model_plugins.routing.policies.modality_conditioned import ModalityConditioned
 from prismoe.model_plugins.routing.policies.modality_groups import ModalityGroups
+from prismoe.model_plugins.routing.policies.steer import Steer
 from prismoe.model_plugins.routing.policies.task import Task
 from prismoe.model_plugins.routing.policies.top_any import TopAny
 from prismoe.model_plugins.routing.policies.topk import TopK
@@ -41,6 +42,7 @@ POLICIES: dict[str, type[RoutingPolicy]] = {
     "instruction": Instruction,
     "dual_threshold": DualThreshold,
     "entropy": Entropy,
+    "steer": Steer,
 }
 
 ENTRY_POINTS = "prismoe.policies"
@@ -95,6 +97,11 @@ class RoutingInForce:
     def needs_whole_images(self) -> bool:
         """Whether all tokens of an image must be routed in the same step."""
         return any(layer.policy.needs_whole_images for layer in self.layers.values())
+
+    @property
+    def needs_whole_requests(self) -> bool:
+        """Whether all images of a request must be routed in the same step."""
+        return any(layer.policy.needs_whole_requests for layer in self.layers.values())
 
     @property
     def experts_by_request_layer(self) -> Mapping[int, int]:
@@ -200,8 +207,13 @@ def _policy(settings: Settings, top_k: int, gate_renormalises: bool | None) -> R
         defaults["norm_topk_prob"] = gate_renormalises
         given |= {"norm_topk_prob"} & kind.model_fields.keys()
     own_defaults = {name: value for name, value in defaults.items() if name in given}
+    return policy_of(kind, {**own_defaults, **settings})
+
+
+def policy_of(kind: type[RoutingPolicy], settings: Settings) -> RoutingPolicy:
+    """Raises ValueError with a sentence for what is no setting of the policy's."""
     try:
-        return kind.model_validate({**own_defaults, **settings})
+        return kind.model_validate(settings)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"{faults}.") from error

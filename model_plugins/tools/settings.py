@@ -8,7 +8,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, mo
 from prismoe.model_plugins.routing.setting import RoutingSetting
 
 GOALS = {
-    "dual_threshold": {"skip", "skip_text"},
+    "dual_threshold": {"skip_overall", "skip", "skip_text"},
     "ltdr": {"tail_share"},
     "entropy": {"mean_experts"},
 }
@@ -44,6 +44,7 @@ class CalibrateSettings(RoutingSetting):
     images: Path | None = None
     questions: Path | None = None
     max_images: Annotated[int, Field(ge=1)] = 256
+    skip_overall: Annotated[float, Field(gt=0, lt=1)] | None = None
     skip: Annotated[float, Field(gt=0, lt=1)] | None = None
     skip_text: Annotated[float, Field(ge=0, lt=1)] | None = None
     tail_share: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -60,6 +61,8 @@ class CalibrateSettings(RoutingSetting):
         if strange := sorted(set(self.goal) - GOALS.get(self.policy, set())):
             options = ", ".join("--" + name.replace("_", "-") for name in strange)
             raise ValueError(f"{options} can't be used with --policy {self.policy}.")
+        if self.skip_overall is not None and {"skip", "skip_text"} & set(self.goal):
+            raise ValueError("--skip-overall searches what --skip and --skip-text say: give that or those.")
         return self
 
     @property

@@ -1,6 +1,7 @@
-"""vLLM schedulers that keep each image in one step, for policies that compare an image's tokens."""
+"""vLLM schedulers that keep each image, or all of a request's, in one step: policies compare their tokens."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ NEEDS = [
     Needed(f"{SCHEDULER}._get_local_prefix_cache_hit", ("request",)),
     Needed(f"{SCHEDULER}._ec_transfer_pending", ("request", "num_computed_tokens")),
     Needed("vllm.v1.core.kv_cache_manager:KVCacheManager.create_kv_cache_blocks", ("blocks",)),
+    Needed("vllm.v1.core.encoder_cache_manager:EncoderCacheManager.free", ("request",)),
     Needed(
         "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.find_longest_cache_hit",
         ("block_hashes", "max_cache_hit_length"),
@@ -28,7 +30,7 @@ NEEDS = [
 ]
 
 Image = tuple[int, int]
-"""Where an image is in a prompt: its offset and its length in tokens."""
+"""Where an image, or what else is kept whole, is in a prompt: its offset and its length in tokens."""
 
 MOST_PASSES = 8
 """In how many steps requests may be let in before one whose image has no room in these steps."""
@@ -77,8 +79,17 @@ class WholeImageScheduler(Scheduler):
     def _try_schedule_encoder_inputs(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int, *args: Any, **kwargs: Any
     ) -> Any:
-        count = tokens_before_cut(_images(request), num_computed_tokens, num_new_tokens)
-        return super()._try_schedule_encoder_inputs(request, num_computed_tokens, count, *args, **kwargs)
+        whole = self._kept_whole(request)
+        schedule = partial(super()._try_schedule_encoder_inputs, request, num_computed_tokens)
+        count = tokens_before_cut(whole, num_computed_tokens, num_new_tokens)
+        scheduled = schedule(count, *args, **kwargs)
+        count = tokens_before_cut(whole, num_computed_tokens, scheduled[1])
+        if count == scheduled[1]:
+            return scheduled
+        # The encoder has room for some of what belongs together. What it has of the request already must not
+        # be held for it: two requests could each hold what the other one waits for.
+        self.encoder_cache_manager.free(request)
+        return schedule(count, *args, **kwargs)
 
     def _get_local_prefix_cache_hit(
         self, request: Request, *limit: int | None
@@ -90,7 +101,7 @@ class WholeImageScheduler(Scheduler):
         """
         blocks, hit, boundary, diverged = super()._get_local_prefix_cache_hit(request, *limit)
         manager = self.kv_cache_manager
-        while image := image_around(_images(request), self._start_behind(hit)):
+        while image := image_around(self._kept_whole(request), self._start_behind(hit)):
             found, hit, uncached = manager.coordinator.find_longest_cache_hit(
                 request.block_hashes, image[0] + self.prefix_replay_tokens
             )
@@ -106,10 +117,14 @@ class WholeImageScheduler(Scheduler):
             return True
         # vLLM 0.32 gives the hit. 0.33 may give where it computes from, less what it replays.
         starts = {num_computed_tokens, self._start_behind(num_computed_tokens)}
-        if all(offset not in starts or length <= self._left for offset, length in _images(request)):
+        if all(offset not in starts or length <= self._left for offset, length in self._kept_whole(request)):
             return False
         self._passes[request] = self._passes.get(request, 0) + 1
         return self._passes[request] <= MOST_PASSES
+
+    def _kept_whole(self, request: Request) -> list[Image]:
+        """What of a request must not be parted."""
+        return _images(request)
 
     def _start_behind(self, hit: int) -> int:
         """Where a prompt is computed from: vLLM replays the last tokens of a hit in some sliding windows."""
@@ -118,6 +133,25 @@ class WholeImageScheduler(Scheduler):
 
 class WholeImageAsyncScheduler(WholeImageScheduler, AsyncScheduler):
     """The same where vLLM schedules a step before the last one is done, as it does on CUDA."""
+
+
+class WholeRequestScheduler(WholeImageScheduler):
+    """Keeps all images of a request in one step, from the first one's first token to the last one's last.
+
+    The text between them is kept with them. A step has room for a whole prompt (`engine_checks`), so nobody
+    waits for ever here either. No prefix is cached: what an image leaves in it depends on those behind it.
+    """
+
+    def _kept_whole(self, request: Request) -> list[Image]:
+        images = _images(request)
+        if not images:
+            return []
+        start = min(offset for offset, _ in images)
+        return [(start, max(map(sum, images)) - start)]
+
+
+class WholeRequestAsyncScheduler(WholeRequestScheduler, AsyncScheduler):
+    """The same where vLLM schedules a step before the last one is done."""
 
 
 def _images(request: Request) -> list[Image]:

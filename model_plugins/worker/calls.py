@@ -10,7 +10,7 @@ from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, runners_
 from prismoe.model_plugins.recording import peak_memory
 from prismoe.model_plugins.recording.inspection import InspectionRecorder
 from prismoe.model_plugins.routing import RoutedBy
-from prismoe.model_plugins.routing.any_gate import OperatorPolicies
+from prismoe.model_plugins.routing.thresholds import ThresholdsByLayer
 
 
 class RoutingCalls:
@@ -27,6 +27,11 @@ class RoutingCalls:
     def prismoe_route_by(self, choice: RoutedBy) -> bool:
         """Route by this choice from the next step on (`ModelRouting.route_by`)."""
         return self.routing.route_by(choice)
+
+    @torch.inference_mode()
+    def prismoe_change_thresholds(self, by_layer: ThresholdsByLayer) -> bool:
+        """Route by these thresholds from the next step on (`ModelRouting.change_thresholds`)."""
+        return self.routing.change_thresholds(by_layer)
 
     @torch.inference_mode()
     def prismoe_expert_load(self) -> Mapping[str, Any]:
@@ -87,9 +92,10 @@ class RoutingCalls:
         """Write `log_probs` of the last request's last tokens to an .npz file."""
         self._save(file, {"log_probs": self._prismoe_calibration.log_probs(tokens)})
 
-    def prismoe_reroute(self, routing: Mapping[str, Any]) -> None:
-        """Route by other thresholds of the policies in force (`ModelRouting.reroute`)."""
-        self.routing.reroute(OperatorPolicies.of(routing))
+    @torch.inference_mode()
+    def prismoe_reroute(self, routing: Mapping[str, Any] | None) -> None:
+        """Route by other settings of the policies in force (`ModelRouting.reroute`)."""
+        self.routing.reroute(routing)
 
     def prismoe_identity(self) -> Mapping[str, Any]:
         """Which checkpoint the model is (`ModelIdentity`)."""

@@ -4,8 +4,19 @@ from vllm.config import SchedulerConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
-from prismoe.model_plugins.vllm_seams.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
+from prismoe.model_plugins.vllm_seams.scheduler import (
+    WholeImageAsyncScheduler,
+    WholeImageScheduler,
+    WholeRequestAsyncScheduler,
+    WholeRequestScheduler,
+)
 from prismoe.model_plugins.worker.engine_options import operator_policies, shadow_policies
+
+ASYNC: dict[type[WholeImageScheduler], type[WholeImageScheduler]] = {
+    WholeImageScheduler: WholeImageAsyncScheduler,
+    WholeRequestScheduler: WholeRequestAsyncScheduler,
+}
+"""By scheduler, what does the same where vLLM schedules asynchronously."""
 
 logger = init_logger("vllm.prismoe.engine")
 
@@ -38,7 +49,12 @@ def check_native_engine(vllm_config: VllmConfig) -> None:
         raise ValueError("prismoe needs the modality of each token: leave --enable-prompt-embeds out.")
 
 
-def check_engine(vllm_config: VllmConfig, needs_whole_images: bool, tokens_per_image: int) -> None:
+def check_engine(
+    vllm_config: VllmConfig,
+    needs_whole_images: bool,
+    tokens_per_image: int,
+    needs_whole_requests: bool = False,
+) -> None:
     """Give vLLM the scheduler that routing needs.
 
     Raises ValueError with a sentence where routing would be wrong, or a request could wait for ever.
@@ -79,26 +95,31 @@ def check_engine(vllm_config: VllmConfig, needs_whole_images: bool, tokens_per_i
         raise ValueError("Images are switched off: give --limit-mm-per-prompt an image limit of 1 or more.")
     if needs_whole_images:
         _check_whole_images(vllm_config)
-    if _choose_scheduler(vllm_config.scheduler_config, needs_whole_images):
-        _check_whole_images_fit(vllm_config.scheduler_config, tokens_per_image)
+    needed = WholeRequestScheduler if needs_whole_requests else WholeImageScheduler
+    chosen = _choose_scheduler(vllm_config.scheduler_config, needed if needs_whole_images else None)
+    if chosen is not None and issubclass(chosen, WholeRequestScheduler):
+        longest = vllm_config.model_config.max_model_len
+        _check_fits(vllm_config.scheduler_config, longest, "All images of a request are", "a prompt may be")
+    elif chosen is not None and issubclass(chosen, WholeImageScheduler):
+        _check_fits(vllm_config.scheduler_config, tokens_per_image, "Each image is", "an image is")
     _check_steps(vllm_config, tokens_per_image)
 
 
 def check_request_engine(vllm_config: VllmConfig) -> None:
-    """Where a policy decides once a request: the same, and no prefix is shared between requests.
+    """Where a policy decides by the whole request: the same, and no prefix is shared between requests.
 
-    A token's keys and values then depend on its whole prompt and on the request's task, by which vLLM's cache
+    A token's keys and values then depend on its whole prompt, or on the request's task, by which vLLM's cache
     does not tell requests apart.
     """
     if vllm_config.kv_transfer_config is not None:
         raise ValueError(
-            "This routing policy decides once a request, and transferred KV blocks may come from "
+            "This routing policy decides by the whole request, and transferred KV blocks may come from "
             "another one: leave --kv-transfer-config out."
         )
     if vllm_config.model_config.enable_prompt_embeds:
         raise ValueError("This routing policy reads the prompt's tokens: leave --enable-prompt-embeds out.")
     if vllm_config.cache_config.enable_prefix_caching:
-        logger.info("The routing policy decides once a request, so prefix caching is switched off.")
+        logger.info("The routing policy decides by the whole request, so prefix caching is switched off.")
         vllm_config.cache_config.enable_prefix_caching = False
 
 
@@ -131,42 +152,46 @@ def _check_steps(vllm_config: VllmConfig, tokens_per_image: int) -> None:
         )
 
 
-def _choose_scheduler(scheduler: SchedulerConfig, needs_whole_images: bool) -> bool:
-    """Have vLLM keep images whole where that is needed. Returns whether it does."""
+def _choose_scheduler(
+    scheduler: SchedulerConfig, needed: type[WholeImageScheduler] | None
+) -> type[object] | None:
+    """Have vLLM schedule by what is needed. Returns the class that schedules; None where vLLM chooses."""
     if scheduler.scheduler_cls is None:
-        if needs_whole_images:
-            # Elsewhere than on CPU, vLLM may decide later that it schedules asynchronously. The asynchronous
-            # scheduler is right in both cases.
-            is_sync = scheduler.async_scheduling is False or current_platform.is_cpu()
-            chosen = WholeImageScheduler if is_sync else WholeImageAsyncScheduler
-            scheduler.scheduler_cls = f"{chosen.__module__}.{chosen.__name__}"
-        return needs_whole_images
+        if needed is None:
+            return None
+        # Elsewhere than on CPU, vLLM may decide later that it schedules asynchronously. The asynchronous
+        # scheduler is right in both cases.
+        is_sync = scheduler.async_scheduling is False or current_platform.is_cpu()
+        chosen = needed if is_sync else ASYNC[needed]
+        scheduler.scheduler_cls = f"{chosen.__module__}.{chosen.__name__}"
+        return chosen
     try:
-        keeps_images_whole = issubclass(scheduler.get_scheduler_cls(), WholeImageScheduler)
+        own = scheduler.get_scheduler_cls()
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--scheduler-cls {scheduler.scheduler_cls} can't be imported: {error}.") from error
-    if needs_whole_images and not keeps_images_whole:
+    if needed is not None and not issubclass(own, needed):
+        what = "all images of a request" if needed is WholeRequestScheduler else "each image"
         raise ValueError(
-            "This routing policy needs each image in one step, which prismoe's own scheduler sees to: "
+            f"This routing policy needs {what} in one step, which prismoe's own scheduler sees to: "
             "leave --scheduler-cls out."
         )
-    return keeps_images_whole
+    return own
 
 
-def _check_whole_images_fit(scheduler: SchedulerConfig, tokens_per_image: int) -> None:
-    """A step has to hold an image beside a token of each other request."""
+def _check_fits(scheduler: SchedulerConfig, tokens: int, kept: str, size: str) -> None:
+    """A step has to hold what is kept in one beside a token of each other request."""
     others = (scheduler.max_num_active_seqs or scheduler.max_num_seqs) - 1
-    smallest = tokens_per_image + others
+    smallest = tokens + others
     for option in ("max_num_batched_tokens", "max_num_scheduled_tokens"):
         limit = getattr(scheduler, option)
         if limit is not None and limit < smallest:
             raise ValueError(
-                f"Each image is kept in one step. An image is {tokens_per_image} tokens, and up to {others} "
+                f"{kept} kept in one step. {size.capitalize()} {tokens} tokens, and up to {others} "
                 f"other requests decode beside it: use --{option.replace('_', '-')} {smallest} or more, with "
                 f"--max-num-seqs {scheduler.max_num_seqs}."
             )
-    if 0 < scheduler.long_prefill_token_threshold < tokens_per_image:
+    if 0 < scheduler.long_prefill_token_threshold < tokens:
         raise ValueError(
-            f"Each image is kept in one step, and an image is {tokens_per_image} tokens: use "
-            f"--long-prefill-token-threshold {tokens_per_image} or more."
+            f"{kept} kept in one step, and {size} {tokens} tokens: use "
+            f"--long-prefill-token-threshold {tokens} or more."
         )

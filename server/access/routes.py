@@ -34,7 +34,7 @@ METRICS = "/metrics"
 WATCHED = frozenset({METRICS, "/v1/routing", "/v1/routing/load"})
 """What a key for metrics opens."""
 
-ADMINISTERED = frozenset({"/v1/routing/in_force"})
+ADMINISTERED = frozenset({"/v1/routing/in_force", "/v1/routing/thresholds"})
 """What only an administrator's key opens."""
 
 ROUTES = VLLM_ROUTES | OPEN | WATCHED | ADMINISTERED | {DESCRIPTION, "/v1/routing/inspect"}

@@ -156,7 +156,7 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
     model_name = str(engine.model_config.served_model_name)
     app.state.requests = RequestCounter(registry, model_name)
     if app.state.routing.switchable:
-        switch = RoutingSwitch(RoutedEngines(engine), app.state.routing.in_force, registry, model_name)
+        switch = RoutingSwitch(RoutedEngines(engine), app.state.routing, registry, model_name)
         app.state.routing_switch = switch
         salt_requests(engine, switch.salted)
     MetricsPage(registry, metrics).add_to(app)

@@ -102,10 +102,15 @@ def calibrate(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--max-images", metavar="N", default=256, help="use so many of them (default: 256)")
     parser.add_argument(
-        "--skip", metavar="SHARE", help="dual_threshold: of vision expert uses (default: 0.5)"
+        "--skip-overall",
+        metavar="SHARE",
+        help="dual_threshold: of all expert uses, by a search for both thresholds (default: 0.25)",
     )
     parser.add_argument(
-        "--skip-text", metavar="SHARE", help="dual_threshold: of text expert uses (default: 0)"
+        "--skip", metavar="SHARE", help="dual_threshold: of vision expert uses, without a search"
+    )
+    parser.add_argument(
+        "--skip-text", metavar="SHARE", help="dual_threshold: of text expert uses, without a search"
     )
     parser.add_argument(
         "--tail-share",

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from prismoe.model_plugins.routing import RoutedBy
 from prismoe.server.access.keys import Key, Role
@@ -14,7 +14,7 @@ from prismoe.server.metrics.load_reader import Engine
 router = APIRouter(prefix="/v1/routing", tags=["routing"])
 
 ADMINS_ALONE = (
-    "Only an administrator's key may switch the routing: make one with `prismoe key NAME FILE --role admin`, "
+    "Only an administrator's key may change the routing: make one with `prismoe key NAME FILE --role admin`, "
     "and name FILE with `prismoe serve --api-keys-file FILE`."
 )
 NOTHING_TO_SWITCH = (
@@ -48,7 +48,7 @@ class ServedRouting(BaseModel):
     in_force: RoutedBy
     """Whether the layers' policies route now, or the model's own gate does."""
     switchable: bool
-    """Whether `PUT /v1/routing/in_force` may change that."""
+    """Whether `PUT /v1/routing/in_force` and `PATCH /v1/routing/thresholds` may change that."""
     architecture: str
     modalities: list[str]
     layers: list[ServedLayer]
@@ -87,6 +87,18 @@ class InForce(BaseModel):
     routing: RoutedBy
 
 
+Thresholds = dict[str, FiniteFloat]
+
+
+class NewThresholds(BaseModel):
+    """Thresholds to change, in the form of `--routing`: those of all layers, and of one under `layers`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: Thresholds
+
+    layers: dict[str, Thresholds] = {}
+
+
 async def routing_in_force(engine: Engine) -> ServedRouting:
     """Ask how the model routes: each engine answers alike, and as long as it runs."""
     return ServedRouting.model_validate((await engine.ask("prismoe_routing"))[0])
@@ -120,8 +132,26 @@ async def put_in_force(
     if not state.routing.switchable:
         raise HTTPException(409, NOTHING_TO_SWITCH)
     await state.routing_switch.to(asked.routing, key.name)
-    state.routing.in_force = asked.routing
     return asked
+
+
+@router.patch("/thresholds")
+async def patch_thresholds(
+    asked: NewThresholds, key: Annotated[Key, Depends(administrator)], request: Request
+) -> ServedRouting:
+    """Change thresholds of the policies in force without a restart; what is not named stays as it is.
+
+    Requests under way run on; those that come after the answer are routed so from their first token on.
+    """
+    state = request.app.state
+    if not state.routing.switchable:
+        raise HTTPException(409, NOTHING_TO_SWITCH)
+    try:
+        await state.routing_switch.change_thresholds(asked.__pydantic_extra__, asked.layers, key.name)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
+    in_force: ServedRouting = state.routing
+    return in_force
 
 
 @router.get("/load")

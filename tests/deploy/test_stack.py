@@ -29,6 +29,7 @@ from prismoe.benchmarks.monitoring.prometheus import RULES
 from tests.deploy.conftest import DEPLOY
 from tests.deploy.docker_engine import COMPOSE, docker, engine, inspect
 from tests.deploy.stand_ins import in_their_place, torch_index
+from tests.network import network
 from tests.paths import REPOSITORY
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3000)]
@@ -136,7 +137,7 @@ def stack() -> Iterator[Stack]:
     token.write_text(f"hf_{secrets.token_hex(16)}")
     settings = {name: str(free_port()) for name in ("SERVER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
     settings |= {"HF_TOKEN_FILE": str(token), "MEMORY": "6g"}
-    with engine():
+    with network(changes=True), engine():
         changes = changes_for_the_test()
         (WORK / "changes.json").write_text(json.dumps({"services": changes}))
         stack = Stack(settings, WORK / "changes.json")

@@ -174,6 +174,7 @@ class PlainMoELLaVA:
             hidden=x.double().numpy(),
             logits=(x @ gate.T).double().numpy(),
             segments=self.segments,
+            requests=[0] * len(x),
             asked=np.zeros((len(x), 2)),
             parameters={
                 name.removeprefix(router): weight.double().numpy()

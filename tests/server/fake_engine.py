@@ -1,6 +1,7 @@
 """An engine that only answers questions about its expert load, and what it may answer."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from prismoe.server.metrics.routes import ServedLayer, ServedRouting
@@ -105,16 +106,27 @@ class FakeEngine:
 
 
 class SwitchedEngines:
-    """Two data-parallel engines under a policy, which only take `prismoe_route_by`."""
+    """Two data-parallel engines under policies, which are switched, or given other thresholds."""
 
     errored = False
 
-    def __init__(self) -> None:
+    def __init__(self, *policies: dict[str, Any]) -> None:
         self.routed_by = ["policy", "policy"]
+        self.policies = [{layer: {**policy} for layer, policy in enumerate(policies)} for _ in self.routed_by]
 
     async def ask(self, method: str, *args: Any) -> list[Any]:
-        assert method == "prismoe_route_by"
+        if method == "prismoe_routing":
+            return [
+                routing(*policies, policies=[*policies.values()]).model_dump() for policies in self.policies
+            ]
         [choice] = args
+        if method == "prismoe_change_thresholds":
+            before = deepcopy(self.policies)
+            for policies in self.policies:
+                for layer, thresholds in choice.items():
+                    policies[layer] |= thresholds
+            return [old != new for old, new in zip(before, self.policies, strict=True)]
+        assert method == "prismoe_route_by"
         changes = [one != choice for one in self.routed_by]
         self.routed_by = [choice] * len(changes)
         return changes

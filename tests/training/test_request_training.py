@@ -131,7 +131,8 @@ def served_logits(
 ) -> torch.Tensor:
     """What the plugin gives every token of a request in this layer, `[E]`."""
     assert isinstance(moe.policy, RequestPolicy)
-    logits = RequestLogits({0: moe.num_experts}, max_tokens=len(prompt), max_requests=1)
+    request_T = torch.zeros(1, dtype=torch.int64)
+    logits = RequestLogits({0: moe.num_experts}, request_T, max_requests=1)
     gate = logits.add_layer(0, moe.policy, dict(moe.router))
     at = SimpleNamespace(offset=prompt.index(image), length=prompt.count(image)) if image in prompt else None
     request = SimpleNamespace(

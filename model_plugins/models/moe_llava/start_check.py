@@ -54,8 +54,13 @@ def check_start(vllm_config: VllmConfig) -> None:
     in_force = routing_in_force(config, settings.routing)
     # What processes requests sees the checkpoint's config, but not the operator's settings.
     setattr(config, MOST_REQUEST_EXPERTS, in_force.most_request_experts)
-    check_engine(vllm_config, in_force.needs_whole_images, tokens_per_image(config, model.model))
-    if in_force.experts_by_request_layer:
+    check_engine(
+        vllm_config,
+        in_force.needs_whole_images,
+        tokens_per_image(config, model.model),
+        in_force.needs_whole_requests,
+    )
+    if in_force.experts_by_request_layer or in_force.needs_whole_requests:
         check_request_engine(vllm_config)
     check_quantization(model, family_of(config))
     model.tokenizer_mode = RENDERER

@@ -24,6 +24,7 @@ class DualThreshold(TopKPolicy):
     policy: Literal["dual_threshold"] = "dual_threshold"
     takes_any_gate: ClassVar[bool] = True
     gives_gate_confidence: ClassVar[bool] = True
+    thresholds: ClassVar[tuple[str, ...]] = ("text_threshold", "vision_threshold")
     text_importance: float = Field(default=1.0, ge=0)
     vision_importance: float = Field(default=1.0, ge=0)
     text_threshold: float = Field(default=0.0, ge=0)
@@ -43,7 +44,8 @@ class DualThreshold(TopKPolicy):
             order_TA, weights_TA = ranked_experts(weights_TA, self.top_k)
             experts_TA = experts_TA.gather(1, order_TA)
         importance_T = torch.where(step.is_vision_T, self.vision_importance, self.text_importance)
-        threshold_T = torch.where(step.is_vision_T, self.vision_threshold, self.text_threshold)
+        text_threshold, vision_threshold = (self.threshold_now(name, step) for name in self.thresholds)
+        threshold_T = torch.where(step.is_vision_T, vision_threshold, text_threshold)
         count_T = (importance_T[:, None] * weights_TA >= threshold_T[:, None]).sum(dim=-1)
         count_T = count_T.clamp(min=int(self.keep_best))
         experts_TA, weights_TA = use_first(experts_TA, weights_TA, count_T)
@@ -57,7 +59,6 @@ class DualThreshold(TopKPolicy):
             int(self.keep_best),
             self.text_importance,
             self.vision_importance,
-            self.text_threshold,
-            self.vision_threshold,
+            *(self.threshold_now(name, step) for name in self.thresholds),
         )
         return FusedRule(confidence, uses, self.top_k, self.norm_topk_prob)

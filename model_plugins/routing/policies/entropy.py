@@ -21,6 +21,7 @@ class Entropy(RoutingPolicy):
     policy: Literal["entropy"] = "entropy"
     takes_any_gate: ClassVar[bool] = True
     gives_gate_confidence: ClassVar[bool] = True
+    thresholds: ClassVar[tuple[str, ...]] = ("low", "high")
     norm_topk_prob: bool
     min_experts: int = Field(default=1, ge=1)
     max_experts: int | None = Field(default=None, ge=1)
@@ -46,7 +47,8 @@ class Entropy(RoutingPolicy):
         slots = self.slots(step.num_experts)
         confidence = step.confidence
         entropy_T = routing_entropy(confidence.probs_TE) / math.log(max(step.num_experts, 2))
-        part_T = (entropy_T - self.low) / (self.high - self.low) * (slots - self.min_experts + 1)
+        low, high = (self.threshold_now(name, step) for name in self.thresholds)
+        part_T = (entropy_T - low) / (high - low) * (slots - self.min_experts + 1)
         count_T = (self.min_experts + part_T.floor().long()).clamp(min=self.min_experts, max=slots)
         experts_TA, weights_TA = top_experts_by_count(
             confidence.logits_TE, count_T, slots, self.norm_topk_prob, confidence.scores_TE
@@ -54,7 +56,7 @@ class Entropy(RoutingPolicy):
         return Routing.without_tail(experts_TA, weights_TA, count_T, confidence)
 
     def fused_rule(self, step: RouterInputs) -> FusedRule:
-        uses = ByEntropy(self.min_experts, self.low, self.high)
+        uses = ByEntropy(self.min_experts, *(self.threshold_now(name, step) for name in self.thresholds))
         confidence = step.confidence
         slots = self.slots(step.num_experts)
         return FusedRule(confidence, uses, slots, self.norm_topk_prob, confidence.scores_TE)

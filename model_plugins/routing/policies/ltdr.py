@@ -3,7 +3,8 @@
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
+from torch import Tensor
 
 from prismoe.kernels.fused_rule import ByTail, FusedRule
 from prismoe.kernels.routing import tail_tokens, top_experts_by_count
@@ -24,6 +25,10 @@ class LTDR(RoutingPolicy):
     selection "head" the tokens that are no tail tokens get `tail_experts` instead (the paper's VHT, Table 7).
     Not given, `tail_experts` is all experts, and the other two are `top_k`.
 
+    The paper's mean is over "the total vision token sequence" (Eq. 11), which is one image's in most of its
+    data: `mean_over` "request" takes it over all images of the request. The paper also routes "at each
+    batch"; a mean over that would have a request's answer depend on the requests beside it.
+
     A request may ask for other numbers of tail and head experts, up to `request_experts`: not given, the
     largest number of the others; 0 for none.
     """
@@ -31,14 +36,22 @@ class LTDR(RoutingPolicy):
     policy: Literal["ltdr"] = "ltdr"
     takes_any_gate: ClassVar[bool] = True
     gives_gate_confidence: ClassVar[bool] = True
+    thresholds: ClassVar[tuple[str, ...]] = ("threshold",)
     top_k: int = Field(ge=1)
     norm_topk_prob: bool
     tail_experts: int | None = Field(default=None, ge=1)
     head_experts: int | None = Field(default=None, ge=1)
     text_experts: int | None = Field(default=None, ge=1)
     selection: Literal["tail", "head"] = "tail"
+    mean_over: Literal["image", "request"] = "image"
     threshold: float | None = Field(default=None, ge=0)
     request_experts: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _check_mean(self) -> "LTDR":
+        if self.threshold is not None and self.mean_over == "request":
+            raise ValueError("a threshold takes the mean's place: leave threshold or mean_over out")
+        return self
 
     def slots(self, num_experts: int) -> int:
         for name in ("top_k", "tail_experts", "head_experts", "text_experts", "request_experts"):
@@ -54,12 +67,16 @@ class LTDR(RoutingPolicy):
     def needs_whole_images(self) -> bool:
         return self.threshold is None
 
+    @property
+    def needs_whole_requests(self) -> bool:
+        return self.mean_over == "request"
+
     def route(self, step: RouterInputs) -> Routing:
         slots = self.slots(step.num_experts)
         confidence = step.confidence
         if step.is_text:  # as in decode: nothing below concerns text
             return top_k_routing(confidence, self.text_experts or self.top_k, self.norm_topk_prob)
-        tail_T = tail_tokens(confidence.probs_TE, step.segment_T, self.threshold)
+        tail_T = tail_tokens(confidence.probs_TE, self._compared(step), self.threshold_now("threshold", step))
         selected_T = tail_T if self.selection == "tail" else step.is_vision_T & ~tail_T
         head, text = self.head_experts or self.top_k, self.text_experts or self.top_k
         unselected = text if head == text else torch.where(step.is_vision_T, head, text)
@@ -77,10 +94,17 @@ class LTDR(RoutingPolicy):
             text=self.text_experts or self.top_k,
             vision=self.head_experts or self.top_k,
             selected=self.tail_experts or step.num_experts,
-            threshold=self.threshold,
+            threshold=self.threshold_now("threshold", step),
             selects_head=self.selection == "head",
             asked_T2=step.asked_T2,
+            compared_T=self._compared(step),
         )
         confidence = step.confidence
         slots = self.slots(step.num_experts)
         return FusedRule(confidence, uses, slots, self.norm_topk_prob, confidence.scores_TE)
+
+    def _compared(self, step: RouterInputs) -> Tensor:
+        """As `segment_T`, where vision tokens have the index of those over which their mean is taken."""
+        if self.mean_over == "image" or step.request_T is None:
+            return step.segment_T
+        return torch.where(step.is_vision_T, step.request_T, step.segment_T)

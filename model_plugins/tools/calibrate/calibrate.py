@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from prismoe.model_plugins.routing.calibrated import Measured
     from prismoe.model_plugins.tools.calibrate.engine import CalibrationEngine
+    from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData
     from prismoe.model_plugins.tools.calibrate.fits.fit import Fitter, Goal
     from prismoe.model_plugins.tools.calibrate.recording import Prompts
     from prismoe.model_plugins.tools.calibrate.state import State
@@ -41,6 +43,8 @@ class Calibration:
     goal: "Goal"
     prompts: "Prompts"
     arguments: "EngineArgs"
+    is_ours: bool
+    """Whether it is a MoE-LLaVA."""
 
     @property
     def own_settings(self) -> Mapping[str, Any]:
@@ -67,6 +71,12 @@ def calibrate(settings: CalibrateSettings) -> int:
     Raises ValueError or OSError with a sentence where that can't be done; what was recorded until then is
     left beside the destination.
     """
+    calibration = prepared(settings)
+    return _into_checkpoint(calibration) if calibration.is_ours else _into_file(calibration)
+
+
+def prepared(settings: CalibrateSettings) -> Calibration:
+    """What these settings ask for. Raises ValueError or OSError with a sentence where that can't be done."""
     folder = checkpoint_folder(settings.model)
     own_settings = {name: value for name, value in (settings.routing or {}).items() if name != "policy"}
     with captured_output(settings.verbose):
@@ -80,8 +90,9 @@ def calibrate(settings: CalibrateSettings) -> int:
         register()
     fit = fitter(settings.policy, own_settings)
     is_ours = is_moe_llava(read_json(folder / "config.json")) if (folder / "config.json").is_file() else False
+    goal = Goal(own_settings, **settings.goal)
     if is_ours:
-        _check_moe_llava(folder, {"policy": settings.policy, **own_settings})
+        _check_moe_llava(folder, {"policy": settings.policy, **own_settings}, goal)
     else:
         _check_any_gate(settings, fit, own_settings)
     prompts = Prompts(pictures(settings.images, settings.max_images), read_questions(settings.questions))
@@ -93,12 +104,10 @@ def calibrate(settings: CalibrateSettings) -> int:
         mm_processor_cache_gb=0,
     )
     arguments.enforce_eager = True  # a compiled engine can't be watched
-    goal = Goal(own_settings, **settings.goal)
-    calibration = Calibration(settings, folder, fit, goal, prompts, arguments)
-    return _into_checkpoint(calibration) if is_ours else _into_file(calibration)
+    return Calibration(settings, folder, fit, goal, prompts, arguments, is_ours)
 
 
-def _check_moe_llava(folder: Path, routing: Mapping[str, Any]) -> None:
+def _check_moe_llava(folder: Path, routing: Mapping[str, Any], goal: "Goal") -> None:
     """Raise ValueError with a sentence where the checkpoint or the policy's settings make no sense."""
     from transformers import AutoConfig
 
@@ -106,8 +115,16 @@ def _check_moe_llava(folder: Path, routing: Mapping[str, Any]) -> None:
 
     check_config_file(folder)
     config = AutoConfig.from_pretrained(folder)
-    routing_in_force(config, routing)
+    wanted = routing_in_force(config, routing)
     for layer, routed in routing_in_force(config, None).layers.items():
+        room = routed.policy.slots(routed.num_experts)
+        searches = routing["policy"] == "dual_threshold" and goal.searches
+        if searches and wanted.layers[layer].policy.slots(routed.num_experts) > room:
+            raise ValueError(
+                "The search tries the policy in the place of the checkpoint's own, which gives a token "
+                f"at most {room} experts in layer {layer}: give a smaller top_k, or --skip for a fit "
+                "without a search."
+            )
         if routed.policy.gate_rows(routed.num_experts) != routed.num_experts:
             raise ValueError(
                 f"Layer {layer} of {folder} routes without a logit for each expert, and "
@@ -141,14 +158,9 @@ def _into_checkpoint(calibration: Calibration) -> int:
 
     settings, config = calibration.settings, AutoConfig.from_pretrained(calibration.folder)
     with written_whole(settings.destination) as folder:
-        with _engine(calibration, None) as (engine, terminal):
-            own = routing_in_force(config, {"policy": settings.policy, **calibration.own_settings})
-            told = engine.call("prismoe_routing")
-            policies = {layer: routed.policy.model_dump() for layer, routed in own.layers.items()}
-            state = _recorded(calibration, engine, told, policies, terminal)
+        with recorded_checkpoint(calibration) as (engine, data):
+            fitted = calibration.fit.fit(data, calibration.goal)
             memory = engine.memory_over_serving()
-        data = state.data(told["layers"][0]["top_k"], calibration.fit.needs_divergence)
-        fitted = calibration.fit.fit(data, calibration.goal)
         before, after = routing_in_force(config, None), routing_in_force(config, fitted.routing())
         print(report(data, before, after, fitted.tensors))
         print(memory)
@@ -156,6 +168,24 @@ def _into_checkpoint(calibration: Calibration) -> int:
     file_beside(settings.destination).unlink()
     print(f"Wrote {settings.destination}. To serve it: prismoe serve {settings.destination}")
     return 0
+
+
+@contextmanager
+def recorded_checkpoint(
+    calibration: Calibration,
+) -> Iterator[tuple["CalibrationEngine", "CalibrationData"]]:
+    """A MoE-LLaVA's engine, which runs until the block ends, and what its routers did."""
+    from transformers import AutoConfig
+
+    from prismoe.model_plugins.models.moe_llava.config import routing_in_force
+
+    config = AutoConfig.from_pretrained(calibration.folder)
+    own = routing_in_force(config, {"policy": calibration.settings.policy, **calibration.own_settings})
+    policies = {layer: routed.policy.model_dump() for layer, routed in own.layers.items()}
+    with _engine(calibration, None) as (engine, terminal):
+        told = engine.call("prismoe_routing")
+        state = _recorded(calibration, engine, told, policies, terminal)
+        yield engine, _data(calibration, engine, told, state, terminal)
 
 
 def _into_file(calibration: Calibration) -> int:
@@ -171,7 +201,7 @@ def _into_file(calibration: Calibration) -> int:
         told = engine.call("prismoe_routing")
         policies = {layer["layer"]: layer["policy"] for layer in told["layers"]}
         state = _recorded(calibration, engine, told, policies, terminal)
-        data = state.data(told["layers"][0]["top_k"], fit.needs_divergence)
+        data = _data(calibration, engine, told, state, terminal)
         # Each layer has its own of what is neutral; the policy is checked without the layers, too.
         routing = {**start, **fit.fit(data, calibration.goal).routing()}
         engine.call("prismoe_reroute", routing)
@@ -220,7 +250,7 @@ def _recorded(
 ) -> "State":
     """What the routers do that `told` describes, as the policies see it that will be in their place."""
     from prismoe.model_plugins.recording.calibration import Wanted
-    from prismoe.model_plugins.tools.calibrate.fits.dual_threshold import kept
+    from prismoe.model_plugins.tools.calibrate.fits.dual_threshold import kept, most_tried
     from prismoe.model_plugins.tools.calibrate.recording import SAMPLED_TOKENS, Recording, record, tell_cost
     from prismoe.model_plugins.tools.calibrate.state import State, file_beside
 
@@ -236,7 +266,8 @@ def _recorded(
         max(1, SAMPLED_TOKENS // len(prompts)) if is_ours else 0,
         fit.needs_hidden,
     )
-    recording = Recording(wanted, kept(calibration.goal), fit.needs_divergence)
+    tried = most_tried(calibration.goal) if fit.needs_divergence else 0
+    recording = Recording(wanted, kept(calibration.goal), fit.needs_divergence, tried)
     experts = {layer["layer"]: layer["experts"] for layer in layers}
     file = file_beside(settings.destination)
     state = State.at(file, calibration.asked, experts)
@@ -246,6 +277,20 @@ def _recorded(
     tell_cost(recording, len(prompts), tokens, len(experts), not is_ours, file.name, terminal)
     record(engine, prompts, recording, state, terminal)
     return state
+
+
+def _data(
+    calibration: Calibration,
+    engine: "CalibrationEngine",
+    told: Mapping[str, Any],
+    state: "State",
+    terminal: TextIO,
+) -> "CalibrationData":
+    """What the fit takes, which may try routings in the engine."""
+    from prismoe.model_plugins.tools.calibrate.recording import divergences
+
+    tried = partial(divergences, engine, calibration.prompts, state, terminal)
+    return state.data(told["layers"][0]["top_k"], calibration.fit.needs_divergence, tried)
 
 
 def _measured(state: "State", modalities: list[str], top_k: int, rank_error: float) -> "Measured":

@@ -1,7 +1,8 @@
 """Records a model's routers over prompts, and measures what the fitted policy does there."""
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -46,11 +47,14 @@ class Recording:
     kept: int
     """How many of a token's best weights can't be skipped."""
     with_divergence: bool
+    most_tried: int
+    """How many routings are tried, at most, once all is recorded."""
 
     def runs(self, layers: int, is_measured: bool) -> int:
-        """How often a prompt is computed."""
+        """How often a prompt is computed, at most."""
         deprived = 1 + layers * len(POLICY_MODALITIES) if self.with_divergence else 0
-        return 2 + deprived + (3 if is_measured else 0)
+        tried = 1 + self.most_tried if self.most_tried else 0
+        return 2 + deprived + tried + (3 if is_measured else 0)
 
     def most_bytes(self, layers: int, tokens: int) -> int:
         """The most that is kept of so many tokens' measures."""
@@ -119,6 +123,36 @@ def _mean_divergence(as_it_is: np.ndarray, changed: np.ndarray) -> float:
     return float((np.exp(as_it_is) * (as_it_is - changed)).sum(axis=-1).mean())
 
 
+def divergences(
+    engine: CalibrationEngine,
+    prompts: Prompts,
+    state: State,
+    terminal: TextIO,
+    routings: Sequence[Mapping[str, Any]],
+) -> list[float]:
+    """How far each of `routings` moves the answers' tokens from what the model does by itself, in nats.
+
+    The state is saved after each prompt.
+    """
+    state.begin_trying(json.dumps([*routings], sort_keys=True))
+    first = state.tried
+    with tqdm(total=len(prompts), initial=first, desc="Thresholds", file=terminal) as progress:
+        for number, prompt in enumerate(prompts.of(engine, first), start=first):
+            answer = state.answers[number]
+            as_it_is = engine.log_probs(prompt, answer)
+            moved_C = np.zeros(len(routings))
+            for place, routing in enumerate(routings):
+                engine.call("prismoe_reroute", dict(routing))
+                moved_C[place] = _mean_divergence(as_it_is, engine.log_probs(prompt, answer))
+            engine.call("prismoe_reroute", None)
+            state.tried_divergence_C = state.tried_divergence_C + moved_C
+            state.tried += 1
+            state.save()
+            progress.update()
+    total_C: list[float] = (state.tried_divergence_C / len(prompts)).tolist()
+    return total_C
+
+
 def measure(engine: CalibrationEngine, prompts: Prompts, state: State, terminal: TextIO) -> None:
     """Count the experts that the prompts use under the policy, and compare its answers' tokens with native's.
 
@@ -159,8 +193,8 @@ def tell_cost(
     kept = recording.most_bytes(layers, prompts * (tokens + ANSWER_LIMIT)) / MIB
     print(
         f"{prompts} prompts of about {tokens} tokens and an answer of up to {ANSWER_LIMIT}, each computed "
-        f"{runs} times: about {prompts * runs * (tokens + ANSWER_LIMIT):,} tokens in all. What is measured "
-        f"takes up to {kept:,.1f} MiB here. If it is stopped, the same command goes on from {file}.",
+        f"{runs} times at most: about {prompts * runs * (tokens + ANSWER_LIMIT):,} tokens in all. What is "
+        f"measured takes up to {kept:,.1f} MiB here. If it is stopped, the same command goes on from {file}.",
         file=terminal,
         flush=True,
     )

@@ -1,6 +1,6 @@
 """How far a calibration has come, in a file: one that was stopped goes on from there.
 
-Shape legend: L layers, M modalities.
+Shape legend: L layers, M modalities, C candidates.
 """
 
 from collections import defaultdict
@@ -12,10 +12,15 @@ import numpy as np
 import torch
 
 from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
-from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData, RoutedLayer, TokenSample
+from prismoe.model_plugins.tools.calibrate.fits.data import (
+    CalibrationData,
+    Divergences,
+    RoutedLayer,
+    TokenSample,
+)
 from prismoe.model_plugins.tools.calibrate.fits.sketch import QuantileSketch
 
-COUNTS = ("divergence_L2", "tokens_LM", "uses_LM", "kept_divergence")
+COUNTS = ("divergence_L2", "tried_divergence_C", "tokens_LM", "uses_LM", "kept_divergence")
 """The fields that are sums over prompts."""
 
 
@@ -39,6 +44,12 @@ class State:
     answers: list[list[int]] = field(default_factory=list)
     """One for each prompt that was recorded."""
     sample: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    candidates: str = ""
+    """Tells the routings that were tried from others."""
+    tried: int = 0
+    """On how many prompts they were."""
+    tried_divergence_C: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    """The sum over prompts, for each candidate."""
     goal: str = ""
     """Tells the settings that were measured from others."""
     measured: int = 0
@@ -70,6 +81,11 @@ class State:
             np.savez(content, allow_pickle=False, **dict(self._arrays()))
         draft.replace(self.file)
 
+    def begin_trying(self, candidates: str) -> None:
+        """Start from the first prompt, unless these candidates were being tried."""
+        if candidates != self.candidates:
+            self.candidates, self.tried, self.tried_divergence_C = candidates, 0, np.zeros(())
+
     def begin_measuring(self, goal: str) -> None:
         """Start from the first prompt, unless these settings were being measured."""
         if goal != self.goal:
@@ -77,8 +93,8 @@ class State:
             self.tokens_LM, self.uses_LM = np.zeros((), dtype=np.int64), np.zeros((), dtype=np.int64)
             self.kept_divergence = np.zeros(())
 
-    def data(self, top_k: int, with_divergence: bool) -> CalibrationData:
-        """What the fits take."""
+    def data(self, top_k: int, with_divergence: bool, divergences: Divergences) -> CalibrationData:
+        """What the fits take. `divergences` tries routings."""
         if self.sample:
             whole = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in self.sample.items()}
             for layer, seen in self.layers.items():
@@ -88,10 +104,14 @@ class State:
         prompts = len(self.answers)
         by_layer = zip(self.layers, (self.divergence_L2 / prompts).tolist(), strict=True)
         divergence = {layer: dict(zip(POLICY_MODALITIES, row, strict=True)) for layer, row in by_layer}
-        return CalibrationData(self.layers, top_k, divergence if with_divergence else {})
+        if not with_divergence:
+            return CalibrationData(self.layers, top_k)
+        return CalibrationData(self.layers, top_k, divergence, divergences)
 
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         yield "asked", np.array(self.asked)
+        yield "candidates", np.array(self.candidates)
+        yield "tried", np.array(self.tried)
         yield "goal", np.array(self.goal)
         yield "measured", np.array(self.measured)
         yield "answer_lengths", np.array([len(answer) for answer in self.answers], dtype=np.int64)
@@ -109,6 +129,7 @@ class State:
                 f"{self.file} is of a calibration with another model, policy, pictures or questions: "
                 "remove it, or name another destination."
             )
+        self.candidates, self.tried = str(arrays["candidates"]), int(arrays["tried"])
         self.goal, self.measured = str(arrays["goal"]), int(arrays["measured"])
         ends = arrays["answer_lengths"].cumsum()[:-1]
         if len(arrays["answer_lengths"]):

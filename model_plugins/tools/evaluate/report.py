@@ -36,6 +36,8 @@ class Row:
     experts_per_token: Mapping[str, float]
     """In a MoE layer, by modality."""
     expert_uses: Mapping[str, int]
+    routed_tokens: Mapping[str, int]
+    """Each token once a MoE layer."""
     share_of_first_uses: float | None
     """None where no uses were counted."""
     tokens_per_second: float
@@ -106,6 +108,7 @@ def _row(
         None if first_right is None else _difference(questions, right, first_right),
         {name: run.expert_uses.get(name, 0) / tokens for name, tokens in run.routed_tokens.items()},
         run.expert_uses,
+        run.routed_tokens,
         uses / first_uses if uses and first_uses else None,
         run.tokens_per_second,
         run.answers,

@@ -37,6 +37,8 @@ ROUTERS = [
     "task",
     "cluster",
     "instruction",
+    "ltdr over the request",
+    "equiroute with a reserved slot",
 ]
 """By layer."""
 

@@ -1,4 +1,4 @@
-"""Policies that decide once a request: one choice for its image, prompt and answer, in any company."""
+"""Policies that decide by the whole request, its images, prompt and answer, route alike in any company."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,20 @@ from vllm import LLM, SamplingParams
 
 from prismoe.kernels.routing import TEXT
 from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
+from prismoe.model_plugins.moe_layer.step import MarkedTokens
 from prismoe.model_plugins.routing.policies.task import Task
 from prismoe.model_plugins.vllm_seams.step_watch import StepRequests
+from tests.kernels import reference
 from tests.model_plugins.engine import engine
 from tests.model_plugins.engines.step_recorder import Row, rows, start_recording_rows, take_steps
 from tests.model_plugins.routing.routing_steps import CASES
 from tests.model_plugins.tiny_checkpoints import MOE, make_checkpoint
 
-ROUTERS = ["task", "cluster", "instruction", "task by label"]
+ROUTERS = ["task", "cluster", "instruction", "task by label", "ltdr over the request"]
 """By layer."""
-TOKENS_PER_IMAGE, STEP, BLOCK_SIZE, BLOCKS = 16, 24, 32, 8
+ONCE = 4
+"""So many of them decide once for all tokens of a request."""
+STEP, BLOCK_SIZE, BLOCKS = 24, 32, 8
 
 
 class Question(NamedTuple):
@@ -31,12 +35,13 @@ class Question(NamedTuple):
 
     text: str
     task: int | None
-    has_picture: bool = True
+    pictures: int = 1
 
     @property
     def prompt(self) -> Any:
-        picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (56, 56, 3), dtype=np.uint8))
-        return {"prompt": self.text, **({"multi_modal_data": {"image": picture}} if self.has_picture else {})}
+        pixels = [np.random.default_rng(seed).integers(0, 255, (56, 56, 3)) for seed in range(self.pictures)]
+        images = [Image.fromarray(one.astype(np.uint8)) for one in pixels]
+        return {"prompt": self.text, **({"multi_modal_data": {"image": images}} if images else {})}
 
     @property
     def params(self) -> SamplingParams:
@@ -50,7 +55,7 @@ QUESTIONS = [
     Question(LONG, 1),
     Question(LONG, 2),
     Question(LONG, None),
-    Question("USER: What is a router, and what is it for, in so many words? ASSISTANT:", 2, False),
+    Question("USER: What is a router, and what is it for, in so many words? ASSISTANT:", 2, 0),
     Question("<image>", 1),
 ]
 
@@ -84,7 +89,8 @@ def llm(checkpoint: Path) -> Iterator[LLM]:
             "num_gpu_blocks_override": BLOCKS,  # two or three requests at once, and then preemption
             "max_model_len": 192,
             "max_num_seqs": 6,
-            "max_num_batched_tokens": 192,
+            "max_num_batched_tokens": 197,  # a prompt beside five requests that decode
+            "limit_mm_per_prompt": {"image": 2},
         }
         with engine(checkpoint, **options) as llm:
             llm.collective_rpc(start_recording_rows)
@@ -117,8 +123,8 @@ def alone(llm: LLM) -> list[Answer]:
 
 def test_all_tokens_of_a_request_use_its_experts(alone: list[Answer]) -> None:
     for question, answer in zip(QUESTIONS, alone, strict=True):
-        assert len({row.experts for row in answer.rows}) == 1
-        assert {row.segment != TEXT for row in answer.rows} >= {question.has_picture}
+        assert len({row.experts[:ONCE] for row in answer.rows}) == 1
+        assert {row.segment != TEXT for row in answer.rows} >= {question.pictures > 0}
         assert len(answer.rows) > 30  # prompt and answer
 
 
@@ -155,6 +161,30 @@ def test_prefixes_are_not_shared(llm: LLM, alone: list[Answer]) -> None:
     assert len(again.rows) == len(alone[0].rows)
 
 
+PAIR = Question("USER: <image>\n<image>\nWhich one is it? ASSISTANT:", 0, 2)
+
+
+def test_the_images_of_a_request_are_compared_in_any_company(llm: LLM) -> None:
+    """They share a mean, and so a step: where that has no room for the text before them, it goes ahead."""
+    (alone,) = answers(llm, [PAIR], step_tokens=192)
+    many = [PAIR, *QUESTIONS[:3], PAIR]
+    batch = answers(llm, many, step_tokens=44)
+    assert len({row.experts[ONCE] for row in alone.rows if row.segment == 1}) > 1
+    for answer in (batch[0], batch[-1]):
+        assert answer.tokens == alone.tokens
+        by_position = {row.position: row.experts for row in answer.rows}
+        assert by_position == {row.position: row.experts for row in alone.rows}
+
+
+def test_tail_tokens_are_those_above_the_mean_of_all_images_of_the_request(llm: LLM) -> None:
+    (answer,) = answers(llm, [PAIR], step_tokens=192)
+    seen = [row for row in answer.rows if row.segment != TEXT]
+    logits = np.array([row.logits[ONCE] for row in seen])
+    tail = reference.tail(reference.probabilities(logits), [0] * len(seen))
+    assert [len(row.experts[ONCE]) for row in seen] == [3 if is_tail else 2 for is_tail in tail]
+    assert tail != reference.tail(reference.probabilities(logits), [row.segment for row in seen])
+
+
 def test_a_task_that_is_none_is_left_out(llm: LLM, alone: list[Answer]) -> None:
     wrong = [Question(LONG, label) for label in (-3, 99, True, "1")]  # type: ignore[arg-type]
     for answer in answers(llm, wrong, step_tokens=192):
@@ -162,7 +192,8 @@ def test_a_task_that_is_none_is_left_out(llm: LLM, alone: list[Answer]) -> None:
 
 
 def test_what_is_known_of_a_request_goes_with_it() -> None:
-    logits = RequestLogits({0: 4}, max_tokens=8, max_requests=3)
+    tokens = MarkedTokens(["text"], max_tokens=8, most_sampled=1)
+    logits = RequestLogits({0: 4}, tokens.requests, max_requests=3)
     policy = Task(top_k=1, norm_topk_prob=False, experts=(0, 1, 2, 3))
     gate = logits.add_layer(0, policy, {})
 
@@ -177,6 +208,7 @@ def test_what_is_known_of_a_request_goes_with_it() -> None:
             for name, task in new.items()
         ]
         counts = [*names.values()]
+        tokens.mark_requests(counts)
         logits.begin_step(StepRequests([*names], counts, counts, requests, known), torch.nn.Embedding(3, 5))
         return gate(torch.empty(sum(counts), 5)).argmax(dim=1).tolist()
 

@@ -1,6 +1,6 @@
-"""An engine under policies is returned to `native` while requests run, and back to its policies."""
+"""An engine under policies goes to `native` or other thresholds while requests run, and back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,35 @@ from vllm import LLM, RequestOutput, SamplingParams
 from tests.model_plugins.engine import engine
 from tests.model_plugins.in_tree.reference import Answer, answers
 from tests.model_plugins.in_tree.test_counts import CHATS, GREEDY, MORE
-from tests.model_plugins.in_tree.test_policies import GROUPS, HEADS, by_layer, load, rule_of
+from tests.model_plugins.in_tree.test_policies import HEADS, STEER, by_layer, load, rule_of
 from tests.model_plugins.in_tree.tiny_model import BYTES
 
 pytestmark = pytest.mark.engine
 
 MODEL = "qwen3-vl-moe"
 NARROW = {"policy": "topk", "top_k": 1}
-ROUTING = by_layer(MODEL, HEADS, GROUPS, NARROW)
+ASKED = [*CHATS[MODEL], *MORE]
+ROUTING = by_layer(MODEL, HEADS, STEER, NARROW)
 """One layer has more slots than k, one as many, one fewer."""
+THRESHOLD = 0.0005
+"""Of the first layer, far below its own: more of its tokens are tails."""
 RUNNING, STEPS = 16, 12
 LONG = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, allowed_token_ids=list(range(BYTES)))
 
 
-def test_requests_run_on_and_later_ones_are_natives(checkpoint: Callable[[str], Path]) -> None:
-    folder = checkpoint(MODEL)
-    chats = [*CHATS[MODEL], *MORE]
-    by_policy = answers(folder, chats, rule=rule_of(MODEL, ROUTING, {}))
-    by_gate = answers(folder, chats)
-    assert any(mine.token_ids != theirs.token_ids for mine, theirs in zip(by_policy, by_gate, strict=True))
+@pytest.fixture(scope="module")
+def folder(checkpoint: Callable[[str], Path]) -> Path:
+    return checkpoint(MODEL)
+
+
+@pytest.fixture(scope="module")
+def by_policy(folder: Path) -> list[Answer]:
+    """Transformers' answers to ASKED by ROUTING."""
+    return answers(folder, ASKED, rule=rule_of(MODEL, ROUTING, {}))
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
     options: dict[str, Any] = {
         "enforce_eager": False,
         "max_num_batched_tokens": 64,  # some prompts are cut by the switch
@@ -38,35 +48,68 @@ def test_requests_run_on_and_later_ones_are_natives(checkpoint: Callable[[str], 
         "block_size": 32,
     }
     with engine(folder, ROUTING, **options) as llm:
-        plain = [chat.for_vllm(folder) for chat in chats]
-        prompts = salted(plain, "at the start")
-        assert in_force(llm) == "policy"
-        check(llm, prompts, by_policy)
-        for choice, expected in (("native", by_gate), ("policy", by_policy)):
-            before = told(llm)
-            llm.enqueue([prompts[at % len(prompts)] for at in range(RUNNING)], LONG, use_tqdm=False)
-            done = [output for _ in range(STEPS) for output in llm.llm_engine.step() if output.finished]
-            assert not done
-            assert llm.collective_rpc("prismoe_route_by", args=(choice,)) == [True]
-            switched = told(llm)
-            assert llm.collective_rpc("prismoe_route_by", args=(choice,)) == [False]
-            assert in_force(llm) == choice
-            outputs = llm.wait_for_completion(RequestOutput, use_tqdm=False)
-            assert [len(output.outputs[0].token_ids) for output in outputs] == [LONG.max_tokens] * RUNNING
-            lengths = [len(by_gate[at % len(prompts)].prompt_ids) for at in range(RUNNING)]
-            cached = sum(output.num_cached_tokens or 0 for output in outputs)
-            assert cached > 0  # so that a later prompt without a salt would find what they left
-            check_sums(before, told(llm), sum(lengths) - cached + RUNNING * 29)
-            # In the last layer a token uses one expert by the policy, two by the gate.
-            old = 1 if choice == "native" else 2
-            assert used(before, switched)[-1, :, old].sum() > 0
-            assert used(switched, told(llm))[-1, :, old].sum() == 0
-            prompts = salted(plain, choice)
-            check(llm, prompts, expected)
+        yield llm
 
 
-def salted(prompts: Sequence[Any], salt: str) -> list[Any]:
-    """As the server has them after a switch: with a salt of the prefix cache."""
+def test_requests_run_on_and_later_ones_are_natives(llm: LLM, folder: Path, by_policy: list[Answer]) -> None:
+    by_gate = answers(folder, ASKED)
+    assert any(mine.token_ids != theirs.token_ids for mine, theirs in zip(by_policy, by_gate, strict=True))
+    prompts = salted(folder, "at the start")
+    assert in_force(llm) == "policy"
+    check(llm, prompts, by_policy)
+    for choice, expected in (("native", by_gate), ("policy", by_policy)):
+        before, changed, after = change_while_requests_run(llm, prompts, "prismoe_route_by", choice)
+        assert in_force(llm) == choice
+        # In the last layer a token uses one expert by the policy, two by the gate.
+        old = 1 if choice == "native" else 2
+        assert used(before, changed)[-1, :, old].sum() > 0
+        assert used(changed, after)[-1, :, old].sum() == 0
+        prompts = salted(folder, choice)
+        check(llm, prompts, expected)
+
+
+def test_requests_run_on_and_later_ones_take_the_new_threshold(
+    llm: LLM, folder: Path, by_policy: list[Answer]
+) -> None:
+    first = str(min(int(layer) for layer in ROUTING["layers"]))
+    layers = {**ROUTING["layers"], first: HEADS | {"threshold": THRESHOLD}}
+    by_other = answers(folder, ASKED, rule=rule_of(MODEL, ROUTING | {"layers": layers}, {}))
+    assert any(mine.token_ids != theirs.token_ids for mine, theirs in zip(by_policy, by_other, strict=True))
+    prompts = salted(folder, "with its threshold")
+    check(llm, prompts, by_policy)
+    for threshold, expected in ((THRESHOLD, by_other), (HEADS["threshold"], by_policy)):
+        asked = {int(first): {"threshold": threshold}}
+        change_while_requests_run(llm, prompts, "prismoe_change_thresholds", asked)
+        layer = llm.collective_rpc("prismoe_routing")[0]["layers"][0]
+        assert layer["policy"]["threshold"] == threshold
+        assert layer["sources"]["threshold"] == "/v1/routing/thresholds"
+        prompts = salted(folder, f"with {threshold}")
+        check(llm, prompts, expected)
+
+
+def change_while_requests_run(
+    llm: LLM, prompts: Sequence[Any], method: str, asked: Any
+) -> list[dict[str, Any]]:
+    """Change the routing by a call to the workers: the load before, at the change, and when all are done."""
+    before = told(llm)
+    llm.enqueue([prompts[at % len(prompts)] for at in range(RUNNING)], LONG, use_tqdm=False)
+    done = [output for _ in range(STEPS) for output in llm.llm_engine.step() if output.finished]
+    assert not done
+    assert llm.collective_rpc(method, args=(asked,)) == [True]
+    changed = told(llm)
+    assert llm.collective_rpc(method, args=(asked,)) == [False]
+    outputs = llm.wait_for_completion(RequestOutput, use_tqdm=False)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [LONG.max_tokens] * RUNNING
+    cached = sum(output.num_cached_tokens or 0 for output in outputs)
+    assert cached > 0  # so that a later prompt without a salt would find what they left
+    lengths = sum(len(output.prompt_token_ids or ()) for output in outputs)
+    check_sums(before, told(llm), lengths - cached + RUNNING * 29)
+    return [before, changed, told(llm)]
+
+
+def salted(folder: Path, salt: str) -> list[Any]:
+    """ASKED as the server has them after a change: with a salt of the prefix cache."""
+    prompts: list[Any] = [chat.for_vllm(folder) for chat in ASKED]
     return [prompt | {"cache_salt": salt} for prompt in prompts]
 
 

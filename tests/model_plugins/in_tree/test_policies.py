@@ -28,6 +28,12 @@ HEADS = {"policy": "ltdr", "threshold": 0.02, "head_experts": 1, "text_experts":
 ENTROPY = {"policy": "entropy", "max_experts": 3, "low": 0.3, "high": 0.9}
 GROUPS = {"policy": "modality_groups", "vision_experts": 1, "text_experts": 2}
 EQUIROUTE = {"policy": "equiroute"}
+STEER = {
+    "policy": "steer",
+    "all": {"shift": {"2": 1.0}},
+    "text": {"on": [3]},
+    "vision": {"on": [5], "off": [0, 1]},
+}
 MODELS = {
     "qwen3-vl-moe": ((0, 1, 2), 2, True),
     "glm4v-moe": ((1, 2), 3, True),

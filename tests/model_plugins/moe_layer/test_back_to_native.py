@@ -1,5 +1,6 @@
 """A layer under a policy, and back to its own router: what it uses and what it writes down."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from prismoe.model_plugins.moe_layer.attached_policies import PolicyLayer, shape
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing.policy import RouterInputs
 from prismoe.model_plugins.routing.registry import POLICIES, LayerRouting
+from prismoe.model_plugins.routing.thresholds import threshold_tensors, thresholds_of
 from prismoe.model_plugins.vllm_seams.native_router import replace_routing
 from tests.kernels.test_routing import SEGMENTS
 from tests.model_plugins.routing import gate_reference
@@ -29,6 +31,20 @@ POLICIES_TRIED = CASES | {
     "narrower": {"policy": "topk", "top_k": 1},
     "wider": {"policy": "topk", "top_k": 5},
 }
+
+
+def holds(name: str, gate_name: str, num_experts: int) -> bool:
+    """Whether the gate gives as many experts as the policy may use; the start refuses the others."""
+    gate, _ = make_gate(GATES[gate_name], num_experts)
+    policy = make_policy(POLICIES_TRIED[name], gate.renormalises)
+    return policy.policy == "modality_groups" or policy.slots(num_experts) <= gate.most_experts(num_experts)
+
+
+LAYERS = [
+    pytest.param(POLICIES_TRIED[name], gate, experts, id=f"{name}, {gate}, {experts} experts")
+    for name, gate, experts in itertools.product(POLICIES_TRIED, VLLMS, (6, 18))
+    if holds(name, gate, experts)
+]
 Compute = Callable[[Tensor, Tensor, None], tuple[Tensor, Tensor]]
 
 
@@ -110,9 +126,8 @@ def make_layer(
 ) -> Layer:
     gate, rule = make_gate(GATES[gate_name], num_experts)
     policy = make_policy(settings, gate.renormalises)
-    if policy.policy != "modality_groups" and policy.slots(num_experts) > gate.most_experts(num_experts):
-        pytest.skip("refused at the start")
     inputs = random_step(policy, segments, num_experts, gate)
+    inputs = inputs._replace(parameters={**inputs.parameters, **threshold_tensors(policy, "cpu")})
     routing = LayerRouting(policy, {}, 0, num_experts)
     shape = shape_of(routing, gate, K)
     step = RoutingStep(("text", "image"), [shape], len(segments))
@@ -142,12 +157,10 @@ def make_layer(
     return Layer(inputs, policy, rule, step, is_native, compute, router()._compute_routing, layer)
 
 
-@pytest.mark.parametrize("num_experts", [6, 18])
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
-@pytest.mark.parametrize("gate", VLLMS)
-@pytest.mark.parametrize("settings", POLICIES_TRIED.values(), ids=POLICIES_TRIED.keys())
+@pytest.mark.parametrize(("settings", "gate", "num_experts"), LAYERS)
 def test_a_layer_uses_its_policys_experts_or_its_routers(
-    settings: dict[str, Any], gate: str, segments: list[int], num_experts: int
+    settings: dict[str, Any], gate: str, num_experts: int, segments: list[int]
 ) -> None:
     layer = make_layer(settings, gate, segments, num_experts)
     layer.check_policy()
@@ -165,15 +178,36 @@ def test_a_compiled_layer_follows_without_being_compiled_anew(settings: dict[str
         layer.check_policy()
 
 
-def test_a_layer_routes_by_other_thresholds_from_the_next_step_on() -> None:
-    skip = {"policy": "dual_threshold", "vision_threshold": 0.1}
-    layer = make_layer(skip, "sigmoid in groups", SEGMENTS["two images in text"])
+THRESHOLDS = {
+    "fewer for heads": {"threshold": 0.02},
+    "skipping": {"vision_threshold": 0.45, "text_threshold": 0.2},
+    "entropy": {"low": 0.3, "high": 0.8},
+}
+"""Other thresholds for some of CASES."""
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("case", "thresholds"), THRESHOLDS.items(), ids=THRESHOLDS.keys())
+def test_a_layer_follows_other_thresholds_without_being_compiled_anew(
+    case: str, thresholds: dict[str, float], compiled: bool
+) -> None:
+    layer = make_layer(CASES[case], "softmax", SEGMENTS["two images in text"], compiled=compiled)
     layer.check_policy()
-    before = layer.step.counts.clone()
-    policy = make_policy(skip | {"vision_threshold": 0.4, "text_threshold": 0.2}, layer.policy.norm_topk_prob)
-    layer.chooser.use(LayerRouting(policy, {}, 0, 18))
-    layer._replace(policy=policy).check_policy()
-    assert layer.step.counts.sum() < before.sum()
+    weights_TA, _ = before = layer.run(is_native=False)
+    old = thresholds_of(layer.policy)
+    assert old.keys() == thresholds.keys()
+    for values in (thresholds, old):
+        for name, value in values.items():
+            layer.inputs.parameters[name].fill_(value)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            layer._replace(policy=layer.policy.model_copy(update=values)).check_policy()
+            assert torch.equal(layer.run(is_native=False)[0], weights_TA) == (values is old)
+    assert all(map(torch.equal, layer.run(is_native=False), before))
+
+
+def test_each_threshold_is_tried() -> None:
+    tried = {(CASES[case]["policy"], name) for case, values in THRESHOLDS.items() for name in values}
+    assert tried == {(name, threshold) for name, kind in POLICIES.items() for threshold in kind.thresholds}
 
 
 @pytest.mark.parametrize("is_native", [True, False])
@@ -182,7 +216,7 @@ def test_what_an_observer_takes_away_is_gone(is_native: bool) -> None:
     layer.is_native.fill_(is_native)
 
     def take_away(_hidden: Tensor, _logits: Tensor, _experts: Tensor, weights_TA: Tensor) -> None:
-        weights_TA[2:] = 0
+        weights_TA[2:].zero_()
 
     layer.chooser.observer = take_away
     weights_TA, experts_TA = layer.compute(layer.inputs.hidden_TD, layer.inputs.logits_TE, None)

@@ -8,6 +8,7 @@ import torch
 from prismoe.kernels.fused_rule import FusedRule
 from prismoe.kernels.triton.router import fused_router
 from prismoe.model_plugins.routing.policy import RouterInputs, RoutingPolicy
+from prismoe.model_plugins.routing.thresholds import threshold_tensors
 from tests.kernels.test_routing import SEGMENTS
 from tests.model_plugins.routing.routing_steps import (
     CASES,
@@ -19,7 +20,8 @@ from tests.model_plugins.routing.routing_steps import (
 from tests.triton_interpreter import interpret_triton  # noqa: F401
 
 FUSED = {case: settings for case, settings in CASES.items() if settings["policy"] not in ("gmm", "top_any")}
-del FUSED["bias of sigmoids"]
+for case in ("bias of sigmoids", "equiroute with a reserved slot", "equiroute with two reserved slots"):
+    del FUSED[case]
 EVERY_RULE = pytest.mark.parametrize("settings", FUSED.values(), ids=FUSED.keys())
 LONG = {
     "images over several blocks": [0] * 50 + [-1] * 20 + [1] * 300 + [2] * 3 + [-2] * 4,
@@ -47,6 +49,21 @@ def assert_same_decision(policy: RoutingPolicy, step: RouterInputs) -> None:
         assert actual.tail_T.tolist() == expected.tail_T.tolist()
     for mine, theirs in zip(rule.confidence, expected.confidence or (), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", ["ltdr of heads by threshold", "two thresholds", "entropy within bounds"])
+def test_it_reads_thresholds_where_they_may_change(case: str) -> None:
+    policy = make(FUSED[case])
+    step = random_step(policy, SEGMENTS["two images in text"], 7)
+    before = fused_router(rule_of(policy, step), step.segment_T)
+    step = step._replace(parameters=threshold_tensors(policy, "cpu"))
+    after = fused_router(rule_of(policy, step), step.segment_T)
+    assert all(torch.equal(*parts) for parts in zip(before[:3], after[:3], strict=True))
+    for number in step.parameters.values():
+        number.mul_(0.5)
+    assert_same_decision(policy, step)
+    changed = fused_router(rule_of(policy, step), step.segment_T)
+    assert not torch.equal(changed.count_T, before.count_T)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.model_plugins.routing.policy_reference import Pairs, Policy, best
+from tests.model_plugins.routing.policy_reference import Pairs, Policy, best, steered
 
 SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "softmax": lambda logits: np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum(),
@@ -37,7 +37,11 @@ class GateRule:
 
     def ranking(self, logits: np.ndarray, in_groups: bool = True) -> np.ndarray:
         """What ranks the experts: DeepSeek-V3, Eqs. 15 and 16, and its node-limited routing."""
-        ranking = self.scores(logits) + self.bias
+        return self.ranked(self.scores(logits), in_groups)
+
+    def ranked(self, scores: np.ndarray, in_groups: bool = True) -> np.ndarray:
+        """The same of the scores."""
+        ranking: np.ndarray = scores + self.bias
         if self.groups is None or not in_groups:
             return ranking
         groups, used = self.groups
@@ -111,13 +115,34 @@ def modality_groups(policy: Policy, gate: GateRule, logits: np.ndarray, is_visio
 def equiroute(
     policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, own: Mapping[str, np.ndarray]
 ) -> Pairs:
-    """Pressed logits plus reservations pick, the logits weigh."""
-    pressed = own["pressure"][int(is_vision)] * logits + own["reservation"][int(is_vision)]
-    return gate.weigh(best(gate.ranking(pressed), policy.top_k), logits)
+    """Pressed logits plus reservations pick, then the best reserved ones in its groups; the logits weigh."""
+    reservation = own["reservation"][int(is_vision)]
+    ranking = gate.ranking(own["pressure"][int(is_vision)] * logits + reservation)
+    ranked = [expert for expert in best(ranking, len(ranking)) if ranking[expert] > -np.inf]
+    picks, others = ranked[: policy.top_k], ranked[policy.top_k :]
+    picks += [expert for expert in others if reservation[expert] > 0][: policy.reserved_slots]
+    return gate.weigh(picks, logits)
+
+
+def steer(policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, _: Any) -> Pairs:
+    """SteerMoE on the gate's log scores: the gate's ranking of them, on before all, and off behind all."""
+    scores = gate.scores(logits)
+    log_scores = steered(policy, np.log(scores), is_vision)
+    changed = np.exp(log_scores)
+    if gate.scoring == "softmax":
+        changed /= changed.sum()
+    ranking = log_scores if np.isscalar(gate.bias) and gate.groups is None else gate.ranked(changed)
+    changes = (policy.all, policy.vision if is_vision else policy.text)
+    on, off = ([expert for one in changes for expert in getattr(one, name)] for name in ("on", "off"))
+    others = [expert for expert in best(ranking, len(ranking)) if expert not in on + off]
+    picks = (sorted(on) + others)[: policy.top_k]
+    total = changed[picks].sum() if gate.renormalises else changed.sum() / scores.sum()
+    factors = gate.scale * np.broadcast_to(gate.expert_scale, scores.shape)
+    return [(expert, float(changed[expert] / total * factors[expert])) for expert in picks]
 
 
 RULES: dict[str, Callable[[Policy, GateRule, np.ndarray, bool, Any], Pairs]] = {
-    rule.__name__: rule for rule in (topk, dual_threshold, ltdr, entropy, modality_groups, equiroute)
+    rule.__name__: rule for rule in (topk, dual_threshold, ltdr, entropy, modality_groups, equiroute, steer)
 }
 
 

@@ -20,12 +20,14 @@ Policy = Any  # each rule reads its own policy's settings
 class Step:
     """A step in float64. `logits` may have fewer columns than there are experts.
 
+    `segments` and `requests` are the index of each token's image, negative where it has none, and request.
     `tasks` and `instructions` are of each token's request: its label, and the mean embedding of its text.
     """
 
     hidden: np.ndarray
     logits: np.ndarray
     segments: list[int]
+    requests: list[int]
     asked: np.ndarray
     parameters: Mapping[str, np.ndarray]
     num_experts: int
@@ -59,8 +61,14 @@ def topk(policy: Policy, step: Step) -> list[Pairs]:
 
 
 def ltdr_tail(policy: Policy, step: Step) -> list[bool]:
-    """LTDR, Eqs. 9 and 11, or a fixed threshold."""
+    """LTDR, Eqs. 9 and 11, of an image or of all that a request shows, or a fixed threshold."""
     probs = reference.probabilities(step.logits)
+    if policy.mean_over == "request":
+        compared = [
+            request if segment >= 0 else segment
+            for segment, request in zip(step.segments, step.requests, strict=True)
+        ]
+        return reference.tail(probs, compared)
     if policy.threshold is None:
         return reference.tail(probs, step.segments)
     return [
@@ -139,12 +147,14 @@ def modality_groups(policy: Policy, step: Step) -> list[Pairs]:
 
 
 def equiroute(policy: Policy, step: Step) -> list[Pairs]:
-    """Pressed logits plus reservations pick, the router's probabilities weigh."""
+    """Pressed logits plus reservations pick, then the best reserved ones; the probabilities weigh."""
     tokens = []
     for row, segment in zip(step.logits, step.segments, strict=True):
         modality = int(segment >= 0)
         pressure, reservation = (step.parameters[name][modality] for name in ("pressure", "reservation"))
-        picks = best(pressure * row + reservation, policy.top_k)
+        ranked = best(pressure * row + reservation, step.num_experts)
+        picks, others = ranked[: policy.top_k], ranked[policy.top_k :]
+        picks += [expert for expert in others if reservation[expert] > 0][: policy.reserved_slots]
         tokens.append(weighed(picks, softmax(row), policy.norm_topk_prob))
     return tokens
 
@@ -219,6 +229,30 @@ def entropy(policy: Policy, step: Step) -> list[Pairs]:
     return tokens
 
 
+def steered(policy: Policy, log_scores: np.ndarray, is_vision: bool) -> np.ndarray:
+    """SteerMoE: on is the largest log score plus 0.01, off the smallest minus 0.01; shifts come first."""
+    changes = (policy.all, policy.vision if is_vision else policy.text)
+    shifted = log_scores.copy()
+    for change in changes:
+        for expert, shift in change.shift.items():
+            shifted[expert] += shift
+    replaced = shifted.copy()
+    for change in changes:
+        replaced[list(change.on)] = shifted.max() + 0.01
+        replaced[list(change.off)] = shifted.min() - 0.01
+    return replaced
+
+
+def steer(policy: Policy, step: Step) -> list[Pairs]:
+    """SteerMoE by modality: the k most probable experts of the replaced log-softmax."""
+    tokens = []
+    for row, segment in zip(step.logits, step.segments, strict=True):
+        log_scores = steered(policy, np.log(softmax(row)), segment >= 0)
+        picks = best(log_scores, policy.top_k)
+        tokens.append(weighed(picks, softmax(log_scores), policy.norm_topk_prob))
+    return tokens
+
+
 def task(policy: Policy, step: Step) -> list[Pairs]:
     """LTDR, App. A.3, TASK: by the request's label, or the default where it is none of the tasks'."""
     tokens = []
@@ -267,6 +301,7 @@ RULES: dict[str, Callable[[Policy, Step], list[Pairs]]] = {
         fine_grained,
         dual_threshold,
         entropy,
+        steer,
         task,
         cluster,
         instruction,

@@ -25,6 +25,14 @@ CASES: dict[str, dict[str, Any]] = {
     "ltdr with one expert for heads": {"policy": "ltdr", **TOP_2, "tail_experts": 3, "head_experts": 1},
     "ltdr with three for text": {"policy": "ltdr", **TOP_2, "text_experts": 3, "tail_experts": 2},
     "ltdr of heads": {"policy": "ltdr", **TOP_2, "selection": "head", "head_experts": 1},
+    "ltdr over the request": {"policy": "ltdr", **TOP_2, "mean_over": "request", "tail_experts": 3},
+    "ltdr of heads over the request": {
+        "policy": "ltdr",
+        **TOP_2,
+        "mean_over": "request",
+        "selection": "head",
+        "head_experts": 1,
+    },
     "ltdr by threshold": {"policy": "ltdr", **TOP_2, "threshold": 0.03},
     "ltdr of heads by threshold": {
         "policy": "ltdr",
@@ -50,6 +58,13 @@ CASES: dict[str, dict[str, Any]] = {
     "renormalised groups": {"policy": "modality_groups", "text_experts": 2, "norm_topk_prob": True},
     "equiroute": {"policy": "equiroute", **TOP_2},
     "equiroute of probabilities": {"policy": "equiroute", "top_k": 2, "norm_topk_prob": False},
+    "equiroute with a reserved slot": {"policy": "equiroute", **TOP_2, "reserved_slots": 1},
+    "equiroute with two reserved slots": {
+        "policy": "equiroute",
+        "top_k": 1,
+        "norm_topk_prob": False,
+        "reserved_slots": 2,
+    },
     "top_any": {"policy": "top_any"},
     "cosine": {"policy": "cosine", **TOP_2, "latent": 6},
     "cosine of 1": {"policy": "cosine", "top_k": 1, "norm_topk_prob": False},
@@ -86,6 +101,21 @@ CASES: dict[str, dict[str, Any]] = {
         "low": 0.4,
         "high": 0.8,
     },
+    "steer": {
+        "policy": "steer",
+        **TOP_2,
+        "all": {"shift": {"1": -0.8}},
+        "text": {"on": [2]},
+        "vision": {"on": [3], "off": [0]},
+    },
+    "steer of probabilities": {
+        "policy": "steer",
+        "top_k": 2,
+        "norm_topk_prob": False,
+        "all": {"off": [2]},
+        "vision": {"on": [1, 3], "shift": {"0": 2.5}},
+    },
+    "steer to nowhere": {"policy": "steer", "top_k": 1, "norm_topk_prob": False},
     "task": {"policy": "task", **TOP_2},
     "task of probabilities": {"policy": "task", "top_k": 2, "norm_topk_prob": False, "tasks": 2},
     "task by label": {
@@ -117,7 +147,10 @@ def least_experts(policy: RoutingPolicy) -> int:
 
 
 def random_step(policy: RoutingPolicy, segments: list[int], num_experts: int, seed: int = 0) -> RouterInputs:
-    """A step whose requests ask nothing. To a policy that decides by request each token is one of its own."""
+    """A step whose requests ask nothing, and of which each has up to two images.
+
+    To a policy that decides once a request each token is one of its own.
+    """
     generator = torch.Generator().manual_seed(seed + 7 * num_experts + len(segments))
     tokens = len(segments)
     step = RouterInputs(
@@ -131,6 +164,7 @@ def random_step(policy: RoutingPolicy, segments: list[int], num_experts: int, se
         },
         num_experts=num_experts,
         is_text=max(segments) < 0,
+        request_T=torch.tensor(segments).clamp(min=0) // 2,
     )
     return with_request_logits(policy, step)
 
@@ -177,10 +211,12 @@ def random_parameter(name: str, shape: tuple[int, ...], generator: torch.Generat
 
 
 def in_float64(step: RouterInputs) -> Step:
+    assert step.request_T is not None
     return Step(
         hidden=step.hidden_TD.double().numpy(),
         logits=step.logits_TE.double().numpy(),
         segments=step.segment_T.tolist(),
+        requests=step.request_T.tolist(),
         tasks=labels(len(step.hidden_TD)),
         instructions=step.hidden_TD.double().numpy(),
         asked=step.asked_T2.numpy(),

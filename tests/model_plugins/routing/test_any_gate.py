@@ -17,6 +17,7 @@ def test_settings_and_the_file_of_parameters_come_apart() -> None:
     ("routing", "said"),
     [
         ({"policy": "ltdr"}, "give it a threshold."),
+        ({"policy": "ltdr", "mean_over": "request"}, "give it a threshold."),
         ({"policy": "topk", "layers": {"40": {"policy": "ltdr"}}}, "give it a threshold."),
         ({"policy": "gmm", "top_k": 2}, "has a router of its own"),
         ({"policy": "modality_groups", "shared_experts": 1}, "can have no shared_experts."),

@@ -44,6 +44,13 @@ CASES: dict[str, dict[str, Any]] = {
     "entropy": {"policy": "entropy", "max_experts": 4, "low": 0.6, "high": 0.95},
     "groups": {"policy": "modality_groups", "vision_experts": 1, "text_experts": 3},
     "equiroute": {"policy": "equiroute"},
+    "equiroute with reserved slots": {"policy": "equiroute", "reserved_slots": 2},
+    "steer": {
+        "policy": "steer",
+        "all": {"on": [4], "off": [1, 3]},
+        "text": {"shift": {"0": 1.5}},
+        "vision": {"on": [2], "shift": {"5": -2}},
+    },
 }
 
 

@@ -11,7 +11,7 @@ from prismoe.kernels.routing import router_probabilities
 from prismoe.model_plugins.routing.policies.ltdr import LTDR
 from prismoe.model_plugins.routing.policies.topk import TopK
 from prismoe.model_plugins.routing.policy import Routing, RoutingPolicy
-from prismoe.model_plugins.routing.registry import POLICIES
+from prismoe.model_plugins.routing.registry import POLICIES, choose_routing
 from tests.kernels import reference
 from tests.kernels.test_routing import SEGMENTS
 from tests.model_plugins.routing.policy_reference import RULES, Pairs, ltdr_tail
@@ -120,18 +120,24 @@ def test_equal_scores_take_the_lower_experts(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
 def test_a_token_is_routed_by_itself(settings: dict[str, Any]) -> None:
-    """Text next to an image, and images next to each other, change nothing for either."""
+    """Text next to an image, and images next to each other, change nothing for either.
+
+    Where a mean is over a request, its images are routed together.
+    """
     policy = make(settings)
+    images = [[1, 2, 3, 4, 6, 7, 8]] if policy.needs_whole_requests else [[1, 2, 3, 4], [6, 7, 8]]
     segments = [-1, 0, 0, 0, 0, -1, 1, 1, 1]
     together = random_step(policy, segments, 7)
     all_pairs = used(policy.route(together))
-    for segment, rows in ((-1, [0]), (-1, [5]), (0, [1, 2, 3, 4]), (1, [6, 7, 8])):
+    for rows in ([0], [5], *images):
+        segment_T = together.segment_T[rows]
         alone = together._replace(
             hidden_TD=together.hidden_TD[rows],
             logits_TE=together.logits_TE[rows],
-            segment_T=torch.tensor([min(segment, 0)] * len(rows)),
+            segment_T=segment_T - segment_T.min().clamp(min=0),
             asked_T2=together.asked_T2[rows],
-            is_text=segment < 0,
+            is_text=bool(segment_T.max() < 0),
+            request_T=torch.zeros_like(segment_T),
         )
         assert_same(used(policy.route(alone)), [all_pairs[row] for row in rows])
 
@@ -160,12 +166,16 @@ VISION_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("two thresholds", {"vision_threshold": 0.0}),
     ("two thresholds", {"vision_importance": 0.5}),
     ("two thresholds, all skipped", {"keep_best": False}),
+    ("steer", {"vision": {"on": [3]}}),
+    ("steer", {"vision": {"on": [2], "off": [0]}}),
+    ("steer of probabilities", {"vision": {"on": [1, 3], "shift": {"0": -9}}}),
 ]
 """Changes that concern vision alone."""
 
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("topk", {"top_k": 1}),
     ("topk", {"norm_topk_prob": False}),
+    ("equiroute", {"reserved_slots": 1}),
     ("groups", {"vision_group": 4}),
     ("groups", {"shared_experts": 1}),
     ("bias", {"score": "sigmoid"}),
@@ -174,6 +184,8 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("entropy", {"max_experts": 2}),
     ("entropy", {"low": 0.7}),
     ("entropy", {"high": 0.5}),
+    ("steer", {"all": {}}),
+    ("steer to nowhere", {"all": {"on": [3]}}),
     ("task", {"top_k": 1}),
     ("task", {"default_task": 1}),
     ("task", {"tasks": 1}),
@@ -214,7 +226,11 @@ def test_a_setting_changes_vision(case: str, change: dict[str, Any]) -> None:
 
 
 def test_a_text_setting_leaves_vision_alone() -> None:
-    for case, change in (("ltdr", {"text_experts": 1}), ("two thresholds", {"text_threshold": 0.9})):
+    for case, change in (
+        ("ltdr", {"text_experts": 1}),
+        ("two thresholds", {"text_threshold": 0.9}),
+        ("steer", {"text": {"off": [2]}}),
+    ):
         before, after = with_settings(case, change)
         assert vision(before) == vision(after)
         assert text(before) != text(after)
@@ -259,9 +275,41 @@ def test_ltdr_tells_which_tokens_are_tail_tokens(case: str) -> None:
     assert policy.route(step).tail_T.tolist() == ltdr_tail(policy, in_float64(step))
 
 
-def test_only_a_mean_over_an_image_needs_it_whole() -> None:
+def test_only_a_mean_over_an_image_or_a_request_needs_it_whole() -> None:
     needy = {case for case, settings in CASES.items() if make(settings).needs_whole_images}
     assert needy == {case for case in CASES if case.startswith("ltdr") and "threshold" not in case}
+    needy = {case for case, settings in CASES.items() if make(settings).needs_whole_requests}
+    assert needy == {case for case in CASES if "over the request" in case}
+
+
+def test_the_mean_of_a_request_is_over_all_its_images_and_no_others() -> None:
+    """RPV rises with the first logit: of two images of a request the duller one has no tail token."""
+    of_image, of_request = make(CASES["ltdr"]), make(CASES["ltdr over the request"])
+    step = random_step(of_request, [0, 0, -1, 1, 1, 2, 2], 4)
+    step = step._replace(logits_TE=torch.tensor([1.0, 2, 9, 3, 4, 1, 2])[:, None] * torch.eye(4)[0])
+    assert step.request_T is not None
+    assert step.request_T.tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert of_request.route(step).tail_T.tolist() == [False, False, False, True, True, False, True]
+    assert of_image.route(step).tail_T.tolist() == [False, True, False, False, True, False, True]
+    without = step._replace(request_T=None)  # each has one image
+    assert of_request.route(without).tail_T.tolist() == of_image.route(step).tail_T.tolist()
+
+
+@pytest.mark.parametrize(
+    ("steering", "said"),
+    [
+        ({"all": {"on": [1]}, "text": {"off": [1]}}, "all and text name expert 1 more than once"),
+        ({"vision": {"on": [2], "shift": {"2": 1}}}, "all and vision name expert 2 more than once"),
+        ({"vision": {"on": [7]}}, "steer names expert 7: there are 0 to 6."),
+        ({"all": {"on": [0, 1]}, "vision": {"on": [2]}}, "steer has 3 experts on, and a token uses 2"),
+        ({"text": {"off": [0, 1, 2, 3, 4, 5]}}, "steer has 6 of 7 experts off, and a token uses 2"),
+        ({"text": {"on": [-1]}}, "Input should be greater than or equal to 0"),
+        ({"image": {"on": [1]}}, "image: Extra inputs are not permitted."),
+    ],
+)
+def test_steering_that_can_not_hold_is_refused(steering: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        choose_routing({"policy": "steer", **steering}, None, 2, {0: 7})
 
 
 def test_text_is_routed_alike_by_ltdr_and_topk() -> None:

@@ -36,6 +36,7 @@ def test_where_each_setting_was_said() -> None:
         "head_experts": "default",
         "text_experts": "default",
         "selection": "default",
+        "mean_over": "default",
         "threshold": "default",
         "request_experts": "default",
     }
@@ -83,7 +84,13 @@ def test_a_layer_of_another_policy_starts_from_its_defaults() -> None:
         ({"policy": "modality_groups", "vision_experts": 3}, "vision_experts is 3: give a number from 1 to"),
         ({"policy": "modality_groups", "text_experts": 3}, "text_experts is 3: give a number from 1 to"),
         ({"policy": "modality_groups", "shared_experts": 3}, "vision_experts is 1: give a number"),
+        ({"policy": "ltdr", "mean_over": "batch"}, "mean_over: Input should be 'image' or 'request'"),
+        (
+            {"policy": "ltdr", "mean_over": "request", "threshold": 0.1},
+            "a threshold takes the mean's place: leave threshold or mean_over out",
+        ),
         ({"policy": "equiroute", "top_k": 5}, "top_k is 5: give a number from 1 to"),
+        ({"policy": "equiroute", "reserved_slots": 3}, "are more than the layer's 4 experts: lower one"),
         ({"policy": "top_any", "top_k": 2}, "top_k: Extra inputs"),
         ({"policy": "cosine", "latent": 0}, "latent: Input should be greater than or equal to 1"),
         ({"policy": "bias_corrected", "score": "tanh"}, "score: Input should be 'softmax' or 'sigmoid'"),

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict, deque
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from vllm import SamplingParams
@@ -27,8 +27,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from prismoe.model_plugins.vllm_seams.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
-from prismoe.model_plugins.worker.engine_checks import check_engine
+from prismoe.model_plugins.worker.engine_checks import ASYNC, check_engine
 from prismoe.model_plugins.worker.engine_options import engine_options
 from tests.model_plugins.engine import PHI
 
@@ -36,12 +35,20 @@ TOKENS_PER_IMAGE = 16
 TEXT_TOKEN, IMAGE_TOKEN, ANSWER_TOKEN = 1, 2, 3
 init_none_hash(sha256)
 
+Kept = Literal["image", "request"]
+POLICIES: dict[Kept | None, dict[str, Any]] = {
+    None: {"policy": "topk"},
+    "image": {"policy": "ltdr"},
+    "request": {"policy": "ltdr", "mean_over": "request"},
+}
+"""What needs so much in one step."""
+
 
 @dataclass(frozen=True)
 class Settings:
     """What an operator may set, and the engine's KV cache."""
 
-    whole_images: bool
+    keeps: Kept | None  # what of a request's images a policy needs in one step
     scheduler: dict[str, Any]  # of vLLM's SchedulerConfig
     max_model_len: int = 256
     block_size: int = 16
@@ -100,38 +107,38 @@ class Prompt:
 
 
 @cache
-def engine_config(policy: str) -> VllmConfig:
+def engine_config(keeps: Kept | None) -> VllmConfig:
     options: dict[str, Any] = {"max_model_len": 256, "limit_mm_per_prompt": {"image": 8}}
-    return EngineArgs(str(PHI), **options | dict(engine_options({"policy": policy}))).create_engine_config()
+    return EngineArgs(str(PHI), **options | dict(engine_options(POLICIES[keeps]))).create_engine_config()
 
 
 @cache
 def structured_output() -> StructuredOutputManager:
-    return StructuredOutputManager(engine_config("topk"))
+    return StructuredOutputManager(engine_config(None))
 
 
 def configure(settings: Settings) -> VllmConfig:
     """The engine's settings. Raises ValueError where the start is refused."""
-    config = copy(engine_config("ltdr" if settings.whole_images else "topk"))
-    chosen = config.scheduler_config
+    config = copy(engine_config(settings.keeps))
+    given = config.scheduler_config
     config.model_config = copy(config.model_config)
     config.model_config.max_model_len = settings.max_model_len
     config.cache_config = copy(config.cache_config)
     config.cache_config.num_gpu_blocks = settings.blocks
-    config.cache_config.enable_prefix_caching = settings.caching
+    config.cache_config.enable_prefix_caching = settings.caching and settings.keeps != "request"
     config.scheduler_config = SchedulerConfig(
         max_model_len=settings.max_model_len,
         is_encoder_decoder=False,
-        scheduler_cls=chosen.scheduler_cls,
+        scheduler_cls=given.scheduler_cls,
         **{"async_scheduling": False, **settings.scheduler},
     )
     if settings.encoder_tokens is not None:
         config.scheduler_config.max_num_encoder_input_tokens = settings.encoder_tokens
         config.scheduler_config.encoder_cache_size = settings.encoder_tokens
-    check_engine(config, settings.whole_images, TOKENS_PER_IMAGE)
+    check_engine(config, settings.keeps is not None, TOKENS_PER_IMAGE, settings.keeps == "request")
     if config.scheduler_config.async_scheduling:  # as on a GPU, where the choice would be these
-        keeps_images = issubclass(config.scheduler_config.get_scheduler_cls(), WholeImageScheduler)
-        config.scheduler_config.scheduler_cls = WholeImageAsyncScheduler if keeps_images else AsyncScheduler
+        chosen: Any = config.scheduler_config.get_scheduler_cls()
+        config.scheduler_config.scheduler_cls = ASYNC.get(chosen, AsyncScheduler)
     return config
 
 
@@ -206,6 +213,7 @@ class Run:
 
     def _check_images(self, request: Request, start: int, stop: int) -> None:
         """An image's tokens have its embeddings, and a policy that needs it whole has all of them."""
+        embeds: list[int] = []
         for feature in request.mm_features:
             offset = feature.mm_position.offset
             computed = min(stop, offset + TOKENS_PER_IMAGE) - max(start, offset)
@@ -214,7 +222,15 @@ class Run:
                 assert request.request_id in embedded
                 is_whole = computed == TOKENS_PER_IMAGE
                 self.seen["whole images" if is_whole else "cut images"] += 1
-                assert is_whole or not self.settings.whole_images, (request.request_id, start, stop)
+                assert is_whole or self.settings.keeps is None, (request.request_id, start, stop)
+                embeds.append(computed)
+        if self.settings.keeps == "request" and embeds:
+            assert sum(embeds) == TOKENS_PER_IMAGE * len(request.mm_features), (
+                request.request_id,
+                start,
+                stop,
+            )
+            self.seen["requests with all their images"] += len(embeds) > 1
 
     def _check_slots(self, name: str, start: int, stop: int) -> None:
         """A slot of the KV cache is written once, until its block is given to another request."""

@@ -16,7 +16,7 @@ from vllm.config import VllmConfig
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from prismoe.model_plugins.vllm_seams.scheduler import WholeImageScheduler, tokens_before_cut
-from tests.model_plugins.vllm_seams.schedules import TOKENS_PER_IMAGE, Prompt, Run, Settings, configure
+from tests.model_plugins.vllm_seams.schedules import TOKENS_PER_IMAGE, Kept, Prompt, Run, Settings, configure
 
 ENDLESS = 2000  # tokens of an answer: more steps than any schedule here has
 
@@ -111,14 +111,16 @@ def engines(draw: Any) -> Settings:
     fewest = -(-MAX_MODEL_LEN // size) + 1  # vLLM keeps one for itself
     if layers:
         fewest = 2 * fewest + 1
+    keeps: Kept | None = draw(st.sampled_from([None, None, "image", "image", "request"]))
+    encoder = [None, 4 * TOKENS_PER_IMAGE] if keeps == "request" else [None, 0, 2 * TOKENS_PER_IMAGE]
     return Settings(
-        draw(st.booleans()),
+        keeps,
         scheduler | draw(st.sampled_from(SWITCHES)),
         MAX_MODEL_LEN,
         size,
         blocks=fewest + draw(st.sampled_from([0, 0, 2, 1000 // size])),
         caching=draw(st.integers(0, 3)) > 0,
-        encoder_tokens=draw(st.sampled_from([None, 0, 2 * TOKENS_PER_IMAGE])),
+        encoder_tokens=draw(st.sampled_from(encoder)),
         **layers,
     )
 
@@ -133,7 +135,7 @@ def served(engine: Settings) -> VllmConfig | None:
             return configure(engine)
         except ValueError as refusal:
             SEEN["refused"] += 1
-            assert engine.whole_images or "kept in one step" not in str(refusal)
+            assert engine.keeps or "kept in one step" not in str(refusal)
             advice = re.search(r"use --(?P<option>[a-z-]+) (?P<size>\d+) or more", str(refusal))
             if advice is None:
                 assert "max_num_batched_tokens" in str(refusal)
@@ -193,6 +195,7 @@ def test_the_schedules_met_what_they_are_for() -> None:
     assert SEEN["preemptions"] > 200
     assert SEEN["whole images"] > 1000
     assert SEEN["cut images"] > 1000
+    assert SEEN["requests with all their images"] > 100
     assert SEEN["requests let in before an earlier one"] > 10
 
 
@@ -205,7 +208,7 @@ def start(settings: Settings) -> Run:
 
 
 def test_an_image_that_has_no_room_in_a_step_stops_nobody_behind_it() -> None:
-    run = start(Settings(True, WHOLE))
+    run = start(Settings("image", WHOLE))
     run.add("long", Prompt((30,), 5))
     run.step()  # 20 of its 30 tokens
     run.add("image", Prompt(("sun", 3), 5))
@@ -214,8 +217,33 @@ def test_an_image_that_has_no_room_in_a_step_stops_nobody_behind_it() -> None:
     assert run.step() == {"long": 1, "text": 1, "image": 18}
 
 
+def test_all_images_of_a_request_wait_for_one_step() -> None:
+    run = start(Settings("request", {"max_num_batched_tokens": 260, "max_num_seqs": 5}))
+    run.scheduler.max_num_scheduled_tokens = 44
+    run.add("long", Prompt((20,), 5))
+    run.add("images", Prompt((4, "sun", 3, "moon", 9), 5))  # 35 tokens that belong together
+    assert run.step() == {"long": 20, "images": 4}  # there is room for the first image
+    assert run.step() == {"long": 1, "images": 43}
+    assert run.step() == {"long": 1, "images": 1}
+
+
+def test_of_images_that_have_no_room_together_none_is_held() -> None:
+    """The encoder's cache has room for three. Two requests each find one of theirs there, and miss two."""
+    steps = {"max_num_batched_tokens": 260, "max_num_seqs": 5}
+    run = start(Settings("request", steps, encoder_tokens=3 * TOKENS_PER_IMAGE))
+    run.add("before", Prompt(("sun",), 1))
+    run.step()
+    run.add("beside", Prompt(("moon",), 1))
+    run.add("a", Prompt((1, "sun", "stars", "clouds"), 1))
+    run.add("b", Prompt((1, "moon", "trees", "hills"), 1))
+    assert run.step() == {"beside": 16, "a": 1, "b": 49}  # what the first let go is room for the second
+    for _ in range(4):
+        run.step()
+    assert run.finished >= {"a", "b"}
+
+
 def test_a_stream_of_other_requests_does_not_keep_an_image_out() -> None:
-    run = start(Settings(True, WHOLE, caching=False))
+    run = start(Settings("image", WHOLE, caching=False))
     run.add("0", Prompt((30,), 1))
     run.add("image", Prompt(("sun",), 1))
     for step in range(1, 100):  # each takes ten tokens of two steps, and ten are too few for the image
@@ -227,7 +255,7 @@ def test_a_stream_of_other_requests_does_not_keep_an_image_out() -> None:
 
 def test_one_token_less_and_decoding_requests_keep_an_image_out() -> None:
     """So the smallest step that `check_engine` names is the smallest there is."""
-    run = start(Settings(True, WHOLE))
+    run = start(Settings("image", WHOLE))
     run.scheduler.max_num_scheduled_tokens = 19
     for name in "abcd":
         run.add(name, Prompt((1,), 500))
@@ -239,7 +267,7 @@ def test_one_token_less_and_decoding_requests_keep_an_image_out() -> None:
 
 
 def test_an_image_inside_which_a_hit_ends_gets_blocks_of_its_own() -> None:
-    run = start(Settings(True, WHOLE | {"max_num_batched_tokens": 100}, block_size=8))
+    run = start(Settings("image", WHOLE | {"max_num_batched_tokens": 100}, block_size=8))
     run.add("reader", Prompt((3, "sun", 9), 50))
     run.step()
     run.add("other", Prompt((3, "sun", 5), 50))  # 16 of its 24 tokens are hit: the image but for three
@@ -250,7 +278,7 @@ def test_an_image_inside_which_a_hit_ends_gets_blocks_of_its_own() -> None:
 
 def test_sliding_windows_keep_vllms_own_replay() -> None:
     steps = {"max_num_batched_tokens": 100, "max_num_seqs": 5}
-    run = start(Settings(True, steps, block_size=8, window=8, replays=True))
+    run = start(Settings("image", steps, block_size=8, window=8, replays=True))
     run.add("first", Prompt((3, "sun", 30), 50))
     run.step()
     run.add("long", Prompt((3, "sun", 22), 50))  # 40 of its 41 tokens are hit, and 8 of them replayed

@@ -12,7 +12,12 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
-from prismoe.model_plugins.vllm_seams.scheduler import WholeImageAsyncScheduler, WholeImageScheduler
+from prismoe.model_plugins.vllm_seams.scheduler import (
+    WholeImageAsyncScheduler,
+    WholeImageScheduler,
+    WholeRequestAsyncScheduler,
+    WholeRequestScheduler,
+)
 from prismoe.model_plugins.worker import engine_checks
 from prismoe.model_plugins.worker.engine_checks import check_engine, check_request_engine
 from prismoe.model_plugins.worker.engine_options import ROUTED_WORKER, engine_options
@@ -84,6 +89,35 @@ def test_who_schedules(
     settings = config(scheduler=options)
     check_engine(settings, needs_whole_images, tokens_per_image=64)
     assert settings.scheduler_config.get_scheduler_cls() is chosen
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "chosen"), [(True, WholeRequestScheduler), (False, WholeRequestAsyncScheduler)]
+)
+def test_who_schedules_whole_requests(on_cpu: bool, chosen: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_checks, "current_platform", SimpleNamespace(is_cpu=lambda: on_cpu))
+    settings = config(scheduler={"max_num_batched_tokens": 519})
+    check_engine(settings, True, tokens_per_image=64, needs_whole_requests=True)
+    assert settings.scheduler_config.get_scheduler_cls() is chosen
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "advice"),
+    [
+        ({"max_num_batched_tokens": 518}, "--max-num-batched-tokens 519 or more, with --max-num-seqs 8"),
+        (
+            {"max_num_batched_tokens": 519, "long_prefill_token_threshold": 511},
+            "a prompt may be 512 tokens: use --long-prefill-token-threshold 512",
+        ),
+        (
+            {"max_num_batched_tokens": 519, "scheduler_cls": OwnWholeImageScheduler},
+            "leave --scheduler-cls out",
+        ),
+    ],
+)
+def test_what_would_part_a_requests_images_is_refused(scheduler: dict[str, Any], advice: str) -> None:
+    with pytest.raises(ValueError, match=advice):
+        check_engine(config(scheduler=scheduler), True, tokens_per_image=64, needs_whole_requests=True)
 
 
 @pytest.mark.parametrize(
@@ -183,12 +217,19 @@ def test_a_checkpoint_has_prismoes_worker_where_none_is_named() -> None:
     assert parallel.worker_cls == ROUTED_WORKER
 
 
-@pytest.mark.parametrize(("policy", "caching"), [("topk", True), ("task", False)])
-def test_prefix_caching_ends_where_a_policy_decides_once_a_request(policy: str, caching: bool) -> None:
-    routing = (
-        {"policy": "task", "top_k": 1, "experts": [0, 1, 2, 3]} if policy == "task" else {"policy": "topk"}
-    )
-    arguments = EngineArgs(model=str(PHI), **engine_options(routing))
+@pytest.mark.parametrize(
+    ("routing", "caching"),
+    [
+        ({"policy": "topk"}, True),
+        ({"policy": "ltdr"}, True),
+        ({"policy": "ltdr", "mean_over": "request"}, False),
+        ({"policy": "task", "top_k": 1, "experts": [0, 1, 2, 3]}, False),
+    ],
+)
+def test_prefix_caching_ends_where_a_policy_decides_by_the_request(
+    routing: dict[str, Any], caching: bool
+) -> None:
+    arguments = EngineArgs(model=str(PHI), max_num_batched_tokens=4096, **engine_options(routing))
     assert arguments.create_engine_config().cache_config.enable_prefix_caching == caching
 
 
@@ -220,6 +261,7 @@ PRISMOJI = bundled_checkpoint()
         (PHI, None, Scheduler),
         (PHI, {"policy": "ltdr"}, WholeImageScheduler),
         (PHI, {"policy": "topk", "layers": {"2": {"policy": "ltdr"}}}, WholeImageScheduler),
+        (PHI, {"policy": "ltdr", "layers": {"2": {"mean_over": "request"}}}, WholeRequestScheduler),
         (PRISMOJI, None, WholeImageScheduler),
         (PRISMOJI, {"policy": "topk"}, Scheduler),
         (PRISMOJI, {"policy": "ltdr", "threshold": 0.04}, Scheduler),
@@ -228,5 +270,6 @@ PRISMOJI = bundled_checkpoint()
 def test_the_routing_in_force_says_who_schedules(
     checkpoint: Path, routing: dict[str, Any] | None, scheduler: type
 ) -> None:
-    engine = EngineArgs(model=str(checkpoint), **engine_options(routing)).create_engine_config()
+    arguments = EngineArgs(model=str(checkpoint), max_num_batched_tokens=4096, **engine_options(routing))
+    engine = arguments.create_engine_config()
     assert engine.scheduler_config.get_scheduler_cls() is scheduler

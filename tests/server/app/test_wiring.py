@@ -36,6 +36,7 @@ ACCESS = [
     ("GET", "/v1/routing/inspect", 401, 401, 200, 403),
     ("POST", "/v1/routing/inspect", 401, 401, 400, 403),
     ("PUT", "/v1/routing/in_force", 401, 401, 403, 403),
+    ("PATCH", "/v1/routing/thresholds", 401, 401, 403, 403),
     ("GET", "/openapi.json", 401, 401, 200, 403),
     ("GET", "/version", 401, 401, 200, 403),
     ("GET", "/v1/models", 401, 401, 200, 403),

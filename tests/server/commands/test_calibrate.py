@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from vllm import SamplingParams
 
+from prismoe.model_plugins.tools.calibrate.calibrate import prepared, recorded_checkpoint
+from prismoe.model_plugins.tools.settings import CalibrateSettings
 from prismoe.server.commands.cli import main
 from tests.model_plugins.engine import PHI, engine
 from tests.model_plugins.tools.check.test_check import assert_one_sentence, prismoe
@@ -58,7 +60,7 @@ def test_a_fitted_gmm_serves(images: Path, tmp_path: Path) -> None:
 @pytest.mark.engine
 def test_dual_threshold_measures_importances_and_skips(images: Path, tmp_path: Path) -> None:
     fitted = tmp_path / "fitted"
-    options = ("--skip", "0.25", "--max-images", "3")
+    options = ("--skip-overall", "0.25", "--max-images", "3")
     done = prismoe("calibrate", PHI, fitted, "--policy", "dual_threshold", "--images", images, *options)
     assert done.returncode == 0, done.stderr
     routing = routing_of(fitted)
@@ -68,11 +70,32 @@ def test_dual_threshold_measures_importances_and_skips(images: Path, tmp_path: P
         assert sum(importances) == pytest.approx(1)
         assert min(importances) > 0
         assert importances != [0.5, 0.5]  # as they would be if no layer made a difference
-    assert routing["text_threshold"] == 0 < routing["vision_threshold"]
     rows = [line.replace(" → ", "→").split() for line in done.stdout.splitlines()[2:4]]
-    assert [row[1] for row in rows] == ["2.00→2.00", "2.00→2.00"]
-    kept = [float(row[2].removeprefix("2.00→")) for row in rows]
-    assert sum(kept) / 2 == pytest.approx(1.5, abs=0.011)
+    skipped = [1 - sum(float(row[at].removeprefix("2.00→")) for row in rows) / 4 for at in (1, 2)]
+    assert min(skipped) - 0.01 <= 0.25 <= max(skipped) + 0.01  # of all uses, and both modalities have some
+
+
+@pytest.mark.engine
+def test_a_routing_that_is_tried_moves_the_output_as_far_as_what_it_skips(tmp_path: Path) -> None:
+    """Thresholds that take a layer's experts from a modality are what its importance is measured by."""
+    settings = CalibrateSettings(
+        model=str(PHI), destination=tmp_path / "fitted", policy="dual_threshold", max_images=2, verbose=False
+    )
+    with recorded_checkpoint(prepared(settings)) as (_, data):
+        cases = [(layer, modality) for layer in data.layers for modality in ("text", "vision")]
+        routings: list[dict[str, Any]] = [
+            {
+                "policy": "dual_threshold",
+                "keep_best": False,
+                "layers": {f"{layer}": {f"{modality}_threshold": 2}},
+            }
+            for layer, modality in cases
+        ]
+        assert data.divergences is not None
+        nothing, *moved = data.divergences([{"policy": "dual_threshold"}, *routings])
+    assert nothing == pytest.approx(0, abs=1e-9)
+    assert moved == pytest.approx([data.divergence[layer][modality] for layer, modality in cases], rel=1e-4)
+    assert min(moved) > 0
 
 
 @pytest.mark.parametrize(
@@ -85,6 +108,8 @@ def test_dual_threshold_measures_importances_and_skips(images: Path, tmp_path: P
         (("--policy", "ltdr", "--routing", '{"tail_experts": 9}'), "tail_experts is 9"),
         (("--policy", "ltdr", "--images", "/none"), "There is no folder /none"),
         (("--policy", "dual_threshold", "--skip", "1.5"), "--skip: Input should be less than 1"),
+        (("--policy", "dual_threshold", "--skip", "0.5", "--skip-overall", "0.5"), "give that or those"),
+        (("--policy", "dual_threshold", "--routing", '{"top_k": 3}'), "at most 2 experts in layer 0"),
     ],
 )
 def test_what_can_not_be_done_is_said_before_anything_starts(

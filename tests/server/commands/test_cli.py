@@ -1,6 +1,7 @@
 """The command line, without an engine."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,10 @@ def test_without_a_model_the_bundled_one_is_served() -> None:
     assert settings.routing is None
     assert settings.expert_load_interval == 5
     assert settings.expert_metrics == "summary"
+
+
+def test_the_bundled_model_is_known_by_another_path() -> None:
+    assert ServeSettings(model=os.path.relpath(bundled_checkpoint())).bundled
 
 
 def test_vllms_options_are_left_to_vllm() -> None:

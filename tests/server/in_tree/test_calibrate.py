@@ -21,6 +21,7 @@ from prismoe.model_plugins.tools.calibrate.prompts import QUESTIONS
 from prismoe.model_plugins.tools.chat_engine import chat_about
 from prismoe.server.commands.cli import main
 from tests.model_plugins.engine import engine
+from tests.model_plugins.in_tree import qwen3_vl_moe
 from tests.model_plugins.in_tree.chats import picture
 from tests.model_plugins.tools.check.test_check import assert_one_sentence, prismoe
 from tests.server.in_tree.test_large import EXPERTS, LAYERS, MODEL, K
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.server
 PICTURES = [picture(seed, width=64 + 32 * seed) for seed in range(4)]
 ROUTING = {"head_experts": 4, "tail_experts": K, "text_experts": 6}
 WAIT_S = 300
+PRISMOE = (sys.executable, "-m", "prismoe.server.commands.cli")
 
 
 class Calibrated(NamedTuple):
@@ -45,10 +47,9 @@ class Calibrated(NamedTuple):
 
 def command(checkpoint: Path, images: Path, file: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "prismoe.server.commands.cli"),
+        *PRISMOE,
         *("calibrate", str(checkpoint), str(file), "--policy", "ltdr", "--routing", json.dumps(ROUTING)),
-        *("--tail-share", "0.25", "--images", str(images)),
-        *("--max-model-len", "512", "--dtype", "float32"),
+        *("--tail-share", "0.25", "--images", str(images), "--max-model-len", "512", "--dtype", "float32"),
     ]
 
 
@@ -69,7 +70,9 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
 
 
 def test_what_it_costs_is_told(calibrated: Calibrated) -> None:
-    assert re.search(r"4 prompts of about \d+ tokens .* each computed 5 times: about", calibrated.progress)
+    assert re.match(
+        r"4 prompts of about \d+ tokens .* each computed 5 times at most: about", calibrated.progress
+    )
     memory = re.search(r"Peak memory over serving: ([\d.,]+) MiB of the host", calibrated.output)
     assert memory is not None
     assert float(memory[1].replace(",", "")) < 200
@@ -129,6 +132,34 @@ def test_serving_skips_what_was_measured(calibrated: Calibrated) -> None:
         assert skipped == (1 - uses_LM[:, place] / (K * tokens_LM[:, place])).tolist()
     assert set(measured["skipped"]["text"]) == {0.25}
     assert 0.3 < np.mean(measured["skipped"]["image"]) < 0.45
+
+
+def test_thresholds_are_searched_for_a_share_of_all_uses(calibrated: Calibrated, tmp_path: Path) -> None:
+    qwen3_vl_moe.MODEL.save(tmp_path / "small")
+    file = tmp_path / "searched.json"
+    options = ("--policy", "dual_threshold", "--skip-overall", "0.3", "--images", str(calibrated.images))
+    done = subprocess.run(
+        [*PRISMOE, "calibrate", str(tmp_path / "small"), str(file), *options, "--max-model-len", "512"],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"Thresholds:[^\r]*\| 4/4 ", done.stderr)
+    told = json.loads(file.read_text())
+    text, vision = (
+        [layer[f"{modality}_importance"] for layer in told["layers"].values()]
+        for modality in ("text", "vision")
+    )
+    assert sum(text) == pytest.approx(1) and min(text) > 0
+    assert sum(vision) == pytest.approx(1) and min(vision[:-1]) > 0
+    assert vision[-1] == 0  # nothing attends to what the last layer makes of a picture
+    measured = told["calibrated"]["measured"]
+    shares = [np.mean(skipped) for skipped in measured["skipped"].values()]
+    skipped = np.average(shares, weights=[*measured["tokens"].values()])
+    assert 0.27 < skipped < 0.36  # what is measured are prompts; their answers were recorded with them
+    assert measured["divergence"] > 0
 
 
 def test_another_model_is_not_served_by_it(calibrated: Calibrated, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from prismoe.benchmarks.monitoring.browser import running_browser
+from tests.network import network
 from tests.server.inspector.made_up import (
     LAYERS,
     MODEL,
@@ -44,7 +45,7 @@ SOUND = inspection([medium("audio")], [*[token | NOWHERE for token in patches("a
 
 @pytest.fixture(scope="module")  # beside Playwright's loop, asyncio.run of other tests would fail
 def browser() -> Iterator[Browser]:
-    with running_browser() as browser:
+    with network(changes=False), running_browser() as browser:
         yield browser
 
 

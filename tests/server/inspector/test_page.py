@@ -13,6 +13,7 @@ from prismoe.benchmarks.monitoring.browser import running_browser
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from tests.kernels.reference import probabilities
 from tests.kernels.reference import tail as reference_tail
+from tests.network import network
 from tests.server.conftest import image_part, user
 from tests.server.running import Server
 
@@ -26,7 +27,7 @@ expect.set_options(timeout=30_000)  # milliseconds; a busy machine answers late
 
 @pytest.fixture(scope="module")  # beside Playwright's loop, asyncio.run of other tests would fail
 def browser(server: Server) -> Iterator[Browser]:
-    with running_browser() as browser:
+    with network(changes=False), running_browser() as browser:
         yield browser
 
 

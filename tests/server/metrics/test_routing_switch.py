@@ -1,4 +1,4 @@
-"""`PUT /v1/routing/in_force`, without an engine: who may ask, for what, and what comes of it."""
+"""Changes of the routing at run time, without an engine: who may ask, for what, and what comes of it."""
 
 from typing import Any
 
@@ -21,18 +21,25 @@ KEYS = KeyRing([Key.of(f"the-{role}", role, role) for role in Role])
 NATIVE, POLICY = {"routing": "native"}, {"routing": "policy"}
 
 
+POLICIES: list[dict[str, Any]] = [
+    {"policy": "dual_threshold", "top_k": 2, "norm_topk_prob": True, "vision_threshold": 0.3},
+    {"policy": "ltdr", "top_k": 2, "norm_topk_prob": True, "threshold": 0.02},
+    {"policy": "entropy", "norm_topk_prob": True, "low": 0.2, "high": 0.8},
+]
+
+
 class Rig:
     """The routes behind the gate, of a model of two engines under a policy."""
 
     def __init__(self, switchable: bool = True, keys: KeyRing | None = KEYS) -> None:
-        self.engines = SwitchedEngines()
+        self.engines = SwitchedEngines(*POLICIES)
         registry = CollectorRegistry()
         app = FastAPI()
         app.include_router(routes.router)
         tell_validation_errors(app)
-        app.state.routing = routing(0, 2)
+        app.state.routing = routing(0, 1, 2, policies=POLICIES)
         app.state.routing.switchable = switchable
-        self.switch = RoutingSwitch(self.engines, "policy", registry, "model")
+        self.switch = RoutingSwitch(self.engines, app.state.routing, registry, "model")
         app.state.routing_switch = self.switch
         self.registry = registry
         MetricsPage(registry).add_to(app)
@@ -44,6 +51,17 @@ class Rig:
         sent = content or {"json": body}
         answer: Any = self._http.put("/v1/routing/in_force", headers=headers, **sent)
         return answer
+
+    def patch(self, body: Any, role: str = "admin") -> Any:
+        """Change thresholds."""
+        headers = {"Authorization": f"Bearer {role}"} if role else {}
+        answer: Any = self._http.patch("/v1/routing/thresholds", headers=headers, json=body)
+        return answer
+
+    def policies(self) -> list[dict[str, Any]]:
+        """As `GET /v1/routing` tells them."""
+        told = self._http.get("/v1/routing", headers={"Authorization": "Bearer client"})
+        return [layer["policy"] for layer in told.json()["layers"]]
 
     def in_force(self) -> str:
         told = self._http.get("/v1/routing", headers={"Authorization": "Bearer client"})
@@ -139,9 +157,82 @@ def test_where_there_is_nothing_to_switch(body: dict[str, str]) -> None:
     assert rig.engines.routed_by == ["policy", "policy"]
 
 
+def test_thresholds_are_changed_in_all_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, said = Rig(), list[str]()
+    monkeypatch.setattr(logger, "info", lambda text, *values: said.append(text % values))
+    skip, heads, entropy = POLICIES
+    answer = rig.patch({"vision_threshold": 0.4, "low": 0, "layers": {"1": {"threshold": 0.5}}})
+    assert answer.status_code == 200
+    expected = [skip | {"vision_threshold": 0.4}, heads | {"threshold": 0.5}, entropy | {"low": 0}]
+    assert rig.policies() == [layer["policy"] for layer in answer.json()["layers"]] == expected
+    assert rig.engines.policies == [dict(enumerate(expected))] * 2
+    assert said == [
+        "Thresholds are changed by the key of the-admin: "
+        "vision_threshold is 0.4, low is 0, threshold of layer 1 is 0.5."
+    ]
+    assert rig.metric("prismoe_threshold_changes_total") == 1
+    salt = rig.switch.salted(None)
+    assert salt and rig.switches() == (0, 0)
+    assert rig.patch({"vision_threshold": 0.4}).status_code == 200  # as it is
+    assert (rig.switch.salted(None), rig.metric("prismoe_threshold_changes_total")) == (salt, 1)
+    assert rig.patch({"vision_threshold": 0.3}).status_code == 200
+    assert rig.switch.salted(None) not in (salt, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "Name a threshold to change: they are high, low, text_threshold, threshold, vision_threshold."),
+        ({"top_k": 1}, "top_k is no threshold in force: they are high, "),
+        ({"layers": {"0": {"low": 0.1}}}, "low is no threshold of layer 0: its policy dual_threshold has "),
+        ({"layers": {"7": {"low": 0.1}}}, "layers names 7, but the MoE layers under a policy are 0, 1, 2."),
+        ({"threshold": -1}, "The policy ltdr of layer 1 can't do that: threshold: Input should be "),
+        ({"low": 0.9}, "low is 0.9 and high is 0.8: give a low below high"),
+        ({"vision_threshold": 0.5, "high": 2}, "high: Input should be less than or equal to 1."),
+        ({"threshold": "0.1"}, ""),
+        ({"threshold": None}, ""),
+        ({"threshold": True}, ""),
+        ({"layers": {"1": 0.1}}, ""),
+        ({"layers": [0.1]}, ""),
+        ([], ""),
+        (None, ""),
+    ],
+)
+def test_thresholds_that_no_policy_takes_are_refused_with_a_sentence(body: Any, said: str) -> None:
+    rig = Rig()
+    answer = rig.patch(body)
+    assert answer.status_code == 400 and said in message(answer) and message(answer).endswith(".")
+    assert rig.engines.policies == [dict(enumerate(POLICIES))] * 2
+    assert rig.switch.salted(None) is None
+
+
+def test_a_threshold_is_a_number_that_ends() -> None:
+    for value in (b"NaN", b"Infinity"):
+        rig = Rig()
+        headers = {"Authorization": "Bearer admin", "Content-Type": "application/json"}
+        url = "/v1/routing/thresholds"
+        answer = rig._http.patch(url, headers=headers, content=b'{"threshold": %s}' % value)
+        assert answer.status_code == 400
+        assert rig.engines.policies == [dict(enumerate(POLICIES))] * 2
+
+
+@pytest.mark.parametrize(("role", "status"), [("", 401), ("client", 403), ("metrics", 403)])
+def test_other_keys_change_no_threshold(role: str, status: int) -> None:
+    rig = Rig()
+    assert rig.patch({"threshold": 0.5}, role).status_code == status
+    assert Rig(keys=None).patch({"threshold": 0.5}).status_code == 403
+    refused = Rig(switchable=False).patch({"threshold": 0.5})
+    assert (refused.status_code, message(refused)) == (409, routes.NOTHING_TO_SWITCH)
+    assert rig.engines.policies == [dict(enumerate(POLICIES))] * 2
+
+
 def test_the_metrics_are_in_the_documentation() -> None:
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
     names = {sample.name for family in Rig().registry.collect() for sample in family.samples}
     told = {name for name in names if not name.endswith("_created")}
-    assert told == {"prismoe_routing_switches_total", "prismoe_policy_in_force"}
+    assert told == {
+        "prismoe_routing_switches_total",
+        "prismoe_policy_in_force",
+        "prismoe_threshold_changes_total",
+    }
     assert all(f"`{name}`" in page for name in told)

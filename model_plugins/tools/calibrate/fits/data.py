@@ -3,8 +3,9 @@
 Shape legend: T tokens, C numbers of a token, N kept tokens, D hidden, E experts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from prismoe.kernels.routing import segment_mean
 from prismoe.model_plugins.routing.measures import Measure
 from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
 from prismoe.model_plugins.tools.calibrate.fits.sketch import QuantileSketch
+
+Divergences = Callable[[Sequence[Mapping[str, Any]]], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class CalibrationData:
     divergence: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     """How far the output moves when a layer gives a modality no experts: the mean KL divergence of the
     answers' tokens in nats, by layer and modality. Empty where it was not asked for."""
+    divergences: Divergences | None = None
+    """The same for each of some routings of the whole model. None where it was not asked for."""
 
     def samples(self) -> dict[int, TokenSample]:
         """Of each layer, where a policy is fitted to tensors."""

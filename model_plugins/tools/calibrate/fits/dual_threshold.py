@@ -3,41 +3,65 @@
 from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
 from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData
 from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, RouterFit
+from prismoe.model_plugins.tools.calibrate.fits.frontier import frontier
 from prismoe.model_plugins.tools.calibrate.fits.quantile import between
 from prismoe.model_plugins.tools.calibrate.fits.sketch import Ranked, merged
 
+TEXT_STEPS, VISION_STEPS = 16, 256
+"""Of the grids of thresholds, in equal shares of the uses that can be skipped. Each of text's costs at most
+one run of the calibration prompts, vision's cost none."""
+
 
 def fit(data: CalibrationData, goal: Goal) -> RouterFit:
-    """A layer's importance for a modality, and the modalities' thresholds for the shares of uses to skip.
+    """A layer's importance for a modality, and the modalities' thresholds.
 
     An importance is the layer's share of the divergences that taking the layers' experts from the modality
-    brings (the paper's α). The paper then searches a threshold pair that skips a share of all uses at the
-    least divergence; here each modality has a share of its own, so its threshold follows from the recorded
-    weights alone.
+    brings (the paper's α; get_layer_importance_ddp.py of its released code).
+
+    The thresholds are the pair that skips `goal.skip_overall` of all uses at the least divergence from the
+    model as it routes now, by the paper's frontier search (grid_search_tau_ddp.py). Two things differ from
+    the released code. Its grids are a sigmoid's between bounds set by hand; these part the recorded
+    importances in equal shares. And it counts the uses while it skips; here those are counted that were
+    recorded before, which takes no run, and more go under a higher threshold without exception, which the
+    search takes for granted.
+
+    With `goal.skip` or `goal.skip_text` each modality has a share of its own, and nothing is searched.
+
+    Raises ValueError with a sentence where so many uses can't be skipped.
     """
     check(data.top_k, goal)
+    most = most_skipped(data.top_k, goal)
     importance = {modality: _importance(data, modality) for modality in POLICY_MODALITIES}
-    thresholds = {}
-    for modality, skip in zip(POLICY_MODALITIES, (goal.skip_text, goal.skip), strict=True):
-        thresholds[f"{modality}_threshold"] = 0.0
-        if skip:
-            weights = [seen.sketches[modality] for seen in data.layers.values()]
-            scores = merged(weights, [importance[modality][layer] for layer in data.layers])
-            thresholds[f"{modality}_threshold"] = _threshold(scores, skip / most_skipped(data.top_k, goal))
-    return RouterFit(
-        {"policy": "dual_threshold", **goal.settings, **thresholds},
-        {
-            layer: {f"{modality}_importance": importance[modality][layer] for modality in POLICY_MODALITIES}
-            for layer in data.layers
-        },
-    )
+    layers = {
+        layer: {f"{modality}_importance": importance[modality][layer] for modality in POLICY_MODALITIES}
+        for layer in data.layers
+    }
+
+    def scores(modality: str) -> Ranked:
+        weights = [seen.sketches[modality] for seen in data.layers.values()]
+        return merged(weights, [importance[modality][layer] for layer in data.layers])
+
+    def at(text_threshold: float, vision_threshold: float) -> RouterFit:
+        thresholds = {"text_threshold": text_threshold, "vision_threshold": vision_threshold}
+        return RouterFit({"policy": "dual_threshold", **goal.settings, **thresholds}, layers)
+
+    if not goal.searches:
+        shares = zip(POLICY_MODALITIES, (goal.skip_text, goal.skip), strict=True)
+        return at(
+            *(_threshold(scores(modality), share / most) if share else 0.0 for modality, share in shares)
+        )
+    text, vision = map(scores, POLICY_MODALITIES)
+    candidates = [at(*pair) for pair in _frontier(text, vision, goal.skip_overall / most)]
+    assert data.divergences is not None
+    divergences = data.divergences([candidate.routing() for candidate in candidates])
+    return candidates[min(range(len(candidates)), key=lambda number: divergences[number])]
 
 
 def check(top_k: int, goal: Goal) -> None:
     """Raise ValueError with a sentence where a token of a model with this k can't skip so much."""
     slots = goal.settings.get("top_k", top_k)
     most = most_skipped(top_k, goal)
-    if max(goal.skip, goal.skip_text) > most:
+    if max(goal.skip_overall if goal.searches else 0, goal.skip or 0, goal.skip_text or 0) > most:
         raise ValueError(
             f"A token keeps its best expert, so at most {most:.0%} of {slots} uses can be skipped: "
             f"ask for that or less, raise top_k, or set keep_best to false."
@@ -53,6 +77,30 @@ def most_skipped(top_k: int, goal: Goal) -> float:
     """The share of uses that a token doesn't keep in any case."""
     slots = goal.settings.get("top_k", top_k)
     return (slots - kept(goal)) / slots
+
+
+def most_tried(goal: Goal) -> int:
+    """How many pairs of thresholds the search tries at most."""
+    return TEXT_STEPS + 1 if goal.searches else 0
+
+
+def _frontier(text: Ranked, vision: Ranked, share: float) -> list[tuple[float, float]]:
+    """The pairs of thresholds that are to be tried. `share` is of the uses that can be skipped."""
+    text_grid, vision_grid = (
+        [0.0, *(_threshold(scores, step / steps) for step in range(1, steps + 1))]
+        for scores, steps in ((text, TEXT_STEPS), (vision, VISION_STEPS))
+    )
+    of_text, of_vision = (
+        [scores.below(threshold) for threshold in grid]
+        for scores, grid in ((text, text_grid), (vision, vision_grid))
+    )
+    pairs = frontier(
+        len(text_grid),
+        len(vision_grid),
+        lambda i, j: of_text[i] + of_vision[j],
+        round(share * (text.count + vision.count)),
+    )
+    return [(text_grid[i], vision_grid[j]) for i, j in pairs]
 
 
 def _threshold(scores: Ranked, share: float) -> float:

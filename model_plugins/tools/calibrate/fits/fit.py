@@ -30,14 +30,21 @@ class Goal:
     """What the fitted router is to do, apart from `settings` of its policy that stay as they are given."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    skip: float = 0.5
-    """`dual_threshold`: the share of vision expert uses to skip."""
-    skip_text: float = 0.0
+    skip_overall: float = 0.25
+    """`dual_threshold`: the share of all expert uses to skip, by a search for the two thresholds."""
+    skip: float | None = None
+    """The share of vision expert uses to skip. With it or `skip_text` nothing is searched; the other is 0."""
+    skip_text: float | None = None
     """The same, of text."""
     tail_share: float | None = None
     """`ltdr`: the share of vision tokens to be tail; None: as many as are above their image's mean."""
     mean_experts: float | None = None
     """`entropy`: the mean number of experts a token; None: the checkpoint's k."""
+
+    @property
+    def searches(self) -> bool:
+        """Whether `dual_threshold` searches its thresholds."""
+        return self.skip is None and self.skip_text is None
 
 
 @dataclass(frozen=True)

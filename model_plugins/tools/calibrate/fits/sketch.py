@@ -40,6 +40,11 @@ class Ranked:
         """The value that so many of those seen are before."""
         return self.values_N[int(torch.searchsorted(self.ends_N, rank, right=True))].item()
 
+    def below(self, value: float) -> int:
+        """How many of those seen are less."""
+        kept = int(torch.searchsorted(self.values_N, value))
+        return int(self.ends_N[kept - 1]) if kept else 0
+
     def quantile(self, share: float) -> float:
         """Between the values of the two ranks beside `share` of the way from the first to the last."""
         rank = share * (self.count - 1)

@@ -11,7 +11,12 @@ from prismoe.kernels.routing import TEXT
 from prismoe.model_plugins.routing.measures import Measure, measured
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing
 from prismoe.model_plugins.routing.registry import choose_routing
-from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData, RoutedLayer, TokenSample
+from prismoe.model_plugins.tools.calibrate.fits.data import (
+    CalibrationData,
+    Divergences,
+    RoutedLayer,
+    TokenSample,
+)
 from prismoe.model_plugins.tools.calibrate.fits.fit import RouterFit
 
 EXPERTS, TOP_K, HIDDEN = 4, 2, 12
@@ -43,6 +48,7 @@ def calibration_data(
     divergence: Mapping[int, Mapping[str, float]] | None = None,
     top_k: int = TOP_K,
     kept: int = 1,
+    divergences: Divergences | None = None,
 ) -> CalibrationData:
     """As these samples were all of the tokens, each image a request of its own."""
     seen = {layer: RoutedLayer(EXPERTS, of_layer) for layer, of_layer in layers.items()}
@@ -50,7 +56,7 @@ def calibration_data(
         if measure is not None:
             values_TC = measured(measure, Confidence(of_layer.logits_NE), top_k, top_k > 1)
             seen[layer].add(measure, values_TC, of_layer.segment_N, kept)
-    return CalibrationData(seen, TOP_K, divergence or {})
+    return CalibrationData(seen, TOP_K, divergence or {}, divergences)
 
 
 def routed(data: CalibrationData, fitted: RouterFit) -> dict[int, Routing]:

@@ -1,5 +1,8 @@
 """Fitted thresholds do what they were fitted for, when the policy itself applies them."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 
 from prismoe.kernels.routing import router_probabilities, tail_tokens
 from prismoe.model_plugins.tools.calibrate.fits import dual_threshold, entropy, ltdr
-from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, fitter
+from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, RouterFit, fitter
 from prismoe.model_plugins.tools.calibrate.fits.quantile import between
 from prismoe.model_plugins.tools.calibrate.fits.sketch import Ranked
 from tests.model_plugins.tools.calibrate.fits.recordings import (
@@ -80,6 +83,44 @@ def test_dual_threshold_skips_text_by_its_own_share_and_most_where_it_matters_le
     assert first.count_T[~is_text_T].sum() < second.count_T[~is_text_T].sum()
 
 
+@pytest.mark.parametrize(("share", "keep_best"), [(0.1, True), (0.3, True), (0.5, True), (0.88, False)])
+@pytest.mark.parametrize("dear", ["text", "vision"])
+def test_the_search_skips_the_share_of_all_uses_where_that_moves_the_output_least(
+    share: float, keep_best: bool, dear: str
+) -> None:
+    """Where text's uses cost all, as many as can be are vision's, and the other way round."""
+    skips: list[tuple[int, int]] = []
+
+    def divergences(routings: Sequence[Mapping[str, Any]]) -> list[float]:
+        for routing in routings:
+            kept = routed(data, RouterFit({**routing})).values()
+            skips.append(
+                (
+                    sum(2 * text_tokens - int(one.count_T[~is_vision_T].sum()) for one in kept),
+                    sum(2 * VISION_TOKENS - int(one.count_T[is_vision_T].sum()) for one in kept),
+                )
+            )
+        return [skip[dear == "vision"] for skip in skips]
+
+    data = calibration_data(samples(), "weights", DIVERGENCE, kept=int(keep_best), divergences=divergences)
+    is_vision_T = data.samples()[0].segment_N >= 0
+    text_tokens = int((~is_vision_T).sum())
+    goal = Goal({"keep_best": keep_best}, skip_overall=share)
+    counts = [one.count_T for one in routed(data, dual_threshold.fit(data, goal)).values()]
+    text, vision = (
+        sum(int((2 - count_T)[of_T].sum()) for count_T in counts) for of_T in (~is_vision_T, is_vision_T)
+    )
+    wanted = round(share * 4 * len(is_vision_T))
+    step = 4 * VISION_TOKENS / dual_threshold.VISION_STEPS + 1
+    assert wanted <= text + vision <= wanted + step + 4 * text_tokens / dual_threshold.TEXT_STEPS
+    assert (text, vision) == min(skips, key=lambda skip: skip[dear == "vision"])
+    room = (4 - 2 * keep_best) * (text_tokens if dear == "vision" else VISION_TOKENS)
+    if dear == "text":
+        step += 4 * text_tokens / dual_threshold.TEXT_STEPS
+    assert (vision if dear == "vision" else text) <= max(0, wanted - room) + step
+    assert len(skips) <= dual_threshold.TEXT_STEPS + 1
+
+
 def test_a_layer_of_no_importance_skips_all_that_it_can() -> None:
     divergence = {0: {"text": 1.0, "vision": 1.0}, 2: {"text": 1.0, "vision": 0.0}}
     data = calibration_data(samples(), "weights", divergence)
@@ -90,17 +131,18 @@ def test_a_layer_of_no_importance_skips_all_that_it_can() -> None:
 
 
 def test_importances_are_shares_of_the_divergence() -> None:
-    layers = dual_threshold.fit(calibration_data(samples(), "weights", DIVERGENCE), Goal()).layers
+    layers = dual_threshold.fit(calibration_data(samples(), "weights", DIVERGENCE), Goal(skip=0.5)).layers
     assert layers[0] == pytest.approx({"text_importance": 0.75, "vision_importance": 0.2})
     assert layers[2] == pytest.approx({"text_importance": 0.25, "vision_importance": 0.8})
     nothing = {layer: dict.fromkeys(("text", "vision"), 0.0) for layer in DIVERGENCE}
-    even = dual_threshold.fit(calibration_data(samples(), "weights", nothing), Goal()).layers
+    even = dual_threshold.fit(calibration_data(samples(), "weights", nothing), Goal(skip=0.5)).layers
     assert even[0] == {"text_importance": 0.5, "vision_importance": 0.5}
 
 
 def test_more_than_all_but_the_best_can_not_be_skipped() -> None:
-    with pytest.raises(ValueError, match=r"at most 50% of 2 uses"):
-        dual_threshold.fit(calibration_data(samples(), "weights", DIVERGENCE), Goal(skip=0.6))
+    for goal in (Goal(skip=0.6), Goal(skip_overall=0.51), Goal(skip=0.1, skip_text=0.7)):
+        with pytest.raises(ValueError, match=r"at most 50% of 2 uses"):
+            dual_threshold.fit(calibration_data(samples(), "weights", DIVERGENCE), goal)
 
 
 @pytest.mark.parametrize("mean", [1.2, 2.0, 2.5, 3.9])

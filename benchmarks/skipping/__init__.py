@@ -1,0 +1,1 @@
+"""What skipping experts costs in answers: MoDES's search for thresholds beside a plain threshold."""

@@ -1,0 +1,90 @@
+"""The section of docs/evaluation.md, and its plot, out of what was measured."""
+
+from collections.abc import Iterable
+
+from prismoe.benchmarks.skipping.results import Difference, Measured, Rule, Score, Skipping
+from prismoe.training.line_plot import line_plot
+
+BEGIN, END = "<!-- Written by make bench-skip-accuracy. -->", "<!-- As far as here. -->"
+NAMES: dict[Rule, str] = {"search": "MoDES's search", "plain": "plain threshold"}
+
+
+def replaced(page: str, text: str) -> str:
+    """The page with the text between its two marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def section(found: Measured) -> str:
+    """The table, and what it shows."""
+    head = ["to be skipped", "rule", "skipped", "right", "search minus plain, points", "won, lost"]
+    head += ["experts a token, text", "image", "divergence, nats"]
+    nothing = ["0%", "top-k", "0.0%", _right(found.nothing_skipped), "", "", "2.00", "2.00", "0"]
+    rows = [head, ["---"] * len(head), nothing, *(_cells(found, row) for row in found.rows)]
+    return "\n".join(
+        [
+            *(f"| {' | '.join(cells)} |" for cells in rows),
+            "",
+            f"{found.questions:,} questions about {found.pictures} drawings; the thresholds were chosen from "
+            f"{found.calibration_pictures} others. {verdict(found.difference.items())}",
+        ]
+    )
+
+
+def verdict(differences: Iterable[tuple[str, Difference]]) -> str:
+    """Which of the two is better, where that can be told."""
+    ahead: list[str] = []
+    behind: list[str] = []
+    open_: list[str] = []
+    for share, difference in differences:
+        low, high = difference.interval
+        (ahead if low > 0 else behind if high < 0 else open_).append(share)
+    sentences = [
+        f"{what} at {_and(shares)}."
+        for what, shares in (
+            ("The search is better than the plain threshold", ahead),
+            ("The plain threshold is better than the search", behind),
+            ("The two can't be told apart", open_),
+        )
+        if shares
+    ]
+    return " ".join(sentences)
+
+
+def plot(found: Measured) -> str:
+    """An SVG: right answers of both rules by the share that was to be skipped."""
+    shares = list(dict.fromkeys(row.share for row in found.rows))
+    return line_plot(
+        f"Right answers of {found.questions:,}",
+        "of all uses of experts, to be skipped",
+        ["0%", *(f"{share:.0%}" for share in shares)],
+        {
+            name: [
+                found.nothing_skipped.accuracy,
+                *(row.score.accuracy for row in found.rows if row.rule == rule),
+            ]
+            for rule, name in NAMES.items()
+        },
+    )
+
+
+def _cells(found: Measured, row: Skipping) -> list[str]:
+    more = ["", ""]
+    if row.rule == "search":
+        difference = found.difference[f"{row.share:.0%}"]
+        share, low, high = (f"{100 * value:+.1f}" for value in (difference.share, *difference.interval))
+        more = [f"{share} ({low} to {high})", f"{difference.won}, {difference.lost}"]
+    experts = [f"{row.experts_per_token[name]:.2f}" for name in ("text", "image")]
+    rule = [f"{row.share:.0%}", NAMES[row.rule], f"{row.skipped:.1%}", _right(row.score)]
+    return [*rule, *more, *experts, f"{row.divergence:.2g}"]
+
+
+def _right(score: Score) -> str:
+    low, high = score.interval
+    return f"{score.accuracy:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _and(words: list[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
