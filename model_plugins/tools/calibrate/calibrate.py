@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from prismoe.model_plugins.tools.calibrate.state import State
 
 SHARD_BYTES = 4 * 10**9
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,9 @@ def prepared(settings: CalibrateSettings) -> Calibration:
     is_ours = is_moe_llava(read_json(folder / "config.json")) if (folder / "config.json").is_file() else False
     goal = Goal(own_settings, **settings.goal)
     if is_ours:
-        _check_moe_llava(folder, {"policy": settings.policy, **own_settings}, goal)
+        _check_moe_llava(
+            folder, {"policy": settings.policy, **own_settings}, fit.needs_divergence and goal.searches
+        )
     else:
         _check_any_gate(settings, fit, own_settings)
     prompts = Prompts(pictures(settings.images, settings.max_images), read_questions(settings.questions))
@@ -107,8 +108,11 @@ def prepared(settings: CalibrateSettings) -> Calibration:
     return Calibration(settings, folder, fit, goal, prompts, arguments, is_ours)
 
 
-def _check_moe_llava(folder: Path, routing: Mapping[str, Any], goal: "Goal") -> None:
-    """Raise ValueError with a sentence where the checkpoint or the policy's settings make no sense."""
+def _check_moe_llava(folder: Path, routing: Mapping[str, Any], searches: bool) -> None:
+    """Raise ValueError with a sentence where the checkpoint or the policy's settings make no sense.
+
+    `searches`: whether the fit tries the policy in the place of the checkpoint's own.
+    """
     from transformers import AutoConfig
 
     from prismoe.model_plugins.models.moe_llava.config import check_config_file, routing_in_force
@@ -118,7 +122,6 @@ def _check_moe_llava(folder: Path, routing: Mapping[str, Any], goal: "Goal") -> 
     wanted = routing_in_force(config, routing)
     for layer, routed in routing_in_force(config, None).layers.items():
         room = routed.policy.slots(routed.num_experts)
-        searches = routing["policy"] == "dual_threshold" and goal.searches
         if searches and wanted.layers[layer].policy.slots(routed.num_experts) > room:
             raise ValueError(
                 "The search tries the policy in the place of the checkpoint's own, which gives a token "
