@@ -1,4 +1,5 @@
-"""What stands at a MoE layer of a model: router, experts by platform, token segments, requests, expert load.
+"""What stands at a MoE layer of a model: routers, the step's tokens, requests, expert load.
 
-May import routing and kernels; knows no model.
+`experts` runs the experts, and `attached` stands in models that vLLM has built. May import routing and
+kernels; knows no model.
 """

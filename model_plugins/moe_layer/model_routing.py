@@ -26,7 +26,7 @@ from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import RoutingInForce, choose_routing
 from prismoe.model_plugins.routing.request_policy import RequestPolicy
 from prismoe.model_plugins.routing.thresholds import ThresholdsByLayer
-from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_steps
+from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests, watch_steps
 
 
 class Observed(Protocol):

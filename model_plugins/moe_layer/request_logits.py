@@ -14,7 +14,7 @@ from vllm.logger import init_logger
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from prismoe.model_plugins.routing.request_policy import NO_TASK, RequestPolicy, Requests
-from prismoe.model_plugins.vllm_seams.step_watch import StepRequests
+from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests
 
 TASK = "task"
 """What a request's label is called among its `vllm_xargs` (offline: `SamplingParams.extra_args`)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 from prismoe.model_plugins.moe_layer.step import RoutingStep
-from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_steps
+from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests, watch_steps
 
 
 class RequestRows(NamedTuple):

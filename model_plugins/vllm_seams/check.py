@@ -51,9 +51,9 @@ def check(needs: Iterable[Needed]) -> None:
 
 
 def all_needs() -> list[Needed]:
-    """What all files of this folder need."""
-    files = pkgutil.iter_modules([str(Path(__file__).parent)], f"{__package__}.")
-    seams = [importlib.import_module(file.name) for file in files if file.name != __name__]
+    """What all files of this room need."""
+    files = pkgutil.walk_packages([str(Path(__file__).parent)], f"{__package__}.")
+    seams = [importlib.import_module(file.name) for file in files if not file.ispkg and file.name != __name__]
     return [needed for seam in seams for needed in seam.NEEDS]
 
 

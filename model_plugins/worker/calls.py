@@ -99,7 +99,7 @@ class RoutingCalls:
 
     def prismoe_identity(self) -> Mapping[str, Any]:
         """Which checkpoint the model is (`ModelIdentity`)."""
-        from prismoe.model_plugins.moe_layer.identity import identity_of
+        from prismoe.model_plugins.moe_layer.attached.identity import identity_of
 
         runners = runners_of(self._prismoe_model())
         return identity_of(self.vllm_config, runners).model_dump()  # type: ignore[attr-defined]

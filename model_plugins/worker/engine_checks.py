@@ -4,7 +4,7 @@ from vllm.config import SchedulerConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
-from prismoe.model_plugins.vllm_seams.scheduler import (
+from prismoe.model_plugins.vllm_seams.engine.scheduler import (
     WholeImageAsyncScheduler,
     WholeImageScheduler,
     WholeRequestAsyncScheduler,

@@ -4,8 +4,8 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
-from prismoe.model_plugins.vllm_seams import engine_config
 from prismoe.model_plugins.vllm_seams.check import check
+from prismoe.model_plugins.vllm_seams.engine import engine_config
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
 from prismoe.model_plugins.worker.engine_options import ROUTED_WORKER, use_routed_worker
 

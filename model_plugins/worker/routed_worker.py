@@ -6,11 +6,11 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.platforms import current_platform
 
 from prismoe.kernels.modalities import MODALITIES
-from prismoe.model_plugins.moe_layer.attached_policies import AttachedPolicies
+from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
+from prismoe.model_plugins.moe_layer.attached.policies import AttachedPolicies
 from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting, kernel_name, runners_of
-from prismoe.model_plugins.moe_layer.native import NativeRouting
-from prismoe.model_plugins.vllm_seams import experts_sink, native_router, step_watch
 from prismoe.model_plugins.vllm_seams.check import check
+from prismoe.model_plugins.vllm_seams.engine import experts_sink, native_router, step_watch
 from prismoe.model_plugins.worker.calls import RoutingCalls
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
 from prismoe.model_plugins.worker.engine_options import operator_policies, shadow_policies
@@ -28,7 +28,7 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         """Load the model, and stand beside its routers."""
         # Of as many slots as a policy or the model's router may use, the other one leaves some out.
         if current_platform.is_cuda() and operator_policies(self.vllm_config) is not None:
-            from prismoe.model_plugins.moe_layer.gpu_experts import use_in_all_models
+            from prismoe.model_plugins.moe_layer.experts.gpu_experts import use_in_all_models
 
             use_in_all_models()
         super().load_model(**options)

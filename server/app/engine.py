@@ -13,7 +13,7 @@ from vllm.platforms import current_platform
 
 from prismoe.model_plugins.models.moe_llava.config import is_moe_llava
 from prismoe.model_plugins.processes import end_forks_with_parent
-from prismoe.model_plugins.vllm_seams.engines import ask_engines
+from prismoe.model_plugins.vllm_seams.front.engines import ask_engines
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
 from prismoe.server.errors import StartRefused, sentence
 

@@ -15,12 +15,12 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.utils.system_utils import decorate_logs
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
-from prismoe.model_plugins.vllm_seams.answers import salt_requests
 from prismoe.model_plugins.vllm_seams.check import all_needs, check
-from prismoe.model_plugins.vllm_seams.engines import stop_hearing
-from prismoe.model_plugins.vllm_seams.exception_handlers import with_handlers
-from prismoe.model_plugins.vllm_seams.images import send_images_always
-from prismoe.model_plugins.vllm_seams.sampling import check_sampling_early
+from prismoe.model_plugins.vllm_seams.front.answers import salt_requests
+from prismoe.model_plugins.vllm_seams.front.engines import stop_hearing
+from prismoe.model_plugins.vllm_seams.front.exception_handlers import with_handlers
+from prismoe.model_plugins.vllm_seams.front.images import send_images_always
+from prismoe.model_plugins.vllm_seams.front.sampling import check_sampling_early
 from prismoe.server.access.configured import configured_keys
 from prismoe.server.access.gate import Gate
 from prismoe.server.access.keys import Keys

@@ -12,7 +12,7 @@ from prismoe.model_plugins.files.hub import checkpoint_folder, files_from_hub
 from prismoe.model_plugins.files.weight_files import read_json, weights_digest
 from prismoe.model_plugins.models.moe_llava.config import check_config_file, is_moe_llava
 from prismoe.model_plugins.routing.calibrated import Calibrated
-from prismoe.model_plugins.vllm_seams.cli_args import make_arg_parser, validate_parsed_serve_args
+from prismoe.model_plugins.vllm_seams.front.cli_args import make_arg_parser, validate_parsed_serve_args
 from prismoe.model_plugins.worker.engine_options import engine_options
 from prismoe.server.commands.arguments import USAGE
 from prismoe.server.commands.unserved_options import refuse_unserved

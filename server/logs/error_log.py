@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.renderers import BaseRenderer
 
-from prismoe.model_plugins.vllm_seams.threads import keep_context
+from prismoe.model_plugins.vllm_seams.front.threads import keep_context
 
 OWN = "vllm.prismoe"
 """Where the loggers of prismoe begin, which quote no client."""

@@ -21,7 +21,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.metrics.stats import RequestStateStats
 
-from prismoe.model_plugins.vllm_seams.answers import tell_answers
+from prismoe.model_plugins.vllm_seams.front.answers import tell_answers
 from prismoe.server.access.routes import METRICS, is_open, route_label
 from prismoe.server.logs.error_log import begin_request
 from prismoe.server.refusal import RefusalCounter

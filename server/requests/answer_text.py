@@ -9,7 +9,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer, IncrementalDetokenizer
 
 from prismoe.model_plugins.models.moe_llava.names import RENDERER
-from prismoe.model_plugins.vllm_seams.answers import tell_answers
+from prismoe.model_plugins.vllm_seams.front.answers import tell_answers
 
 COMPLETION = "cmpl-"
 """How vLLM's ids of completions begin. All other requests are answers to a conversation."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from prismoe.kernels.routing import PADDING
 from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
 from prismoe.model_plugins.routing.request_policy import NO_TASK, RequestPolicy
-from prismoe.model_plugins.vllm_seams.step_watch import StepRequests
+from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests
 from prismoe.training.comparison.contenders import CONTENDERS, Trained
 from prismoe.training.comparison.start import start
 from prismoe.training.data.batches import IGNORED, Batch, Composer

@@ -5,7 +5,7 @@ It follows vLLM's registry and the code of its models, release 0.32. `page` make
 
 from typing import Literal, NamedTuple
 
-from prismoe.model_plugins.moe_layer.miscounted import MISCOUNTED
+from prismoe.model_plugins.moe_layer.attached.miscounted import MISCOUNTED
 
 Status = Literal["exact", "read", "not seen"]
 

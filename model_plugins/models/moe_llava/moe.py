@@ -7,7 +7,7 @@ from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.quantization import QuantizationConfig
 
 from prismoe.model_plugins.models.moe_llava.families.family import FeedForward
-from prismoe.model_plugins.moe_layer.experts import experts_options
+from prismoe.model_plugins.moe_layer.experts.by_platform import experts_options
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
 
 

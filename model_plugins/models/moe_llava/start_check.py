@@ -24,8 +24,8 @@ from prismoe.model_plugins.models.moe_llava.tower import (
     tower_shapes,
 )
 from prismoe.model_plugins.routing.registry import RoutingInForce
-from prismoe.model_plugins.vllm_seams import overridden, scheduler, step_watch
 from prismoe.model_plugins.vllm_seams.check import check
+from prismoe.model_plugins.vllm_seams.engine import overridden, scheduler, step_watch
 from prismoe.model_plugins.worker.engine_checks import check_engine, check_request_engine
 from prismoe.model_plugins.worker.engine_options import operator_settings, use_routed_worker
 

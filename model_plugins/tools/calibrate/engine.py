@@ -13,7 +13,7 @@ from vllm import LLM, SamplingParams
 from prismoe.model_plugins.recording import peak_memory
 from prismoe.model_plugins.recording.peak_memory import PeakMemory
 from prismoe.model_plugins.tools.chat_engine import chat_about
-from prismoe.model_plugins.vllm_seams.chat_prompts import engine_prompt
+from prismoe.model_plugins.vllm_seams.front.chat_prompts import engine_prompt
 
 ANSWER_LIMIT = 16  # tokens
 MIB = 2**20

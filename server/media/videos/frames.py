@@ -13,7 +13,7 @@ from vllm import envs
 from vllm.multimodal.media import MediaWithBytes, VideoMediaIO
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
 
-from prismoe.model_plugins.vllm_seams.videos import BACKEND, decoding_by
+from prismoe.model_plugins.vllm_seams.front.videos import BACKEND, decoding_by
 from prismoe.server.media.budget import BYTES_PER_PIXEL, BudgetSpent, MediaBudget
 from prismoe.server.media.decode import check_size
 from prismoe.server.media.refusal import DAMAGED, MediaRefused

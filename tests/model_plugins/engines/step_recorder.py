@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_steps
+from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests, watch_steps
 
 
 class Row(NamedTuple):

@@ -14,7 +14,7 @@ from vllm import LLM, SamplingParams
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from prismoe.kernels.routing import TEXT
-from prismoe.model_plugins.vllm_seams.scheduler import WholeImageScheduler
+from prismoe.model_plugins.vllm_seams.engine.scheduler import WholeImageScheduler
 from tests.kernels import reference
 from tests.model_plugins.engine import PHI, engine
 from tests.model_plugins.engines.step_recorder import Row, rows, start_recording_rows, take_steps

@@ -12,7 +12,7 @@ from vllm import LLM
 
 from prismoe.model_plugins.models.moe_llava.processing import pad_to_square
 from prismoe.model_plugins.models.moe_llava.tower import tower_image_processor
-from prismoe.model_plugins.moe_layer.cpu_experts import WIDE
+from prismoe.model_plugins.moe_layer.experts.cpu_experts import WIDE
 from tests.model_plugins.engine import (
     engine,
     greedy,

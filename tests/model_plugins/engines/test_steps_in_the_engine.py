@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from vllm import LLM, SamplingParams
 
-from prismoe.model_plugins.vllm_seams.scheduler import WholeImageScheduler
+from prismoe.model_plugins.vllm_seams.engine.scheduler import WholeImageScheduler
 from tests.model_plugins.engine import PHI, engine
 from tests.paths import DATA
 

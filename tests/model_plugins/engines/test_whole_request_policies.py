@@ -16,7 +16,7 @@ from prismoe.kernels.routing import TEXT
 from prismoe.model_plugins.moe_layer.request_logits import RequestLogits
 from prismoe.model_plugins.moe_layer.step import MarkedTokens
 from prismoe.model_plugins.routing.policies.task import Task
-from prismoe.model_plugins.vllm_seams.step_watch import StepRequests
+from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests
 from tests.kernels import reference
 from tests.model_plugins.engine import engine
 from tests.model_plugins.engines.step_recorder import Row, rows, start_recording_rows, take_steps

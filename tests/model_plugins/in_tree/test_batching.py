@@ -19,7 +19,7 @@ from prismoe.kernels import ragged_experts
 from prismoe.kernels.ragged_experts import FixedExperts, flat_experts
 from prismoe.model_plugins.moe_layer.model_routing import runners_of
 from prismoe.model_plugins.moe_layer.step import RoutingStep
-from prismoe.model_plugins.vllm_seams.step_watch import StepRequests, watch_steps
+from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests, watch_steps
 from tests.model_plugins.engine import engine
 from tests.model_plugins.in_tree.reference import UNUSED, Answer, answers
 from tests.model_plugins.in_tree.test_counts import CHATS, MORE

@@ -114,7 +114,7 @@ def test_what_a_wheel_lacks_is_printed(
 
 def test_all_rooms_imports_are_read() -> None:
     """Those behind `if` and in functions, too; in one place of two where releases differ."""
-    seam = REPOSITORY / "model_plugins" / "vllm_seams" / "cli_args.py"
+    seam = REPOSITORY / "model_plugins" / "vllm_seams" / "front" / "cli_args.py"
     place = "vllm.entrypoints.{}.cli_args.make_arg_parser"
     assert (place.format("common"), place.format("launchers")) in set(compat.imported(seam, "vllm"))
     bench = REPOSITORY / "loadtests" / "bench.py"

@@ -12,7 +12,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
-from prismoe.model_plugins.vllm_seams.scheduler import (
+from prismoe.model_plugins.vllm_seams.engine.scheduler import (
     WholeImageAsyncScheduler,
     WholeImageScheduler,
     WholeRequestAsyncScheduler,

@@ -9,7 +9,7 @@ from vllm import LLM, SamplingParams
 from vllm.config import VllmConfig
 from vllm.platforms.cpu import CpuPlatform
 
-from prismoe.model_plugins.vllm_seams.scheduler import WholeImageAsyncScheduler
+from prismoe.model_plugins.vllm_seams.engine.scheduler import WholeImageAsyncScheduler
 from tests.model_plugins.engine import PHI, engine, greedy, logits
 from tests.model_plugins.engines.test_same_everywhere import ROUTING, flat
 from tests.model_plugins.engines.test_whole_requests import requests

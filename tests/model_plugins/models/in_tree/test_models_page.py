@@ -7,8 +7,8 @@ from vllm import ModelRegistry
 
 from prismoe.model_plugins.models.in_tree.page import MOE_LLAVA, page
 from prismoe.model_plugins.models.in_tree.table import IN_TREE
-from prismoe.model_plugins.moe_layer.attach import why_unseen
-from prismoe.model_plugins.moe_layer.miscounted import MISCOUNTED
+from prismoe.model_plugins.moe_layer.attached.attach import why_unseen
+from prismoe.model_plugins.moe_layer.attached.miscounted import MISCOUNTED
 from tests.model_plugins.in_tree.checkpoints import MODELS
 from tests.model_plugins.moe_layer.native_layers import moe_layers
 from tests.paths import REPOSITORY

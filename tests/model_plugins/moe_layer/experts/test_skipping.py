@@ -9,8 +9,8 @@ from torch import Tensor
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
 from prismoe.kernels import ragged_experts
-from prismoe.model_plugins.moe_layer import skipping
-from prismoe.model_plugins.moe_layer.skipping import skip_unused_slots
+from prismoe.model_plugins.moe_layer.experts import skipping
+from prismoe.model_plugins.moe_layer.experts.skipping import skip_unused_slots
 from tests.kernels.ragged_routing import ragged_routing
 
 EXPERTS, SLOTS, HIDDEN = 6, 4, 8

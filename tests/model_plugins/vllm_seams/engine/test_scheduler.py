@@ -15,8 +15,15 @@ from hypothesis import strategies as st
 from vllm.config import VllmConfig
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from prismoe.model_plugins.vllm_seams.scheduler import WholeImageScheduler, tokens_before_cut
-from tests.model_plugins.vllm_seams.schedules import TOKENS_PER_IMAGE, Kept, Prompt, Run, Settings, configure
+from prismoe.model_plugins.vllm_seams.engine.scheduler import WholeImageScheduler, tokens_before_cut
+from tests.model_plugins.vllm_seams.engine.schedules import (
+    TOKENS_PER_IMAGE,
+    Kept,
+    Prompt,
+    Run,
+    Settings,
+    configure,
+)
 
 ENDLESS = 2000  # tokens of an answer: more steps than any schedule here has
 

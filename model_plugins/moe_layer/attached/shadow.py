@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 
-from prismoe.model_plugins.moe_layer.attached_policies import LayerPolicy
-from prismoe.model_plugins.moe_layer.checked_policies import CheckedPolicies
+from prismoe.model_plugins.moe_layer.attached.checked_policies import CheckedPolicies
+from prismoe.model_plugins.moe_layer.attached.policies import LayerPolicy
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 from prismoe.model_plugins.moe_layer.router import layer_shape
 from prismoe.model_plugins.moe_layer.step import RoutingStep

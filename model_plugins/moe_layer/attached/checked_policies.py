@@ -12,8 +12,8 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.platforms import current_platform
 
 from prismoe.kernels.routing import top_experts
-from prismoe.model_plugins.moe_layer.attach import gate_of, why_unseen
-from prismoe.model_plugins.moe_layer.identity import identity_of
+from prismoe.model_plugins.moe_layer.attached.attach import gate_of, why_unseen
+from prismoe.model_plugins.moe_layer.attached.identity import identity_of
 from prismoe.model_plugins.moe_layer.model_routing import kernel_name, runners_of
 from prismoe.model_plugins.routing.any_gate import PARAMETERS, OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
@@ -24,7 +24,7 @@ from prismoe.model_plugins.routing.thresholds import (
     threshold_tensors,
     thresholds_of,
 )
-from prismoe.model_plugins.vllm_seams.experts_sink import routes_by_itself
+from prismoe.model_plugins.vllm_seams.engine.experts_sink import routes_by_itself
 
 CHECKED_TOKENS = 64
 

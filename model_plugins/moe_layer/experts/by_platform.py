@@ -13,7 +13,7 @@ def experts_options(
 ) -> dict[str, Any]:
     """What to tell vLLM's MoE factory: experts that skip unused slots where some can be, else vLLM's own."""
     if current_platform.is_cpu() and quant_config is None:
-        from prismoe.model_plugins.moe_layer.cpu_experts import CPUExperts
+        from prismoe.model_plugins.moe_layer.experts.cpu_experts import CPUExperts
 
         return {
             # On CPU the factory refuses activations without a gate; CPUExperts puts the right one back.
@@ -22,7 +22,7 @@ def experts_options(
             "routed_experts_args": {"router": router, "activation": activation},
         }
     if current_platform.is_cuda() and not router.policy.uses_all_slots:
-        from prismoe.model_plugins.moe_layer.gpu_experts import GPUExperts
+        from prismoe.model_plugins.moe_layer.experts.gpu_experts import GPUExperts
 
         return {"activation": activation, "routed_experts_cls": GPUExperts}
     return {"activation": activation}

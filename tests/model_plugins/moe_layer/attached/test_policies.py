@@ -11,9 +11,9 @@ from torch import Tensor
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 from vllm.platforms import current_platform
 
-from prismoe.model_plugins.moe_layer import checked_policies
-from prismoe.model_plugins.moe_layer.attach import gate_of
-from prismoe.model_plugins.moe_layer.checked_policies import check_layer
+from prismoe.model_plugins.moe_layer.attached import checked_policies
+from prismoe.model_plugins.moe_layer.attached.attach import gate_of
+from prismoe.model_plugins.moe_layer.attached.checked_policies import check_layer
 from prismoe.model_plugins.routing.registry import LayerRouting, choose_routing
 from tests.model_plugins.moe_layer.native_layers import moe_layer
 

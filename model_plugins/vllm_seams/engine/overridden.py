@@ -8,7 +8,7 @@ NEEDS = [
         "vllm.model_executor.layers.fused_moe.router.base_router:BaseRouter._compute_routing",
         ("hidden_states", "router_logits", "indices_type", "input_ids"),
     ),
-    # moe_layer/cpu_experts.py
+    # moe_layer/experts/cpu_experts.py
     Needed(
         "vllm.model_executor.layers.fused_moe.routed_experts:RoutedExperts._get_quant_method",
         ("prefix", "quant_config", "moe_config"),
@@ -18,7 +18,7 @@ NEEDS = [
         ":UnquantizedFusedMoEMethod.apply_monolithic",
         ("layer", "x", "router_logits", "input_ids"),
     ),
-    # moe_layer/gpu_experts.py
+    # moe_layer/experts/gpu_experts.py
     Needed(
         "vllm.model_executor.layers.fused_moe.experts.triton_moe:TritonExperts.workspace_shapes",
         (

@@ -9,7 +9,7 @@ import torch
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.router.fused_topk_bias_router import FusedTopKBiasRouter
 
-from prismoe.model_plugins.moe_layer.attach import gate_of, why_unseen
+from prismoe.model_plugins.moe_layer.attached.attach import gate_of, why_unseen
 from tests.model_plugins.moe_layer.native_layers import moe_layer, moe_layers
 
 MEDIA = ["text", "image", "video", "audio"]

@@ -16,12 +16,12 @@ from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.platforms import current_platform
 
 from prismoe.kernels.expert_load import LayerShape
-from prismoe.model_plugins.moe_layer.attach import mark_steps_of
-from prismoe.model_plugins.moe_layer.checked_policies import CheckedPolicies
-from prismoe.model_plugins.moe_layer.either import either
+from prismoe.model_plugins.moe_layer.attached.attach import mark_steps_of
+from prismoe.model_plugins.moe_layer.attached.checked_policies import CheckedPolicies
+from prismoe.model_plugins.moe_layer.attached.either import either
+from prismoe.model_plugins.moe_layer.experts.skipping import skip_unused_slots
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 from prismoe.model_plugins.moe_layer.router import Observer, layer_shape
-from prismoe.model_plugins.moe_layer.skipping import skip_unused_slots
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing import RoutedBy
 from prismoe.model_plugins.routing.any_gate import OperatorPolicies
@@ -29,7 +29,7 @@ from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingPolicy
 from prismoe.model_plugins.routing.registry import LayerRouting
 from prismoe.model_plugins.routing.thresholds import ThresholdsByLayer
-from prismoe.model_plugins.vllm_seams.native_router import replace_routing
+from prismoe.model_plugins.vllm_seams.engine.native_router import replace_routing
 
 
 class LayerPolicy:

@@ -11,12 +11,12 @@ from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from prismoe.kernels.modalities import MODALITIES
-from prismoe.model_plugins.moe_layer.miscounted import MISCOUNTED
+from prismoe.model_plugins.moe_layer.attached.miscounted import MISCOUNTED
 from prismoe.model_plugins.moe_layer.model_routing import kernel_name
 from prismoe.model_plugins.moe_layer.step import Media, RoutingStep
 from prismoe.model_plugins.routing.gate import SCORES, Gate
-from prismoe.model_plugins.vllm_seams.experts_sink import has_sink, routes_by_itself
-from prismoe.model_plugins.vllm_seams.native_router import chooses_by_tokens, scale_of_experts
+from prismoe.model_plugins.vllm_seams.engine.experts_sink import has_sink, routes_by_itself
+from prismoe.model_plugins.vllm_seams.engine.native_router import chooses_by_tokens, scale_of_experts
 
 
 def gate_of(runner: MoERunner) -> Gate:

@@ -11,9 +11,9 @@ from vllm.model_executor.layers.fused_moe.modular_kernel import FusedMoEExpertsM
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from prismoe.model_plugins.moe_layer.attach import why_unseen
+from prismoe.model_plugins.moe_layer.attached.attach import why_unseen
+from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
 from prismoe.model_plugins.moe_layer.model_routing import runners_of
-from prismoe.model_plugins.moe_layer.native import NativeRouting
 
 MODEL = "NewForConditionalGeneration"
 END = "It is served as vLLM serves it, and nothing of its routing is shown."

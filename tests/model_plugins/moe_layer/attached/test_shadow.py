@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.fused_moe.router.fused_topk_router import FusedTopKRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from prismoe.model_plugins.moe_layer import checked_policies
-from prismoe.model_plugins.moe_layer.native import NativeRouting
+from prismoe.model_plugins.moe_layer.attached import checked_policies
+from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
 from prismoe.model_plugins.moe_layer.step import Media
 from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.routing.calibrated import ModelIdentity

@@ -10,7 +10,7 @@ from torch import Tensor
 from vllm._custom_ops import cpu_fused_moe, cpu_prepack_moe_weight
 
 from prismoe.kernels.ragged_experts import LEAST_SLOTS, LEAST_WORK, flat_experts, sorted_experts
-from prismoe.model_plugins.moe_layer.cpu_experts import plain_expert
+from prismoe.model_plugins.moe_layer.experts.cpu_experts import plain_expert
 from tests.kernels import reference
 from tests.kernels.ragged_routing import SIZES, ragged_routing
 

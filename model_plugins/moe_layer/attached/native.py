@@ -17,16 +17,16 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.platforms import current_platform
 
 from prismoe.kernels.expert_load import Confidence, LayerShape, ScoredTokens
-from prismoe.model_plugins.moe_layer.attach import gate_of, mark_steps_of, why_unseen
+from prismoe.model_plugins.moe_layer.attached.attach import gate_of, mark_steps_of, why_unseen
+from prismoe.model_plugins.moe_layer.attached.shadow import ShadowLayer, ShadowPolicies
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, runners_of
 from prismoe.model_plugins.moe_layer.router import Observer
-from prismoe.model_plugins.moe_layer.shadow import ShadowLayer, ShadowPolicies
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing import NATIVE
 from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
-from prismoe.model_plugins.vllm_seams.experts_sink import put_sink, routes_by_itself
-from prismoe.model_plugins.vllm_seams.native_router import watch_routing
+from prismoe.model_plugins.vllm_seams.engine.experts_sink import put_sink, routes_by_itself
+from prismoe.model_plugins.vllm_seams.engine.native_router import watch_routing
 
 logger = init_logger("vllm.prismoe.native")
 

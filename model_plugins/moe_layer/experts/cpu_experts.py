@@ -21,8 +21,8 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from prismoe.kernels.ragged_experts import FixedExperts, OneExpert, flat_experts, sorted_experts
+from prismoe.model_plugins.moe_layer.experts.skipping import kernel_of
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
-from prismoe.model_plugins.moe_layer.skipping import kernel_of
 
 WIDE = 512
 """From this hidden size on, experts without a gate run faster as plain products than with a made-up gate."""

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 
-from prismoe.model_plugins.moe_layer.attached_policies import PolicyLayer, shape_of
+from prismoe.model_plugins.moe_layer.attached.policies import PolicyLayer, shape_of
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing.policy import RouterInputs
 from prismoe.model_plugins.routing.registry import POLICIES, LayerRouting
 from prismoe.model_plugins.routing.thresholds import threshold_tensors, thresholds_of
-from prismoe.model_plugins.vllm_seams.native_router import replace_routing
+from prismoe.model_plugins.vllm_seams.engine.native_router import replace_routing
 from tests.kernels.test_routing import SEGMENTS
 from tests.model_plugins.routing import gate_reference
 from tests.model_plugins.routing.gate_reference import GateRule, GateStep

@@ -26,9 +26,9 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from prismoe.kernels.triton import experts_check as grouped_check
 from prismoe.kernels.triton.experts import grouped_experts
-from prismoe.model_plugins.moe_layer import experts as chosen_experts
-from prismoe.model_plugins.moe_layer import gpu_experts, kernel_check
-from prismoe.model_plugins.moe_layer.gpu_experts import GPUExperts
+from prismoe.model_plugins.moe_layer import kernel_check
+from prismoe.model_plugins.moe_layer.experts import by_platform, gpu_experts
+from prismoe.model_plugins.moe_layer.experts.gpu_experts import GPUExperts
 from tests.kernels import reference
 from tests.kernels.ragged_routing import ragged_routing
 from tests.kernels.triton_on_cpu import triton_on_cpu  # noqa: F401
@@ -254,9 +254,9 @@ def test_on_cuda_policies_that_leave_slots_unused_get_them(
 ) -> None:
     platform = Mock()
     platform.is_cpu.return_value, platform.is_cuda.return_value = False, True
-    monkeypatch.setattr(chosen_experts, "current_platform", platform)
+    monkeypatch.setattr(by_platform, "current_platform", platform)
     router = Mock(policy=make(settings))
-    options = chosen_experts.experts_options("silu", router, None)
+    options = by_platform.experts_options("silu", router, None)
     experts_cls: type[RoutedExperts] | None = None if router.policy.uses_all_slots else GPUExperts
     assert options.get("routed_experts_cls") is experts_cls
 

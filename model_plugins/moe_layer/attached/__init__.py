@@ -1,0 +1,4 @@
+"""What stands at the MoE layers of a model that vLLM has built: `native` read along, policies, shadows.
+
+It is attached after the model is loaded. May import the rest of `moe_layer`; knows no model.
+"""
