@@ -61,3 +61,14 @@ def test_every_token_has_the_released_weights(gates: str, layer: int) -> None:
 def test_the_released_rule_takes_all_experts_from_some_tokens() -> None:
     """Else the test above would pass with `keep_best`, too."""
     assert [released(*at)[1].count(0) for at in LAYERS] == [7, 0, 42, 53, 0]
+
+
+@pytest.mark.parametrize(("threshold", "experts"), [(0.25, 2), (0.2501, 0)])
+def test_an_expert_whose_importance_is_the_threshold_is_kept(threshold: float, experts: int) -> None:
+    """The released code skips those below it."""
+    policy, step = policy_and_step(*LAYERS[0])
+    changed = dict.fromkeys(("text_importance", "vision_importance"), 0.5)
+    changed |= dict.fromkeys(("text_threshold", "vision_threshold"), threshold)
+    even = step._replace(logits_TE=torch.zeros_like(step.logits_TE))
+    routing = policy.model_copy(update={"top_k": 2, **changed}).route(even)
+    assert (routing.count_T == experts).all()
