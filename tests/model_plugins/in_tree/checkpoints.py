@@ -2,13 +2,24 @@
 
 from pathlib import Path
 
-from tests.model_plugins.in_tree import gemma4_moe, glm4v_moe, qwen3_5_moe, qwen3_vl_moe
+from tests.model_plugins.in_tree import (
+    cohere2_vision,
+    gemma4_moe,
+    glm4v_moe,
+    kimi_k25,
+    mistral3_moe,
+    qwen3_5_moe,
+    qwen3_vl_moe,
+)
 
 MODELS = {
     "qwen3-vl-moe": qwen3_vl_moe.MODEL,
     "glm4v-moe": glm4v_moe.MODEL,
     "qwen3.5-moe": qwen3_5_moe.MODEL,
     "gemma4-moe": gemma4_moe.MODEL,
+    "kimi-k2.5": kimi_k25.MODEL,
+    "cohere2-vision": cohere2_vision.MODEL,
+    "mistral3-moe": mistral3_moe.MODEL,
 }
 
 
