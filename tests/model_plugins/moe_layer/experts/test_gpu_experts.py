@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.config.kernel import MoEBackend
 from vllm.model_executor import custom_op
 from vllm.model_executor.layers.fused_moe import fused_moe, unquantized_fused_moe_method
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
@@ -50,6 +51,7 @@ def layer(
     dtype: torch.dtype = torch.float32,
     slots: int = SLOTS,
     activation: MoEActivation = MoEActivation.SILU,
+    moe_backend: MoEBackend = "auto",
 ) -> GPUExperts:
     """A layer as vLLM makes it on CUDA: gated as StableLM's and Qwen's experts, else biased as Phi's."""
     monkeypatch.setattr(
@@ -70,6 +72,7 @@ def layer(
             moe_parallel_config=parallel,
             in_dtype=dtype,
             has_bias=not gated,
+            moe_backend=moe_backend,
         )
         if not gated:  # which the configuration refuses on CPU
             config.activation = MoEActivation.GELU_TANH_NO_MUL
@@ -246,6 +249,16 @@ def test_other_kernels_get_the_slots_as_they_are(monkeypatch: pytest.MonkeyPatch
     weights_TA, experts_TA = ragged_routing(7, 4, SLOTS)
     made.forward_modular(random(7, HIDDEN, seed=1), weights_TA, experts_TA)
     assert torch.equal(apply.call_args.kwargs["topk_ids"], experts_TA)
+
+
+@pytest.mark.parametrize(
+    ("named", "asked"), [("auto", "triton"), ("flashinfer_cutlass", "flashinfer_cutlass")]
+)
+def test_vllm_takes_its_triton_kernels_unless_others_are_named(
+    monkeypatch: pytest.MonkeyPatch, named: MoEBackend, asked: MoEBackend
+) -> None:
+    """By itself it takes FlashInfer's on Blackwell, which can't leave slots unused."""
+    assert layer(monkeypatch, moe_backend=named).moe_config.moe_backend == asked
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
