@@ -41,10 +41,11 @@ GROUPED: dict[MoEActivation, Activation] = {
 """The activations that the grouped product has."""
 
 
-class GPUExperts(RoutedExperts):
+class GPURoutedExperts(RoutedExperts):
     """vLLM's experts, without slots of weight 0 where vLLM runs its Triton kernels and no quantisation.
 
-    It does so unless --moe-backend names others: by itself it takes FlashInfer's on Blackwell.
+    It does so unless --moe-backend names others: by itself it takes FlashInfer's on Blackwell. The name ends
+    as that of vLLM's class does: compressed-tensors finds what it quantises by the name of the class.
     """
 
     def __init__(
@@ -67,8 +68,8 @@ class GPUExperts(RoutedExperts):
 
 def use_in_all_models() -> None:
     """Have vLLM build its own models' MoE layers with these experts from now on."""
-    if op_registry_oot.get(RoutedExperts.__name__) is not GPUExperts:
-        RoutedExperts.register_oot(GPUExperts)
+    if op_registry_oot.get(RoutedExperts.__name__) is not GPURoutedExperts:
+        RoutedExperts.register_oot(GPURoutedExperts)
 
 
 class RaggedTritonExperts(TritonExperts):

@@ -10,7 +10,13 @@ from vllm.platforms import current_platform
 
 from prismoe.model_plugins.moe_layer.model_routing import kernel_class
 
-ROW_FOR_EACH_SLOT = {"TritonExperts", "MarlinExperts", "DeepGemmExperts", "TritonOrDeepGemmExperts"}
+ROW_FOR_EACH_SLOT = {
+    "TritonExperts",
+    "MarlinExperts",
+    "HummingIndexedExperts",
+    "DeepGemmExperts",
+    "TritonOrDeepGemmExperts",
+}
 """The classes, and those derived of them, of which that was read in vLLM 0.32."""
 
 

@@ -36,5 +36,5 @@ def moe_layers(*layer_ids: int) -> list[Any]:
 
 def kernel_of(experts: type) -> dict[str, Any]:
     """Settings of a layer whose experts a kernel of this class runs."""
-    held = SimpleNamespace(fused_experts=experts.__new__(experts))
+    held = SimpleNamespace(fused_experts=object.__new__(experts))
     return {"quant_method": SimpleNamespace(is_monolithic=False, moe_kernel=held)}

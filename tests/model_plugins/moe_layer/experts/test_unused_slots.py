@@ -6,6 +6,7 @@ import pytest
 from vllm.model_executor.layers.fused_moe.experts.cutlass_moe import CutlassExpertsFp8
 from vllm.model_executor.layers.fused_moe.experts.deep_gemm_moe import DeepGemmExperts
 from vllm.model_executor.layers.fused_moe.experts.flashinfer_cutlass_moe import FlashInferExperts
+from vllm.model_executor.layers.fused_moe.experts.fused_humming_moe import HummingIndexedExperts
 from vllm.model_executor.layers.fused_moe.experts.marlin_moe import MarlinExperts
 from vllm.model_executor.layers.fused_moe.experts.triton_deep_gemm_moe import TritonOrDeepGemmExperts
 from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts, TritonWNA16Experts
@@ -24,6 +25,7 @@ from tests.model_plugins.moe_layer.native_layers import kernel_of, moe_layer
         RaggedTritonExperts,
         TritonWNA16Experts,
         MarlinExperts,
+        HummingIndexedExperts,
         DeepGemmExperts,
         TritonOrDeepGemmExperts,
     ],
