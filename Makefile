@@ -21,9 +21,13 @@ CLIENTS := .cache/clients
 VLLM ?= 0.33.0
 COMPAT = .cache/compat/$(VLLM)
 
+# What tests the CUDA path without a GPU. A machine's own folder of wheels may hold torch's CPU build, which is not meant.
+CUDA := .cache/cuda
+CUDA_BUILD := 'vllm==0.32.0' 'torch==2.13.0,!=2.13.0+cpu'
+
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test test-fast lint browser pictures monitored dashboards models-page bench bench-skip bench-skip-accuracy load locks audit compat two-hosts train install clients
+.PHONY: demo test test-fast lint browser pictures monitored dashboards models-page bench bench-skip bench-skip-accuracy load locks audit compat test-cuda-config two-hosts train install clients
 
 demo: $(INSTALLED)
 	@$(BIN)/prismoe demo $(ARGS)
@@ -82,6 +86,16 @@ compat: $(INSTALLED)
 	ls $(COMPAT)/*.whl 2>/dev/null || $(BIN)/pip download --quiet --no-deps --only-binary :all: --dest $(COMPAT) vllm==$(VLLM)
 	$(BIN)/python -m tests.model_plugins.vllm_seams.compat $(COMPAT)/*.whl
 	MYPYPATH=$(COMPAT)/unpacked $(BIN)/mypy --cache-dir $(COMPAT)/mypy --package prismoe
+
+# What vLLM's CUDA build and prismoe choose for GPUs that are not there (docs/cuda.md). Needs gcc; installs 8.5 GB, and
+# then takes ten minutes. No kernel runs.
+test-cuda-config: $(CUDA)/.installed
+	$(CUDA)/bin/python -m pytest tests/cuda_config $(ARGS)
+
+$(CUDA)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(CUDA)
+	$(CUDA)/bin/pip install --quiet --editable '.[cuda]' $(CUDA_BUILD) pytest pytest-timeout
+	touch $@
 
 # Loads a server that it starts, or one at a URL: make load ARGS="http://127.0.0.1:8000 --soak 30". The report is in build/load.
 load: $(INSTALLED)

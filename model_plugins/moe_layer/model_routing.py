@@ -250,8 +250,13 @@ def runners_of(model: nn.Module) -> list[MoERunner]:
     return [module for module in model.modules() if isinstance(module, MoERunner)]
 
 
-def kernel_name(runner: MoERunner) -> str:
+def kernel_class(runner: MoERunner) -> type:
     """The class of vLLM's that runs a layer's experts."""
     method: Any = runner.routed_experts.quant_method
     kernel = getattr(method, "moe_kernel", None)
-    return type(method if kernel is None else kernel.fused_experts).__name__
+    return type(method if kernel is None else kernel.fused_experts)
+
+
+def kernel_name(runner: MoERunner) -> str:
+    """What that class is called."""
+    return kernel_class(runner).__name__

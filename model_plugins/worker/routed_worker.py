@@ -8,6 +8,7 @@ from vllm.platforms import current_platform
 from prismoe.kernels.modalities import MODALITIES
 from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
 from prismoe.model_plugins.moe_layer.attached.policies import AttachedPolicies
+from prismoe.model_plugins.moe_layer.experts.unused_slots import check_unused_slots
 from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting, kernel_name, runners_of
 from prismoe.model_plugins.vllm_seams.check import check
 from prismoe.model_plugins.vllm_seams.engine import (
@@ -42,6 +43,10 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         model: Any = runner.get_model()
         routing = getattr(model, "routing", None)
         if isinstance(routing, PolicyRouting):
+            for layer in runners_of(model):
+                policy = routing.in_force.layers[layer.layer_id].policy
+                if not policy.uses_all_slots:
+                    check_unused_slots(layer, policy.policy)
             routing.watch(runner, model.embed_text)
         else:
             check([*native_router.NEEDS, *experts_sink.NEEDS, *step_watch.NEEDS, *language_model.NEEDS])

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
-from vllm.platforms import current_platform
 
 from prismoe.kernels.routing import top_experts
 from prismoe.model_plugins.moe_layer.attached.attach import gate_of, why_unseen
 from prismoe.model_plugins.moe_layer.attached.identity import identity_of
+from prismoe.model_plugins.moe_layer.experts.unused_slots import check_unused_slots
 from prismoe.model_plugins.moe_layer.model_routing import kernel_name, runners_of
 from prismoe.model_plugins.routing.any_gate import PARAMETERS, OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
@@ -126,11 +126,8 @@ def check_layer(runner: MoERunner, gate: Gate, routing: LayerRouting) -> None:
         )
     # Beside the model's own choice another number of experts leaves slots unused, too.
     uses_all = policy.uses_all_slots and policy.slots(routing.num_experts) == runner.routed_experts.top_k
-    if current_platform.is_cuda() and not uses_all and "Cutlass" in kernel_name(runner):
-        raise ValueError(
-            f"The policy {policy.policy} leaves slots unused, which the kernel of {layer} "
-            f"({kernel_name(runner)}) can't do: use --moe-backend triton."
-        )
+    if not uses_all:
+        check_unused_slots(runner, policy.policy)
     if runner.routed_experts.apply_router_weight_on_input:
         raise ValueError(f"The experts of {layer} take their weights with their inputs: use native.")
     most = gate.most_experts(routing.num_experts)

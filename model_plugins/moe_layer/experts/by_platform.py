@@ -22,7 +22,7 @@ def experts_options(
             "routed_experts_args": {"router": router, "activation": activation},
         }
     if current_platform.is_cuda() and not router.policy.uses_all_slots:
-        from prismoe.model_plugins.moe_layer.experts.gpu_experts import GPUExperts
+        from prismoe.model_plugins.moe_layer.experts.gpu_experts import GPURoutedExperts
 
-        return {"activation": activation, "routed_experts_cls": GPUExperts}
+        return {"activation": activation, "routed_experts_cls": GPURoutedExperts}
     return {"activation": activation}

@@ -8,7 +8,8 @@ what plain PyTorch does when the model is loaded. Nothing waits for the host in 
 
 That was read in vLLM 0.32, and in its CUDA code, for Triton experts without quantisation: gated or not, with
 biases or without. vLLM's other kernels, and those of quantised experts, may take -1 for an expert: they get
-the slots as the router gives them, at weight 0. Tested by Triton's interpreter; not yet run on a GPU.
+the slots as the router gives them, at weight 0, where that is right (`unused_slots`). Tested by Triton's
+interpreter; not yet run on a GPU.
 """
 
 from functools import cache, partial
@@ -24,6 +25,7 @@ from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExpert
 from vllm.model_executor.layers.fused_moe.modular_kernel import ExpertTokensMetadata
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+from vllm.model_executor.layers.quantization import QuantizationConfig
 
 from prismoe.kernels.triton.experts import MOST_ROWS, Activation, grouped_experts, workspace_rows
 from prismoe.kernels.triton.experts_check import check_grouped_experts
@@ -39,11 +41,25 @@ GROUPED: dict[MoEActivation, Activation] = {
 """The activations that the grouped product has."""
 
 
-class GPUExperts(RoutedExperts):
-    """vLLM's experts, without slots of weight 0 where vLLM chose its Triton kernels and no quantisation."""
+class GPURoutedExperts(RoutedExperts):
+    """vLLM's experts, without slots of weight 0 where vLLM runs its Triton kernels and no quantisation.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    It does so unless --moe-backend names others: by itself it takes FlashInfer's on Blackwell. The name ends
+    as that of vLLM's class does: compressed-tensors finds what it quantises by the name of the class.
+    """
+
+    def __init__(
+        self,
+        layer_name: str,
+        params_dtype: torch.dtype,
+        moe_config: FusedMoEConfig,
+        quant_config: QuantizationConfig | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if quant_config is None and moe_config.moe_backend == "auto":
+            moe_config.moe_backend = "triton"
+        super().__init__(layer_name, params_dtype, moe_config, quant_config, *args, **kwargs)
         method = self.quant_method
         if isinstance(method, UnquantizedFusedMoEMethod) and method.experts_cls is TritonExperts:
             method.experts_cls = RaggedTritonExperts
@@ -52,8 +68,8 @@ class GPUExperts(RoutedExperts):
 
 def use_in_all_models() -> None:
     """Have vLLM build its own models' MoE layers with these experts from now on."""
-    if op_registry_oot.get(RoutedExperts.__name__) is not GPUExperts:
-        RoutedExperts.register_oot(GPUExperts)
+    if op_registry_oot.get(RoutedExperts.__name__) is not GPURoutedExperts:
+        RoutedExperts.register_oot(GPURoutedExperts)
 
 
 class RaggedTritonExperts(TritonExperts):

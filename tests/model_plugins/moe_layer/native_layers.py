@@ -32,3 +32,9 @@ def moe_layer(layer_id: int = 0, router: Any = None, **experts: Any) -> Any:
 def moe_layers(*layer_ids: int) -> list[Any]:
     """One for each of these places in the decoder."""
     return [moe_layer(layer_id) for layer_id in layer_ids]
+
+
+def kernel_of(experts: type) -> dict[str, Any]:
+    """Settings of a layer whose experts a kernel of this class runs."""
+    held = SimpleNamespace(fused_experts=object.__new__(experts))
+    return {"quant_method": SimpleNamespace(is_monolithic=False, moe_kernel=held)}

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vllm.model_executor.layers.fused_moe.experts.flashinfer_cutlass_moe import FlashInferExperts
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 from vllm.platforms import current_platform
 
-from prismoe.model_plugins.moe_layer.attached import checked_policies
 from prismoe.model_plugins.moe_layer.attached.attach import gate_of
 from prismoe.model_plugins.moe_layer.attached.checked_policies import check_layer
 from prismoe.model_plugins.routing.registry import LayerRouting, choose_routing
-from tests.model_plugins.moe_layer.native_layers import moe_layer
+from tests.model_plugins.moe_layer.native_layers import kernel_of, moe_layer
 
 EXPERTS, K = 12, 2
 GROUPED = {
@@ -103,12 +103,10 @@ def test_a_layer_that_can_not_be_routed_says_why(
         ({"policy": "dual_threshold"}, True),
     ],
 )
-def test_blackwells_kernel_never_sees_an_unused_slot(
+def test_a_kernel_that_can_not_leave_slots_unused_gets_none(
     settings: dict[str, Any], refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stops at a token's first repeated expert, and reads memory that nobody wrote."""
     monkeypatch.setattr(current_platform, "is_cuda", lambda: True)
-    monkeypatch.setattr(checked_policies, "kernel_name", lambda _: "FlashInferCutlassExperts")
-    runner = layer()
+    runner = layer(kernel_of(FlashInferExperts))
     with pytest.raises(ValueError, match="--moe-backend triton") if refused else nullcontext():
         check_layer(runner, gate_of(runner), routing(**settings))

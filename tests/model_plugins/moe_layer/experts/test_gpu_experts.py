@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.config.kernel import MoEBackend
 from vllm.model_executor import custom_op
 from vllm.model_executor.layers.fused_moe import fused_moe, unquantized_fused_moe_method
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
@@ -22,13 +23,16 @@ from vllm.model_executor.layers.fused_moe.experts.fused_batched_moe import Batch
 from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
+    CompressedTensorsConfig,
+)
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from prismoe.kernels.triton import experts_check as grouped_check
 from prismoe.kernels.triton.experts import grouped_experts
 from prismoe.model_plugins.moe_layer import kernel_check
 from prismoe.model_plugins.moe_layer.experts import by_platform, gpu_experts
-from prismoe.model_plugins.moe_layer.experts.gpu_experts import GPUExperts
+from prismoe.model_plugins.moe_layer.experts.gpu_experts import GPURoutedExperts
 from tests.kernels import reference
 from tests.kernels.ragged_routing import ragged_routing
 from tests.kernels.triton_on_cpu import triton_on_cpu  # noqa: F401
@@ -50,7 +54,8 @@ def layer(
     dtype: torch.dtype = torch.float32,
     slots: int = SLOTS,
     activation: MoEActivation = MoEActivation.SILU,
-) -> GPUExperts:
+    moe_backend: MoEBackend = "auto",
+) -> GPURoutedExperts:
     """A layer as vLLM makes it on CUDA: gated as StableLM's and Qwen's experts, else biased as Phi's."""
     monkeypatch.setattr(
         unquantized_fused_moe_method, "select_unquantized_moe_backend", lambda moe_config: backend
@@ -70,12 +75,13 @@ def layer(
             moe_parallel_config=parallel,
             in_dtype=dtype,
             has_bias=not gated,
+            moe_backend=moe_backend,
         )
         if not gated:  # which the configuration refuses on CPU
             config.activation = MoEActivation.GELU_TANH_NO_MUL
         maps = ExpertMapManager(64, SLOTS, experts, 0, None, parallel, "linear", enable_eplb=False)
         names = {} if gated else {"ckpt_up_proj_name": None}
-        made = GPUExperts("experts", dtype, config, None, maps, **names)
+        made = GPURoutedExperts("experts", dtype, config, None, maps, **names)
         for seed, parameter in enumerate(made.parameters()):
             parameter.data.copy_(random(*parameter.shape, seed=seed))
         if backend == TRITON:
@@ -83,13 +89,15 @@ def layer(
     return made
 
 
-def computed(made: GPUExperts, hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
+def computed(made: GPURoutedExperts, hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
     output_TD = made.forward_modular(hidden_TD, weights_TA, experts_TA)
     assert isinstance(output_TD, Tensor)
     return output_TD
 
 
-def expected(layer: GPUExperts, hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> np.ndarray:
+def expected(
+    layer: GPURoutedExperts, hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor
+) -> np.ndarray:
     weights = {name: value.double().numpy() for name, value in layer.named_parameters()}
 
     def expert(index: int, row: np.ndarray) -> np.ndarray:
@@ -248,6 +256,16 @@ def test_other_kernels_get_the_slots_as_they_are(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(apply.call_args.kwargs["topk_ids"], experts_TA)
 
 
+@pytest.mark.parametrize(
+    ("named", "asked"), [("auto", "triton"), ("flashinfer_cutlass", "flashinfer_cutlass")]
+)
+def test_vllm_takes_its_triton_kernels_unless_others_are_named(
+    monkeypatch: pytest.MonkeyPatch, named: MoEBackend, asked: MoEBackend
+) -> None:
+    """By itself it takes FlashInfer's on Blackwell, which can't leave slots unused."""
+    assert layer(monkeypatch, moe_backend=named).moe_config.moe_backend == asked
+
+
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
 def test_on_cuda_policies_that_leave_slots_unused_get_them(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -257,8 +275,17 @@ def test_on_cuda_policies_that_leave_slots_unused_get_them(
     monkeypatch.setattr(by_platform, "current_platform", platform)
     router = Mock(policy=make(settings))
     options = by_platform.experts_options("silu", router, None)
-    experts_cls: type[RoutedExperts] | None = None if router.policy.uses_all_slots else GPUExperts
+    experts_cls: type[RoutedExperts] | None = None if router.policy.uses_all_slots else GPURoutedExperts
     assert options.get("routed_experts_cls") is experts_cls
+
+
+def test_compressed_tensors_quantises_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows vLLM's class by its name."""
+    channel = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+    groups = {"group_0": {"targets": ["Linear"], "weights": channel}}
+    config = CompressedTensorsConfig.from_config({"format": "float-quantized", "config_groups": groups})
+    config._add_fused_moe_to_target_scheme_map()
+    assert config.get_scheme_dict(layer(monkeypatch), "model.layers.0.mlp.experts.0.up_proj") is not None
 
 
 def test_vllm_builds_its_own_models_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,4 +294,4 @@ def test_vllm_builds_its_own_models_with_them(monkeypatch: pytest.MonkeyPatch) -
     assert type(RoutedExperts.__new__(RoutedExperts)) is RoutedExperts
     for _ in range(2):  # an engine may be the second of its process
         gpu_experts.use_in_all_models()
-    assert type(RoutedExperts.__new__(RoutedExperts)) is GPUExperts
+    assert type(RoutedExperts.__new__(RoutedExperts)) is GPURoutedExperts

@@ -1,0 +1,44 @@
+"""Which of vLLM's kernels may be given slots that a token does not use, by the classes that vLLM has."""
+
+from contextlib import nullcontext
+
+import pytest
+from vllm.model_executor.layers.fused_moe.experts.cutlass_moe import CutlassExpertsFp8
+from vllm.model_executor.layers.fused_moe.experts.deep_gemm_moe import DeepGemmExperts
+from vllm.model_executor.layers.fused_moe.experts.flashinfer_cutlass_moe import FlashInferExperts
+from vllm.model_executor.layers.fused_moe.experts.fused_humming_moe import HummingIndexedExperts
+from vllm.model_executor.layers.fused_moe.experts.marlin_moe import MarlinExperts
+from vllm.model_executor.layers.fused_moe.experts.triton_deep_gemm_moe import TritonOrDeepGemmExperts
+from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts, TritonWNA16Experts
+from vllm.model_executor.layers.fused_moe.experts.trtllm_bf16_moe import TrtLlmBf16ExpertsModular
+from vllm.platforms import current_platform
+
+from prismoe.model_plugins.moe_layer.experts.gpu_experts import RaggedTritonExperts
+from prismoe.model_plugins.moe_layer.experts.unused_slots import check_unused_slots
+from tests.model_plugins.moe_layer.native_layers import kernel_of, moe_layer
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [
+        TritonExperts,
+        RaggedTritonExperts,
+        TritonWNA16Experts,
+        MarlinExperts,
+        HummingIndexedExperts,
+        DeepGemmExperts,
+        TritonOrDeepGemmExperts,
+    ],
+)
+def test_kernels_that_give_each_slot_a_row_may(experts: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(current_platform, "is_cuda", lambda: True)
+    check_unused_slots(moe_layer(3, **kernel_of(experts)), "ltdr")
+
+
+@pytest.mark.parametrize("on_cuda", [True, False])
+@pytest.mark.parametrize("experts", [FlashInferExperts, TrtLlmBf16ExpertsModular, CutlassExpertsFp8])
+def test_others_may_not_on_cuda(experts: type, on_cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(current_platform, "is_cuda", lambda: on_cuda)
+    said = rf"The policy ltdr leaves slots unused, and the kernel of layer 3 \({experts.__name__}\) "
+    with pytest.raises(ValueError, match=said) if on_cuda else nullcontext():
+        check_unused_slots(moe_layer(3, **kernel_of(experts)), "ltdr")
