@@ -62,6 +62,10 @@ makes embeddings for that too: then the remarks say so.
   part of a step's tokens) and `--enable-prompt-embeds` (such tokens have no modality).
 - Nothing of the routing is shown where vLLM gathers or splits a step's tokens over ranks before it routes
   them, and where a kernel routes by itself and can't tell the experts that it chose.
+- At the start a made-up step is routed and counted. Where a layer's router doesn't tell all the experts that
+  its tokens use, or the counter has other sums, the model is served under `native` and nothing of its routing
+  is shown; under a policy, or with a shadow, the start is refused. `/v1/routing` or the refusal names the
+  layer and the figures.
 """
 
 MOE_LLAVA = [
