@@ -80,6 +80,27 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
             self.routing.end_step()
         return output
 
+    def reload_weights(self, *args: Any, **options: Any) -> None:
+        """Load other weights into the model, whose routers stay watched (`_check_reload`)."""
+        self._check_reload()
+        super().reload_weights(*args, **options)
+
+    def start_weight_update(self) -> None:
+        """The same, of weights that a trainer sends."""
+        self._check_reload()
+        super().start_weight_update()
+
+    def _check_reload(self) -> None:
+        """Raise ValueError where policies were calibrated for the weights that the model was loaded with."""
+        if isinstance(self.routing, PolicyRouting):
+            return
+        for policies in (operator_policies(self.vllm_config), shadow_policies(self.vllm_config)):
+            if policies is not None and policies.calibrated_for is not None:
+                raise ValueError(
+                    "The routing policy was calibrated for the weights that the model has, and can't be used "
+                    "with others: start without it to reload weights, or start anew with the other weights."
+                )
+
     def _check_counts(self) -> None:
         """Count a made-up step. Where that goes wrong `native` shows nothing, and all else is refused."""
         runner, routing = self.model_runner, self.routing

@@ -1,12 +1,14 @@
 """Under `native` every cell of the expert load equals a count over transformers' own forward."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from vllm import LLM, RequestOutput, SamplingParams
 
 from tests.model_plugins.engine import engine, greedy, logits, prompt_logits, rank_cores
@@ -112,6 +114,27 @@ def test_each_chat_cold_and_warm_and_eight_together(rig: Rig) -> None:
     assert sum(output.num_cached_tokens or 0 for output in warm) > 0
     rig.llm.reset_prefix_cache()
     rig.run([0, 1, 2, 3, 4, 5, 6, 1])
+
+
+def test_weights_that_are_reloaded(rig: Rig, tmp_path: Path) -> None:
+    """The routers stay watched, and their tokens go where the new weights have them go."""
+    before = rig.answers
+    folder = with_other_routers(rig.folder, tmp_path / "other")
+    rig.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+    rig.llm.reset_prefix_cache()
+    rig.answers = answers(folder, rig.chats[:2])
+    assert (rig.answers[1].experts_LTK != before[1].experts_LTK).any()
+    rig.run([0, 1])
+
+
+def with_other_routers(checkpoint: Path, folder: Path) -> Path:
+    """A copy of a checkpoint whose routers prefer the experts that they shunned."""
+    shutil.copytree(checkpoint, folder)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    routers = {name: -weight for name, weight in tensors.items() if name.endswith(".mlp.gate.weight")}
+    save_file(tensors | routers, file, metadata={"format": "pt"})
+    return folder
 
 
 def test_chunks_cut_an_image(checkpoint: Callable[[str], Path]) -> None:

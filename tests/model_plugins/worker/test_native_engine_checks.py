@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
+from prismoe.model_plugins.worker.engine_options import additional_config
 
 PLAIN = {
     "is_moe": True,
@@ -14,19 +15,24 @@ PLAIN = {
     "pipeline_parallel_size": 1,
     "prefill_context_parallel_size": 1,
     "use_ubatching": False,
+    "enable_elastic_ep": False,
     "kv_sharing_fast_prefill": False,
     "enable_prompt_embeds": False,
 }
 
 
-def config(**changes: Any) -> Any:
+def config(routing: Any = None, lora: object = None, **changes: Any) -> Any:
     settings = SimpleNamespace(**PLAIN | changes)
     return SimpleNamespace(
-        additional_config={}, parallel_config=settings, cache_config=settings, model_config=settings
+        additional_config=additional_config(routing),
+        lora_config=lora,
+        parallel_config=settings,
+        cache_config=settings,
+        model_config=settings,
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"data_parallel_size": 2, "is_moe": False}])
+@pytest.mark.parametrize("changes", [{}, {"data_parallel_size": 2, "is_moe": False}, {"lora": object()}])
 def test_plain_settings_are_served(changes: dict[str, Any]) -> None:
     check_native_engine(config(**changes))
 
@@ -39,6 +45,8 @@ def test_plain_settings_are_served(changes: dict[str, Any]) -> None:
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
         ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size"),
         ({"use_ubatching": True}, "--enable-dbo"),
+        ({"enable_elastic_ep": True}, "--enable-elastic-ep"),
+        ({"lora": object(), "routing": {"policy": "dual_threshold"}}, "--enable-lora"),
         ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
         ({"enable_prompt_embeds": True}, "--enable-prompt-embeds"),
     ],

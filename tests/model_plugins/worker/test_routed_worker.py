@@ -9,9 +9,11 @@ import pytest
 from prismoe.model_plugins.moe_layer.attached.attach import NOT_SHOWN
 from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
 from prismoe.model_plugins.worker import routed_worker
+from prismoe.model_plugins.worker.engine_options import additional_config
 from prismoe.model_plugins.worker.routed_worker import RoutedWorker
 from tests.model_plugins.moe_layer.attached.test_shadow import SHADOW, TOKENS, Model, routing_of
 from tests.model_plugins.moe_layer.test_self_check import FOUND, choose_without_the_router
+from tests.model_plugins.routing.test_calibrated import MEASURED, MODEL
 
 
 def test_what_is_counted_while_warming_up_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,3 +81,24 @@ def test_a_model_that_would_be_miscounted_is_served_and_nothing_is_shown(
 def test_a_shadow_of_a_model_that_would_be_miscounted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"can't be used\. The self-check at the start found layer 3"):
         started(monkeypatch, damaged=True, shadow=SHADOW)
+
+
+@pytest.mark.parametrize("method", ["reload_weights", "start_weight_update"])
+@pytest.mark.parametrize("setting", ["routing", "shadow"])
+def test_what_was_calibrated_for_the_weights_keeps_them(
+    setting: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Mock()
+    monkeypatch.setattr(RoutedWorker.__bases__[-1], method, asked)
+    policy = {"policy": "dual_threshold", "vision_threshold": 0.5}
+    for calibrated in ({}, {"calibrated": {"model": MODEL, "measured": MEASURED}}):
+        settings: Any = {"routing": None, "shadow": None, setting: policy | calibrated}
+        worker: Any = object.__new__(RoutedWorker)
+        config = SimpleNamespace(additional_config=additional_config(**settings))
+        vars(worker).update(routing=Mock(), vllm_config=config)
+        if calibrated:
+            with pytest.raises(ValueError, match="calibrated for the weights that the model has"):
+                getattr(worker, method)()
+        else:
+            getattr(worker, method)()
+    asked.assert_called_once_with()
