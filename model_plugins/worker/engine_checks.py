@@ -41,6 +41,11 @@ def check_native_engine(vllm_config: VllmConfig) -> None:
         raise ValueError("prismoe needs each prompt on one rank: use --prefill-context-parallel-size 1.")
     if parallel.enable_elastic_ep:
         raise ValueError("prismoe counts in the engines that it starts with: leave --enable-elastic-ep out.")
+    if vllm_config.lora_config is not None and vllm_config.model_config.is_moe and current_platform.is_cpu():
+        raise ValueError(
+            "vLLM runs MoE layers with LoRA adapters on GPUs alone: leave --enable-lora out, "
+            "and merge the adapter into the checkpoint."
+        )
     if routes_by_policy and vllm_config.lora_config is not None:
         raise ValueError(
             "vLLM's LoRA experts take as many experts a token as the model has it, and a policy may take "

@@ -1,15 +1,14 @@
 """Under `native` every cell of the expert load equals a count over transformers' own forward."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.v1.metrics.reader import Counter
 
 from tests.model_plugins.engine import engine, greedy, logits, prompt_logits, rank_cores
 from tests.model_plugins.in_tree.chats import PICTURE_AND_VIDEO, TEXT, TWO_PICTURES, VIDEO, Chat, picture
@@ -22,7 +21,9 @@ pytestmark = pytest.mark.engine
 
 CHUNK = 16
 """Tokens of a step: less than a prompt, and no multiple of an image's."""
-GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, allowed_token_ids=list(range(BYTES)))
+ANSWER = 30
+LETTERS = list(range(BYTES))
+GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, allowed_token_ids=LETTERS)
 CHATS: dict[str, Sequence[Chat]] = {
     "qwen3-vl-moe": (TEXT, TWO_PICTURES, VIDEO, PICTURE_AND_VIDEO),
     "glm4v-moe": (TEXT, TWO_PICTURES, VIDEO),
@@ -116,27 +117,6 @@ def test_each_chat_cold_and_warm_and_eight_together(rig: Rig) -> None:
     rig.run([0, 1, 2, 3, 4, 5, 6, 1])
 
 
-def test_weights_that_are_reloaded(rig: Rig, tmp_path: Path) -> None:
-    """The routers stay watched, and their tokens go where the new weights have them go."""
-    before = rig.answers
-    folder = with_other_routers(rig.folder, tmp_path / "other")
-    rig.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-    rig.llm.reset_prefix_cache()
-    rig.answers = answers(folder, rig.chats[:2])
-    assert (rig.answers[1].experts_LTK != before[1].experts_LTK).any()
-    rig.run([0, 1])
-
-
-def with_other_routers(checkpoint: Path, folder: Path) -> Path:
-    """A copy of a checkpoint whose routers prefer the experts that they shunned."""
-    shutil.copytree(checkpoint, folder)
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
-    routers = {name: -weight for name, weight in tensors.items() if name.endswith(".mlp.gate.weight")}
-    save_file(tensors | routers, file, metadata={"format": "pt"})
-    return folder
-
-
 def test_chunks_cut_an_image(checkpoint: Callable[[str], Path]) -> None:
     """Or the engine "in chunks" would show nothing."""
     for name in ("qwen3-vl-moe", "glm4v-moe"):
@@ -144,6 +124,38 @@ def test_chunks_cut_an_image(checkpoint: Callable[[str], Path]) -> None:
         modality_T = answer.modality_T
         cuts = range(CHUNK, len(modality_T), CHUNK)
         assert any(modality_T[cut - 1] == 1 and modality_T[cut] == 1 for cut in cuts)
+
+
+@pytest.fixture(scope="module")
+def drafting(checkpoint: Callable[[str], Path]) -> Iterator[LLM]:
+    """An engine that drafts what followed the last token before."""
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 2}
+    options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1}, "disable_log_stats": False}
+    with engine(checkpoint("qwen3-vl-moe"), speculative_config=drafts, **options) as llm:
+        yield llm
+
+
+def test_rejected_drafts_count(drafting: LLM, checkpoint: Callable[[str], Path]) -> None:
+    """They are computed like other tokens. Of these drafts most are wrong."""
+    chat = Chat((picture(5), "Again and again and again"))
+    params = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True, allowed_token_ids=LETTERS)
+    [output] = drafting.generate([chat.for_vllm(checkpoint("qwen3-vl-moe"))], params, use_tqdm=False)
+    told = {metric.name: metric.value for metric in drafting.get_metrics() if isinstance(metric, Counter)}
+    drafted, accepted = (told[f"vllm:spec_decode_num_{what}_tokens"] for what in ("draft", "accepted"))
+    assert drafted > accepted
+    computed = len(output.prompt_token_ids or ()) + ANSWER - 1 + drafted - accepted
+    load = drafting.collective_rpc("prismoe_expert_load")[0]
+    assert [sum(tokens) for tokens in load["tokens"]] == [computed] * 3
+    assert np.array(load["expert_tokens"]).sum(axis=(1, 2)).tolist() == [2 * computed] * 3
+
+
+def test_routers_stay_watched_where_weights_are_reloaded(drafting: LLM) -> None:
+    before = drafting.collective_rpc("prismoe_expert_load")[0]
+    drafting.collective_rpc("reload_weights")
+    assert drafting.collective_rpc("prismoe_expert_load")[0] == before
+    drafting.collective_rpc("_check_counts")
+    routing = drafting.collective_rpc("prismoe_routing")[0]
+    assert len(routing["layers"]) == 3 and routing["not_supported"] == []
 
 
 def test_gemma(checkpoint: Callable[[str], Path]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from prismoe.model_plugins.worker import engine_checks
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
 from prismoe.model_plugins.worker.engine_options import additional_config
 
@@ -32,7 +33,9 @@ def config(routing: Any = None, lora: object = None, **changes: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"data_parallel_size": 2, "is_moe": False}, {"lora": object()}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"data_parallel_size": 2, "is_moe": False}, {"lora": object(), "is_moe": False}]
+)
 def test_plain_settings_are_served(changes: dict[str, Any]) -> None:
     check_native_engine(config(**changes))
 
@@ -46,7 +49,7 @@ def test_plain_settings_are_served(changes: dict[str, Any]) -> None:
         ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size"),
         ({"use_ubatching": True}, "--enable-dbo"),
         ({"enable_elastic_ep": True}, "--enable-elastic-ep"),
-        ({"lora": object(), "routing": {"policy": "dual_threshold"}}, "--enable-lora"),
+        ({"lora": object()}, "on GPUs alone: leave --enable-lora"),
         ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
         ({"enable_prompt_embeds": True}, "--enable-prompt-embeds"),
     ],
@@ -54,3 +57,10 @@ def test_plain_settings_are_served(changes: dict[str, Any]) -> None:
 def test_settings_that_miscount_are_refused(changes: dict[str, Any], option: str) -> None:
     with pytest.raises(ValueError, match=option):
         check_native_engine(config(**changes))
+
+
+def test_an_adapter_is_served_on_a_gpu_and_under_no_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_checks, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    check_native_engine(config(lora=object()))
+    with pytest.raises(ValueError, match="a policy may take others: leave --enable-lora out"):
+        check_native_engine(config(lora=object(), routing={"policy": "dual_threshold"}))
