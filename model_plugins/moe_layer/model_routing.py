@@ -62,6 +62,10 @@ class ModelRouting(nn.Module, ABC):
         self.step_watchers: list[Callable[[RoutingStep], None]] = []
         self.kernels: dict[int, str] = {}
 
+    def counted(self) -> Sequence["ModelRouting"]:
+        """Itself, and what is counted beside it."""
+        return [self]
+
     def end_step(self) -> None:
         """Count the step that has run, and forget it."""
         for watch in self.step_watchers:

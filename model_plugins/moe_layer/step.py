@@ -25,6 +25,8 @@ from prismoe.kernels.modalities import VISION
 from prismoe.kernels.routing import PADDING, TEXT
 from prismoe.model_plugins.moe_layer.kernel_check import kernel_works
 
+NOT_WRITTEN = -2
+"""In place of an expert that no router has told; vLLM gives padding expert -1 on some devices."""
 MOST_SCORED = 2**19
 """Scored tokens of a step, times layers and experts. Where a step has more tokens, evenly spaced ones stand
 for all: the statistics of 48 layers of 128 experts would take longer than routing does."""
@@ -199,6 +201,17 @@ class RoutingStep(nn.Module):
         if not self._rows:
             self._rows = [self._rows_of(place) for place in range(len(self.layers))]
         self._write_rows(self._rows[layer], *routed)
+
+    def forget_rows(self) -> None:
+        """Have `experts_told` tell only what routers write from now on."""
+        self.experts.fill_(NOT_WRITTEN)
+
+    def experts_told(self) -> tuple[Sequence[int], Sequence[int]]:
+        """By layer, how many experts the step's tokens use, and of how many of these a router has told."""
+        _, experts_LTA, count_LT, _ = self.routed()
+        slot_A = torch.arange(experts_LTA.shape[2], device=experts_LTA.device)
+        is_told_LTA = (slot_A < count_LT[..., None]) & (experts_LTA != NOT_WRITTEN)
+        return count_LT.sum(dim=1).tolist(), is_told_LTA.sum(dim=(1, 2)).tolist()
 
     def write_by_kernel(self) -> None:
         """From now on write by the fused kernel, if it works on this GPU."""

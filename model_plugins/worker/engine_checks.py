@@ -23,7 +23,7 @@ logger = init_logger("vllm.prismoe.engine")
 
 def check_native_engine(vllm_config: VllmConfig) -> None:
     """Raise ValueError with a sentence where prismoe can't serve a model of vLLM's own right."""
-    operator_policies(vllm_config)
+    routes_by_policy = operator_policies(vllm_config) is not None
     shadow_policies(vllm_config)
     parallel = vllm_config.parallel_config
     if parallel.enable_expert_parallel and current_platform.is_cpu():
@@ -39,6 +39,18 @@ def check_native_engine(vllm_config: VllmConfig) -> None:
         raise ValueError("prismoe needs the whole model on each rank: use --pipeline-parallel-size 1.")
     if parallel.prefill_context_parallel_size > 1:
         raise ValueError("prismoe needs each prompt on one rank: use --prefill-context-parallel-size 1.")
+    if parallel.enable_elastic_ep:
+        raise ValueError("prismoe counts in the engines that it starts with: leave --enable-elastic-ep out.")
+    if vllm_config.lora_config is not None and vllm_config.model_config.is_moe and current_platform.is_cpu():
+        raise ValueError(
+            "vLLM runs MoE layers with LoRA adapters on GPUs alone: leave --enable-lora out, "
+            "and merge the adapter into the checkpoint."
+        )
+    if routes_by_policy and vllm_config.lora_config is not None:
+        raise ValueError(
+            "vLLM's LoRA experts take as many experts a token as the model has it, and a policy may take "
+            "others: leave --enable-lora out, and merge the adapter into the checkpoint."
+        )
     if parallel.use_ubatching:
         raise ValueError("prismoe needs a step's tokens together: leave --enable-dbo and --ubatch-size out.")
     if vllm_config.cache_config.kv_sharing_fast_prefill:

@@ -1,23 +1,29 @@
 """vLLM's worker, which also has each step's routing written down and counted."""
 
+from functools import partial
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.platforms import current_platform
 
 from prismoe.kernels.modalities import MODALITIES
+from prismoe.model_plugins.moe_layer.attached.attach import NOT_SHOWN
 from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
 from prismoe.model_plugins.moe_layer.attached.policies import AttachedPolicies
 from prismoe.model_plugins.moe_layer.experts.unused_slots import check_unused_slots
 from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting, kernel_name, runners_of
+from prismoe.model_plugins.moe_layer.self_check import REQUESTS, check_counts
 from prismoe.model_plugins.vllm_seams.check import check
 from prismoe.model_plugins.vllm_seams.engine import (
+    dummy_step,
     experts_sink,
     language_model,
     native_router,
     step_watch,
     vision_chunks,
 )
+from prismoe.model_plugins.vllm_seams.engine.dummy_step import dummy_step_tokens, take_dummy_step
 from prismoe.model_plugins.worker.calls import RoutingCalls
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
 from prismoe.model_plugins.worker.engine_options import operator_policies, shadow_policies
@@ -26,6 +32,8 @@ if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
 else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker  # type: ignore[assignment]
+
+logger = init_logger("vllm.prismoe.worker")
 
 
 class RoutedWorker(RoutingCalls, PlatformWorker):
@@ -38,6 +46,7 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
             from prismoe.model_plugins.moe_layer.experts.gpu_experts import use_in_all_models
 
             use_in_all_models()
+        check(dummy_step.NEEDS)
         super().load_model(**options)
         runner = self.model_runner
         model: Any = runner.get_model()
@@ -64,8 +73,14 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         self.routing = routing
 
     def compile_or_warm_up_model(self) -> Any:
-        """Warm up, and count from zero: on CUDA vLLM makes requests up, which look like real ones here."""
+        """Warm up, check what is counted, and count from zero.
+
+        On CUDA vLLM makes requests up, which look like real ones here. Raises ValueError with a sentence
+        where a policy's experts are miscounted.
+        """
         times = super().compile_or_warm_up_model()
+        if self.routing.layers:
+            self._check_counts()
         self.routing.reset_load()
         return times
 
@@ -79,6 +94,47 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         if counts:
             self.routing.end_step()
         return output
+
+    def reload_weights(self, *args: Any, **options: Any) -> None:
+        """Load other weights into the model, whose routers stay watched (`_check_reload`)."""
+        self._check_reload()
+        super().reload_weights(*args, **options)
+
+    def start_weight_update(self) -> None:
+        """The same, of weights that a trainer sends."""
+        self._check_reload()
+        super().start_weight_update()
+
+    def _check_reload(self) -> None:
+        """Raise ValueError where policies were calibrated for the weights that the model was loaded with."""
+        if isinstance(self.routing, PolicyRouting):
+            return
+        for policies in (operator_policies(self.vllm_config), shadow_policies(self.vllm_config)):
+            if policies is not None and policies.calibrated_for is not None:
+                raise ValueError(
+                    "The routing policy was calibrated for the weights that the model has, and can't be used "
+                    "with others: start without it to reload weights, or start anew with the other weights."
+                )
+
+    def _check_counts(self) -> None:
+        """Count a made-up step. Where that goes wrong `native` shows nothing, and all else is refused."""
+        runner, routing = self.model_runner, self.routing
+        scheduler = self.vllm_config.scheduler_config
+        requests = min(REQUESTS, scheduler.max_num_seqs)
+        num_tokens = dummy_step_tokens(runner, requests, scheduler.max_num_batched_tokens)
+        wrong = check_counts(routing, num_tokens, partial(take_dummy_step, runner, num_tokens))
+        if wrong is None:
+            logger.info_once(
+                "The self-check at the start found a made-up step of %d tokens counted right in all of the "
+                "%d MoE layers.",
+                num_tokens,
+                len(routing.layers),
+            )
+        elif isinstance(routing, NativeRouting) and routing.shadow is None:
+            why, model = f"{wrong} {NOT_SHOWN}", runner.get_model()
+            self.routing = NativeRouting(self.vllm_config, model, self._modalities(), found_wrong=why)
+        else:
+            raise ValueError(f"The routing policy can't be used. {wrong}")
 
     def _modalities(self) -> list[str]:
         model = self.vllm_config.model_config

@@ -55,13 +55,23 @@ A token has the modality of the image, video or sound whose embedding stands in 
 it. What only surrounds it (the start and end of an image, a video's timestamps) is text, unless the model
 makes embeddings for that too: then the remarks say so.
 
+What is computed for a request counts, tokens of rejected drafts included (`--speculative-config`); the
+experts of a drafter don't.
+
 ## What is refused, and where nothing is shown
 
 - The start is refused with a sentence under pipeline and prefill context parallelism, micro-batches
-  (`--enable-dbo`), expert and data parallelism on CPU, `--kv-sharing-fast-prefill` (some layers then see a
-  part of a step's tokens) and `--enable-prompt-embeds` (such tokens have no modality).
+  (`--enable-dbo`), expert and data parallelism on CPU, `--enable-elastic-ep` (nobody would count in engines
+  that come later), `--kv-sharing-fast-prefill` (some layers then see a part of a step's tokens) and
+  `--enable-prompt-embeds` (such tokens have no modality); under a policy also with `--enable-lora` (vLLM's
+  LoRA experts take the model's own number of experts).
+- Under policies that were calibrated, weights are not reloaded: the thresholds hold for those of the start.
 - Nothing of the routing is shown where vLLM gathers or splits a step's tokens over ranks before it routes
   them, and where a kernel routes by itself and can't tell the experts that it chose.
+- At the start a made-up step is routed and counted. Where a layer's router doesn't tell all the experts that
+  its tokens use, or the counter has other sums, the model is served under `native` and nothing of its routing
+  is shown; under a policy, or with a shadow, the start is refused. `/v1/routing` or the refusal names the
+  layer and the figures.
 """
 
 MOE_LLAVA = [

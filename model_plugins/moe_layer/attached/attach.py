@@ -20,6 +20,8 @@ from prismoe.model_plugins.vllm_seams.engine.language_model import embed_text_as
 from prismoe.model_plugins.vllm_seams.engine.native_router import chooses_by_tokens, scale_of_experts
 from prismoe.model_plugins.vllm_seams.engine.vision_chunks import medium_of
 
+NOT_SHOWN = "It is served as vLLM serves it, and nothing of its routing is shown."
+
 
 def gate_of(runner: MoERunner) -> Gate:
     """The gate of a layer, by vLLM's settings of it."""
@@ -61,24 +63,23 @@ def mark_steps_of(model: Any, step: RoutingStep) -> None:
 
 def why_unseen(architecture: str, runners: Sequence[MoERunner], modalities: Sequence[str]) -> str | None:
     """Why the routing of a model can't be counted; None where it can."""
-    end = "It is served as vLLM serves it, and nothing of its routing is shown."
     layers = [runner.layer_id for runner in runners]
     if not runners:
-        return f"{architecture} has no MoE layer that vLLM's MoERunner computes. {end}"
+        return f"{architecture} has no MoE layer that vLLM's MoERunner computes. {NOT_SHOWN}"
     if architecture in MISCOUNTED:
-        return f"{MISCOUNTED[architecture]} {end}"
+        return f"{MISCOUNTED[architecture]} {NOT_SHOWN}"
     if unknown := sorted({*modalities} - {*MODALITIES}):
-        return f"prismoe doesn't know {architecture}'s modality {', '.join(unknown)}. {end}"
+        return f"prismoe doesn't know {architecture}'s modality {', '.join(unknown)}. {NOT_SHOWN}"
     if len({*layers}) < len(layers):
-        return f"{architecture} has more than one set of experts in a decoder layer. {end}"
+        return f"{architecture} has more than one set of experts in a decoder layer. {NOT_SHOWN}"
     for runner in runners:
         if runner.do_naive_dispatch_combine:
-            return f"Here vLLM gathers the tokens of several ranks before it routes them. {end}"
+            return f"Here vLLM gathers the tokens of several ranks before it routes them. {NOT_SHOWN}"
         if runner.moe_config.is_sequence_parallel:
-            return f"Here vLLM splits a step's tokens over the ranks before it routes them. {end}"
+            return f"Here vLLM splits a step's tokens over the ranks before it routes them. {NOT_SHOWN}"
         if routes_by_itself(runner):
             if not has_sink(runner):
-                return f"The routing of this kernel ({kernel_name(runner)}) can't be seen. {end}"
+                return f"The routing of this kernel ({kernel_name(runner)}) can't be seen. {NOT_SHOWN}"
         elif not isinstance(runner.router, BaseRouter):
-            return f"The routing of vLLM's {type(runner.router).__name__} can't be seen. {end}"
+            return f"The routing of vLLM's {type(runner.router).__name__} can't be seen. {NOT_SHOWN}"
     return None

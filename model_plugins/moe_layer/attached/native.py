@@ -57,7 +57,7 @@ class NativeRouting(ModelRouting):
     """The MoE layers of a model that vLLM has loaded. Where they can't be seen it has none, and says why.
 
     `shadow` are policies that are counted beside them. Raises ValueError with a sentence where
-    they can't be.
+    they can't be. `found_wrong` says why the layers can't be seen, where a try has shown that.
     """
 
     routed_by = "native"
@@ -68,10 +68,11 @@ class NativeRouting(ModelRouting):
         model: nn.Module,
         modalities: Sequence[str],
         shadow: OperatorPolicies | None = None,
+        found_wrong: str | None = None,
     ) -> None:
         architecture = vllm_config.model_config.architecture
         runners = runners_of(model)
-        refusal = why_unseen(architecture, runners, modalities)
+        refusal = found_wrong or why_unseen(architecture, runners, modalities)
         if refusal is not None:
             logger.warning(refusal)
             runners = []
@@ -119,6 +120,9 @@ class NativeRouting(ModelRouting):
             )
         )
         return written._replace(logits_LTE=logits_LTE, scores_LTE=scores_LTE)
+
+    def counted(self) -> Sequence[ModelRouting]:
+        return [self] if self.shadow is None else [self, self.shadow]
 
     def end_step(self) -> None:
         if self.shadow is not None:

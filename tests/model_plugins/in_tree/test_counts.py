@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.v1.metrics.reader import Counter
 
 from tests.model_plugins.engine import engine, greedy, logits, prompt_logits, rank_cores
 from tests.model_plugins.in_tree.chats import PICTURE_AND_VIDEO, TEXT, TWO_PICTURES, VIDEO, Chat, picture
@@ -20,7 +21,9 @@ pytestmark = pytest.mark.engine
 
 CHUNK = 16
 """Tokens of a step: less than a prompt, and no multiple of an image's."""
-GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, allowed_token_ids=list(range(BYTES)))
+ANSWER = 30
+LETTERS = list(range(BYTES))
+GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, allowed_token_ids=LETTERS)
 CHATS: dict[str, Sequence[Chat]] = {
     "qwen3-vl-moe": (TEXT, TWO_PICTURES, VIDEO, PICTURE_AND_VIDEO),
     "glm4v-moe": (TEXT, TWO_PICTURES, VIDEO),
@@ -121,6 +124,38 @@ def test_chunks_cut_an_image(checkpoint: Callable[[str], Path]) -> None:
         modality_T = answer.modality_T
         cuts = range(CHUNK, len(modality_T), CHUNK)
         assert any(modality_T[cut - 1] == 1 and modality_T[cut] == 1 for cut in cuts)
+
+
+@pytest.fixture(scope="module")
+def drafting(checkpoint: Callable[[str], Path]) -> Iterator[LLM]:
+    """An engine that drafts what followed the last token before."""
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 2}
+    options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1}, "disable_log_stats": False}
+    with engine(checkpoint("qwen3-vl-moe"), speculative_config=drafts, **options) as llm:
+        yield llm
+
+
+def test_rejected_drafts_count(drafting: LLM, checkpoint: Callable[[str], Path]) -> None:
+    """They are computed like other tokens. Of these drafts most are wrong."""
+    chat = Chat((picture(5), "Again and again and again"))
+    params = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True, allowed_token_ids=LETTERS)
+    [output] = drafting.generate([chat.for_vllm(checkpoint("qwen3-vl-moe"))], params, use_tqdm=False)
+    told = {metric.name: metric.value for metric in drafting.get_metrics() if isinstance(metric, Counter)}
+    drafted, accepted = (told[f"vllm:spec_decode_num_{what}_tokens"] for what in ("draft", "accepted"))
+    assert drafted > accepted
+    computed = len(output.prompt_token_ids or ()) + ANSWER - 1 + drafted - accepted
+    load = drafting.collective_rpc("prismoe_expert_load")[0]
+    assert [sum(tokens) for tokens in load["tokens"]] == [computed] * 3
+    assert np.array(load["expert_tokens"]).sum(axis=(1, 2)).tolist() == [2 * computed] * 3
+
+
+def test_routers_stay_watched_where_weights_are_reloaded(drafting: LLM) -> None:
+    before = drafting.collective_rpc("prismoe_expert_load")[0]
+    drafting.collective_rpc("reload_weights")
+    assert drafting.collective_rpc("prismoe_expert_load")[0] == before
+    drafting.collective_rpc("_check_counts")
+    routing = drafting.collective_rpc("prismoe_routing")[0]
+    assert len(routing["layers"]) == 3 and routing["not_supported"] == []
 
 
 def test_gemma(checkpoint: Callable[[str], Path]) -> None:

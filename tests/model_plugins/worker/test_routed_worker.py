@@ -9,17 +9,23 @@ import pytest
 from vllm.model_executor.layers.fused_moe.experts.flashinfer_cutlass_moe import FlashInferExperts
 from vllm.platforms import current_platform
 
+from prismoe.model_plugins.moe_layer.attached.attach import NOT_SHOWN
+from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
 from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting
 from prismoe.model_plugins.worker import routed_worker
+from prismoe.model_plugins.worker.engine_options import additional_config
 from prismoe.model_plugins.worker.routed_worker import RoutedWorker
+from tests.model_plugins.moe_layer.attached.test_shadow import SHADOW, TOKENS, Model, routing_of
 from tests.model_plugins.moe_layer.native_layers import kernel_of, moe_layer
+from tests.model_plugins.moe_layer.test_self_check import FOUND, choose_without_the_router
 from tests.model_plugins.routing.routing_steps import CASES, make
+from tests.model_plugins.routing.test_calibrated import MEASURED, MODEL
 
 
 def test_what_is_counted_while_warming_up_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """On CUDA the V2 runner warms up with requests that look like real ones."""
     worker: Any = object.__new__(RoutedWorker)
-    worker.routing = Mock(name="routing")
+    worker.routing = Mock(name="routing", layers={})
     happened = Mock()
     happened.attach_mock(worker.routing, "routing")
     vllms = RoutedWorker.__bases__[-1]
@@ -45,3 +51,79 @@ def test_blackwells_kernel_starts_with_no_policy_that_leaves_slots_unused(
     said = "The policy ltdr leaves slots unused, and the kernel of layer 3"
     with pytest.raises(ValueError, match=said) if refused else nullcontext():
         worker.load_model()
+
+
+class ModelRunner:
+    """Takes dummy steps of a model whose layer 3 is routed without its router, if it is `damaged`."""
+
+    uniform_decode_query_len = 1
+
+    def __init__(self, model: Model) -> None:
+        self.get_model = lambda: model
+        self.taken: list[int] = []
+
+    def _dummy_run(self, num_tokens: int, *, uniform_decode: bool, skip_eplb: bool) -> None:
+        assert uniform_decode and skip_eplb
+        self.taken.append(num_tokens)
+        self.get_model()(num_tokens)
+
+
+def started(monkeypatch: pytest.MonkeyPatch, damaged: bool, shadow: dict[str, Any] | None = None) -> Any:
+    """A worker whose model is loaded and warm."""
+    model, worker = Model(), object.__new__(RoutedWorker)
+    routing, runner = routing_of(model, shadow), ModelRunner(model)
+    if damaged:
+        choose_without_the_router(model, routing)
+    scheduler = SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=TOKENS)
+    named = SimpleNamespace(architecture="Some", is_multimodal_model=False)
+    config: Any = SimpleNamespace(model_config=named, scheduler_config=scheduler)
+    vars(worker).update(routing=routing, model_runner=runner, vllm_config=config)
+    monkeypatch.setattr(RoutedWorker.__bases__[-1], "compile_or_warm_up_model", lambda self: None)
+    worker.compile_or_warm_up_model()
+    assert runner.taken == [5]
+    return worker
+
+
+def test_the_log_says_what_the_self_check_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = Mock()
+    monkeypatch.setattr(routed_worker, "logger", logger)
+    worker = started(monkeypatch, damaged=False)
+    assert [*worker.routing.layers] == [1, 3]
+    [(told, *figures)] = [call.args for call in logger.info_once.call_args_list]
+    assert (told % (*figures,)).endswith("step of 5 tokens counted right in all of the 2 MoE layers.")
+
+
+def test_a_model_that_would_be_miscounted_is_served_and_nothing_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    routing = started(monkeypatch, damaged=True).routing
+    assert isinstance(routing, NativeRouting)
+    told = routing.describe()
+    assert told["layers"] == [] == routing.load()["layers"]
+    assert told["not_supported"] == [f"{FOUND.format(told=0, counted=10)} {NOT_SHOWN}"]
+
+
+def test_a_shadow_of_a_model_that_would_be_miscounted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"can't be used\. The self-check at the start found layer 3"):
+        started(monkeypatch, damaged=True, shadow=SHADOW)
+
+
+@pytest.mark.parametrize("method", ["reload_weights", "start_weight_update"])
+@pytest.mark.parametrize("setting", ["routing", "shadow"])
+def test_what_was_calibrated_for_the_weights_keeps_them(
+    setting: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Mock()
+    monkeypatch.setattr(RoutedWorker.__bases__[-1], method, asked)
+    policy = {"policy": "dual_threshold", "vision_threshold": 0.5}
+    for calibrated in ({}, {"calibrated": {"model": MODEL, "measured": MEASURED}}):
+        settings: Any = {"routing": None, "shadow": None, setting: policy | calibrated}
+        worker: Any = object.__new__(RoutedWorker)
+        config = SimpleNamespace(additional_config=additional_config(**settings))
+        vars(worker).update(routing=Mock(), vllm_config=config)
+        if calibrated:
+            with pytest.raises(ValueError, match="calibrated for the weights that the model has"):
+                getattr(worker, method)()
+        else:
+            getattr(worker, method)()
+    asked.assert_called_once_with()
