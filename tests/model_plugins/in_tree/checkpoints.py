@@ -2,13 +2,24 @@
 
 from pathlib import Path
 
-from tests.model_plugins.in_tree import gemma4_moe, glm4v_moe, qwen3_5_moe, qwen3_vl_moe
+from tests.model_plugins.in_tree import (
+    aria_moe,
+    gemma4_moe,
+    glm4v_moe,
+    internvl_moe,
+    llama4_moe,
+    qwen3_5_moe,
+    qwen3_vl_moe,
+)
 
 MODELS = {
     "qwen3-vl-moe": qwen3_vl_moe.MODEL,
     "glm4v-moe": glm4v_moe.MODEL,
     "qwen3.5-moe": qwen3_5_moe.MODEL,
     "gemma4-moe": gemma4_moe.MODEL,
+    "internvl-moe": internvl_moe.MODEL,
+    "aria-moe": aria_moe.MODEL,
+    "llama4-moe": llama4_moe.MODEL,
 }
 
 
