@@ -3,10 +3,13 @@
 from pathlib import Path
 
 from tests.model_plugins.in_tree import (
+    aria_moe,
     cohere2_vision,
     gemma4_moe,
     glm4v_moe,
+    internvl_moe,
     kimi_k25,
+    llama4_moe,
     mistral3_moe,
     qwen3_5_moe,
     qwen3_vl_moe,
@@ -20,6 +23,9 @@ MODELS = {
     "kimi-k2.5": kimi_k25.MODEL,
     "cohere2-vision": cohere2_vision.MODEL,
     "mistral3-moe": mistral3_moe.MODEL,
+    "internvl-moe": internvl_moe.MODEL,
+    "aria-moe": aria_moe.MODEL,
+    "llama4-moe": llama4_moe.MODEL,
 }
 
 

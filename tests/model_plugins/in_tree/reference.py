@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.model_plugins.in_tree import kimi_k25
-from tests.model_plugins.in_tree.chats import Chat
+from tests.model_plugins.in_tree.chats import Chat, Video
 from tests.model_plugins.in_tree.tiny_model import BYTES
 
 Rule = Callable[[int, Any, np.ndarray, bool], list[tuple[int, float]]]
@@ -63,7 +62,13 @@ def answers(
 ) -> list[Answer]:
     """Each chat by itself, in the checkpoint's dtype unless told, and with its own routing unless told."""
     model, processor = _loaded(checkpoint, dtype)
-    return [answer(model, inputs(processor, chat, checkpoint), max_tokens, rule) for chat in chats]
+    found = []
+    for chat in chats:
+        prepared = inputs(processor, chat, checkpoint)
+        told = prepared.get("mm_token_type_ids")
+        modality_T = _modality(model, processor, chat, checkpoint) if told is None else told[0].numpy()
+        found.append(answer(model, prepared, modality_T, max_tokens, rule))
+    return found
 
 
 def tokens_alone(
@@ -93,10 +98,22 @@ def inputs(processor: Any, chat: Chat, checkpoint: Path) -> dict[str, Tensor]:
         media["videos"] = [video.frames for video in chat.videos]
         media["video_metadata"] = [video.metadata() for video in chat.videos]
         media["do_sample_frames"] = False
-    prepared: dict[str, Tensor] = processor(
-        text=[chat.prompt(checkpoint)], return_mm_token_type_ids=True, return_tensors="pt", **media
-    )
+    prepared: dict[str, Tensor] = processor(text=[chat.prompt(checkpoint)], return_tensors="pt", **media)
     return {name: value for name, value in prepared.items() if isinstance(value, Tensor)}
+
+
+def _modality(model: Any, processor: Any, chat: Chat, checkpoint: Path) -> np.ndarray:
+    """Of a prompt's tokens, where the processor tells it not: each picture and video is asked by itself."""
+    media_ids = [getattr(model.config, name, -1) for name in ("image_token_id", "video_token_id")]
+
+    def media_T(chat: Chat) -> np.ndarray:
+        return np.isin(inputs(processor, chat, checkpoint)["input_ids"][0].numpy(), media_ids)
+
+    modality_T = media_T(chat).astype(np.int64)
+    parts = [part for part in chat.parts if not isinstance(part, str)]
+    numbers = [MODALITIES.index("video" if isinstance(part, Video) else "image") for part in parts]
+    modality_T[modality_T > 0] = np.repeat(numbers, [int(media_T(Chat((part,))).sum()) for part in parts])
+    return modality_T
 
 
 class _Watch:
@@ -106,11 +123,11 @@ class _Watch:
         self._layer, self._is_vision, self._rule = layer, is_vision, rule
         self.rows: list[np.ndarray] = []
 
-    def __call__(self, router: Any, _: Any, output: tuple[Tensor, Tensor, Tensor]) -> Any:
-        first, weights_TK, experts_TK = output
+    def __call__(self, router: Any, _: Any, output: tuple[Tensor, ...]) -> Any:
         if self._rule is None:
-            self.rows.extend(experts_TK.numpy())
+            self.rows.extend(_experts(output).numpy())
             return None
+        first, weights_TK, experts_TK = output
         # Gemma's routers give probabilities, whose logarithms are as good as the logits.
         logits_TE = first.log() if type(router).__name__.startswith("Gemma") else first
         pairs_T: list[list[tuple[int, float]]] = []
@@ -126,12 +143,21 @@ class _Watch:
         return first, weights_TA.to(weights_TK.dtype), experts_TA.to(experts_TK.dtype)
 
 
-def answer(model: Any, inputs: dict[str, Tensor], max_tokens: int, rule: Rule | None = None) -> Answer:
+def _experts(output: tuple[Tensor, ...]) -> Tensor:
+    """`experts_TK`, the part that holds whole numbers; Llama 4 gives each expert's weight, all but one 0."""
+    whole = [part_TK for part_TK in output if not part_TK.is_floating_point()]
+    return whole[0] if whole else output[0].argmax(dim=1, keepdim=True)
+
+
+def answer(
+    model: Any,
+    inputs: dict[str, Tensor],
+    prompt_modality: np.ndarray,
+    max_tokens: int,
+    rule: Rule | None = None,
+) -> Answer:
     """Generates with the routers watched."""
     routers = [module for name, module in model.named_modules() if _is_router(name)]
-    # Tokens around a medium keep embeddings of their own: they are text, whatever the processor calls them.
-    has_medium = torch.isin(inputs["input_ids"], torch.tensor(_media_ids(model.config)))
-    prompt_modality = (inputs["mm_token_type_ids"] * has_medium)[0].numpy()
     watches = [_Watch(layer, prompt_modality > 0, rule) for layer in range(len(routers))]
     hooks = [router.register_forward_hook(watch) for router, watch in zip(routers, watches, strict=True)]
     try:
@@ -157,11 +183,13 @@ def answer(model: Any, inputs: dict[str, Tensor], max_tokens: int, rule: Rule | 
 @torch.inference_mode()
 def _generated(model: Any, inputs: dict[str, Tensor], max_tokens: int) -> Any:
     """Greedily; only bytes are allowed."""
-    if "mm_token_type_ids" not in signature(model.forward).parameters:
-        inputs = {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
     vocabulary = model.config.get_text_config().vocab_size
+    # Llama 4's processor gives pictures in bfloat16 to a model of any dtype.
+    taken = {
+        name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()
+    }
     return model.generate(
-        **inputs,
+        **taken,
         do_sample=False,
         max_new_tokens=max_tokens,
         min_new_tokens=max_tokens,
@@ -176,17 +204,11 @@ def _token_ids(inputs: dict[str, Tensor], generated: Any) -> tuple[list[int], li
     return prompt_ids, generated.sequences[0, len(prompt_ids) :].tolist()
 
 
-def _media_ids(config: Any) -> list[int]:
-    ids = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
-    return [token for token in ids if token is not None]
-
-
 def _is_router(name: str) -> bool:
-    return name.startswith("model.language_model.") and name.endswith((".mlp.gate", ".router"))
+    return "language_model." in name and name.endswith((".gate", ".router"))
 
 
 def _num_experts(model: Any) -> int:
     text = model.config.get_text_config()
-    found = getattr(text, "num_local_experts", None) or text.num_experts
-    assert isinstance(found, int)
-    return found
+    names = ("num_local_experts", "num_experts", "moe_num_experts")
+    return next(int(getattr(text, name)) for name in names if getattr(text, name, None))
