@@ -6,8 +6,10 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.platforms import current_platform
 
 from prismoe.kernels.modalities import MODALITIES
+from prismoe.model_plugins.moe_layer.attached.attach import SPLIT
 from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
 from prismoe.model_plugins.moe_layer.attached.policies import AttachedPolicies
+from prismoe.model_plugins.moe_layer.attached.split_experts import SplitRouting
 from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting, kernel_name, runners_of
 from prismoe.model_plugins.vllm_seams.check import check
 from prismoe.model_plugins.vllm_seams.engine import experts_sink, native_router, step_watch
@@ -43,7 +45,9 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
             operator = operator_policies(self.vllm_config)
             if operator is None:
                 shadow = shadow_policies(self.vllm_config)
-                routing = NativeRouting(self.vllm_config, model, self._modalities(), shadow)
+                is_split = self.vllm_config.model_config.architecture in SPLIT
+                native = SplitRouting if is_split else NativeRouting
+                routing = native(self.vllm_config, model, self._modalities(), shadow)
             else:
                 routing = AttachedPolicies(self.vllm_config, model, self._modalities(), operator)
         routing.kernels = {layer.layer_id: kernel_name(layer) for layer in runners_of(model)}

@@ -5,8 +5,6 @@ It follows vLLM's registry and the code of its models, release 0.32. `page` make
 
 from typing import Literal, NamedTuple
 
-from prismoe.model_plugins.moe_layer.attached.miscounted import MISCOUNTED
-
 Status = Literal["exact", "read", "not seen"]
 
 OWN = "the model's own function"
@@ -231,7 +229,8 @@ IN_TREE: list[Model] = [
         ("Qwen3OmniMoeForConditionalGeneration",),
         ("Qwen/Qwen3-Omni-30B-A3B-Instruct",),
         SOFTMAX,
-        unseen=MISCOUNTED["Qwen3OmniMoeForConditionalGeneration"],
+        "A video's sound is audio, also where it lies between its frames (use_audio_in_video).",
+        tested=True,
     ),
     Model(
         ("KimiK25ForConditionalGeneration",),
@@ -244,8 +243,10 @@ IN_TREE: list[Model] = [
         ("Ernie4_5_VLMoeForConditionalGeneration",),
         ("baidu/ERNIE-4.5-VL-28B-A3B-PT", "baidu/ERNIE-4.5-VL-424B-A47B-PT"),
         "softmax, with a bias, renormalised",
-        "Text and images have experts of their own, each with a router.",
-        unseen="Ernie4_5_VLMoeForConditionalGeneration has more than one set of experts in a decoder layer.",
+        "A layer's first half of experts is for text, the second for images and videos, each with a router. "
+        "The marks around an image or video are text that vision experts take. It routes by native alone, "
+        "and tells no near ties. vLLM wants `--trust-remote-code`.",
+        tested=True,
     ),
     Model(
         ("Moondream3ForCausalLM", "HfMoondream"),

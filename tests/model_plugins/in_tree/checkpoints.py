@@ -2,13 +2,22 @@
 
 from pathlib import Path
 
-from tests.model_plugins.in_tree import gemma4_moe, glm4v_moe, qwen3_5_moe, qwen3_vl_moe
+from tests.model_plugins.in_tree import (
+    ernie4_5_vl_moe,
+    gemma4_moe,
+    glm4v_moe,
+    qwen3_5_moe,
+    qwen3_omni_moe,
+    qwen3_vl_moe,
+)
 
 MODELS = {
     "qwen3-vl-moe": qwen3_vl_moe.MODEL,
     "glm4v-moe": glm4v_moe.MODEL,
     "qwen3.5-moe": qwen3_5_moe.MODEL,
     "gemma4-moe": gemma4_moe.MODEL,
+    "ernie4.5-vl-moe": ernie4_5_vl_moe.MODEL,
+    "qwen3-omni-moe": qwen3_omni_moe.MODEL,
 }
 
 
