@@ -245,7 +245,7 @@ IN_TREE: list[Model] = [
         "softmax, with a bias, renormalised",
         "A layer's first half of experts is for text, the second for images and videos, each with a router. "
         "The marks around an image or video are text that vision experts take. It routes by native alone, "
-        "and tells no near ties. vLLM wants `--trust-remote-code`.",
+        "and tells no near ties. Its processor comes with the checkpoint: `--run-checkpoint-code`.",
         tested=True,
     ),
     Model(

@@ -1,6 +1,7 @@
 """ERNIE-4.5-VL: text experts and vision experts in a layer, each with a router.
 
-That is a softmax with a bias, renormalised. The first layer is dense, and shared experts take all tokens.
+That is a softmax with a bias, which is nothing here, renormalised. The first layer is dense, and shared
+experts take all tokens.
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 from transformers import (
     Ernie4_5_VLMoeConfig,
     Ernie4_5_VLMoeForConditionalGeneration,
@@ -45,6 +47,12 @@ PLACEHOLDERS = {
 RELEASED_PLACEHOLDERS = {
     kind: f"{NAMES[f'{kind}_start_token']}<|{kind}@placeholder|>{NAMES[f'{kind}_end_token']}"
     for kind in ("image", "video")
+}
+ENGINE: dict[str, Any] = {
+    "trust_remote_code": True,
+    "limit_mm_per_prompt": {"image": 2, "video": 1},
+    # Or vLLM's rotary embedding of this model fails on CPU.
+    "compilation_config": {"custom_ops": ["none"]},
 }
 EXPERTS, LAYERS, PATCH = 8, 3, 14
 """As many experts for text as for vision."""
@@ -109,7 +117,7 @@ MODEL = TinyModel(
     tokenizer_settings={"extra_special_tokens": NAMES},
     processor=processor,
     chat_template="{% for m in messages %}{{ m.content }}{% endfor %}",
-    factors={".e_score_correction_bias": 0.1},
+    factors={".e_score_correction_bias": 0.0},  # vLLM's router on CPU leaves a softmax's bias out
 )
 
 
@@ -117,6 +125,9 @@ def as_released(checkpoint: Path) -> Path:
     """The same weights in a folder as on the Hub, which vLLM takes with `trust_remote_code`."""
     folder = checkpoint.with_name(f"{checkpoint.name}-released")
     shutil.copytree(checkpoint, folder)
+    weights = load_file(checkpoint / "model.safetensors")
+    renamed = {name.replace("model.vision_model.", "vision_model."): weights[name] for name in weights}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
     shutil.copy(ernie_released.__file__, folder)
     own = json.loads((checkpoint / "config.json").read_text())
     settings = TEXT | {

@@ -64,6 +64,7 @@ def config(ids: dict[str, int]) -> Qwen3OmniMoeConfig:
         "num_experts": EXPERTS,
         "num_experts_per_tok": 2,
         "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
         "rope_parameters": ROPE,
         "pad_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],

@@ -22,7 +22,7 @@ TOKENS = 6
 GREEDY = SamplingParams(
     temperature=0, max_tokens=TOKENS, ignore_eos=True, allowed_token_ids=list(range(BYTES))
 )
-RUNNERS: list[Runner] = ["v1", "v2"] if os.environ.get("PRISMOE_EVERYWHERE") == "1" else ["v2"]
+RUNNERS: list[Runner] = ["v1", "v2"] if os.environ.get("PRISMOE_EVERYWHERE") == "1" else ["v1"]
 
 
 def sound(seed: int, seconds: float) -> np.ndarray:
@@ -73,11 +73,10 @@ def test_qwen3_omni_with_a_videos_sound_between_its_frames(
 def test_ernie_with_experts_for_text_and_for_vision(
     checkpoint: Callable[[str], Path], runner: Runner
 ) -> None:
-    folder, limits = checkpoint("ernie4.5-vl-moe"), {"image": 2, "video": 1}
+    folder = checkpoint("ernie4.5-vl-moe")
     expected = ernie4_5_vl_moe.answers(folder, ERNIE, TOKENS)
     prompts = [for_vllm(one, ernie4_5_vl_moe.RELEASED_PLACEHOLDERS, with_metadata=True) for one in ERNIE]
-    released = ernie4_5_vl_moe.as_released(folder)
-    with engine(released, runner=runner, limit_mm_per_prompt=limits, trust_remote_code=True) as llm:
+    with engine(ernie4_5_vl_moe.as_released(folder), runner=runner, **ernie4_5_vl_moe.ENGINE) as llm:
         told: Any = llm.collective_rpc("prismoe_routing")[0]
         assert [(layer["layer"], layer["experts"]) for layer in told["layers"]] == [(1, 16), (2, 16)]
         compare(llm, prompts, expected)
