@@ -67,6 +67,24 @@ IN_TREE: list[Model] = [
         tested=True,
     ),
     Model(
+        ("Qwen3OmniMoeForConditionalGeneration",),
+        ("Qwen/Qwen3-Omni-30B-A3B-Instruct",),
+        SOFTMAX,
+        "A video's sound is audio, also where it lies between its frames (use_audio_in_video).",
+        tested=True,
+    ),
+    Model(
+        ("Ernie4_5_VLMoeForConditionalGeneration",),
+        ("baidu/ERNIE-4.5-VL-28B-A3B-PT", "baidu/ERNIE-4.5-VL-424B-A47B-PT"),
+        "softmax, with a bias, renormalised",
+        "A layer's first half of experts is for text, the second for images and videos, each with a router. "
+        "The marks around an image or video are text that vision experts take. It routes by native alone, "
+        "and tells no near ties. Its processor comes with the checkpoint (`--run-checkpoint-code`). On CPU "
+        "vLLM leaves the bias out, so it was run with none, and needs "
+        '`--compilation-config \'{"custom_ops": ["none"]}\'`.',
+        tested=True,
+    ),
+    Model(
         ("DiffusionGemmaForBlockDiffusion",),
         ("google/diffusiongemma-26B-A4B-it",),
         SCALED,
@@ -226,27 +244,11 @@ IN_TREE: list[Model] = [
         "shown.",
     ),
     Model(
-        ("Qwen3OmniMoeForConditionalGeneration",),
-        ("Qwen/Qwen3-Omni-30B-A3B-Instruct",),
-        SOFTMAX,
-        "A video's sound is audio, also where it lies between its frames (use_audio_in_video).",
-        tested=True,
-    ),
-    Model(
         ("KimiK25ForConditionalGeneration",),
         ("moonshotai/Kimi-K2.5",),
         BIASED,
         "vLLM calls an image and a part of a video both vision_chunk.",
         unseen="prismoe doesn't know KimiK25ForConditionalGeneration's modality vision_chunk.",
-    ),
-    Model(
-        ("Ernie4_5_VLMoeForConditionalGeneration",),
-        ("baidu/ERNIE-4.5-VL-28B-A3B-PT", "baidu/ERNIE-4.5-VL-424B-A47B-PT"),
-        "softmax, with a bias, renormalised",
-        "A layer's first half of experts is for text, the second for images and videos, each with a router. "
-        "The marks around an image or video are text that vision experts take. It routes by native alone, "
-        "and tells no near ties. Its processor comes with the checkpoint: `--run-checkpoint-code`.",
-        tested=True,
     ),
     Model(
         ("Moondream3ForCausalLM", "HfMoondream"),

@@ -82,7 +82,7 @@ VISION: dict[str, Any] = {
     "patch_size": PATCH,
     "spatial_merge_size": 2,
 }
-ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 6, 4]}
+ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 6, 4]}
 
 
 def config(ids: dict[str, int]) -> Ernie4_5_VLMoeConfig:

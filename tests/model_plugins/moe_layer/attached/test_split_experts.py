@@ -80,7 +80,7 @@ class Runner(MoERunner):
     def _quant_method(self) -> Any:
         return self.routed_experts.quant_method
 
-    def forward(self, hidden_TD: Tensor) -> Any:
+    def decide(self, hidden_TD: Tensor) -> Any:
         router: Any = self.router
         return router._compute_routing(hidden_TD, hidden_TD @ self.gate_DE, None)
 
@@ -102,7 +102,7 @@ class Decoder(nn.Module):
         for runners in layers:
             for kind, rows_T in (("text", ~is_vision_T), ("vision", is_vision_T)):
                 if kind in runners and rows_T.any():
-                    runners[kind](hidden_TD[rows_T])
+                    runners[kind].decide(hidden_TD[rows_T])
 
 
 class Model(nn.Module):
@@ -252,4 +252,4 @@ def test_no_policy_and_no_shadow(model: Model) -> None:
         with pytest.raises(
             ValueError, match="experts for text and experts for vision, which no policy knows"
         ):
-            start(vllm_config(), model, MODALITIES, policies)  # type: ignore[operator]
+            start(vllm_config(), model, MODALITIES, policies)
