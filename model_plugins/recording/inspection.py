@@ -11,6 +11,7 @@ from torch import Tensor
 from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests, watch_steps
+from prismoe.model_plugins.vllm_seams.engine.vision_chunks import medium_of
 
 
 class RequestRows(NamedTuple):
@@ -140,7 +141,7 @@ def _medium(feature: Any) -> dict[str, Any]:
     position = feature.mm_position
     tokens = position.length if position.is_embed is None else int(position.is_embed.sum())
     return {
-        "modality": feature.modality,
+        "modality": medium_of(feature.modality),
         "offset": position.offset,
         "length": position.length,
         "grid": _grid(feature, tokens),

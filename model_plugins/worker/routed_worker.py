@@ -12,7 +12,13 @@ from prismoe.model_plugins.moe_layer.attached.policies import AttachedPolicies
 from prismoe.model_plugins.moe_layer.attached.split_experts import SplitRouting
 from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting, kernel_name, runners_of
 from prismoe.model_plugins.vllm_seams.check import check
-from prismoe.model_plugins.vllm_seams.engine import experts_sink, native_router, step_watch
+from prismoe.model_plugins.vllm_seams.engine import (
+    experts_sink,
+    language_model,
+    native_router,
+    step_watch,
+    vision_chunks,
+)
 from prismoe.model_plugins.worker.calls import RoutingCalls
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
 from prismoe.model_plugins.worker.engine_options import operator_policies, shadow_policies
@@ -40,8 +46,11 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         if isinstance(routing, PolicyRouting):
             routing.watch(runner, model.embed_text)
         else:
-            check([*native_router.NEEDS, *experts_sink.NEEDS, *step_watch.NEEDS])
+            check([*native_router.NEEDS, *experts_sink.NEEDS, *step_watch.NEEDS, *language_model.NEEDS])
             check_native_engine(self.vllm_config)
+            if self.vllm_config.model_config.architecture == vision_chunks.ARCHITECTURE:
+                check(vision_chunks.NEEDS)
+                vision_chunks.name_chunks(runner, self.vllm_config.model_config)
             operator = operator_policies(self.vllm_config)
             if operator is None:
                 shadow = shadow_policies(self.vllm_config)
@@ -75,6 +84,7 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         if not model.is_multimodal_model:
             return ["text"]
         info = MULTIMODAL_REGISTRY.get_processing_info(model)
-        allowed = [name for name, most in info.allowed_mm_limits.items() if most]
+        taken = [name for name, most in info.allowed_mm_limits.items() if most]
+        allowed = vision_chunks.media_of(model.architecture, taken)
         order = [*MODALITIES, *sorted({*allowed} - {*MODALITIES})]
         return [name for name in order if name == "text" or name in allowed]

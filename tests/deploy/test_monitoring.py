@@ -12,9 +12,40 @@ from typing import Any
 import pytest
 import yaml
 
+from prismoe.benchmarks.monitoring.dashboards import QUERIES, with_variables
+from prismoe.benchmarks.monitoring.prometheus import program
 from tests.deploy.conftest import DEPLOY, Compose, render
 
 GRAFANA = DEPLOY / "grafana"
+
+A_MINUTE = {
+    'prismoe_tokens_total{modality="text"}': 100,
+    'prismoe_tokens_total{modality="image"}': 300,
+    'prismoe_tokens_total{modality="video"}': 100,
+    'prismoe_routed_tokens_total{modality="text"}': 200,
+    'prismoe_routed_tokens_total{modality="image"}': 600,
+    'prismoe_routed_tokens_total{modality="video"}': 200,
+    'prismoe_used_experts_total{modality="text"}': 400,
+    'prismoe_used_experts_total{modality="image"}': 1200,
+    "prismoe_vision_tail_tokens_total{}": 200,
+    'prismoe_layer_vision_tail_tokens_total{layer="1"}': 160,
+    "vllm:request_success_total{}": 5,
+    "vllm:prefix_cache_hits_total{}": 30,
+    "vllm:prefix_cache_queries_total{}": 120,
+    "vllm:mm_cache_hits_total{}": 4,
+    "vllm:mm_cache_queries_total{}": 40,
+}
+"""By how much a made-up server's counters rise."""
+OF_PANELS: dict[str, dict[str, float]] = {
+    "experts.json: Tail share 0": {"{}": 0.25},
+    "experts.json: Tail share by layer 0": {'{layer="1"}': 0.4},
+    "experts.json: Text among the most loaded experts 1": {"{}": 0.25},
+    "experts.json: Share of the experts' work 0": {'{modality="image"}': 0.75, '{modality="text"}': 0.25},
+    "experts.json: Tokens of a request 0": {"{}": 100},
+    "serving.json: Prefix cache 0": {"{}": 0.25},
+    "serving.json: Image cache 0": {"{}": 0.1},
+}
+"""What panels of shares draw then."""
 
 
 def load(path: Path) -> Any:
@@ -82,6 +113,28 @@ def test_no_two_panels_have_the_same_title() -> None:
     for dashboard in GRAFANA.rglob("*.json"):
         titles = [panel["title"] for panel in load(dashboard)["panels"]]
         assert len(titles) == len(set(titles)), dashboard.name
+
+
+@pytest.mark.prometheus
+def test_panels_of_shares_divide_a_part_by_its_whole(tmp_path: Path) -> None:
+    of_server = '{job="prismoe", model_name="m", '
+    series = [
+        {"series": name.replace("{", of_server), "values": f"0+{rise}x10"} for name, rise in A_MINUTE.items()
+    ]
+    cases = [
+        {
+            # promtool wants the very number, and a rate is rounded.
+            "expr": f"round({with_variables(QUERIES[panel])}, 0.001)",
+            "eval_time": "10m",
+            "exp_samples": [{"labels": labels, "value": value} for labels, value in samples.items()],
+        }
+        for panel, samples in OF_PANELS.items()
+    ]
+    file = tmp_path / "panels.yaml"
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": cases}
+    file.write_text(yaml.safe_dump({"tests": [test]}))
+    run = subprocess.run([program("promtool"), "test", "rules", file], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_the_first_screen_answers_what_is_asked_first() -> None:

@@ -91,6 +91,23 @@ def test_the_flat_form_skips_unused_slots_where_that_is_worth_it(least_work: int
     assert sizes == [weights_TA.numel() if least_work else int(weights_TA.count_nonzero())]
 
 
+@pytest.mark.parametrize(("unused", "pairs"), [(39, 64), (40, 24)])
+def test_skipping_is_worth_it_by_the_slots_that_are_unused(
+    monkeypatch: pytest.MonkeyPatch, unused: int, pairs: int
+) -> None:
+    monkeypatch.setitem(LEAST_WORK, torch.float32, 40 * HIDDEN**2)
+    weights_TA, experts_TA = torch.ones(16, 4), torch.zeros(16, 4, dtype=torch.int32)
+    weights_TA.view(-1)[:unused] = 0
+    sizes = []
+
+    def counting(hidden_TD: Tensor, weights_TA: Tensor, _: Tensor) -> Tensor:
+        sizes.append(weights_TA.numel())
+        return hidden_TD
+
+    flat_experts(torch.randn(16, HIDDEN), weights_TA, experts_TA, counting)
+    assert sizes == [pairs]
+
+
 @pytest.mark.parametrize("tokens", [1, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_step_that_uses_no_expert_runs_none(tokens: int, dtype: torch.dtype) -> None:

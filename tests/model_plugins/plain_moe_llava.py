@@ -23,6 +23,8 @@ from prismoe.model_plugins.models.moe_llava.config import routing_in_force
 from tests.model_plugins.routing.policy_reference import RULES, Pairs, Step
 
 IMAGE = -200
+RMS_EPS = {"qwen": "layer_norm_epsilon", "qwen2": "rms_norm_eps"}
+"""The key of config.json that holds the epsilon of RMSNorm; other families have LayerNorm."""
 Weights = dict[str, Tensor]
 
 
@@ -61,8 +63,10 @@ class PlainMoELLaVA:
         x, self.segments = self._embed(token_ids, images)
         for layer in range(self.config["num_hidden_layers"]):
             x = self._block(layer, x, trace)
-        final = {"phi": "final_layernorm", "stablelm": "norm", "qwen": "ln_f"}[self.family]
-        trace.logits = self._linear(self._norm(x, f"{self.trunk}.{final}"), "lm_head")
+        final = {"phi": "final_layernorm", "qwen": "ln_f"}.get(self.family, "norm")
+        normed = self._norm(x, f"{self.trunk}.{final}")
+        tied = self.config["tie_word_embeddings"]
+        trace.logits = normed @ self._embedding.T if tied else self._linear(normed, "lm_head")
         return trace
 
     def _tower(self, folder: Path) -> CLIPVisionModel | SiglipVisionModel:
@@ -108,8 +112,8 @@ class PlainMoELLaVA:
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         weight = self.weights[f"{name}.weight"]
-        if self.family == "qwen":
-            scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config["layer_norm_epsilon"])
+        if self.family in RMS_EPS:
+            scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config[RMS_EPS[self.family]])
             return x * scale * weight
         eps = self.config["layer_norm_eps" if self.family == "phi" else "norm_eps"]
         return functional.layer_norm(x, x.shape[-1:], weight, self.weights[f"{name}.bias"], eps)
@@ -133,7 +137,9 @@ class PlainMoELLaVA:
         else:
             q, k, v = (self._linear(x, f"{prefix}.self_attn.{name}_proj") for name in "qkv")
             output = f"{prefix}.self_attn.{'dense' if self.family == 'phi' else 'o_proj'}"
-        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(0, 1) for part in (q, k, v))
+        size = q.shape[-1] // heads
+        q, k, v = (part.unflatten(-1, (-1, size)).transpose(0, 1) for part in (q, k, v))
+        k, v = (part.repeat_interleave(heads // len(part), dim=0) for part in (k, v))
         q, k = self._rotate(q), self._rotate(k)
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         future = torch.ones(len(x), len(x)).triu(1).bool()
@@ -141,9 +147,9 @@ class PlainMoELLaVA:
         return self._linear(mixed.transpose(0, 1).flatten(1), output)
 
     def _rotate(self, heads: Tensor) -> Tensor:
-        part = {"phi": "partial_rotary_factor", "stablelm": "rope_pct", "qwen": "rotary_pct"}[self.family]
+        part = {"stablelm": "rope_pct", "qwen": "rotary_pct"}.get(self.family, "partial_rotary_factor")
         base = self.config["rotary_emb_base" if self.family == "qwen" else "rope_theta"]
-        size = int(heads.shape[-1] * self.config[part])
+        size = int(heads.shape[-1] * self.config.get(part, 1))
         frequencies = base ** (-torch.arange(0, size, 2) / size)
         angles = torch.arange(heads.shape[1])[:, None] * frequencies
         cos, sin = angles.cos(), angles.sin()

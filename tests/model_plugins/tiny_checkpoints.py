@@ -23,7 +23,7 @@ from tests.model_plugins.engine import PHI
 from tests.model_plugins.routing.routing_steps import random_parameter
 
 HIDDEN, HEADS, LAYERS, WIDTH, VOCABULARY, TOWER_WIDTH = 64, 4, 4, 128, 512, 32
-FAMILIES, TOWERS = ("phi", "stablelm", "qwen"), ("clip", "siglip")
+FAMILIES, TOWERS = ("phi", "stablelm", "qwen", "qwen2"), ("clip", "siglip")
 MOE: dict[str, Any] = {
     "moe_enable": True,
     "moe_mode": "sparse",
@@ -73,6 +73,17 @@ _FAMILY_CONFIG: dict[str, dict[str, Any]] = {
         "seq_length": 8192,
         "use_dynamic_ntk": True,
         "use_logn_attn": True,
+    },
+    "qwen2": {
+        "architectures": ["MoELLaVAQWen2ForCausalLM"],
+        "model_type": "moe_llava_qwen2",
+        "hidden_act": "silu",
+        "intermediate_size": WIDTH,
+        "max_position_embeddings": 8192,
+        "num_key_value_heads": HEADS // 2,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
     },
 }
 
@@ -166,25 +177,23 @@ def _decoder_shapes(family: str, config: dict[str, Any], trunk: str) -> Iterator
     in_force = routing_in_force(PretrainedConfig(**config), operator=None)
     policies = {layer: routing.policy for layer, routing in in_force.layers.items()}
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
-    yield "lm_head.weight", (vocabulary, hidden)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (vocabulary, hidden)
     yield f"{trunk}.mm_projector.image_spatial_proj.0.weight", (hidden, TOWER_WIDTH)
     yield f"{trunk}.mm_projector.image_spatial_proj.2.weight", (hidden, hidden)
     yield from ((f"{trunk}.mm_projector.image_spatial_proj.{index}.bias", (hidden,)) for index in (0, 2))
     embedding, final_norm, layers = {
         "phi": ("embed_tokens", "final_layernorm", "layers"),
-        "stablelm": ("embed_tokens", "norm", "layers"),
         "qwen": ("wte", "ln_f", "h"),
-    }[family]
+    }.get(family, ("embed_tokens", "norm", "layers"))
     yield f"{trunk}.{embedding}.weight", (vocabulary, hidden)
     yield from _norm(f"{trunk}.{final_norm}", family, hidden)
     for layer in range(config["num_hidden_layers"]):
         prefix = f"{trunk}.{layers}.{layer}"
-        yield from _attention(prefix, family, hidden)
-        for norm in {
-            "phi": ["input_layernorm"],
-            "stablelm": ["input_layernorm", "post_attention_layernorm"],
-            "qwen": ["ln_1", "ln_2"],
-        }[family]:
+        yield from _attention(prefix, family, config)
+        for norm in {"phi": ["input_layernorm"], "qwen": ["ln_1", "ln_2"]}.get(
+            family, ["input_layernorm", "post_attention_layernorm"]
+        ):
             yield from _norm(f"{prefix}.{norm}", family, hidden)
         moe = config.get("moe") or {"moe_layers_idx": []}
         if layer not in moe["moe_layers_idx"]:
@@ -216,19 +225,21 @@ def _router(
 
 def _norm(prefix: str, family: str, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"{prefix}.weight", (hidden,)
-    if family != "qwen":
+    if family not in ("qwen", "qwen2"):
         yield f"{prefix}.bias", (hidden,)
 
 
-def _attention(prefix: str, family: str, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _attention(prefix: str, family: str, config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden = config["hidden_size"]
     if family == "qwen":
         yield f"{prefix}.attn.c_attn.weight", (3 * hidden, hidden)
         yield f"{prefix}.attn.c_attn.bias", (3 * hidden,)
         yield f"{prefix}.attn.c_proj.weight", (hidden, hidden)
         return
-    for name in ("q_proj", "k_proj", "v_proj"):
-        yield f"{prefix}.self_attn.{name}.weight", (hidden, hidden)
-        yield f"{prefix}.self_attn.{name}.bias", (hidden,)
+    kv_width = hidden * config["num_key_value_heads"] // config["num_attention_heads"]
+    for name, width in (("q_proj", hidden), ("k_proj", kv_width), ("v_proj", kv_width)):
+        yield f"{prefix}.self_attn.{name}.weight", (width, hidden)
+        yield f"{prefix}.self_attn.{name}.bias", (width,)
     output = "dense" if family == "phi" else "o_proj"
     yield f"{prefix}.self_attn.{output}.weight", (hidden, hidden)
     if family == "phi":
@@ -242,9 +253,8 @@ def _mlp(
     width = width or config["intermediate_size"] // (2 if family == "qwen" else 1)
     inner, outer = {
         "phi": (["fc1"], "fc2"),
-        "stablelm": (["gate_proj", "up_proj"], "down_proj"),
         "qwen": (["w1", "w2"], "c_proj"),
-    }[family]
+    }.get(family, (["gate_proj", "up_proj"], "down_proj"))
     for name in inner:
         yield f"{prefix}.{name}.weight", (width, hidden)
     yield f"{prefix}.{outer}.weight", (hidden, width)

@@ -72,6 +72,8 @@ MOE_LLAVA = [
             ("LanguageBind/MoE-LLaVA-Phi2-2.7B-4e",),
             ("LanguageBind/MoE-LLaVA-StableLM-1.6B-4e",),
             ("LanguageBind/MoE-LLaVA-Qwen-1.8B-4e",),
+            (),
+            (),
         ],
         strict=True,
     )

@@ -126,6 +126,15 @@ IN_TREE: list[Model] = [
         BIASED,
     ),
     Model(
+        ("KimiK25ForConditionalGeneration",),
+        ("moonshotai/Kimi-K2.5",),
+        BIASED,
+        "vLLM takes an image, and each four frames of a video, as a `vision_chunk`. It counts as video where "
+        "it has several frames or the prompt calls it `video`, as Kimi's prompts do; else as image. Its time "
+        "is text.",
+        tested=True,
+    ),
+    Model(
         ("KimiK3ForConditionalGeneration",),
         ("moonshotai/Kimi-K3",),
         "sigmoid, with a bias",
@@ -153,10 +162,18 @@ IN_TREE: list[Model] = [
         "MegaMoE it has no MoE layer that can be seen. vLLM has it on GPUs alone.",
     ),
     Model(
-        ("Mistral3ForConditionalGeneration", "PixtralForConditionalGeneration"),
+        ("Mistral3ForConditionalGeneration",),
         ("mistralai/Mistral-Large-3-675B-Instruct-2512",),
         SOFTMAX,
-        "As the text model routes. `[IMG_BREAK]` and `[IMG_END]` are text. Most checkpoints are dense.",
+        "As the text model routes; it was run with Mixtral's. `[IMG_BREAK]` and `[IMG_END]` are text. Most "
+        "checkpoints are dense.",
+        tested=True,
+    ),
+    Model(
+        ("PixtralForConditionalGeneration",),
+        ("mistralai/Mistral-Large-3-675B-Instruct-2512",),
+        SOFTMAX,
+        "A checkpoint in Mistral's own format. Otherwise as Mistral 3.",
     ),
     Model(
         ("Llama4ForConditionalGeneration",),
@@ -185,7 +202,8 @@ IN_TREE: list[Model] = [
         ),
         ("nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-BF16",),
         BIASED,
-        "A video's frame labels count as video. Its sound follows behind it, and counts as audio.",
+        "A video's frame labels count as video. Its sound follows behind it, and counts as audio. vLLM needs "
+        "the configuration that a checkpoint brings as code; with transformers' own it does not start.",
     ),
     Model(
         ("MiMoV2OmniForCausalLM",),
@@ -203,7 +221,7 @@ IN_TREE: list[Model] = [
         ("MiniMaxM3SparseForConditionalGeneration",),
         ("MiniMaxAI/MiniMax-M3",),
         BIASED,
-        "Then times a factor of the checkpoint's. A video's timestamps are text.",
+        "Then times a factor of the checkpoint's. A video's timestamps are text. vLLM has it on GPUs alone.",
     ),
     Model(
         ("Lfm2VlForConditionalGeneration",),
@@ -215,7 +233,9 @@ IN_TREE: list[Model] = [
         ("Cohere2VisionForConditionalGeneration",),
         ("CohereLabs/command-a-plus-05-2026",),
         f"{SOFTMAX}; or {OWN}",
-        "The second is a sigmoid: no confidence is shown. Most checkpoints are dense.",
+        "The second is a sigmoid: no confidence is shown. The line breaks between tiles are text. Most "
+        "checkpoints are dense.",
+        tested=True,
     ),
     Model(
         ("BailingMoeV3VLForConditionalGeneration",),
@@ -240,15 +260,9 @@ IN_TREE: list[Model] = [
         ("TransformersMultiModalMoEForCausalLM",),
         (),
         f"as the model's; or {OWN}",
-        "Models that vLLM runs through transformers. Where transformers computes the gate, no confidence is "
-        "shown.",
-    ),
-    Model(
-        ("KimiK25ForConditionalGeneration",),
-        ("moonshotai/Kimi-K2.5",),
-        BIASED,
-        "vLLM calls an image and a part of a video both vision_chunk.",
-        unseen="prismoe doesn't know KimiK25ForConditionalGeneration's modality vision_chunk.",
+        "Models that vLLM runs through transformers (`--model-impl transformers`); it was GLM-4.5V's. Where "
+        "transformers computes the gate, no confidence is shown.",
+        tested=True,
     ),
     Model(
         ("Moondream3ForCausalLM", "HfMoondream"),

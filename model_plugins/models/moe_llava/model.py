@@ -144,6 +144,8 @@ class MoELLaVAForCausalLM(nn.Module, SupportsMultiModal):
                 vllm_config=vllm_config, make_block=self._make_block, norm=self._norm, prefix="model"
             )
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix="lm_head")
+        if self.facts.ties_embeddings:
+            self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
         self.logits_processor = LogitsProcessor(config.vocab_size)
 
     def _norm(self) -> nn.Module:

@@ -30,6 +30,8 @@ LEFTOVERS = (
     r"\.deepspeed_moe\.(gate|router)\.",
     # Phi-2's; the authors' decoder has none and passes over it.
     r"^lm_head\.bias$",
+    # The output layer of a decoder whose embedding is it, too.
+    r"^lm_head\.weight$",
 )
 """What serving has no use for; each pattern is searched for in a name that is not needed."""
 
@@ -112,7 +114,8 @@ def _decoder(config: PretrainedConfig, tower_width: int) -> NamedShapes:
     family, hidden = family_of(config), config.hidden_size
     layout, facts, norm_bias = family.layout, family.decoder(config), not family.has_rms_norm
     trunk = layout.trunk
-    yield "lm_head.weight", (config.vocab_size, hidden)
+    if not facts.ties_embeddings:
+        yield "lm_head.weight", (config.vocab_size, hidden)
     yield f"{trunk}.{layout.embedding}.weight", (config.vocab_size, hidden)
     yield from _norm(f"{trunk}.{layout.final_norm}", hidden, norm_bias)
     yield from _linear(f"{trunk}.mm_projector.image_spatial_proj.0", hidden, tower_width, bias=True)

@@ -17,7 +17,9 @@ from prismoe.model_plugins.moe_layer.model_routing import kernel_name, runners_o
 from prismoe.model_plugins.moe_layer.step import Media, RoutingStep
 from prismoe.model_plugins.routing.gate import SCORES, Gate
 from prismoe.model_plugins.vllm_seams.engine.experts_sink import has_sink, routes_by_itself
+from prismoe.model_plugins.vllm_seams.engine.language_model import embed_text_as_before
 from prismoe.model_plugins.vllm_seams.engine.native_router import chooses_by_tokens, scale_of_experts
+from prismoe.model_plugins.vllm_seams.engine.vision_chunks import medium_of
 
 SPLIT = frozenset({"Ernie4_5_VLMoeForConditionalGeneration"})
 """Models with text experts and vision experts side by side in a layer, by their names in vLLM's registry."""
@@ -54,7 +56,7 @@ def mark_steps_of(architecture: str, model: Any, step: RoutingStep) -> None:
         **options: Any,
     ) -> Tensor:
         # vLLM's runner writes its modality on each embedding: token ids don't tell videos from images.
-        media = [Media(part.modality, len(part)) for part in multimodal_embeddings or ()]  # type: ignore[attr-defined]
+        media = [Media(medium_of(part.modality), len(part)) for part in multimodal_embeddings or ()]  # type: ignore[attr-defined]
         places = None
         if placeholders and media and is_multimodal is not None:
             places = media_places(input_ids, is_multimodal, media, placeholders)
@@ -62,6 +64,7 @@ def mark_steps_of(architecture: str, model: Any, step: RoutingStep) -> None:
         embeds_TD: Tensor = embed(input_ids, multimodal_embeddings, is_multimodal=is_multimodal, **options)
         return embeds_TD
 
+    embed_text_as_before(model)
     model.embed_input_ids = mark_and_embed
 
 

@@ -1,6 +1,7 @@
 """Every family and tower through vLLM against the plain implementation (float32)."""
 
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def as_prompt(request: tuple[str, list[Image.Image]]) -> Any:
 
 
 CHECKPOINTS: dict[str, dict[str, Any]] = {
-    f"{family}-{tower}": {"family": family, "tower": tower} for family in FAMILIES for tower in TOWERS
+    # A decoder knows nothing of its tower: each family has one, and each tower two.
+    f"{family}-{tower}": {"family": family, "tower": tower}
+    for family, tower in zip(FAMILIES, cycle(TOWERS), strict=False)
 } | {
     "phi-residual": {"family": "phi", "moe": MOE | {"use_residual": True}},
     # From this hidden size on, Phi's experts are products of their own.

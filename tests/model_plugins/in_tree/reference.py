@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.model_plugins.in_tree import kimi_k25
 from tests.model_plugins.in_tree.chats import Chat
 from tests.model_plugins.in_tree.tiny_model import BYTES
 
@@ -77,6 +79,8 @@ def _loaded(checkpoint: Path, dtype: str | torch.dtype) -> tuple[Any, Any]:
     model = AutoModelForImageTextToText.from_pretrained(
         checkpoint, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
     ).eval()
+    if model.config.model_type == "kimi_k25":
+        kimi_k25.mend(model)
     return model, AutoProcessor.from_pretrained(checkpoint)
 
 
@@ -89,7 +93,9 @@ def inputs(processor: Any, chat: Chat, checkpoint: Path) -> dict[str, Tensor]:
         media["videos"] = [video.frames for video in chat.videos]
         media["video_metadata"] = [video.metadata() for video in chat.videos]
         media["do_sample_frames"] = False
-    prepared: dict[str, Tensor] = processor(text=[chat.prompt(checkpoint)], return_tensors="pt", **media)
+    prepared: dict[str, Tensor] = processor(
+        text=[chat.prompt(checkpoint)], return_mm_token_type_ids=True, return_tensors="pt", **media
+    )
     return {name: value for name, value in prepared.items() if isinstance(value, Tensor)}
 
 
@@ -123,7 +129,9 @@ class _Watch:
 def answer(model: Any, inputs: dict[str, Tensor], max_tokens: int, rule: Rule | None = None) -> Answer:
     """Generates with the routers watched."""
     routers = [module for name, module in model.named_modules() if _is_router(name)]
-    prompt_modality = inputs["mm_token_type_ids"][0].numpy()
+    # Tokens around a medium keep embeddings of their own: they are text, whatever the processor calls them.
+    has_medium = torch.isin(inputs["input_ids"], torch.tensor(_media_ids(model.config)))
+    prompt_modality = (inputs["mm_token_type_ids"] * has_medium)[0].numpy()
     watches = [_Watch(layer, prompt_modality > 0, rule) for layer in range(len(routers))]
     hooks = [router.register_forward_hook(watch) for router, watch in zip(routers, watches, strict=True)]
     try:
@@ -149,6 +157,8 @@ def answer(model: Any, inputs: dict[str, Tensor], max_tokens: int, rule: Rule | 
 @torch.inference_mode()
 def _generated(model: Any, inputs: dict[str, Tensor], max_tokens: int) -> Any:
     """Greedily; only bytes are allowed."""
+    if "mm_token_type_ids" not in signature(model.forward).parameters:
+        inputs = {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
     vocabulary = model.config.get_text_config().vocab_size
     return model.generate(
         **inputs,
@@ -164,6 +174,11 @@ def _generated(model: Any, inputs: dict[str, Tensor], max_tokens: int) -> Any:
 def _token_ids(inputs: dict[str, Tensor], generated: Any) -> tuple[list[int], list[int]]:
     prompt_ids: list[int] = inputs["input_ids"][0].tolist()
     return prompt_ids, generated.sequences[0, len(prompt_ids) :].tolist()
+
+
+def _media_ids(config: Any) -> list[int]:
+    ids = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
+    return [token for token in ids if token is not None]
 
 
 def _is_router(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Writes a tiny random-weight checkpoint in the layout of the Hub, through transformers' own classes."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,12 +31,21 @@ class TinyModel:
     processor: Callable[[Any, str], Any]
     """Takes the tokenizer and the chat template."""
     chat_template: str
+    name: str | None = None
+    """The architecture's in vLLM's registry, where transformers has another."""
     dtype: torch.dtype = torch.float32
     transposed: str | None = None
     """The Hub's layout swaps the last two axes of tensors whose names hold this."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """The Hub's layout has another part in the names of tensors that hold this one."""
     factors: dict[str, float] = field(default_factory=dict)
     """What parameters whose names end so are multiplied by."""
     seed: int = 0
+
+    @property
+    def served_as(self) -> str:
+        """The architecture that vLLM serves it as."""
+        return self.name or self.architecture.__name__
 
     def save(self, folder: Path) -> None:
         ids = {token: BYTES + number for number, token in enumerate(self.tokens)}
@@ -48,10 +58,15 @@ class TinyModel:
                 if name.endswith(ending):
                     parameter.data *= factor
         model.save_pretrained(folder)
+        if self.name is not None:
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | {"architectures": [self.name]}))
         file = folder / "model.safetensors"
         weights = load_file(file)
         for name in [name for name in weights if self.transposed and self.transposed in name]:
             weights[name] = weights[name].transpose(-1, -2).contiguous()
+        for part, other in self.renamed.items():
+            weights = {name.replace(part, other): tensor for name, tensor in weights.items()}
         save_file(weights, file, {"format": "pt"})
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=_byte_tokenizer(self.tokens),

@@ -129,8 +129,12 @@ def test_many_steps_are_counted_as_one_by_one() -> None:
     load = counter.load()
     assert load["tokens"] == [[total, 0, 0, 0]] == load["scored_tokens"]
     assert load["expert_tokens"][0][0] == [0, total, 0, total]
+    step.tokens.mark(None, [], num_tokens=3)
+    run(step, torch.tensor([[1, 3]]).repeat(3, 1), torch.zeros(3, 4))
+    counter.add(step)
     counter.reset()
-    assert counter.load()["tokens"] == [[0, 0, 0, 0]]
+    load = counter.load()
+    assert load["tokens"] == [[0, 0, 0, 0]] == load["scored_tokens"]
 
 
 @pytest.mark.parametrize("own", [(), ("uses_all_slots",), ("has_tails", "has_scores")], ids=str)

@@ -12,6 +12,7 @@ from prismoe.model_plugins.moe_layer.router import PolicyRouter, layer_shape
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.recording.inspection import InspectionRecorder
 from prismoe.model_plugins.routing.policies.ltdr import LTDR
+from prismoe.model_plugins.worker.calls import RoutingCalls
 
 EXPERTS, HIDDEN, LAYERS = 4, 8, (0, 2)
 
@@ -152,6 +153,21 @@ def test_nothing_stays_behind(kind: type[V1Runner | V2Runner]) -> None:
             for layer in LAYERS
         ],
     }
+
+
+def test_a_worker_records_the_latest_request_alone() -> None:
+    rig = Rig(V1Runner())
+    rig.inspection.end()
+    worker: Any = RoutingCalls()
+    worker.model_runner, worker.routing, worker.rank = rig.runner, rig.routing, 0
+    worker.prismoe_start_inspection("chatcmpl-first", 100, False)
+    worker.prismoe_start_inspection("chatcmpl-mine", 100, False)
+    assert len(rig.routing.step_watchers) == 1
+    worker.prismoe_end_inspection("chatcmpl-first")
+    assert worker.prismoe_inspected_rows("chatcmpl-first") is None
+    assert worker.prismoe_inspected_rows("chatcmpl-mine")["positions"] == []
+    worker.prismoe_end_inspection("chatcmpl-mine")
+    assert rig.routing.step_watchers == [] and not vars(rig.runner)
 
 
 def test_a_kernel_that_routes_by_itself_tells_neither_weights_nor_logits() -> None:

@@ -10,15 +10,19 @@ from prismoe.model_plugins.routing.policy import RouterInputs
 from tests.paths import DATA
 
 RELEASED = json.loads((DATA / "modes-released-rule.json").read_text())
-"""Three layers of 64 tokens; its `origin` says what wrote it. "visual" is what is called vision here."""
-LAYERS = range(len(RELEASED["layers"]))
+"""Random logits, and logits that were recorded of a trained model's gates; `origin` says what wrote them.
+
+"visual" is what is called vision here.
+"""
+LAYERS = [(gates, layer) for gates, case in RELEASED.items() for layer in range(len(case["layers"]))]
 
 
-def policy_and_step(layer: int) -> tuple[DualThreshold, RouterInputs]:
+def policy_and_step(gates: str, layer: int) -> tuple[DualThreshold, RouterInputs]:
     """A layer's settings, as MoDES's files of importances and thresholds have them, and its tokens."""
-    importance, tau = RELEASED["layers"][layer]["importance"], RELEASED["tau"]
+    case = RELEASED[gates]
+    importance, tau = case["layers"][layer]["importance"], case["tau"]
     policy = DualThreshold(
-        top_k=RELEASED["top_k"],
+        top_k=case["top_k"],
         norm_topk_prob=True,
         text_importance=importance["text"],
         vision_importance=importance["visual"],
@@ -26,28 +30,29 @@ def policy_and_step(layer: int) -> tuple[DualThreshold, RouterInputs]:
         vision_threshold=tau["visual"],
         keep_best=False,
     )
-    logits_TE = torch.tensor(RELEASED["layers"][layer]["logits"])
+    logits_TE = torch.tensor(case["layers"][layer]["logits"])
     tokens, experts = logits_TE.shape
     asked_T2 = torch.zeros(tokens, 2, dtype=torch.int32)
-    segment_T = torch.tensor(RELEASED["is_visual"]) - 1
+    segment_T = torch.tensor(case["is_visual"]) - 1
     return policy, RouterInputs(torch.empty(tokens, 0), logits_TE, segment_T, asked_T2, {}, experts)
 
 
-def released(layer: int) -> tuple[torch.Tensor, list[int]]:
+def released(gates: str, layer: int) -> tuple[torch.Tensor, list[int]]:
     """Each token's weights of all experts, and of how many they are not 0."""
-    used = RELEASED["layers"][layer]["used"]
-    weights_TE = torch.zeros(len(used), len(RELEASED["layers"][layer]["logits"][0]))
+    found = RELEASED[gates]["layers"][layer]
+    used = found["used"]
+    weights_TE = torch.zeros(len(used), len(found["logits"][0]))
     for token, pairs in enumerate(used):
         for expert, weight in pairs:
             weights_TE[token, expert] = weight
     return weights_TE, [len(pairs) for pairs in used]
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_every_token_has_the_released_weights(layer: int) -> None:
-    policy, step = policy_and_step(layer)
+@pytest.mark.parametrize(("gates", "layer"), LAYERS)
+def test_every_token_has_the_released_weights(gates: str, layer: int) -> None:
+    policy, step = policy_and_step(gates, layer)
     routing = policy.route(step)
-    weights_TE, counts = released(layer)
+    weights_TE, counts = released(gates, layer)
     actual_TE = torch.zeros_like(weights_TE).scatter_add_(1, routing.experts_TA, routing.weights_TA)
     torch.testing.assert_close(actual_TE, weights_TE, rtol=1e-5, atol=1e-7)
     assert routing.count_T.tolist() == counts
@@ -55,4 +60,15 @@ def test_every_token_has_the_released_weights(layer: int) -> None:
 
 def test_the_released_rule_takes_all_experts_from_some_tokens() -> None:
     """Else the test above would pass with `keep_best`, too."""
-    assert [released(layer)[1].count(0) for layer in LAYERS] == [7, 0, 42]
+    assert [released(*at)[1].count(0) for at in LAYERS] == [7, 0, 42, 53, 0]
+
+
+@pytest.mark.parametrize(("threshold", "experts"), [(0.25, 2), (0.2501, 0)])
+def test_an_expert_whose_importance_is_the_threshold_is_kept(threshold: float, experts: int) -> None:
+    """The released code skips those below it."""
+    policy, step = policy_and_step(*LAYERS[0])
+    changed = dict.fromkeys(("text_importance", "vision_importance"), 0.5)
+    changed |= dict.fromkeys(("text_threshold", "vision_threshold"), threshold)
+    even = step._replace(logits_TE=torch.zeros_like(step.logits_TE))
+    routing = policy.model_copy(update={"top_k": 2, **changed}).route(even)
+    assert (routing.count_T == experts).all()

@@ -102,6 +102,17 @@ def test_a_policy_knows_whether_it_leaves_slots_unused(settings: dict[str, Any])
     )
 
 
+def test_an_expert_has_to_pass_its_threshold() -> None:
+    """A token that is just as similar as the threshold does not use the expert (DynMoE, Eqs. 2 to 6)."""
+    policy = make({"policy": "top_any"})
+    own = {"expert_embeddings": torch.eye(HIDDEN_SIZE), "thresholds": torch.zeros(HIDDEN_SIZE)}
+    step = random_step(policy, [-1] * HIDDEN_SIZE, HIDDEN_SIZE)
+    step = step._replace(hidden_TD=torch.eye(HIDDEN_SIZE), parameters=own)
+    routing = policy.route(step)
+    assert routing.count_T.tolist() == [1] * HIDDEN_SIZE
+    assert_same(used(routing), RULES["top_any"](policy, in_float64(step)))
+
+
 def test_every_policy_has_a_case() -> None:
     assert {settings["policy"] for settings in CASES.values()} == set(POLICIES) == set(RULES)
 

@@ -48,12 +48,12 @@ def test_requests_under_way_end_and_new_ones_are_refused() -> None:
         await asyncio.sleep(0)
         status, body = await ask(app, "/")
         assert status == 503 and json.loads(body)["error"]["message"].startswith("The server is about to end")
-        probe = asyncio.create_task(ask(app, "/livez"))
+        watched = [asyncio.create_task(ask(app, path)) for path in ("/livez", "/metrics")]
         await asyncio.sleep(0.1)
         assert not draining.done()
         slow.go.set()
         await draining
-        assert await asyncio.gather(*under_way, probe) == [(200, b"whole")] * 3
+        assert await asyncio.gather(*under_way, *watched) == [(200, b"whole")] * 4
 
     asyncio.run(run())
 

@@ -151,6 +151,7 @@ class Engine:
         self.facts = FACTS | facts
         self.calls: list[str] = []
         self.arguments: list[tuple[Any, ...]] = []
+        self.requests: list[InspectionRequest] = []
         self.go = asyncio.Event()
 
     async def ask(self, method: str, *args: Any) -> list[Any]:
@@ -159,6 +160,7 @@ class Engine:
         return [self.facts]
 
     async def create_chat_completion(self, request: InspectionRequest) -> Any:
+        self.requests.append(request)
         await self.go.wait()
         raise HTTPException(400, "This is enough.")
 
@@ -207,6 +209,15 @@ def test_the_engine_keeps_logits_where_they_are_asked_for(body: InspectionReques
     refused(engine, body=body)
     _, most_tokens, with_logits = engine.arguments[engine.calls.index("prismoe_start_inspection")]
     assert (most_tokens, with_logits) == (8192, body.router_logits)
+
+
+def test_no_token_of_an_inspection_comes_out_of_the_prefix_cache() -> None:
+    engine = Engine()
+    engine.go.set()
+    for _ in range(2):
+        refused(engine, body=BODY.model_copy(update={"cache_salt": "the client's"}))
+    first, second = (request.cache_salt for request in engine.requests)
+    assert first and second and len({first, second, "the client's"}) == 3
 
 
 def test_a_dense_checkpoint_has_nothing_to_inspect() -> None:

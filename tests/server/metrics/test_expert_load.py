@@ -48,6 +48,19 @@ def test_an_idle_engine_is_not_asked() -> None:
     assert list(work) == []
 
 
+def test_work_that_is_done_while_the_engine_answers_is_read_next() -> None:
+    class Busy(FakeEngine):
+        async def ask(self, method: str, *args: Any) -> list[Any]:
+            load = await super().ask(method, *args)
+            done[0] = 2.0
+            return load
+
+    done, engine = [1.0], Busy(LOAD, LOAD)
+    reader = ExpertLoadReader(engine, lambda: done[0])
+    asyncio.run(asyncio.wait_for(reader.poll(0.001), timeout=10))
+    assert engine.asked == 2
+
+
 def test_readers_at_once_ask_the_engine_once() -> None:
     async def crowd() -> list[ExpertLoad]:
         return await asyncio.gather(*[reader.read() for _ in range(20)])

@@ -94,6 +94,12 @@ def test_panels_by_modality_tell_of_each(prometheus: Prometheus) -> None:
         assert told == set(MODALITIES), query
 
 
+@pytest.mark.parametrize("title", ["per token now", "per token, all", "per token", "per token by layer"])
+def test_experts_per_token_are_those_of_a_layer(prometheus: Prometheus, title: str) -> None:
+    samples = prometheus.query(with_variables(EXPERTS_QUERIES[f"experts.json: Experts {title} 0"]))
+    assert samples and [value for _, value in samples] == pytest.approx([8] * len(samples))
+
+
 @pytest.mark.parametrize("title", ["Where text goes", "Where vision goes", "Text share of each expert"])
 def test_matrices_have_a_cell_for_each_layer_and_expert(prometheus: Prometheus, title: str) -> None:
     samples = prometheus.query(with_variables(EXPERTS_QUERIES[f"experts.json: {title} 0"]))

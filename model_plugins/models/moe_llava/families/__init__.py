@@ -5,9 +5,10 @@ from transformers import PretrainedConfig
 from prismoe.model_plugins.models.moe_llava.families.family import Family
 from prismoe.model_plugins.models.moe_llava.families.phi import PHI
 from prismoe.model_plugins.models.moe_llava.families.qwen import QWEN
+from prismoe.model_plugins.models.moe_llava.families.qwen2 import QWEN1_5, QWEN2
 from prismoe.model_plugins.models.moe_llava.families.stablelm import STABLELM
 
-FAMILIES: list[Family] = [PHI, STABLELM, QWEN]
+FAMILIES: list[Family] = [PHI, STABLELM, QWEN, QWEN1_5, QWEN2]
 
 BY_MODEL_TYPE = {config.model_type: family for family in FAMILIES for config in family.configs}
 

@@ -55,6 +55,8 @@ class DecoderFacts:
     """vLLM's rope_parameters."""
     qkv_bias: bool
     output_bias: bool
+    ties_embeddings: bool = False
+    """Whether the token embedding is the output layer, too: such a checkpoint holds no lm_head."""
 
 
 def default_rope(theta: float, share: float) -> dict[str, Any]:
@@ -70,7 +72,7 @@ class Family:
     spelling: str
     """How the authors' class names spell it."""
     configs: tuple[type[DecoderConfig], ...]
-    """With experts, and before its layers became experts."""
+    """With experts; and before its layers became experts, where that is served."""
     decoder: Callable[[Any], DecoderFacts]
     """Reads a config. Raises ValueError with a sentence for a decoder that is not served."""
     feed_forward: FeedForward
@@ -86,7 +88,7 @@ class Family:
         """Re-saving a model that was loaded for evaluation prefixes its architecture's name with Eval."""
         return [
             f"{prefix}{kind}{self.spelling}ForCausalLM"
-            for kind in ("MoELLaVA", "Llava")
+            for kind, _ in zip(("MoELLaVA", "Llava"), self.configs, strict=False)
             for prefix in ("", "Eval")
         ]
 

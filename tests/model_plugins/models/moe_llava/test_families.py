@@ -40,6 +40,9 @@ def test_each_file_of_a_family_is_in_the_list() -> None:
         ("llava_stablelm", "LlavaStablelmForCausalLM", "StableLM", [("arcade100k.tiktoken",)]),
         ("moe_llava_qwen", "MoELLaVAQWenForCausalLM", "Qwen-1", [("qwen.tiktoken",)]),
         ("llava_qwen", "EvalLlavaQWenForCausalLM", "Qwen-1", [("qwen.tiktoken",)]),
+        ("moe_llava_qwen1_5", "EvalMoELLaVAQwen1_5ForCausalLM", "Qwen1.5", []),
+        ("llava_qwen1_5", "LlavaQwen1_5ForCausalLM", "Qwen1.5", []),
+        ("moe_llava_qwen2", "MoELLaVAQWen2ForCausalLM", "Qwen2", []),
     ],
 )
 def test_the_authors_names(
@@ -59,7 +62,7 @@ class Refused(Exception):
 def test_vllm_knows_each_family(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start_check, "check_start", Mock(side_effect=Refused))
     register()
-    assert len(family.architectures) == 4
+    assert len(family.architectures) == 2 * len(family.configs)
     for architecture in family.architectures:
         assert ModelRegistry.models[architecture].load_model_cls() is MoELLaVAForCausalLM
         with pytest.raises(Refused):

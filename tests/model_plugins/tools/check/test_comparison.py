@@ -153,6 +153,8 @@ def test_another_greedy_token_is_named_and_ends_the_comparison(case: Case, run: 
     run.rows["logits"][SIZE + 5 :] = 0
     (comparison,) = broken(case, run)
     assert (comparison.array, comparison.difference, comparison.at) == ("greedy_ids", 7, [5])
+    logits = case.expected["greedy_prefill_logits"]
+    assert compared(case, run, "greedy_prefill_logits").count == logits[:6].size  # the other token's, too
 
 
 def test_a_greedy_tie_is_listed(case: Case, run: Run) -> None:

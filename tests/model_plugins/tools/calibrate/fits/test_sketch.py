@@ -48,6 +48,13 @@ def test_ranks_of_many_values_are_right_within_the_bound(order: str, count: int)
         assert first - sketch.rank_error <= rank < behind + sketch.rank_error
 
 
+def test_odd_and_even_places_go_up_by_turns() -> None:
+    """Else each level would raise all values a little."""
+    values_N, times_N = sketch_of(np.arange(16, dtype=np.float32), 4, pieces=1).weighted()
+    # 1, 3, 5, 7 and then 8, 10, 12, 14 went up to level 1; of these eight the odd places to level 2.
+    assert (values_N.tolist(), times_N.tolist()) == ([3, 7, 10, 14], [4] * 4)
+
+
 def test_a_sketch_goes_on_from_its_arrays() -> None:
     values = np.random.default_rng(5).random(100_000, dtype=np.float32)
     whole, half = QuantileSketch(), QuantileSketch()

@@ -1,0 +1,194 @@
+"""What counting, reading and exporting expert load cost at the sizes of large models, by made-up routing.
+
+`python -m prismoe.benchmarks.serving.scale`, on a host with nothing else to do. No model is loaded: the
+routing is random, and goes through the code that a worker and a server run. *write* and *count* are a step's
+cost in each engine, beside the model's own work. *read* is what an engine does when the server asks it, every
+few seconds; *total* is what the server then does with the answers of all data-parallel engines. *page* is one
+scrape. Times are CPU seconds of one core.
+"""
+
+import argparse
+import asyncio
+import os
+import pickle
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from prismoe.benchmarks.kernels.bench import print_table
+from prismoe.kernels.expert_load import Confidence, LayerShape, ScoredTokens
+from prismoe.model_plugins.moe_layer.load_counter import LoadCounter
+from prismoe.model_plugins.moe_layer.step import Media, RoutingStep
+from prismoe.model_plugins.routing.gate import Gate
+from prismoe.model_plugins.worker.settings import MetricsLevel
+from prismoe.server.metrics.load_reader import ExpertLoadReader
+from prismoe.server.metrics.page import ExpertMetrics
+from prismoe.server.metrics.routes import ServedLayer, ServedRouting
+
+MODALITIES = ("text", "image", "video")
+GATE = Gate("softmax", True, None, None, 1.0)
+MAX_TOKENS = 8192
+LEVELS: tuple[MetricsLevel, ...] = ("summary", "full")
+STEPS = {"1 token": 1, "64": 64, "2,048": 2048, "8,192": 8192}
+TEXT_EVERY = 5
+"""In a step of more than one token each fifth is text, the rest are an image's."""
+
+
+class Size(NamedTuple):
+    """A model's MoE layers, and how many data-parallel engines serve it."""
+
+    layers: int
+    experts: int
+    top_k: int
+    engines: int
+
+
+SIZES = {
+    "Qwen3-VL-30B-A3B": Size(48, 128, 8, 1),
+    "Qwen3-VL-235B-A22B, 8 engines": Size(94, 128, 8, 8),
+    "Kimi-K2.5, 8 engines": Size(61, 384, 8, 8),
+}
+
+
+class Engine:
+    """The counters of one engine, and steps of made-up routing."""
+
+    def __init__(self, size: Size) -> None:
+        shape = LayerShape(
+            size.experts, size.top_k, scored=size.experts, uses_all_slots=True, tells_ties=True
+        )
+        self._layers = size.layers
+        self._step = RoutingStep(MODALITIES, [shape] * size.layers, MAX_TOKENS)
+        self._counter = LoadCounter(self._step)
+        self._counter.as_scored = _with_scores
+        logits_TE = torch.randn(MAX_TOKENS, size.experts, generator=torch.Generator().manual_seed(0))
+        self._logits_TE = logits_TE
+        weights_TK, self._experts_TK = torch.topk(logits_TE.softmax(-1), size.top_k)
+        self._weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+
+    def write(self, tokens: int) -> None:
+        """What the routers of a step write down."""
+        is_media_T = torch.arange(tokens) % TEXT_EVERY != 0
+        media = [Media("image", int(is_media_T.sum()))] if is_media_T.any() else []
+        self._step.tokens.mark(is_media_T, media, tokens)
+        confidence = Confidence(self._logits_TE[:tokens])
+        for layer in range(self._layers):
+            routed = self._experts_TK[:tokens], self._weights_TK[:tokens], None, None
+            self._step.write(layer, *routed, confidence)
+
+    def count(self, steps: int) -> None:
+        """What is done behind each of some steps."""
+        for _ in range(steps):
+            self._counter.add(self._step)
+
+    def read(self) -> dict[str, Any]:
+        """The engine's answer to the server."""
+        return {"modalities": [*MODALITIES], "layers": [*range(self._layers)], **self._counter.load()}
+
+
+def _with_scores(written: ScoredTokens) -> ScoredTokens:
+    return written._replace(scores_LTE=written.logits_LTE)
+
+
+class Answers:
+    """The engines' last answers, in the place of vLLM's client."""
+
+    errored = False
+
+    def __init__(self, answers: Sequence[dict[str, Any]]) -> None:
+        self._answers = [*answers]
+
+    async def ask(self, method: str, *args: Any) -> list[Any]:
+        return self._answers
+
+
+def seconds(work: Callable[[], object], times: int) -> float:
+    """The median CPU seconds of a call; one more warms up."""
+    taken = []
+    for _ in range(times + 1):
+        start = time.process_time()
+        work()
+        taken.append(time.process_time() - start)
+    return statistics.median(taken[1:])
+
+
+def step_costs(engine: Engine, times: int) -> dict[str, str]:
+    """By the tokens of a step, the milliseconds that writing and counting it take."""
+    costs = {}
+    for name, tokens in STEPS.items():
+        write = seconds(partial(engine.write, tokens), times)
+        many = MAX_TOKENS // tokens  # as many as fill a page, which is then counted
+        count = seconds(partial(engine.count, many), times) / many
+        costs[name] = f"{write * 1000:.1f} + {count * 1000:.1f}"
+    return costs
+
+
+def routing(size: Size) -> ServedRouting:
+    """What the server knows of the layers."""
+    return ServedRouting(
+        source="model",
+        in_force="policy",
+        switchable=False,
+        architecture="made up",
+        modalities=[*MODALITIES],
+        layers=[
+            ServedLayer(
+                layer=layer,
+                experts=size.experts,
+                top_k=size.top_k,
+                gate=str(GATE),
+                kernel="none",
+                policy={"policy": "native"},
+                sources={"policy": "model"},
+            )
+            for layer in range(size.layers)
+        ],
+        not_supported=[],
+    )
+
+
+def server_costs(size: Size, answer: dict[str, Any], times: int) -> dict[str, str]:
+    """Of one reading of all engines and of one scrape, the milliseconds and what they give."""
+    reader = ExpertLoadReader(Answers([answer] * size.engines))
+    total = seconds(lambda: asyncio.run(reader.read()), times)
+    costs = {"total, ms": f"{total * 1000:.0f}"}
+    for level in LEVELS:
+        metrics = ExpertMetrics(reader, routing(size), "made-up", level)
+        page = seconds(partial(metrics.text, openmetrics=True), times)
+        text = metrics.text(openmetrics=True)
+        costs[f"{level}: series"] = f"{metrics.series:,}"
+        costs[f"{level}: page"] = f"{page * 1000:.0f} ms, {len(text) / 1e6:.2f} MB"
+    return costs
+
+
+def main() -> None:
+    """Measure each size, and print two tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--times", type=int, default=7, help="of each: the median is printed")
+    args = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    engines, servers = [], []
+    for name, size in SIZES.items():
+        engine = Engine(size)
+        engines.append({"a step of, write + count in ms": name, **step_costs(engine, args.times)})
+        read = seconds(engine.read, args.times)
+        answer = engine.read()
+        servers.append(
+            {
+                "a reading and a scrape of": name,
+                "read, ms": f"{read * 1000:.0f}",
+                "answer, MB": f"{len(pickle.dumps(answer)) / 1e6:.2f}",
+                **server_costs(size, answer, args.times),
+            }
+        )
+    print_table(engines)
+    print_table(servers)
+
+
+if __name__ == "__main__":
+    main()

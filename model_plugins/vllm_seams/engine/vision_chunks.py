@@ -1,0 +1,67 @@
+"""Tells images from videos where vLLM calls both `vision_chunk`: Kimi-K2.5.
+
+There an item is an image, or up to four frames of a video. The number of frames tells them apart but for one
+frame alone, such as the last of nine; of that the prompt says before it whether it belongs to a video.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from vllm.config import ModelConfig
+from vllm.tokenizers import cached_tokenizer_from_config
+
+from prismoe.model_plugins.vllm_seams.check import Needed
+from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests, watch_steps
+
+NEEDS = [
+    Needed(
+        "vllm.model_executor.models.kimi_k25:KimiK25MultiModalProcessor._get_mm_fields_config",
+        attributes=("batched", "flat_from_sizes"),
+    ),
+    Needed("vllm.multimodal.utils:set_mm_embedding_modality", ("embed", "modality")),
+]
+ARCHITECTURE = "KimiK25ForConditionalGeneration"
+CHUNK = "vision_chunk"
+MEDIA = ("image", "video")
+BEFORE_A_VIDEO = "video<|media_content|>"
+LONGEST = 8
+"""More tokens than `BEFORE_A_VIDEO` is spelled with in Kimi's vocabulary."""
+
+
+class NamedChunk(str):
+    """vLLM's name of the modality, which it writes on each embedding, and beside it what the item is."""
+
+    def __new__(cls, medium: str) -> "NamedChunk":
+        return super().__new__(cls, CHUNK)
+
+    def __init__(self, medium: str) -> None:
+        self.medium = medium
+
+
+def medium_of(modality: str) -> str:
+    """What an item is, by the modality that vLLM gives it."""
+    return modality.medium if isinstance(modality, NamedChunk) else modality
+
+
+def media_of(architecture: str, modalities: Sequence[str]) -> list[str]:
+    """The modalities of a model, with images and videos in the place of chunks that can be told apart."""
+    if architecture != ARCHITECTURE:
+        return [*modalities]
+    return [medium for name in modalities for medium in (MEDIA if name == CHUNK else (name,))]
+
+
+def name_chunks(runner: Any, model_config: ModelConfig) -> None:
+    """From now on the items of each new request say what they are."""
+    tokenizer = cached_tokenizer_from_config(model_config)
+    watch_steps(runner, partial(_name_chunks, tokenizer))
+
+
+def _name_chunks(tokenizer: Any, step: StepRequests) -> None:
+    for request in step.new:
+        for feature in request.mm_features:
+            frames = 1 if feature.data is None else int(feature.data["grid_thws"].data.flatten()[0])
+            start = feature.mm_position.offset
+            before = tokenizer.decode(request.prompt_token_ids[max(0, start - LONGEST) : start])
+            is_video = frames > 1 or before.endswith(BEFORE_A_VIDEO)
+            feature.modality = NamedChunk("video" if is_video else "image")

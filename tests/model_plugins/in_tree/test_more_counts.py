@@ -1,0 +1,87 @@
+"""Models that are each asked once: here, too, every cell of the expert load is a count of transformers'."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.model_plugins.engine import engine
+from tests.model_plugins.in_tree import kimi_k25
+from tests.model_plugins.in_tree.chats import TEXT, TWO_PICTURES, VIDEO, Chat
+from tests.model_plugins.in_tree.reference import MODALITIES, answers
+from tests.model_plugins.in_tree.test_counts import GREEDY, counts_behind
+from tests.runners import Runner
+
+pytestmark = pytest.mark.engine
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint, what it is asked, and how vLLM takes that."""
+
+    checkpoint: str
+    chats: Sequence[Chat] = (TEXT, TWO_PICTURES)
+    modalities: Sequence[str] = ("text", "image")
+    limits: Mapping[str, int] = field(default_factory=lambda: {"image": 4})
+    options: Mapping[str, Any] = field(default_factory=dict)
+    for_vllm: Callable[[Chat, Path], Any] = Chat.for_vllm
+    spelled: Mapping[int, int] = field(default_factory=dict)
+    """By token of transformers', vLLM's in its place."""
+
+
+CASES = {
+    "kimi-k2.5": Case(
+        "kimi-k2.5",
+        kimi_k25.CHATS,
+        MODALITIES,
+        {"vision_chunk": 4},
+        for_vllm=kimi_k25.for_vllm,
+        spelled=kimi_k25.SPELLED,
+    ),
+    "cohere2-vision": Case("cohere2-vision"),
+    "mistral3-moe": Case("mistral3-moe"),
+    "transformers": Case(
+        "glm4v-moe",
+        (TEXT, TWO_PICTURES, VIDEO),
+        MODALITIES,
+        {"image": 4, "video": 1},
+        {"model_impl": "transformers"},
+    ),
+}
+EVERYWHERE: list[tuple[str, Runner]] = [(name, runner) for name in CASES for runner in ("v1", "v2")]
+OFTEN: list[tuple[str, Runner]] = [
+    ("kimi-k2.5", "v1"),
+    ("cohere2-vision", "v2"),
+    ("mistral3-moe", "v1"),
+    ("transformers", "v2"),
+]
+"""What each run of the tests starts; PRISMOE_EVERYWHERE=1 has it start all."""
+STARTED = EVERYWHERE if os.environ.get("PRISMOE_EVERYWHERE") == "1" else OFTEN
+
+
+@pytest.mark.parametrize(("name", "runner"), STARTED)
+def test_tokens_and_counts(name: str, runner: Runner, checkpoint: Callable[[str], Path]) -> None:
+    case = CASES[name]
+    folder = checkpoint(case.checkpoint)
+    expected = answers(folder, case.chats)
+    prompts = [case.for_vllm(chat, folder) for chat in case.chats]
+    with engine(folder, runner=runner, limit_mm_per_prompt=dict(case.limits), **case.options) as llm:
+        outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
+        [load] = llm.collective_rpc("prismoe_expert_load")
+    for output, answer in zip(outputs, expected, strict=True):
+        assert output.prompt_token_ids == [case.spelled.get(token, token) for token in answer.prompt_ids]
+        assert list(output.outputs[0].token_ids) == answer.token_ids
+    assert load["modalities"] == [*case.modalities]
+    computed = [
+        counts_behind(answer, output.num_cached_tokens or 0)
+        for output, answer in zip(outputs, expected, strict=True)
+    ]
+    counts = np.sum(computed, axis=0)
+    used = len(case.modalities)
+    np.testing.assert_array_equal(np.array(load["expert_tokens"]), counts[:, :used])
+    assert counts.sum(axis=(0, 2))[:used].all()
+    assert not counts[:, used:].any()

@@ -1,0 +1,29 @@
+"""What a calibration that goes on keeps of what it had, and what it begins anew."""
+
+from pathlib import Path
+
+import numpy as np
+
+from prismoe.model_plugins.tools.calibrate.state import State
+
+
+def test_other_settings_are_measured_from_nothing(tmp_path: Path) -> None:
+    state = State.at(tmp_path / "state.npz", "model", {0: 4})
+    state.begin_measuring("first")
+    state.measured, state.kept_divergence = 3, np.array(0.5)
+    state.tokens_LM, state.uses_LM = np.array([[5, 2]]), np.array([[10, 4]])
+    state.begin_measuring("first")
+    assert (state.measured, float(state.kept_divergence)) == (3, 0.5)
+    state.begin_measuring("second")
+    assert state.measured == 0
+    assert not any(sums.any() for sums in (state.kept_divergence, state.tokens_LM, state.uses_LM))
+
+
+def test_other_candidates_are_tried_from_nothing(tmp_path: Path) -> None:
+    state = State.at(tmp_path / "state.npz", "model", {0: 4})
+    state.begin_trying("first")
+    state.tried, state.tried_divergence_C = 3, np.array([0.5, 0.25])
+    state.begin_trying("first")
+    assert (state.tried, state.tried_divergence_C.tolist()) == (3, [0.5, 0.25])
+    state.begin_trying("second")
+    assert state.tried == 0 and not state.tried_divergence_C.any()
