@@ -14,7 +14,7 @@ from tests.paths import REPOSITORY
 
 ARCHITECTURES = [name for model in (*MOE_LLAVA, *IN_TREE) for name in model.architectures]
 UNSEEN = {model.architectures[0]: model.unseen for model in IN_TREE if model.unseen}
-STARTS = {
+STARTS: dict[str, tuple[list[int], list[str]]] = {
     "Moondream3ForCausalLM": ([], ["text", "image"]),
 }
 """By model the decoder layers of its runners, and its modalities."""
