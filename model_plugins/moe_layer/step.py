@@ -83,10 +83,17 @@ class MarkedTokens(nn.Module):
         """How many of the step's tokens are asked how sure their routers were."""
         return min(self.num_tokens, self._most_sampled)
 
-    def mark(self, is_media_T: Tensor | None, media: Sequence[Media], num_tokens: int) -> None:
+    def mark(
+        self,
+        is_media_T: Tensor | None,
+        media: Sequence[Media],
+        num_tokens: int,
+        places: np.ndarray | None = None,
+    ) -> None:
         """Describe a step of `num_tokens` tokens.
 
-        Those of `is_media_T`, a tensor on the CPU, are the tokens of `media`, in order.
+        Those of `is_media_T`, a tensor on the CPU, are the tokens of `media`, in order; where they are not,
+        `places` says which token each is.
         """
         assert num_tokens <= len(self.segments), "the step holds more tokens than its buffers"
         self.clear()
@@ -95,7 +102,7 @@ class MarkedTokens(nn.Module):
             self.segments[:num_tokens].fill_(TEXT)
             self.modalities[:num_tokens].fill_(0)
         else:
-            self._mark_media(np.flatnonzero(is_media_T.numpy()), media)
+            self._mark_media(np.flatnonzero(is_media_T.numpy()) if places is None else places, media)
         self._sample()
 
     def mark_requests(self, counts: Sequence[int]) -> None:

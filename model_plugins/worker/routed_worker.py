@@ -8,9 +8,10 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.platforms import current_platform
 
 from prismoe.kernels.modalities import MODALITIES
-from prismoe.model_plugins.moe_layer.attached.attach import NOT_SHOWN
+from prismoe.model_plugins.moe_layer.attached.attach import NOT_SHOWN, SPLIT
 from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
 from prismoe.model_plugins.moe_layer.attached.policies import AttachedPolicies
+from prismoe.model_plugins.moe_layer.attached.split_experts import SplitRouting
 from prismoe.model_plugins.moe_layer.experts.unused_slots import check_unused_slots
 from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting, kernel_name, runners_of
 from prismoe.model_plugins.moe_layer.self_check import REQUESTS, check_counts
@@ -66,7 +67,9 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
             operator = operator_policies(self.vllm_config)
             if operator is None:
                 shadow = shadow_policies(self.vllm_config)
-                routing = NativeRouting(self.vllm_config, model, self._modalities(), shadow)
+                is_split = self.vllm_config.model_config.architecture in SPLIT
+                native = SplitRouting if is_split else NativeRouting
+                routing = native(self.vllm_config, model, self._modalities(), shadow)
             else:
                 routing = AttachedPolicies(self.vllm_config, model, self._modalities(), operator)
         routing.kernels = {layer.layer_id: kernel_name(layer) for layer in runners_of(model)}
@@ -130,7 +133,7 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
                 num_tokens,
                 len(routing.layers),
             )
-        elif isinstance(routing, NativeRouting) and routing.shadow is None:
+        elif routing.routed_by == "native" and len(routing.counted()) == 1:
             why, model = f"{wrong} {NOT_SHOWN}", runner.get_model()
             self.routing = NativeRouting(self.vllm_config, model, self._modalities(), found_wrong=why)
         else:

@@ -6,13 +6,14 @@ Everything is attached to the instances of the loaded model, and nothing of its 
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from prismoe.kernels.modalities import MODALITIES
-from prismoe.model_plugins.moe_layer.attached.miscounted import MISCOUNTED
-from prismoe.model_plugins.moe_layer.model_routing import kernel_name
+from prismoe.model_plugins.moe_layer.attached.media_places import media_places, placeholders_of
+from prismoe.model_plugins.moe_layer.model_routing import kernel_name, runners_of
 from prismoe.model_plugins.moe_layer.step import Media, RoutingStep
 from prismoe.model_plugins.routing.gate import SCORES, Gate
 from prismoe.model_plugins.vllm_seams.engine.experts_sink import has_sink, routes_by_itself
@@ -21,6 +22,10 @@ from prismoe.model_plugins.vllm_seams.engine.native_router import chooses_by_tok
 from prismoe.model_plugins.vllm_seams.engine.vision_chunks import medium_of
 
 NOT_SHOWN = "It is served as vLLM serves it, and nothing of its routing is shown."
+SPLIT = frozenset({"Ernie4_5_VLMoeForConditionalGeneration"})
+"""Models with text experts and vision experts side by side in a layer, by their names in vLLM's registry."""
+
+logger = init_logger("vllm.prismoe.native")
 
 
 def gate_of(runner: MoERunner) -> Gate:
@@ -40,9 +45,9 @@ def gate_of(runner: MoERunner) -> Gate:
     )
 
 
-def mark_steps_of(model: Any, step: RoutingStep) -> None:
+def mark_steps_of(architecture: str, model: Any, step: RoutingStep) -> None:
     """Learn what a step's tokens are where they are embedded, whatever the model's class does there."""
-    embed = model.embed_input_ids
+    embed, placeholders = model.embed_input_ids, placeholders_of(architecture, model)
 
     def mark_and_embed(
         input_ids: Tensor,
@@ -53,7 +58,10 @@ def mark_steps_of(model: Any, step: RoutingStep) -> None:
     ) -> Tensor:
         # vLLM's runner writes its modality on each embedding: token ids don't tell videos from images.
         media = [Media(medium_of(part.modality), len(part)) for part in multimodal_embeddings or ()]  # type: ignore[attr-defined]
-        step.tokens.mark(is_multimodal, media, len(input_ids))
+        places = None
+        if placeholders and media and is_multimodal is not None:
+            places = media_places(input_ids, is_multimodal, media, placeholders)
+        step.tokens.mark(is_multimodal, media, len(input_ids), places)
         embeds_TD: Tensor = embed(input_ids, multimodal_embeddings, is_multimodal=is_multimodal, **options)
         return embeds_TD
 
@@ -61,16 +69,39 @@ def mark_steps_of(model: Any, step: RoutingStep) -> None:
     model.embed_input_ids = mark_and_embed
 
 
+def seen_runners(
+    architecture: str, model: nn.Module, modalities: Sequence[str], found_wrong: str | None = None
+) -> tuple[list[MoERunner], list[str]]:
+    """The MoE layers of a model, if their routing can be counted; else none and why, which is logged.
+
+    `found_wrong` is what the self-check at the start said, where it found something.
+    """
+    runners = runners_of(model)
+    refusal = found_wrong or why_unseen(architecture, runners, modalities)
+    if refusal is None:
+        return runners, []
+    logger.warning(refusal)
+    return [], [refusal]
+
+
+def why_native_alone(architecture: str) -> str | None:
+    """Why no policy can route a model, and none be its shadow; None where some may."""
+    if architecture not in SPLIT:
+        return None
+    return (
+        f"{architecture} has experts for text and experts for vision, which no policy knows: "
+        "it routes by native alone. Leave the routing policy and the shadow out."
+    )
+
+
 def why_unseen(architecture: str, runners: Sequence[MoERunner], modalities: Sequence[str]) -> str | None:
     """Why the routing of a model can't be counted; None where it can."""
     layers = [runner.layer_id for runner in runners]
     if not runners:
         return f"{architecture} has no MoE layer that vLLM's MoERunner computes. {NOT_SHOWN}"
-    if architecture in MISCOUNTED:
-        return f"{MISCOUNTED[architecture]} {NOT_SHOWN}"
     if unknown := sorted({*modalities} - {*MODALITIES}):
         return f"prismoe doesn't know {architecture}'s modality {', '.join(unknown)}. {NOT_SHOWN}"
-    if len({*layers}) < len(layers):
+    if len({*layers}) < len(layers) and architecture not in SPLIT:
         return f"{architecture} has more than one set of experts in a decoder layer. {NOT_SHOWN}"
     for runner in runners:
         if runner.do_naive_dispatch_combine:

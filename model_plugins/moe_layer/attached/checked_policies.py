@@ -11,7 +11,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from prismoe.kernels.routing import top_experts
-from prismoe.model_plugins.moe_layer.attached.attach import gate_of, why_unseen
+from prismoe.model_plugins.moe_layer.attached.attach import gate_of, why_native_alone, why_unseen
 from prismoe.model_plugins.moe_layer.attached.identity import identity_of
 from prismoe.model_plugins.moe_layer.experts.unused_slots import check_unused_slots
 from prismoe.model_plugins.moe_layer.model_routing import kernel_name, runners_of
@@ -46,8 +46,10 @@ class CheckedPolicies(NamedTuple):
         cls, vllm_config: VllmConfig, model: nn.Module, modalities: Sequence[str], operator: OperatorPolicies
     ) -> Self:
         """Of routers that nobody watches. Raises ValueError with a sentence where these can't route it."""
-        runners = runners_of(model)
-        unseen = why_unseen(vllm_config.model_config.architecture, runners, modalities)
+        runners, architecture = runners_of(model), vllm_config.model_config.architecture
+        if alone := why_native_alone(architecture):
+            raise ValueError(alone)
+        unseen = why_unseen(architecture, runners, modalities)
         if unseen is not None:
             raise ValueError(f"The routing policy can't be used. {unseen}")
         gates = {runner.layer_id: gate_of(runner) for runner in runners}

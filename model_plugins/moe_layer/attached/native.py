@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from vllm.config import VllmConfig
-from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.platforms import current_platform
 
 from prismoe.kernels.expert_load import Confidence, LayerShape, ScoredTokens
-from prismoe.model_plugins.moe_layer.attached.attach import gate_of, mark_steps_of, why_unseen
+from prismoe.model_plugins.moe_layer.attached.attach import gate_of, mark_steps_of, seen_runners
 from prismoe.model_plugins.moe_layer.attached.shadow import ShadowLayer, ShadowPolicies
-from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, runners_of
+from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 from prismoe.model_plugins.moe_layer.router import Observer
 from prismoe.model_plugins.moe_layer.step import RoutingStep
 from prismoe.model_plugins.routing import NATIVE
@@ -27,8 +26,6 @@ from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.routing.gate import Gate
 from prismoe.model_plugins.vllm_seams.engine.experts_sink import put_sink, routes_by_itself
 from prismoe.model_plugins.vllm_seams.engine.native_router import watch_routing
-
-logger = init_logger("vllm.prismoe.native")
 
 
 class NativeLayer:
@@ -71,15 +68,11 @@ class NativeRouting(ModelRouting):
         found_wrong: str | None = None,
     ) -> None:
         architecture = vllm_config.model_config.architecture
-        runners = runners_of(model)
-        refusal = found_wrong or why_unseen(architecture, runners, modalities)
-        if refusal is not None:
-            logger.warning(refusal)
-            runners = []
+        runners, not_supported = seen_runners(architecture, model, modalities, found_wrong)
         shapes = {runner.layer_id: _shape(runner) for runner in runners}
         max_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         super().__init__(architecture, modalities, shapes, max_tokens)
-        self.not_supported = [] if refusal is None else [refusal]
+        self.not_supported = not_supported
         self.to(next(model.parameters()).device)
         if current_platform.is_cuda():
             self.step.write_by_kernel()
@@ -101,7 +94,7 @@ class NativeRouting(ModelRouting):
                 watch_routing(runner.router, layer.routed)
         self.counter.as_scored = self._scored
         if runners:
-            mark_steps_of(model, self.step)
+            mark_steps_of(architecture, model, self.step)
 
     def _scored(self, written: ScoredTokens) -> ScoredTokens:
         """The layers write their logits as they are; probabilities and scores are made of them here."""

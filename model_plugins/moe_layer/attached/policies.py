@@ -173,7 +173,7 @@ class AttachedPolicies(ModelRouting):
             replace_routing(runner.router, chooser.decide)
             if not shape.uses_all_slots and current_platform.is_cpu():
                 skip_unused_slots(runner)
-        mark_steps_of(model, self.step)
+        mark_steps_of(architecture, model, self.step)
 
     def route_by(self, choice: RoutedBy) -> bool:
         changes = choice != self.routed_by

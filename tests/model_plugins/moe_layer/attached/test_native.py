@@ -60,9 +60,9 @@ def test_a_models_layers_are_seen() -> None:
     assert why_unseen("Qwen3VLMoeForConditionalGeneration", moe_layers(0, 1, 2), MEDIA[:3]) is None
 
 
-def test_a_model_that_would_be_miscounted_is_not_seen() -> None:
-    said = why_unseen("Qwen3OmniMoeForConditionalGeneration", moe_layers(0, 1), MEDIA)
-    assert said is not None and "use_audio_in_video" in said
+def test_two_sets_of_experts_are_seen_where_they_are_for_text_and_vision() -> None:
+    assert why_unseen("Ernie4_5_VLMoeForConditionalGeneration", moe_layers(1, 1, 2, 2), MEDIA[:3]) is None
+    assert why_unseen("AriaForConditionalGeneration", moe_layers(1, 1, 2, 2), MEDIA[:3]) is not None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,42 @@
+"""How ERNIE-4.5-VL parts a step's tokens between the text experts and the vision experts of a layer."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+from prismoe.model_plugins.vllm_seams.check import Needed
+
+Kind = Literal["text", "vision"]
+NAMES: dict[str, Kind] = {"text_experts": "text", "vision_experts": "vision"}
+
+NEEDS = [
+    Needed(
+        "vllm.model_executor.models.ernie45_vl_moe:Ernie4_5_VLMoeMoE.forward",
+        ("hidden_states", "visual_token_mask"),
+        attributes=(*NAMES,),
+    ),
+    Needed(
+        "vllm.model_executor.models.ernie45_vl_moe:Ernie4_5_VLMoeModel.forward",
+        ("input_ids", "positions", "intermediate_tensors", "inputs_embeds", "visual_token_mask"),
+    ),
+    Needed(
+        "vllm.model_executor.models.ernie45_vl:Ernie4_5_VLMoeForConditionalGeneration.forward",
+        attributes=("visual_token_mask", "language_model", "model"),
+    ),
+]
+
+
+def kind_of(runner: MoERunner) -> Kind:
+    """Whose experts a runner of such a model holds."""
+    return NAMES[runner.layer_name.rpartition(".")[2]]
+
+
+def watch_kinds(model: Any, tell: Callable[[Tensor | None], None]) -> None:
+    """Call `tell` before each step with the model's `is_vision_T1`; None where all tokens are text's."""
+
+    def begin_step(_: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        tell(inputs.get("visual_token_mask"))
+
+    model.language_model.model.register_forward_pre_hook(begin_step, with_kwargs=True)

@@ -1,0 +1,111 @@
+"""Requests with any media between their texts, and what transformers makes of them: tokens and counts."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image as Picture
+from torch import Tensor
+
+from tests.model_plugins.in_tree.chats import Video
+from tests.model_plugins.in_tree.tiny_model import BYTES
+
+MODALITIES = ("text", "image", "video", "audio")
+
+
+@dataclass(frozen=True)
+class Request:
+    """`text` holds `{image}`, `{video}` and `{audio}` where they lie."""
+
+    text: str
+    pictures: Sequence[Picture] = ()
+    videos: Sequence[Video] = ()
+    sounds: Sequence[np.ndarray] = ()
+    mixes_sound: bool = False
+    """Whether the sounds lie between the videos' frames."""
+
+    def prompt(self, placeholders: Mapping[str, str]) -> str:
+        return self.text.format_map(placeholders)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Greedy, with the experts of each token that was computed."""
+
+    prompt_ids: list[int]
+    token_ids: list[int]
+    counts: np.ndarray
+    """`[layer, modality, expert]`, as many tokens."""
+
+
+class Heard:
+    """By router, the experts of the tokens that it saw, forward by forward."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.experts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+
+    def keep(self, name: str) -> Callable[[Any, Any, tuple[Tensor, Tensor, Tensor]], None]:
+        def keep(_: Any, __: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+            self.experts[name].append(output[2].numpy().copy())
+
+        return keep
+
+
+@contextmanager
+def heard(model: Any, ending: str) -> Iterator[Heard]:
+    """Listen to the routers whose names end so."""
+    routers = {name: module for name, module in model.named_modules() if name.endswith(ending)}
+    listener = Heard([*routers])
+    hooks = [module.register_forward_hook(listener.keep(name)) for name, module in routers.items()]
+    try:
+        yield listener
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def generated(model: Any, inputs: Mapping[str, Any], max_tokens: int) -> tuple[list[int], list[int]]:
+    """The prompt's tokens and the greedy answer's, which are bytes."""
+    vocabulary = model.config.get_text_config().vocab_size
+    sequences = model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        min_new_tokens=max_tokens,
+        suppress_tokens=list(range(BYTES, vocabulary)),
+    )
+    prompt_ids: list[int] = inputs["input_ids"][0].tolist()
+    return prompt_ids, sequences[0, len(prompt_ids) :].tolist()
+
+
+def media_of(request: Request) -> dict[str, Any]:
+    """As transformers' processors take them."""
+    media: dict[str, Any] = {"return_tensors": "pt"}
+    if request.pictures:
+        media["images"] = [*request.pictures]
+    if request.videos:
+        media["videos"] = [video.frames for video in request.videos]
+        media["do_sample_frames"] = False
+    if request.sounds:
+        media["audio"] = [*request.sounds]
+    return media
+
+
+def for_vllm(request: Request, placeholders: Mapping[str, str], with_metadata: bool) -> Any:
+    """As `LLM.generate` takes them."""
+    media: dict[str, Any] = {}
+    if request.pictures:
+        media["image"] = [*request.pictures]
+    if request.videos:
+        media["video"] = [
+            (video.frames, video.metadata() | {"do_sample_frames": False}) if with_metadata else video.frames
+            for video in request.videos
+        ]
+    if request.sounds:
+        media["audio"] = [*request.sounds]
+    told: dict[str, Any] = {"prompt": request.prompt(placeholders), "multi_modal_data": media}
+    return told | ({"mm_processor_kwargs": {"use_audio_in_video": True}} if request.mixes_sound else {})
