@@ -1,8 +1,11 @@
 """What the benchmark of skipping skips, and what it makes of its seconds."""
 
+import json
+
 import pytest
 
 from prismoe.benchmarks.serving.skip_gain import SKIPPED, Pair, kept_uses, missing, row
+from tests.paths import REPOSITORY
 
 
 @pytest.mark.parametrize("skipped", [0, 0.3, 0.6, 0.88])
@@ -29,3 +32,16 @@ def test_a_case_that_was_measured_is_not_measured_again() -> None:
     rows = [row([Pair(8, 10, 4, 6)], 3, 512, skipped, top_k=8, floor=2) for skipped in (0.0, 0.6)]
     assert missing(rows, 3, [512, 2048]) == [(512, 0.3), (512, 0.88), *((2048, share) for share in SKIPPED)]
     assert missing(rows, 1, [512]) == [(512, share) for share in SKIPPED]
+
+
+def test_the_docs_have_what_was_measured() -> None:
+    page = (REPOSITORY / "docs" / "kernels.md").read_text()
+    rows = json.loads((REPOSITORY / "docs" / "skip-gain.json").read_text())
+    cells = (
+        "| {tokens:,} | {skipped:.0%} | {pairs} | {layers} | {layers_predicted:.2f} "
+        "| {prefill} | {prefill_predicted:.2f} |"
+    )
+    assert len(rows) >= 8
+    for one in rows:
+        ratios = {name: "{1:.2f} ({0:.2f}–{2:.2f})".format(*one[name]) for name in ("layers", "prefill")}
+        assert cells.format(**one | ratios) in page
