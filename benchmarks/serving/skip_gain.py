@@ -9,7 +9,8 @@ turns as `native` and with experts skipped: a pair is two steps, one behind the 
 Printed is how many times as fast as `native` the MoE layers and the whole prefill are, the pairs' median and
 its 95% interval. Beside them stands what the uses predict: of the MoE layers all uses over those that are
 left, of the prefill the same for the part of its time that the MoE layers take. The floor is what is left of
-a MoE layer's time if its weights were only read. Seconds are the process's CPU seconds.
+a MoE layer's time if its weights were only read. Seconds are the process's CPU seconds. With `--json` each
+case is written when it is measured, and one that the file has is not measured again.
 """
 
 import argparse
@@ -41,6 +42,7 @@ TOKENS = (512, 2048, 8192)
 SKIPPED = (0.0, 0.3, 0.6, 0.88)
 TEXT_EVERY = 5
 """Each fifth token is text, and keeps all of its experts."""
+MOST_OPERATIONS = 12
 SKIPPING = {"policy": "dual_threshold"}
 """Any policy that leaves slots unused: how many, the benchmark says."""
 
@@ -142,13 +144,37 @@ def measure(llm: LLM, bench: Bench, num_tokens: int, skipped: float, pairs: int)
     return found
 
 
-def row(pairs: Sequence[Pair], num_tokens: int, skipped: float, top_k: int, floor: float) -> dict[str, Any]:
+def profile(llm: LLM, bench: Bench, num_tokens: int, skipped: float) -> list[dict[str, Any]]:
+    """The operations of PyTorch whose own milliseconds in a step skipping changes most."""
+    counts_T = kept_uses(num_tokens, bench.top_k, skipped)
+    taken: dict[bool, dict[str, float]] = {}
+    for is_native in (True, False):
+        add_prompt(llm, random.Random(0), num_tokens)
+        with bench.native() if is_native else bench.skipping(counts_T), torch.profiler.profile() as profiler:
+            llm.llm_engine.step()
+        taken[is_native] = {one.key: one.self_cpu_time_total / 1000 for one in profiler.key_averages()}
+    native, skipping = taken[True], taken[False]
+    gained = {name: native.get(name, 0.0) - skipping.get(name, 0.0) for name in {**native, **skipping}}
+    return [
+        {
+            "operation": name,
+            "native, ms": native.get(name, 0.0),
+            f"{skipped:.0%} skipped, ms": skipping.get(name, 0.0),
+        }
+        for name in sorted(gained, key=lambda name: -abs(gained[name]))[:MOST_OPERATIONS]
+    ]
+
+
+def row(
+    pairs: Sequence[Pair], num_layers: int, num_tokens: int, skipped: float, top_k: int, floor: float
+) -> dict[str, Any]:
     """What is told of one case."""
     uses = int(kept_uses(num_tokens, top_k, skipped).sum())
     predicted = num_tokens * top_k / uses
     layer_share = statistics.median(pair.native_layers / pair.native_step for pair in pairs)
     native_layers = statistics.median(pair.native_layers for pair in pairs)
     return {
+        "num_layers": num_layers,
         "tokens": num_tokens,
         "skipped": skipped,
         "pairs": len(pairs),
@@ -161,10 +187,20 @@ def row(pairs: Sequence[Pair], num_tokens: int, skipped: float, top_k: int, floo
     }
 
 
+def missing(
+    rows: Sequence[dict[str, Any]], num_layers: int, tokens: Sequence[int]
+) -> list[tuple[int, float]]:
+    """The cases that have no row yet: how many tokens, and the share that is skipped."""
+    have = {(one["num_layers"], one["tokens"], one["skipped"]) for one in rows}
+    cases = [(num_tokens, skipped) for num_tokens in tokens for skipped in SKIPPED]
+    return [case for case in cases if (num_layers, *case) not in have]
+
+
 def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows as they are printed."""
     return [
         {
+            "decoder layers": one["num_layers"],
             "tokens": one["tokens"],
             "skipped": f"{one['skipped']:.0%}",
             "pairs": one["pairs"],
@@ -179,11 +215,10 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def plot(rows: Sequence[dict[str, Any]], num_tokens: int) -> str:
+def plot(of_size: Sequence[dict[str, Any]]) -> str:
     """An SVG: the share of `native`'s time that is left, by the share of vision's uses that is skipped."""
-    of_size = [one for one in rows if one["tokens"] == num_tokens]
     return line_plot(
-        f"Time over native's, prefill of {num_tokens} tokens",
+        f"Time over native's, prefill of {of_size[0]['tokens']} tokens",
         "vision's uses of experts skipped",
         [f"{one['skipped']:.0%}" for one in of_size],
         {
@@ -201,26 +236,32 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3, help="each takes 1.2 GB")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--pairs", type=int, default=12, help="of 2048 tokens; fewer of longer prompts")
-    parser.add_argument("--json", type=Path, help="where to write what was measured")
+    parser.add_argument("--json", type=Path, help="where to write what is measured")
     parser.add_argument("--plot", type=Path, help="where to draw it, for the last of the sizes")
+    parser.add_argument("--profile", action="store_true", help="print what changes most at the last case")
     args = parser.parse_args()
     on_one_core()
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        write_config(Path(folder), args.layers, max(args.tokens) + 2)
-        llm = start_engine(Path(folder), SKIPPING, max(args.tokens) + 2)
-        (bench,) = llm.collective_rpc(Bench)
-        floor = bench.floor()
-        for num_tokens in args.tokens:
-            for skipped in SKIPPED:
+    rows = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
+    cases = missing(rows, args.layers, args.tokens)
+    if cases or args.profile:
+        with tempfile.TemporaryDirectory() as folder:
+            longest = max(args.tokens) + 2
+            write_config(Path(folder), args.layers, longest)
+            llm = start_engine(Path(folder), SKIPPING, longest)
+            (bench,) = llm.collective_rpc(Bench)
+            floor = bench.floor()
+            for num_tokens, skipped in cases:
                 pairs = max(3, min(args.pairs, args.pairs * 2048 // num_tokens))
                 measured = measure(llm, bench, num_tokens, skipped, pairs)
-                rows.append(row(measured, num_tokens, skipped, bench.top_k, floor))
+                rows.append(row(measured, args.layers, num_tokens, skipped, bench.top_k, floor))
+                if args.json:
+                    args.json.write_text(json.dumps(rows, indent=2))
+            if args.profile:
+                print_table(profile(llm, bench, args.tokens[-1], SKIPPED[-1]))
     print_table(table(rows))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=2))
     if args.plot:
-        args.plot.write_text(plot(rows, args.tokens[-1]))
+        size = args.layers, args.tokens[-1]
+        args.plot.write_text(plot([one for one in rows if (one["num_layers"], one["tokens"]) == size]))
 
 
 if __name__ == "__main__":

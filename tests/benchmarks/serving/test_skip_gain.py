@@ -2,7 +2,7 @@
 
 import pytest
 
-from prismoe.benchmarks.serving.skip_gain import Pair, kept_uses, row
+from prismoe.benchmarks.serving.skip_gain import SKIPPED, Pair, kept_uses, missing, row
 
 
 @pytest.mark.parametrize("skipped", [0, 0.3, 0.6, 0.88])
@@ -18,8 +18,14 @@ def test_text_keeps_all_and_vision_what_the_share_leaves(tokens: int, skipped: f
 
 def test_what_is_told_of_a_case() -> None:
     """Layers take 8 of 10 seconds. With 60% of four fifths skipped 52% of the uses are left."""
-    told = row([Pair(8, 10, 4, 6)] * 3, num_tokens=500, skipped=0.6, top_k=8, floor=2)
+    told = row([Pair(8, 10, 4, 6)] * 3, num_layers=3, num_tokens=500, skipped=0.6, top_k=8, floor=2)
     assert told["layers"] == (2, 2, 2) and told["layers_floor"] == 4
     assert told["layers_predicted"] == pytest.approx(1 / 0.52)
     assert told["prefill"] == pytest.approx((10 / 6,) * 3)
     assert told["prefill_predicted"] == pytest.approx(10 / (2 + 8 * 0.52))
+
+
+def test_a_case_that_was_measured_is_not_measured_again() -> None:
+    rows = [row([Pair(8, 10, 4, 6)], 3, 512, skipped, top_k=8, floor=2) for skipped in (0.0, 0.6)]
+    assert missing(rows, 3, [512, 2048]) == [(512, 0.3), (512, 0.88), *((2048, share) for share in SKIPPED)]
+    assert missing(rows, 1, [512]) == [(512, share) for share in SKIPPED]
