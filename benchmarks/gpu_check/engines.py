@@ -36,6 +36,7 @@ def run(case: Case, folder: Path, is_eager: bool) -> tuple[Golden, str]:
         "max_num_batched_tokens": case.step,
         "max_num_seqs": 8,
         "kv_cache_memory_bytes": 2**28,
+        "gpu_memory_utilization": 0.3,  # so much of it has to be free
         "enable_prefix_caching": False,  # its blocks are of other sizes on CPU
         "limit_mm_per_prompt": {"image": 2},
         "disable_log_stats": True,

@@ -36,6 +36,16 @@ def test_each_check_names_a_function_that_takes_what_it_is_given() -> None:
         inspect.signature(check.run.function()).bind(DRY, **check.run.arguments)
 
 
+def test_no_check_needs_what_only_tests_have_installed() -> None:
+    left_out = ("pytest", "hypothesis", "schemathesis", "playwright")
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({left_out}))\n"
+        f"from {checks.__name__} import CHECKS\n"
+        "for check in CHECKS: check.run.function()"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
 def test_the_list_is_read_without_torch() -> None:
     """What breaks as it is imported fails checks, not the command."""
     program = (
