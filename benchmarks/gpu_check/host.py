@@ -12,10 +12,7 @@ from prismoe.model_plugins.vllm_seams.check import all_needs, check
 
 
 def described(host: Host) -> Figures:
-    """Its GPU and versions. Raises ValueError with a sentence where vLLM doesn't find prismoe.
-
-    The same where vLLM lacks what prismoe needs of it.
-    """
+    """Its GPU and versions. Raises ValueError with a sentence where something is missing."""
     if "prismoe" not in entry_points(group="vllm.general_plugins").names:
         raise ValueError(
             "vLLM doesn't find prismoe: install it in this environment, without a network by "
@@ -30,5 +27,7 @@ def described(host: Host) -> Figures:
     }
     if host.is_dry:
         return found
+    if not torch.cuda.is_available():
+        raise ValueError("PyTorch sees no GPU here: run this on a host with one, or rehearse by --dry.")
     properties = torch.cuda.get_device_properties(0)
     return {"gpu": properties.name, "capability": f"{properties.major}.{properties.minor}"} | found

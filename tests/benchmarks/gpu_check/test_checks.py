@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prismoe.benchmarks.gpu_check import checks, kernels, ratios
+from prismoe.benchmarks.gpu_check import checks, host, kernels, ratios
 from prismoe.benchmarks.gpu_check.cases import CASES, weights_digest
 from prismoe.benchmarks.gpu_check.check import Host, Later, Line
 from prismoe.benchmarks.gpu_check.engines import differences
@@ -75,6 +75,11 @@ def test_what_differs_is_told() -> None:
     assert differences(golden.model_copy(update={"weights": ""}), golden) == [
         "the checkpoint that is made here has other weights"
     ]
+
+
+def test_a_host_without_a_gpu_is_told() -> None:
+    with pytest.raises(ValueError, match=r"^PyTorch sees no GPU here: .* rehearse by --dry\.$"):
+        host.described(Host(is_dry=False))
 
 
 @pytest.mark.engine
