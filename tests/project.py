@@ -10,7 +10,7 @@ from tests.paths import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 ROOMS = sorted(part.name for part in (REPOSITORY / "prismoe").iterdir() if part.is_symlink())
-NOT_PACKED = {REPOSITORY / "benchmarks" / name for name in ("monitoring", "serving", "skipping")}
+NOT_PACKED = {REPOSITORY / "benchmarks" / name for name in ("gpu_check", "monitoring", "serving", "skipping")}
 """They import tests, or what only tests have installed."""
 
 
