@@ -1,7 +1,7 @@
 """Whether a kernel of prismoe's does its work on this GPU, which may not be one that it was tried on."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 
 import torch
@@ -13,6 +13,7 @@ logger = init_logger("vllm.prismoe.kernels")
 
 PLAIN_KERNELS = "PRISMOE_PLAIN_KERNELS"
 """The environment variable that turns them off."""
+_found: dict[str, bool] = {}
 
 
 class Outcome(IntEnum):
@@ -29,8 +30,16 @@ def kernel_works(check: Callable[[], None], name: str, instead: str) -> bool:
     `instead` says what happens without the kernel called `name`. Raises RuntimeError with a sentence, on all
     ranks, if the check leaves one of them a GPU that nothing can run on.
     """
-    if os.environ.get(PLAIN_KERNELS) == "1":
-        return False
+    _found[name] = os.environ.get(PLAIN_KERNELS) != "1" and _works(check, name, instead)
+    return _found[name]
+
+
+def kernels_found() -> Mapping[str, bool]:
+    """By name, whether the kernels that were checked in this process work."""
+    return _found
+
+
+def _works(check: Callable[[], None], name: str, instead: str) -> bool:
     error = _error(check)
     own = Outcome.WORKS if error is None else Outcome.BROKEN if _is_broken() else Outcome.FAILS
     worst = _worst(own)

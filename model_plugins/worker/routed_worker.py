@@ -13,6 +13,7 @@ from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
 from prismoe.model_plugins.moe_layer.attached.policies import AttachedPolicies
 from prismoe.model_plugins.moe_layer.attached.split_experts import SplitRouting
 from prismoe.model_plugins.moe_layer.experts.unused_slots import check_unused_slots
+from prismoe.model_plugins.moe_layer.kernel_check import kernels_found
 from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting, kernel_name, runners_of
 from prismoe.model_plugins.moe_layer.self_check import REQUESTS, check_counts
 from prismoe.model_plugins.vllm_seams.check import check
@@ -28,6 +29,7 @@ from prismoe.model_plugins.vllm_seams.engine.dummy_step import dummy_step_tokens
 from prismoe.model_plugins.worker.calls import RoutingCalls
 from prismoe.model_plugins.worker.engine_checks import check_native_engine
 from prismoe.model_plugins.worker.engine_options import operator_policies, shadow_policies
+from prismoe.model_plugins.worker.settings import KERNELS_KEY
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -74,6 +76,8 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
                 routing = AttachedPolicies(self.vllm_config, model, self._modalities(), operator)
         routing.kernels = {layer.layer_id: kernel_name(layer) for layer in runners_of(model)}
         self.routing = routing
+        additional: Any = self.vllm_config.additional_config
+        additional[KERNELS_KEY] = dict(kernels_found())
 
     def compile_or_warm_up_model(self) -> Any:
         """Warm up, check what is counted, and count from zero.

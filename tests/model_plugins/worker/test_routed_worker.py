@@ -1,14 +1,17 @@
 """prismoe's worker, where an engine on CPU doesn't show what it does."""
 
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from vllm.config import VllmConfig
 from vllm.model_executor.layers.fused_moe.experts.flashinfer_cutlass_moe import FlashInferExperts
 from vllm.platforms import current_platform
 
+from prismoe.model_plugins.moe_layer import kernel_check
 from prismoe.model_plugins.moe_layer.attached.attach import NOT_SHOWN
 from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
 from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting
@@ -51,6 +54,24 @@ def test_blackwells_kernel_starts_with_no_policy_that_leaves_slots_unused(
     said = "The policy ltdr leaves slots unused, and the kernel of layer 3"
     with pytest.raises(ValueError, match=said) if refused else nullcontext():
         worker.load_model()
+
+
+def test_graphs_of_plain_kernels_are_not_taken_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM keeps compiled graphs, and finds them by its configuration before it traces the model."""
+    monkeypatch.setattr(kernel_check, "get_tp_group", lambda: SimpleNamespace(world_size=1))
+    monkeypatch.setattr(routed_worker, "runners_of", lambda model: [])
+    hashes = []
+    for plain in ("0", "1"):
+        monkeypatch.setenv("PRISMOE_PLAIN_KERNELS", plain)
+        load = partial(kernel_check.kernel_works, lambda: None, "routing of this test", "nothing")
+        monkeypatch.setattr(RoutedWorker.__bases__[-1], "load_model", lambda self, load=load: load())
+        worker: Any = object.__new__(RoutedWorker)
+        worker.vllm_config = VllmConfig(additional_config=additional_config(None))
+        worker.model_runner = Mock()
+        worker.model_runner.get_model().routing = Mock(PolicyRouting)
+        worker.load_model()
+        hashes.append(worker.vllm_config.compute_hash())
+    assert hashes[0] != hashes[1]
 
 
 class ModelRunner:
