@@ -178,7 +178,9 @@ class SplitRouting(ModelRouting):
             first_experts = {kind: 0 if kind == "text" else shapes[layer].experts // 2 for kind in by_kind}
             gate = gate_of(next(iter(by_kind.values())))
             split = SplitLayer(self.step, place, self._kinds, first_experts, gate)
-            self.routers[layer] = self._layers[layer] = split
+            self._layers[layer] = split
+            if len(by_kind) == 2:  # or an observer would miss the tokens of the other kind
+                self.routers[layer] = split
             self._told[layer] = _describe(gate, by_kind, first_experts)
             for kind, runner in by_kind.items():
                 if routes_by_itself(runner):

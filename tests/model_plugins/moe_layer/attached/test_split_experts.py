@@ -224,6 +224,15 @@ def test_the_inspector_sees_logits_and_weights_by_token(model: Model, routing: S
     assert torch.equal(seen[0][3], routing.step.weights[0, : len(step)])
 
 
+@pytest.mark.parametrize("step", ["t", "iiii", "tmiimt"])
+def test_an_observer_sees_each_token_of_a_step(model: Model, routing: SplitRouting, step: str) -> None:
+    seen: dict[int, int] = {}
+    for layer, router in routing.routers.items():
+        router.observer = lambda hidden_TD, *_, layer=layer: seen.update({layer: len(hidden_TD)})
+    take(model, step)
+    assert seen == {1: len(step), 5: len(step)}
+
+
 def test_a_kernel_that_routes_by_itself_tells_its_experts_alone(routing: SplitRouting) -> None:
     kinds = StepKinds()
     kinds.begin_step(torch.tensor([[True], [False], [True]]))
