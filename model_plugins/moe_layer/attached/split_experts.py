@@ -95,7 +95,8 @@ class SplitLayer:
         self._routed: dict[Kind, RoutedKind] = {}
 
     def begin_step(self) -> None:
-        """Where one kind is dense its tokens use no experts, and no router says so."""
+        """Forget a step that broke off. A kind that is dense uses no experts, and no router says so."""
+        self._routed = {}
         if len(self._first_experts) == 1:
             self._step.counts[self._place].zero_()
 

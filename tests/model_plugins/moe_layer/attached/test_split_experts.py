@@ -243,6 +243,15 @@ def test_a_kernel_that_routes_by_itself_tells_its_experts_alone(routing: SplitRo
     assert routing.step.weights[0, :3].isnan().all()
 
 
+def test_a_step_that_broke_off_leaves_later_ones_counted(model: Model, routing: SplitRouting) -> None:
+    layer: Any = routing.routers[1]
+    layer.chosen("vision", torch.tensor([[0, 1]]))  # and its text experts were never asked
+    routing.step.forget_rows()
+    take(model, "tt")
+    used_L, told_L = routing.step.experts_told()
+    assert used_L == told_L
+
+
 def test_what_is_said_of_the_layers(routing: SplitRouting) -> None:
     told = routing.describe()
     assert told["in_force"] == "native" and not told["not_supported"]
