@@ -12,6 +12,7 @@ NAMES = {
     "phi": "MoE-LLaVA-Phi",
     "stablelm": "MoE-LLaVA-StableLM",
     "qwen": "MoE-LLaVA-Qwen",
+    "qwen2": "MoE-LLaVA-Qwen2",
     "qwen3-vl-moe": "Qwen3-VL-MoE",
     "glm4v-moe": "GLM-4.5V",
 }
