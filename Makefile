@@ -90,7 +90,7 @@ compat: $(INSTALLED)
 # What vLLM's CUDA build and prismoe choose for GPUs that are not there (docs/cuda.md). Needs gcc; installs 8.5 GB, and
 # then takes ten minutes. No kernel runs.
 test-cuda-config: $(CUDA)/.installed
-	$(CUDA)/bin/python -m pytest tests/cuda_config $(ARGS)
+	PRISMOE_FAKED_GPU=1 $(CUDA)/bin/python -m pytest tests/cuda_config $(ARGS)
 
 $(CUDA)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(CUDA)

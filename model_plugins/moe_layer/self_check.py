@@ -1,7 +1,7 @@
 """The self-check at the start: a made-up step is routed and counted, and its sums are compared.
 
-So a layer whose router is never asked (a kernel that routes by itself, a graph that was compiled without
-prismoe), one of whose rows a part is missing, and a step that is counted twice are found before a request is.
+Before the first request it finds a layer whose router is never asked (a kernel that routes by itself, a graph
+that was compiled without prismoe), a layer that tells a part of its rows, and a step that is counted twice.
 """
 
 from collections.abc import Callable, Sequence

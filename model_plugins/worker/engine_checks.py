@@ -48,8 +48,8 @@ def check_native_engine(vllm_config: VllmConfig) -> None:
         )
     if routes_by_policy and vllm_config.lora_config is not None:
         raise ValueError(
-            "vLLM's LoRA experts take as many experts a token as the model has it, and a policy may take "
-            "others: leave --enable-lora out, and merge the adapter into the checkpoint."
+            "vLLM's LoRA experts give each token the model's own number of experts, and a policy may give "
+            "another: leave --enable-lora out, and merge the adapter into the checkpoint."
         )
     if parallel.use_ubatching:
         raise ValueError("prismoe needs a step's tokens together: leave --enable-dbo and --ubatch-size out.")

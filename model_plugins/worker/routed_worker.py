@@ -63,14 +63,14 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         else:
             check([*native_router.NEEDS, *experts_sink.NEEDS, *step_watch.NEEDS, *language_model.NEEDS])
             check_native_engine(self.vllm_config)
-            if self.vllm_config.model_config.architecture == vision_chunks.ARCHITECTURE:
+            architecture = self.vllm_config.model_config.architecture
+            if architecture == vision_chunks.ARCHITECTURE:
                 check(vision_chunks.NEEDS)
                 vision_chunks.name_chunks(runner, self.vllm_config.model_config)
             operator = operator_policies(self.vllm_config)
             if operator is None:
                 shadow = shadow_policies(self.vllm_config)
-                is_split = self.vllm_config.model_config.architecture in SPLIT
-                native = SplitRouting if is_split else NativeRouting
+                native = SplitRouting if architecture in SPLIT else NativeRouting
                 routing = native(self.vllm_config, model, self._modalities(), shadow)
             else:
                 routing = AttachedPolicies(self.vllm_config, model, self._modalities(), operator)

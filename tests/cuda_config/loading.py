@@ -25,6 +25,11 @@ EXPERTS_OF = {
         ["gate_proj", "up_proj"],
         "down_proj",
     ),
+    "qwen2": (
+        "model.layers.{}.mlp.deepspeed_moe.experts.deepspeed_experts",
+        ["gate_proj", "up_proj"],
+        "down_proj",
+    ),
     "qwen": ("transformer.h.{}.mlp.deepspeed_moe.experts.deepspeed_experts", ["w2", "w1"], "c_proj"),
     "glm4v-moe": ("model.language_model.layers.{}.mlp.experts", ["gate_proj", "up_proj"], "down_proj"),
 }

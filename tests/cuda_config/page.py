@@ -7,10 +7,12 @@ from typing import Any
 EXPECTED = Path(__file__).with_name("expected")
 """By compute capability, what `chosen` says."""
 CAPABILITIES = ("8.0", "9.0", "10.0", "12.0")
+"""Of Ampere, Hopper, and Blackwell in data centres and in workstations."""
 NAMES = {
     "phi": "MoE-LLaVA-Phi",
     "stablelm": "MoE-LLaVA-StableLM",
     "qwen": "MoE-LLaVA-Qwen",
+    "qwen2": "MoE-LLaVA-Qwen2",
     "qwen3-vl-moe": "Qwen3-VL-MoE",
     "glm4v-moe": "GLM-4.5V",
 }

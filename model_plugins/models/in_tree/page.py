@@ -19,7 +19,7 @@ This page is made by `make models-page` of [a table in the code](../model_plugin
 | status | what it means |
 | --- | --- |
 | exact | it was run with tiny random weights on CPU, and its counts are those of another implementation |
-| read | vLLM's code was read, and by it the counts should be exact; it was not run |
+| read | vLLM's code was read, and by it the counts should be exact; it was not run, or its remark says so |
 | not seen | no series tells of its experts, and the start says why |
 
 Nothing was run on a GPU, and no model of vLLM's with the weights that its row names. *Gate* is what
@@ -61,11 +61,13 @@ experts of a drafter don't.
 ## What is refused, and where nothing is shown
 
 - The start is refused with a sentence under pipeline and prefill context parallelism, micro-batches
-  (`--enable-dbo`), expert and data parallelism on CPU, `--enable-elastic-ep` (nobody would count in engines
-  that come later), `--kv-sharing-fast-prefill` (some layers then see a part of a step's tokens) and
-  `--enable-prompt-embeds` (such tokens have no modality); under a policy also with `--enable-lora` (vLLM's
-  LoRA experts take the model's own number of experts).
-- Under policies that were calibrated, weights are not reloaded: the thresholds hold for those of the start.
+  (`--enable-dbo`), `--enable-elastic-ep` (nobody would count in engines that come later),
+  `--kv-sharing-fast-prefill` (some layers then see a part of a step's tokens) and `--enable-prompt-embeds`
+  (such tokens have no modality); on CPU also under expert and data parallelism and with `--enable-lora` (vLLM
+  has that on GPUs alone); under a policy with `--enable-lora` everywhere (vLLM's LoRA experts take the
+  model's own number of experts).
+- Policies that were calibrated refuse other weights while the server runs: their thresholds hold for those of
+  the start.
 - Nothing of the routing is shown where vLLM gathers or splits a step's tokens over ranks before it routes
   them, and where a kernel routes by itself and can't tell the experts that it chose.
 - At the start a made-up step is routed and counted. Where a layer's router doesn't tell all the experts that

@@ -70,7 +70,8 @@ IN_TREE: list[Model] = [
         ("Qwen3OmniMoeForConditionalGeneration",),
         ("Qwen/Qwen3-Omni-30B-A3B-Instruct",),
         SOFTMAX,
-        "A video's sound is audio, also where it lies between its frames (use_audio_in_video).",
+        "A video's sound is audio, also where it lies between its frames (use_audio_in_video). It was "
+        "compared on V1.",
         tested=True,
     ),
     Model(
@@ -80,8 +81,8 @@ IN_TREE: list[Model] = [
         "A layer's first half of experts is for text, the second for images and videos, each with a router. "
         "The marks around an image or video are text that vision experts take. It routes by native alone, "
         "and tells no near ties. Its processor comes with the checkpoint (`--run-checkpoint-code`). On CPU "
-        "vLLM leaves the bias out, so it was run with none, and needs "
-        '`--compilation-config \'{"custom_ops": ["none"]}\'`.',
+        "vLLM leaves the bias out, and needs "
+        '`--compilation-config \'{"custom_ops": ["none"]}\'`. It was compared without a bias, on V1.',
         tested=True,
     ),
     Model(
@@ -173,7 +174,7 @@ IN_TREE: list[Model] = [
         ("Mistral3ForConditionalGeneration",),
         ("mistralai/Mistral-Large-3-675B-Instruct-2512",),
         SOFTMAX,
-        "As the text model routes; it was run with Mixtral's. `[IMG_BREAK]` and `[IMG_END]` are text. Most "
+        "As the text model routes; it was run with Mixtral. `[IMG_BREAK]` and `[IMG_END]` are text. Most "
         "checkpoints are dense.",
         tested=True,
     ),
@@ -237,8 +238,8 @@ IN_TREE: list[Model] = [
         ("Lfm2VlForConditionalGeneration",),
         ("LiquidAI/LFM2-VL-8B-A1B",),
         BIASED,
-        "It was run, and its counts are not transformers': on CPU vLLM's gates give other logits from a "
-        "prompt's second token on. Most checkpoints are dense.",
+        "It was run, and its counts are not transformers': on CPU vLLM computes other logits from a prompt's "
+        "second token on, and so routes otherwise. Most checkpoints are dense.",
     ),
     Model(
         ("Cohere2VisionForConditionalGeneration",),
@@ -271,8 +272,8 @@ IN_TREE: list[Model] = [
         ("TransformersMultiModalMoEForCausalLM",),
         (),
         f"as the model's; or {OWN}",
-        "Models that vLLM runs through transformers (`--model-impl transformers`); it was GLM-4.5V's. Where "
-        "transformers computes the gate, no confidence is shown.",
+        "Models that vLLM runs through transformers (`--model-impl transformers`); it was run with GLM-4.5V. "
+        "Where transformers computes the gate, no confidence is shown.",
         tested=True,
     ),
     Model(

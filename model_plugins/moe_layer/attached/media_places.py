@@ -1,7 +1,7 @@
-"""Models whose n-th media token of a step may not be the n-th embedding: they go by token ids.
+"""Models whose media tokens may not be in the order of the embeddings: token ids say which is which.
 
-Qwen3-Omni mixes a video's sound between its frames (use_audio_in_video); the embeddings are all of the one,
-and then all of the other.
+Qwen3-Omni mixes a video's sound between its frames (use_audio_in_video); the embeddings of the one come all
+before those of the other.
 """
 
 from collections.abc import Mapping, Sequence

@@ -95,7 +95,8 @@ class SplitLayer:
         self._routed: dict[Kind, RoutedKind] = {}
 
     def begin_step(self) -> None:
-        """Where one kind is dense its tokens use no experts, and no router says so."""
+        """Forget a step that broke off. A kind that is dense uses no experts, and no router says so."""
+        self._routed = {}
         if len(self._first_experts) == 1:
             self._step.counts[self._place].zero_()
 
@@ -178,7 +179,9 @@ class SplitRouting(ModelRouting):
             first_experts = {kind: 0 if kind == "text" else shapes[layer].experts // 2 for kind in by_kind}
             gate = gate_of(next(iter(by_kind.values())))
             split = SplitLayer(self.step, place, self._kinds, first_experts, gate)
-            self.routers[layer] = self._layers[layer] = split
+            self._layers[layer] = split
+            if len(by_kind) == 2:  # or an observer would miss the tokens of the other kind
+                self.routers[layer] = split
             self._told[layer] = _describe(gate, by_kind, first_experts)
             for kind, runner in by_kind.items():
                 if routes_by_itself(runner):

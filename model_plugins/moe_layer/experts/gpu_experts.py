@@ -2,9 +2,10 @@
 
 With few slots vLLM's own Triton experts leave them out. They drop an expert of -1 when they sort by expert,
 and so run no product for it. Its row of the workspace is then never written; the final sum skips that row
-only where there is an expert map, which vLLM has under expert parallelism, and which maps each expert to
-itself here. With many slots prismoe's grouped product runs, whose workspace has an upper bound, where it does
-what plain PyTorch does when the model is loaded. Nothing waits for the host in either.
+only where there is an expert map, which maps each expert to itself here. With many slots prismoe's grouped
+product runs, whose workspace has an upper bound, where it does what plain PyTorch does when the model is
+loaded. Nothing waits for the host in either. Under expert parallelism vLLM has a map of its own: its experts
+run as they are, and compute unused slots at weight 0.
 
 That was read in vLLM 0.32, and in its CUDA code, for Triton experts without quantisation: gated or not, with
 biases or without. vLLM's other kernels, and those of quantised experts, may take -1 for an expert: they get
@@ -61,6 +62,8 @@ class GPURoutedExperts(RoutedExperts):
             moe_config.moe_backend = "triton"
         super().__init__(layer_name, params_dtype, moe_config, quant_config, *args, **kwargs)
         method = self.quant_method
+        if self.use_ep:  # the rank has a part of the experts, by vLLM's map
+            return
         if isinstance(method, UnquantizedFusedMoEMethod) and method.experts_cls is TritonExperts:
             method.experts_cls = RaggedTritonExperts
             self._expert_map = torch.arange(self.global_num_experts, dtype=torch.int32)

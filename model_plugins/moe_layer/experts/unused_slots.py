@@ -1,8 +1,8 @@
 """Which of vLLM's kernels may be given slots that a token does not use: on a GPU not all.
 
 Such a slot repeats the token's first expert at weight 0. Kernels that sort pairs of a token and a slot by
-expert give each pair a row of its own. FlashInfer's of CUTLASS gives a token and an expert one row: what it
-then reads for the repeated slot nobody wrote, and 0 times that may be NaN.
+expert give each pair a row of its own. FlashInfer's CUTLASS kernels give a token and an expert one row: for
+the repeated slot they read what nobody wrote, and 0 times that may be NaN.
 """
 
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
@@ -17,7 +17,7 @@ ROW_FOR_EACH_SLOT = {
     "DeepGemmExperts",
     "TritonOrDeepGemmExperts",
 }
-"""The classes, and those derived of them, of which that was read in vLLM 0.32."""
+"""By class; those derived from these do, too. Read in vLLM 0.32."""
 
 
 def check_unused_slots(runner: MoERunner, policy: str) -> None:

@@ -1,7 +1,8 @@
 """Keeps what is attached to a model off the language model that vLLM's transformers backend makes of it.
 
-There the language model is no part of the model but a copy of it, made whenever it is asked for. With an
-`embed_input_ids` of the model's it would embed text by calling the model, which asks for the copy again.
+There the language model is no part of the model but a copy of it, made whenever it is asked for. To embed
+text the copy would call the `embed_input_ids` that is attached to the model, and that would ask for a copy
+again, without end.
 """
 
 from typing import Any

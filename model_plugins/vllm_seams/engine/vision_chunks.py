@@ -1,7 +1,7 @@
 """Tells images from videos where vLLM calls both `vision_chunk`: Kimi-K2.5.
 
-There an item is an image, or up to four frames of a video. The number of frames tells them apart but for one
-frame alone, such as the last of nine; of that the prompt says before it whether it belongs to a video.
+There an item is an image, or up to four frames of a video. Several frames are a video's. One frame alone,
+such as the last of nine, is a video's where the prompt says so right before it, and else an image.
 """
 
 from collections.abc import Sequence

@@ -62,5 +62,5 @@ def test_settings_that_miscount_are_refused(changes: dict[str, Any], option: str
 def test_an_adapter_is_served_on_a_gpu_and_under_no_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_checks, "current_platform", SimpleNamespace(is_cpu=lambda: False))
     check_native_engine(config(lora=object()))
-    with pytest.raises(ValueError, match="a policy may take others: leave --enable-lora out"):
+    with pytest.raises(ValueError, match="a policy may give another: leave --enable-lora out"):
         check_native_engine(config(lora=object(), routing={"policy": "dual_threshold"}))

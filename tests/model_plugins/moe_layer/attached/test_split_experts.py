@@ -224,6 +224,15 @@ def test_the_inspector_sees_logits_and_weights_by_token(model: Model, routing: S
     assert torch.equal(seen[0][3], routing.step.weights[0, : len(step)])
 
 
+@pytest.mark.parametrize("step", ["t", "iiii", "tmiimt"])
+def test_an_observer_sees_each_token_of_a_step(model: Model, routing: SplitRouting, step: str) -> None:
+    seen: dict[int, int] = {}
+    for layer, router in routing.routers.items():
+        router.observer = lambda hidden_TD, *_, layer=layer: seen.update({layer: len(hidden_TD)})
+    take(model, step)
+    assert seen == {1: len(step), 5: len(step)}
+
+
 def test_a_kernel_that_routes_by_itself_tells_its_experts_alone(routing: SplitRouting) -> None:
     kinds = StepKinds()
     kinds.begin_step(torch.tensor([[True], [False], [True]]))
@@ -232,6 +241,15 @@ def test_a_kernel_that_routes_by_itself_tells_its_experts_alone(routing: SplitRo
     layer.chosen("vision", torch.tensor([[0, 2], [4, 1]]))
     assert routing.step.experts[0, :3].tolist() == [[5, 7], [3, 1], [9, 6]]
     assert routing.step.weights[0, :3].isnan().all()
+
+
+def test_a_step_that_broke_off_leaves_later_ones_counted(model: Model, routing: SplitRouting) -> None:
+    layer: Any = routing.routers[1]
+    layer.chosen("vision", torch.tensor([[0, 1]]))  # and its text experts were never asked
+    routing.step.forget_rows()
+    take(model, "tt")
+    used_L, told_L = routing.step.experts_told()
+    assert used_L == told_L
 
 
 def test_what_is_said_of_the_layers(routing: SplitRouting) -> None:

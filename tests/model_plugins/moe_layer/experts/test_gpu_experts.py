@@ -1,5 +1,6 @@
 """Slots left out by vLLM's Triton experts and by the grouped product, interpreted, against a float64 loop."""
 
+from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
@@ -55,19 +56,28 @@ def layer(
     slots: int = SLOTS,
     activation: MoEActivation = MoEActivation.SILU,
     moe_backend: MoEBackend = "auto",
+    expert_ranks: int = 1,
 ) -> GPURoutedExperts:
-    """A layer as vLLM makes it on CUDA: gated as StableLM's and Qwen's experts, else biased as Phi's."""
+    """A layer as vLLM makes it on CUDA: gated as StableLM's and Qwen's experts, else biased as Phi's.
+
+    Of several expert-parallel ranks it is the last's.
+    """
     monkeypatch.setattr(
         unquantized_fused_moe_method, "select_unquantized_moe_backend", lambda moe_config: backend
     )
-    parallel = FusedMoEParallelConfig.make_no_parallel()
+    parallel = replace(
+        FusedMoEParallelConfig.make_no_parallel(),
+        ep_size=expert_ranks,
+        ep_rank=expert_ranks - 1,
+        use_ep=expert_ranks > 1,
+    )
     with set_current_vllm_config(VllmConfig()):
         config = FusedMoEConfig(
             num_experts=experts,
             experts_per_token=slots,
             hidden_dim=HIDDEN,
             intermediate_size=WIDTH,
-            num_local_experts=experts,
+            num_local_experts=experts // expert_ranks,
             num_logical_experts=experts,
             activation=activation,
             device="cpu",
@@ -254,6 +264,26 @@ def test_other_kernels_get_the_slots_as_they_are(monkeypatch: pytest.MonkeyPatch
     weights_TA, experts_TA = ragged_routing(7, 4, SLOTS)
     made.forward_modular(random(7, HIDDEN, seed=1), weights_TA, experts_TA)
     assert torch.equal(apply.call_args.kwargs["topk_ids"], experts_TA)
+
+
+@pytest.mark.usefixtures("triton_on_cpu")
+@pytest.mark.parametrize("slots", [SLOTS, gpu_experts.FEW_SLOTS + 1])
+def test_a_rank_with_a_part_of_the_experts_computes_its_part(
+    monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    """By vLLM's map, which says where the other experts are."""
+    made = layer(monkeypatch, expert_ranks=2, slots=slots)
+    method: Any = made.quant_method
+    assert method.experts_cls is TritonExperts
+    weights_TA, experts_TA = ragged_routing(7, 4, slots)
+    hidden_TD = random(7, HIDDEN, seed=1)
+    own_TA = torch.where(experts_TA >= 2, weights_TA, 0)
+    np.testing.assert_allclose(
+        computed(made, hidden_TD, weights_TA, experts_TA),
+        expected(made, hidden_TD, own_TA, (experts_TA - 2).clamp(min=0)),
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize(
