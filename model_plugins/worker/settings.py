@@ -10,7 +10,7 @@ from prismoe.model_plugins.routing.setting import ShadowSetting
 SETTINGS_KEY = "prismoe"
 """Of vLLM's `additional_config`."""
 KERNELS_KEY = "prismoe_kernels"
-"""Where a worker writes there which of prismoe's kernels work, so that vLLM's compile cache tells it apart."""
+"""Where a worker says there which of prismoe's kernels work: vLLM's compile cache goes by it, too."""
 
 MetricsLevel = Literal["summary", "full"]
 
