@@ -66,6 +66,9 @@ class ModelRouting(nn.Module, ABC):
         """Itself, and what is counted beside it."""
         return [self]
 
+    def begin_made_up_step(self, num_tokens: int) -> None:
+        """Have the self-check's step, which comes next, ask each router, as it does in most models."""
+
     def end_step(self) -> None:
         """Count the step that has run, and forget it."""
         for watch in self.step_watchers:

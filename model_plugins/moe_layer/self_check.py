@@ -48,6 +48,7 @@ def check_counts(routing: ModelRouting, num_tokens: int, take_step: Callable[[],
     for each in routing.counted():
         each.step.forget_rows()
     _mark(routing.step.tokens, num_tokens)
+    routing.begin_made_up_step(num_tokens)
     take_step()
     told = [each.step.experts_told() for each in routing.counted()]
     routing.end_step()

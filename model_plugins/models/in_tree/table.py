@@ -70,8 +70,7 @@ IN_TREE: list[Model] = [
         ("Qwen3OmniMoeForConditionalGeneration",),
         ("Qwen/Qwen3-Omni-30B-A3B-Instruct",),
         SOFTMAX,
-        "A video's sound is audio, also where it lies between its frames (use_audio_in_video). It was "
-        "compared on V1.",
+        "A video's sound is audio, also where it lies between its frames (use_audio_in_video).",
         tested=True,
     ),
     Model(
@@ -82,7 +81,7 @@ IN_TREE: list[Model] = [
         "The marks around an image or video are text that vision experts take. It routes by native alone, "
         "and tells no near ties. Its processor comes with the checkpoint (`--run-checkpoint-code`). On CPU "
         "vLLM leaves the bias out, and needs "
-        '`--compilation-config \'{"custom_ops": ["none"]}\'`. It was compared without a bias, on V1.',
+        '`--compilation-config \'{"custom_ops": ["none"]}\'`. It was compared without a bias.',
         tested=True,
     ),
     Model(

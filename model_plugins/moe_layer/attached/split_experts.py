@@ -172,6 +172,7 @@ class SplitRouting(ModelRouting):
         self.to(next(model.parameters()).device)
         if current_platform.is_cuda():
             self.step.write_by_kernel()
+        self._model = (model,)  # no part of this module
         self._kinds = StepKinds()
         self._layers: dict[int, SplitLayer] = {}
         self._told: dict[int, Mapping[str, Any]] = {}
@@ -192,6 +193,10 @@ class SplitRouting(ModelRouting):
         if runners:
             mark_steps_of(architecture, model, self.step)
             split_experts.watch_kinds(model, self._begin_step)
+
+    def begin_made_up_step(self, num_tokens: int) -> None:
+        """Each other token is vision's: without media the model would ask the text experts alone."""
+        split_experts.part_next_step(*self._model, torch.arange(num_tokens)[:, None] % 2 == 1)
 
     def _begin_step(self, is_vision_T1: Tensor | None) -> None:
         self._kinds.begin_step(is_vision_T1)

@@ -33,6 +33,11 @@ def kind_of(runner: MoERunner) -> Kind:
     return NAMES[runner.layer_name.rpartition(".")[2]]
 
 
+def part_next_step(model: Any, is_vision_T1: Tensor) -> None:
+    """Have the next step's tokens be of these kinds. A step with media has them from the model itself."""
+    model.visual_token_mask = is_vision_T1.to(next(model.parameters()).device)
+
+
 def watch_kinds(model: Any, tell: Callable[[Tensor | None], None]) -> None:
     """Call `tell` before each step with the model's `is_vision_T1`; None where all tokens are text's."""
 

@@ -124,7 +124,7 @@ MODEL = TinyModel(
 def as_released(checkpoint: Path) -> Path:
     """The same weights in a folder as on the Hub, which vLLM takes with `trust_remote_code`."""
     folder = checkpoint.with_name(f"{checkpoint.name}-released")
-    shutil.copytree(checkpoint, folder)
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
     weights = load_file(checkpoint / "model.safetensors")
     renamed = {name.replace("model.vision_model.", "vision_model."): weights[name] for name in weights}
     save_file(renamed, folder / "model.safetensors", {"format": "pt"})

@@ -15,6 +15,7 @@ from prismoe.model_plugins.moe_layer.attached import split_experts
 from prismoe.model_plugins.moe_layer.attached.attach import SPLIT
 from prismoe.model_plugins.moe_layer.attached.checked_policies import CheckedPolicies
 from prismoe.model_plugins.moe_layer.attached.split_experts import SplitLayer, SplitRouting, StepKinds
+from prismoe.model_plugins.moe_layer.self_check import check_counts
 from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 from prismoe.model_plugins.routing.gate import SOFTMAX
 from prismoe.model_plugins.vllm_seams.engine.split_experts import Kind
@@ -250,6 +251,19 @@ def test_a_step_that_broke_off_leaves_later_ones_counted(model: Model, routing: 
     take(model, "tt")
     used_L, told_L = routing.step.experts_told()
     assert used_L == told_L
+
+
+@pytest.mark.parametrize("kind", ["text", "vision"])
+def test_the_self_check_asks_both_kinds(kind: Kind, model: Model, routing: SplitRouting) -> None:
+    """And finds the router that prismoe doesn't stand beside."""
+
+    def take_step() -> None:
+        model.language_model.model(hidden_of("tttt"), visual_token_mask=model.visual_token_mask)  # type: ignore[operator]
+
+    assert check_counts(routing, 4, take_step) is None
+    model.runner(1, kind).decide = lambda hidden_TD: None
+    found = check_counts(routing, 4, take_step)
+    assert found is not None and found.sums.layer == 1
 
 
 def test_what_is_said_of_the_layers(routing: SplitRouting) -> None:
