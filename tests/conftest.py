@@ -1,6 +1,8 @@
 """Settings that every vLLM process of the tests needs, and the markers that say what a test needs."""
 
 import os
+import sys
+from typing import Any
 
 import pytest
 
@@ -39,3 +41,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(LIMIT_WITHOUT_NEEDS_S))
         if "browser" in marked:
             item.add_marker(pytest.mark.timeout(LIMIT_WITH_BROWSER_S))
+
+
+def pytest_runtest_setup() -> None:
+    """vLLM looks at every object of every module, and LLVM's library (of numba) makes a function of any name."""
+    ffi: Any = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is None or hasattr(type(ffi.lib), "own_getattr"):
+        return
+    kind = type(ffi.lib)
+    own = kind.__getattr__
+
+    def get(library: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return own(library, name)
+
+    kind.own_getattr, kind.__getattr__ = own, get
