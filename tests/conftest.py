@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """vLLM looks at every object of every module, and LLVM's library (of numba) makes a function of any name."""
+    """vLLM looks at each object of every module, and numba's LLVM library makes a function of any name."""
     ffi: Any = sys.modules.get("llvmlite.binding.ffi")
     if ffi is None or hasattr(type(ffi.lib), "own_getattr"):
         return
