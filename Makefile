@@ -60,7 +60,7 @@ models-page: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m prismoe.benchmarks.kernels.bench $(ARGS)
 
-bench-skip: $(INSTALLED)  # 3 layers of Qwen3-VL-30B-A3B: 4 GB, and two hours
+bench-skip: $(INSTALLED)  # 3 layers of Qwen3-VL-30B-A3B: 4 GB, and hours
 	$(BIN)/python -m prismoe.benchmarks.serving.skip_gain $(ARGS)
 
 # Writes the comparison in docs/evaluation.md. Minutes on two idle cores, and npm to fetch the pictures.
