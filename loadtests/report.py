@@ -173,7 +173,6 @@ def _plots(run: Run) -> dict[str, str]:
     plots = {}
     ramp = [phase for phase in run.phases if phase.scenario.name.startswith("ramp-")]
     if ramp:
-        steps = [str(phase.scenario.at_once) for phase in ramp]
         plots["ramp"] = lines(
             "Requests a second by requests at once",
             "at once",
@@ -181,7 +180,6 @@ def _plots(run: Run) -> dict[str, str]:
                 "answered": _by_step(ramp, lambda phase: phase.requests_per_s),
                 "within the objective": _by_step(ramp, lambda phase: phase.good_requests_per_s),
             },
-            steps,
         )
         plots["ramp-latency"] = lines(
             "Time to first token by requests at once, milliseconds",
@@ -190,7 +188,6 @@ def _plots(run: Run) -> dict[str, str]:
                 percentile: _by_step(ramp, partial(_first_token, percentile))
                 for percentile in ("p50", "p90", "p99")
             },
-            steps,
         )
     loads = {phase.scenario.name: phase.expert_load for phase in run.phases if phase.expert_load}
     by_layer = {name: load.by_layer for name, load in loads.items() if load.by_layer}
@@ -217,8 +214,8 @@ def _plots(run: Run) -> dict[str, str]:
     return plots
 
 
-def _by_step(phases: Sequence[Phase], of: Callable[[Phase], float]) -> list[tuple[float, float]]:
-    return [(index, of(phase)) for index, phase in enumerate(phases)]
+def _by_step(phases: Sequence[Phase], of: Callable[[Phase], float]) -> list[tuple[str, float]]:
+    return [(str(phase.scenario.at_once), of(phase)) for phase in phases]
 
 
 def _first_token(percentile: str, phase: Phase) -> float:

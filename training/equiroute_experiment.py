@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from prismoe.kernels.balance import modality_equity
-from prismoe.training.line_plot import line_plot
+from prismoe.training.plots import STYLE, svg
 
 EXPERTS, VISION_TOKENS, RATIOS, MOST_LOADED = 16, 128, (4, 8, 16, 32), 4
 RESERVED = 0.5
@@ -99,19 +101,18 @@ def table(results: dict[int, Equity]) -> str:
     return "\n".join(lines)
 
 
+@rc_context(STYLE)
 def plot(results: dict[int, Equity]) -> str:
     """MEI by ratio as SVG, simulated as lines and published as dots."""
-    return line_plot(
-        "How many of 16 experts both modalities use (MEI)",
-        "vision : text",
-        [f"{ratio}:1" for ratio in results],
-        {
-            "standard": [found.standard_mei for found in results.values()],
-            "EquiRoute": [found.equiroute_mei for found in results.values()],
-            "standard, published": [PUBLISHED[ratio].standard_mei for ratio in results],
-            "EquiRoute, published": [PUBLISHED[ratio].equiroute_mei for ratio in results],
-        },
-    )
+    figure = Figure((5.5, 3.5))
+    axes = figure.subplots()
+    ratios = [f"{ratio}:1" for ratio in results]
+    for style, source, of in (("-", "", results), ("o", ", published", PUBLISHED)):
+        axes.plot(ratios, [of[ratio].standard_mei for ratio in results], style, label=f"standard{source}")
+        axes.plot(ratios, [of[ratio].equiroute_mei for ratio in results], style, label=f"EquiRoute{source}")
+    axes.set(title="How many of 16 experts both modalities use (MEI)", xlabel="vision : text", ylim=(0, 1.05))
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return svg(figure)
 
 
 def main() -> None:

@@ -65,12 +65,11 @@ def plots(measured: Mapping[str, SystemSpeed]) -> dict[str, str]:
             "experts",
             {
                 label: [
-                    (place, _median(found, label, _speed) or 0)
-                    for place, found in enumerate(experts.values())
+                    (name.removeprefix("experts-"), _median(found, label, _speed) or 0)
+                    for name, found in experts.items()
                 ]
                 for label in ("text at 1", f"text at {MANY}")
             },
-            [name.removeprefix("experts-") for name in experts],
         ),
     }
     return {name: svg for name, svg in found.items() if experts or name != "performance-experts"}
@@ -123,10 +122,10 @@ def _curves(
     of: Callable[[Phase], float],
 ) -> str:
     series = {
-        name: [(place, _median(found, f"{label} {step}", of) or 0) for place, step in enumerate(steps)]
+        name: [(str(step), _median(found, f"{label} {step}", of) or 0) for step in steps]
         for name, found in curves.items()
     }
-    return lines(title, label, series, [str(step) for step in steps])
+    return lines(title, label, series)
 
 
 def _median(found: SystemSpeed, label: str, of: Callable[[Phase], float]) -> float | None:

@@ -34,9 +34,9 @@ from prismoe.benchmarks.kernels.bench import print_table
 from prismoe.benchmarks.serving.native_cost import add_prompt, median_interval, start_engine, write_config
 from prismoe.benchmarks.serving.routing_cost import on_one_core
 from prismoe.kernels.routing import top_experts, use_first
+from prismoe.loadtests.plots import lines
 from prismoe.model_plugins.moe_layer.model_routing import runners_of
 from prismoe.model_plugins.routing.policy import RouterInputs, Routing
-from prismoe.training.line_plot import line_plot
 
 TOKENS = (512, 2048, 8192)
 SKIPPED = (0.0, 0.3, 0.6, 0.88)
@@ -217,16 +217,17 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def plot(of_size: Sequence[dict[str, Any]]) -> str:
     """An SVG: the share of `native`'s time that is left, by the share of vision's uses that is skipped."""
-    return line_plot(
+    skipped = [f"{one['skipped']:.0%}" for one in of_size]
+    left = {
+        "MoE layers": [1 / one["layers"][1] for one in of_size],
+        "MoE layers, predicted": [1 / one["layers_predicted"] for one in of_size],
+        "prefill": [1 / one["prefill"][1] for one in of_size],
+        "prefill, predicted": [1 / one["prefill_predicted"] for one in of_size],
+    }
+    return lines(
         f"Time over native's, prefill of {of_size[0]['tokens']} tokens",
         "vision's uses of experts skipped",
-        [f"{one['skipped']:.0%}" for one in of_size],
-        {
-            "MoE layers": [1 / one["layers"][1] for one in of_size],
-            "MoE layers, predicted": [1 / one["layers_predicted"] for one in of_size],
-            "prefill": [1 / one["prefill"][1] for one in of_size],
-            "prefill, predicted": [1 / one["prefill_predicted"] for one in of_size],
-        },
+        {name: list(zip(skipped, values, strict=True)) for name, values in left.items()},
     )
 
 

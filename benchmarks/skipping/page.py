@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from prismoe.benchmarks.skipping.results import Difference, Measured, Rule, Score, Skipping
-from prismoe.training.line_plot import line_plot
+from prismoe.loadtests.plots import lines
 
 BEGIN, END = "<!-- Written by make bench-skip-accuracy. -->", "<!-- As far as here. -->"
 NAMES: dict[Rule, str] = {"search": "MoDES's search", "plain": "plain threshold"}
@@ -54,15 +54,13 @@ def verdict(differences: Iterable[tuple[str, Difference]]) -> str:
 
 def plot(found: Measured) -> str:
     """An SVG: right answers of both rules by the share that was to be skipped."""
-    shares = list(dict.fromkeys(row.share for row in found.rows))
-    return line_plot(
+    return lines(
         f"Right answers of {found.questions:,}",
         "of all uses of experts, to be skipped",
-        ["0%", *(f"{share:.0%}" for share in shares)],
         {
             name: [
-                found.nothing_skipped.accuracy,
-                *(row.score.accuracy for row in found.rows if row.rule == rule),
+                ("0%", found.nothing_skipped.accuracy),
+                *((f"{row.share:.0%}", row.score.accuracy) for row in found.rows if row.rule == rule),
             ]
             for rule, name in NAMES.items()
         },

@@ -5,8 +5,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 
-from prismoe.loadtests.plots import lines, shares
+from prismoe.loadtests.plots import Points, lines, shares
 from prismoe.loadtests.report import markdown, table, write_report
 from prismoe.loadtests.results import Check, Run, Soak
 from tests.loadtests.runs import memory, phase, run
@@ -59,17 +61,26 @@ def test_numbers_in_a_table() -> None:
     assert written.splitlines()[-1] == "| 1,234 | 0.0123 | – | 12,345 |"
 
 
-@pytest.mark.parametrize("high", [0.003, 0.7, 1, 9.9, 87, 100, 12345])
-def test_every_point_lies_in_the_plot(high: float) -> None:
-    root = ElementTree.fromstring(lines("t", "x", {"a": [(0, 0), (3, high / 2), (6, high)]}))
-    polyline = root.find("{*}polyline")
-    assert polyline is not None
-    points = [tuple(map(float, point.split(","))) for point in polyline.attrib["points"].split()]
-    assert [x for x, _ in points] == [70, 275, 480]
-    assert points[0][1] == 290 and 40 <= points[2][1] < 170
+@pytest.mark.parametrize("points", [[(0, 5), (1, 6), (6, 7)], [("1", 5), ("2", 6), ("7", 7)]])
+def test_a_line_goes_through_its_points(points: Points) -> None:
+    root = ElementTree.fromstring(lines("t", "x", {"a": points}))
+    path = root.find(".//{*}g[@id='a']/{*}path")
+    assert path is not None
+    (x0, y0), (x1, y1), (x2, y2) = [
+        tuple(map(float, place.split()[1:])) for place in path.attrib["d"].splitlines()
+    ]
+    named = isinstance(points[0][0], str)
+    assert (x2 - x0) / (x1 - x0) == pytest.approx(2 if named else 6)
+    assert (y2 - y0) / (y1 - y0) == pytest.approx(2)
+    assert {"0", "t", "x", "a"} <= {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+
+
+def test_a_plot_is_drawn_the_same_again() -> None:
+    assert lines("t", "x", {"a": [(0, 5), (1, 6)]}) == lines("t", "x", {"a": [(0, 5), (1, 6)]})
 
 
 def test_shares_are_shades() -> None:
-    root = ElementTree.fromstring(shares("t", {"phase": [[0.25, 0.75], [1.0]]}, ["text", "image"]))
-    cells = [cell for cell in root.findall("{*}rect") if "fill-opacity" in cell.attrib]
-    assert [cell.attrib["fill-opacity"] for cell in cells] == ["0.250", "0.750", "1.000"]
+    root = ElementTree.fromstring(shares("t", {"phase": [[0, 0.5], [1]]}, ["text", "image"]))
+    cells = root.findall(".//{*}g[@id='shares']/{*}path")
+    shades = [to_hex(colormaps["Blues"](share)) for share in (0.0, 0.5, 1.0)]
+    assert [cell.attrib["style"].split(";")[0] for cell in cells] == [f"fill: {shade}" for shade in shades]

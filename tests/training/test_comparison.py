@@ -1,7 +1,6 @@
 """The comparison's table, plot and figures, of measurements made up here."""
 
 import math
-import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +17,6 @@ from prismoe.training.comparison.prefill import Ratio, prefill_ratio
 from prismoe.training.comparison.table import difference, plot, table
 from prismoe.training.data.cases import Case
 from prismoe.training.data.questions import TEMPLATES
-from prismoe.training.dot_plot import Dot, dot_plot
 
 CASES = [Case("s", drawing, topic, "?", "!") for drawing in range(5) for topic in TEMPLATES]
 
@@ -68,16 +66,13 @@ def test_the_plot_has_a_dot_for_each_router() -> None:
     svg = ElementTree.fromstring(plot(CASES, RESULTS))
     texts = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert set(RESULTS) <= set(texts)
-    assert len(list(svg.iter("{http://www.w3.org/2000/svg}circle"))) == len(RESULTS)
-
-
-def test_a_dot_lies_between_the_ends_of_its_interval() -> None:
-    svg = dot_plot("title", {"a": Dot(0.8, 0.85, 0.9), "b": Dot(0.7, 0.72, 0.74)})
-    assert re.findall(r">(\d+%)<", svg) == ["70%", "75%", "80%", "85%", "90%"]
-    lines = re.findall(r'M([\d.]+) [\d.]+H([\d.]+)" stroke="#0072b2"', svg)
-    dots = re.findall(r'circle cx="([\d.]+)"', svg)
-    for (low, high), dot in zip(lines, dots, strict=True):
-        assert float(low) + float(high) == pytest.approx(2 * float(dot), abs=0.2)
+    intervals = svg.findall(".//{*}g[@id='LineCollection_1']/{*}path")
+    dots = [float(dot.attrib["x"]) for dot in svg.iter("{http://www.w3.org/2000/svg}use")]
+    for interval, dot in zip(intervals, dots, strict=True):
+        low, high = (float(end.split()[1]) for end in interval.attrib["d"].splitlines())
+        assert low < dot and low + high == pytest.approx(2 * dot)
+    ltdr, entropy = (mean_by_drawing(CASES, RESULTS[name].right).value for name in ("ltdr", "entropy"))
+    assert (dots[1] > dots[2]) == (ltdr > entropy)
 
 
 @pytest.mark.parametrize("name", CONTENDERS)

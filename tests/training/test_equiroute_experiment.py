@@ -50,11 +50,12 @@ def test_nothing_is_reserved_where_nothing_is_missed() -> None:
 def test_the_plot_has_every_point() -> None:
     drawn = ElementTree.fromstring(plot({ratio: mean_equity(ratio, seeds=1) for ratio in RATIOS}))
     svg = "{http://www.w3.org/2000/svg}"
-    legend, published_standard = 4, 2
-    assert len(drawn.findall(f"{svg}circle")) == 3 * len(RATIOS) + published_standard + legend
-    lines = [line.attrib["points"].split() for line in drawn.findall(f"{svg}polyline")]
-    assert [len(points) for points in lines] == [len(RATIOS)] * 2
-    assert "32:1" in [text.text for text in drawn.findall(f"{svg}text")]
+    legend, published_standard = 2, 2
+    assert len(list(drawn.iter(f"{svg}use"))) == len(RATIOS) + published_standard + legend
+    paths = [path.attrib for path in drawn.iter(f"{svg}path")]
+    lines = [path["d"] for path in paths if "stroke: #" in path["style"] and "clip-path" in path]
+    assert sum(len(line.splitlines()) == len(RATIOS) for line in lines) == 2
+    assert "32:1" in [text.text for text in drawn.iter(f"{svg}text")]
 
 
 def test_the_table_has_published_beside_simulated() -> None:

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
 from prismoe.training.comparison.contenders import BASELINE, CONTENDERS, Calibrated
 from prismoe.training.comparison.measured import ContenderScores, Mean, mean_by_drawing
 from prismoe.training.data.cases import Case
 from prismoe.training.data.questions import TEMPLATES
-from prismoe.training.dot_plot import Dot, dot_plot
+from prismoe.training.plots import STYLE, svg
 
 INTERVAL = 1.96  # standard errors to either side: 95%
 
@@ -43,11 +47,15 @@ def difference(cases: Sequence[Case], own: ContenderScores, baseline: ContenderS
     return mean_by_drawing(cases, [a - b for a, b in pairs])
 
 
+@rc_context(STYLE | {"axes.grid.axis": "x"})
 def plot(cases: Sequence[Case], results: Mapping[str, ContenderScores]) -> str:
     """The share of right answers with its 95% interval, as SVG."""
-    dots = {}
-    for name, own in results.items():
-        share = mean_by_drawing(cases, own.right)
-        margin = INTERVAL * share.error
-        dots[name] = Dot(share.value - margin, share.value, share.value + margin)
-    return dot_plot(f"Right answers to {len(cases)} questions, with 95% intervals", dots)
+    shares = [mean_by_drawing(cases, own.right) for own in results.values()]
+    figure = Figure((5, 0.3 * len(shares)))
+    axes = figure.subplots()
+    values, margins = [share.value for share in shares], [INTERVAL * share.error for share in shares]
+    axes.errorbar(values, list(results), xerr=margins, fmt="o")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.invert_yaxis()
+    axes.set_title(f"Right answers to {len(cases)} questions, with 95% intervals")
+    return svg(figure)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from prismoe.benchmarks.serving.skip_gain import SKIPPED, Pair, kept_uses, missing, row
+from prismoe.benchmarks.serving.skip_gain import SKIPPED, Pair, kept_uses, missing, plot, row
 from tests.paths import REPOSITORY
 
 
@@ -35,8 +35,10 @@ def test_a_case_that_was_measured_is_not_measured_again() -> None:
 
 
 def test_the_docs_have_what_was_measured() -> None:
-    page = (REPOSITORY / "docs" / "kernels.md").read_text()
-    rows = json.loads((REPOSITORY / "docs" / "skip-gain.json").read_text())
+    docs = REPOSITORY / "docs"
+    page = (docs / "kernels.md").read_text()
+    rows = json.loads((docs / "skip-gain.json").read_text())
+    assert (docs / "skip-gain.svg").read_text() == plot([one for one in rows if one["tokens"] == 2048])
     cells = (
         "| {tokens:,} | {skipped:.0%} | {pairs} | {layers} | {layers_predicted:.2f} "
         "| {prefill} | {prefill_predicted:.2f} |"

@@ -1,0 +1,30 @@
+"""What the plots of training have in common."""
+
+from io import StringIO
+
+from matplotlib.figure import Figure
+
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    # Told apart by colour-blind readers.
+    "axes.prop_cycle": "cycler('color', ['0072b2', 'd55e00'])",
+    "axes.titlelocation": "left",
+    "font.sans-serif": "DejaVu Sans",  # which matplotlib brings
+    "grid.color": "0.8",
+    "legend.frameon": False,
+    **{f"axes.spines.{side}": False for side in ("bottom", "left", "right", "top")},
+    "savefig.bbox": "tight",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "prismoe",
+    "xtick.bottom": False,
+    "ytick.left": False,
+}
+
+
+def svg(figure: Figure) -> str:
+    """The figure as text, the same for the same data, whenever it is drawn."""
+    file = StringIO()
+    figure.savefig(file, format="svg", metadata={"Creator": None, "Date": None})
+    return file.getvalue()
