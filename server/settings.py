@@ -2,23 +2,15 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.model_plugins.routing.setting import ShadowSetting
-from prismoe.model_plugins.worker.settings import MetricsSettings
+from prismoe.model_plugins.worker.settings import CodeSettings, MetricsSettings
 from prismoe.server.access.settings import AccessSettings
 from prismoe.server.health.settings import LifeSettings
 from prismoe.server.limits.settings import LimitSettings
 from prismoe.server.media.settings import MediaSettings
-
-
-class CodeSettings(BaseModel):
-    """Whose code the server runs beside its own."""
-
-    run_checkpoint_code: bool = Field(
-        False, description="run the Python files of the checkpoint, with all rights of this server"
-    )
 
 
 class ServeSettings(

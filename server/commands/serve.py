@@ -4,10 +4,12 @@ import gc
 from argparse import Namespace
 from collections.abc import Sequence
 
-from prismoe.server.commands.arguments import serve_settings
+from prismoe.server.commands.arguments import serve_parser, serve_settings
 from prismoe.server.commands.interruption import StartSignals
 from prismoe.server.environment import prepare_environment
 from prismoe.server.errors import EngineFailed, StartRefused, explained, fail
+
+__all__ = ["serve", "serve_parser"]
 
 
 def serve(arguments: Sequence[str]) -> int:

@@ -40,7 +40,7 @@ def parse_vllm_arguments(settings: ServeSettings) -> Namespace:
     if not current_platform.device_type:
         raise ValueError(NO_DEVICE)
     routed = engine_options(settings.routing, settings.shadow)
-    parser = make_arg_parser(FlexibleArgumentParser(prog="prismoe serve", usage=USAGE))
+    parser = make_arg_parser(FlexibleArgumentParser(prog="prismoe serve", usage=f"prismoe serve {USAGE}"))
     parser.set_defaults(**_defaults(settings) | routed)
     args: Namespace = parser.parse_args([settings.model, *settings.engine_options])
     folder = checkpoint_folder(settings.model, args.revision, args.download_dir)
