@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.model_plugins.routing.setting import ShadowSetting
-from prismoe.model_plugins.worker.settings import CodeSettings, MetricsSettings
+from prismoe.model_plugins.worker.settings import CodeSettings, LogSettings, MetricsSettings
 from prismoe.server.access.settings import AccessSettings
 from prismoe.server.health.settings import LifeSettings
 from prismoe.server.limits.settings import LimitSettings
@@ -14,7 +14,14 @@ from prismoe.server.media.settings import MediaSettings
 
 
 class ServeSettings(
-    ShadowSetting, CodeSettings, MetricsSettings, AccessSettings, LimitSettings, LifeSettings, MediaSettings
+    ShadowSetting,
+    CodeSettings,
+    LogSettings,
+    MetricsSettings,
+    AccessSettings,
+    LimitSettings,
+    LifeSettings,
+    MediaSettings,
 ):
     """One server's settings. `engine_options` are vLLM's own, still as the user typed them."""
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import ByteSize, ConfigDict, Field, field_validator, model_validator
 
 from prismoe.model_plugins.routing.setting import PolicySettings, RoutingSetting
-from prismoe.model_plugins.worker.settings import CodeSettings
+from prismoe.model_plugins.worker.settings import CodeSettings, LogSettings
 
 GOALS = {
     "dual_threshold": {"skip_overall", "skip", "skip_text"},
@@ -18,12 +18,6 @@ GOALS = {
 CHECKPOINT = "folder of the checkpoint, or its name on the Hugging Face Hub"
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-
-
-class LogSettings(BaseModel):
-    """Where the log of the engine goes: unless it is asked for, to a file that is shown when it fails."""
-
-    verbose: bool = Field(False, description="print vLLM's log on stderr")
 
 
 class CheckSettings(RoutingSetting, LogSettings):

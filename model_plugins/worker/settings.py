@@ -23,6 +23,12 @@ class CodeSettings(BaseModel):
     )
 
 
+class LogSettings(BaseModel):
+    """How much of vLLM's log is shown."""
+
+    verbose: bool = Field(False, description="print all of vLLM's log, not its warnings and errors alone")
+
+
 class MetricsSettings(BaseModel):
     """How often the engine's counts are read, and how many series they become."""
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from prismoe.model_plugins.routing.setting import ShadowSetting
-from prismoe.model_plugins.worker.settings import CodeSettings, MetricsSettings
+from prismoe.model_plugins.worker.settings import CodeSettings, LogSettings, MetricsSettings
 from prismoe.server.access.settings import AccessSettings
 from prismoe.server.commands.parser import add_options, command_parser
 from prismoe.server.health.settings import LifeSettings
@@ -48,6 +48,7 @@ def serve_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="the same as MODEL")
     add_options(parser, ShadowSetting)
     add_options(parser, CodeSettings)
+    add_options(parser, LogSettings)
     for title, settings in GROUPS.items():
         add_options(parser.add_argument_group(title), settings)
     return parser

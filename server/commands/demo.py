@@ -92,7 +92,7 @@ def load_told(client: Client) -> str:
         return "\n".join(routing["not_supported"])
     return (
         "Expert load by modality: how many tokens used each expert, and its share\n\n"
-        f"{load_table(load)}\n\n{tail_sentence(load, routing['layers'])}"
+        f"{load_table(load)}\n\n{tail_sentence(load, routing)}"
     )
 
 

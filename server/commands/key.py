@@ -8,11 +8,10 @@ from prismoe.server.access.keys import Role, add_key
 from prismoe.server.commands.parser import command_parser
 from prismoe.server.errors import fail
 
-
 EXAMPLE = """\
 alice keys.txt --role client
 
-The key is printed once. FILE keeps its name, role and SHA-256 digest, for `prismoe serve --api-keys-file FILE`.
+The key is printed once. FILE keeps its name, role and SHA-256 digest, for `prismoe serve --api-keys-file`.
 A running server reads the file again when it changes. To revoke a key, delete its line.
 """
 

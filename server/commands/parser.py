@@ -1,4 +1,4 @@
-"""The commands of `prismoe`, and what their parsers share: the form of their help, and options from settings."""
+"""The commands of `prismoe`, and what their parsers share: the form of help, and options from settings."""
 
 import argparse
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ class MediaSettings(BaseModel):
     decode_seconds: Positive = Field(30, description="most time to decode a video")
     max_media_mib: Annotated[int, Field(gt=0)] = Field(
         2048,
-        description="most of all images and videos at a time, files and pixels; the next request gets status 429",
+        description="most of all images and videos at a time, files and pixels; the next gets status 429",
     )
     fetch_seconds: Positive = Field(10, description="most time to fetch an image or a video")
     fetch_networks: tuple[IPv4Network | IPv6Network, ...] = Field(

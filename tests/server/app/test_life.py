@@ -47,7 +47,8 @@ def imports_torch(server: Server) -> bool:
 def test_ctrl_c_while_starting_ends_every_process_silently(
     tmp_path: Path, moment: str | None, method: str
 ) -> None:
-    server = Server(tmp_path / "log", prefix=("env", f"VLLM_WORKER_MULTIPROC_METHOD={method}"))
+    prefix = ("env", f"VLLM_WORKER_MULTIPROC_METHOD={method}")
+    server = Server(tmp_path / "log", "--verbose", prefix=prefix)
     wait_for(server, lambda: imports_torch(server) if moment is None else moment in server.output)
     time.sleep(1)
     assert server.press_ctrl_c() == 130
@@ -57,7 +58,7 @@ def test_ctrl_c_while_starting_ends_every_process_silently(
 
 @pytest.mark.parametrize("moment", [None, "Starting to load model"])
 def test_sigterm_while_starting_ends_every_process_silently(tmp_path: Path, moment: str | None) -> None:
-    server = Server(tmp_path / "log")
+    server = Server(tmp_path / "log", "--verbose")
     wait_for(server, lambda: imports_torch(server) if moment is None else moment in server.output)
     assert server.stop(signal.SIGTERM) == 143
     assert server.survivors() == []
