@@ -88,6 +88,13 @@ def test_a_life_without_faults_has_no_error_in_its_log(tmp_path: Path, level: st
     assert not [word for word in NOISE if word in server.output], server.output
 
 
+def test_a_start_is_told_in_a_few_lines(server: Server) -> None:
+    start, ready, _ = server.output.partition("Ready after ")
+    assert ready and "Loading the model " in start and len(start.splitlines()) <= 15
+    assert "the policy is ltdr (checkpoint)" in start and "self-check at the start found" in start
+    assert f"s at {server.url}: " in server.output
+
+
 def test_the_demo_shows_answers_and_load_and_ends_every_process(tmp_path: Path) -> None:
     demo = Command(tmp_path / "log", "demo", "--once")
     assert demo.wait() == 0, demo.output

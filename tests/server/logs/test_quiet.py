@@ -60,7 +60,6 @@ def test_vllm_writes_its_warnings_and_prismoes_lines_alone() -> None:
         "info of vllm.prismoe.worker",
         "a warning of vllm.prismoe.worker",
     ]
-    assert ran.stderr == ""
 
 
 def test_an_error_that_begins_like_a_harmless_warning_is_written() -> None:
