@@ -1,9 +1,12 @@
 """The command line, without an engine."""
 
+import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.server.commands import key as key_command
 from prismoe.server.commands.arguments import serve_settings
 from prismoe.server.commands.cli import main
+from prismoe.server.commands.parser import COMMANDS
 from prismoe.server.settings import ServeSettings
 
 LIMIT_S = 60
@@ -113,11 +117,34 @@ def without_an_engine(arguments: list[str], *, also_not: str = "torch") -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S).stdout
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["serve", "--help"], ["demo", "--help"], ["top", "--help"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_imports_no_engine(arguments: list[str]) -> None:
     assert without_an_engine(arguments).startswith("usage: prismoe")
+
+
+def test_without_a_command_it_says_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["demo", "serve", "top", "--help"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_its_purpose_and_an_example_that_parses(name: str) -> None:
+    parser = parser_of(name)
+    shown = parser.format_help()
+    purpose = COMMANDS[name].purpose
+    assert f"\n\n{purpose[0].upper()}{purpose[1:]}.\n\n" in shown and len(purpose) < 80
+    [example] = [line for line in shown.splitlines() if line.startswith(f"  prismoe {name} ")]
+    _, rest = parser.parse_known_args(shlex.split(example)[2:])
+    assert rest == {"serve": ["Qwen/Qwen3-VL-30B-A3B-Instruct", "--port", "8001"]}.get(name, [])
+    for action in parser._actions:
+        assert action.help, action.option_strings
+
+
+def parser_of(name: str) -> ArgumentParser:
+    module = importlib.import_module(f"prismoe.server.commands.{COMMANDS[name].module}")
+    parser: ArgumentParser = getattr(module, f"{name}_parser")()
+    return parser
 
 
 def test_the_versions_are_those_of_the_installed_packages() -> None:

@@ -141,17 +141,26 @@ def test_the_sentence_on_tail_tokens() -> None:
     layers = [
         {"layer": layer, "experts": 4, "policy": {"policy": "ltdr", "tail_experts": 4}} for layer in (0, 2)
     ]
-    assert tail_sentence(ExpertLoad.model_validate(LOAD), layers) == (
+    in_force = {"layers": layers, "in_force": "policy"}
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), in_force) == (
         "16 of 128 vision tokens (12.5%, over 2 MoE layers) were tail tokens and used all 4 experts."
     )
     layers[0]["policy"] = layers[1]["policy"] = {"policy": "ltdr", "tail_experts": 3}
-    assert tail_sentence(ExpertLoad.model_validate(LOAD), layers).endswith("tail tokens and used 3 experts.")
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), in_force).endswith(
+        "tail tokens and used 3 experts."
+    )
     layers[1]["policy"] = {"policy": "topk"}
-    assert tail_sentence(ExpertLoad.model_validate(LOAD), layers).endswith("tail tokens and used 3 experts.")
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), in_force).endswith(
+        "tail tokens and used 3 experts."
+    )
     video = {**LOAD, "modalities": ["text", "video"]}
-    assert tail_sentence(ExpertLoad.model_validate(video), layers).startswith("16 of 128 vision tokens")
+    assert tail_sentence(ExpertLoad.model_validate(video), in_force).startswith("16 of 128 vision tokens")
     layers[0]["policy"] = layers[1]["policy"] = {"policy": "topk"}
-    assert "knows no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), layers)
+    assert "knows no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), in_force)
+    switched = {"layers": layers, "in_force": "native"}
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), switched) == (
+        "The model's native routing is in force, not its policy (topk)."
+    )
 
 
 def test_the_engines_of_data_parallelism_are_summed() -> None:
