@@ -110,8 +110,18 @@ class NewThresholds(BaseModel):
 
 
 async def routing_in_force(engine: Engine) -> ServedRouting:
-    """Ask how the model routes: each engine answers alike, and as long as it runs."""
-    return ServedRouting.model_validate((await engine.ask("prismoe_routing"))[0])
+    """Ask how the model routes: each engine answers alike, and as long as it runs.
+
+    Raises ValueError where an engine sees layers that another one can't see.
+    """
+    told = [ServedRouting.model_validate(answer) for answer in await engine.ask("prismoe_routing")]
+    if len({tuple(layer.layer for layer in each.layers) for each in told}) > 1:
+        why = " ".join(dict.fromkeys(why for each in told for why in each.not_supported))
+        raise ValueError(
+            "The engines don't see the same MoE layers, so their counts can't be added up: "
+            f"leave --data-parallel-size out. {why}"
+        )
+    return told[0]
 
 
 @router.get("")

@@ -15,7 +15,7 @@ from prismoe.server.commands.load_table import load_table, tail_sentence
 from prismoe.server.metrics.expert_load import ExpertLoad
 from prismoe.server.metrics.load_reader import ExpertLoadReader
 from prismoe.server.metrics.page import vllm_tokens
-from prismoe.server.metrics.routes import ServedRouting, router
+from prismoe.server.metrics.routes import ServedRouting, router, routing_in_force
 from tests.server.fake_engine import LOAD, NOTHING, UNSEEN, UNSEEN_WHY, FakeEngine, large_load, routing
 
 
@@ -161,6 +161,19 @@ def test_the_sentence_on_tail_tokens() -> None:
     assert tail_sentence(ExpertLoad.model_validate(LOAD), switched) == (
         "The model's native routing is in force, not its policy (topk)."
     )
+
+
+def test_engines_that_see_different_layers_are_refused() -> None:
+    """Such as where the self-check found one of them miscounted."""
+
+    class Engines(FakeEngine):
+        async def ask(self, method: str, *args: Any) -> list[Any]:
+            return [told.model_dump() for told in self.answers]
+
+    assert asyncio.run(routing_in_force(Engines(routing(0, 2), routing(0, 2)))) == routing(0, 2)
+    for engines in ((routing(0, 2), routing()), (routing(), routing(0, 2))):
+        with pytest.raises(ValueError, match=f"leave --data-parallel-size out. {UNSEEN_WHY}"):
+            asyncio.run(routing_in_force(Engines(*engines)))
 
 
 def test_the_engines_of_data_parallelism_are_summed() -> None:
