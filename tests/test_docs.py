@@ -8,8 +8,8 @@ import pytest
 
 from tests.paths import REPOSITORY
 
-TOP = ("CHANGELOG.md", "README.md", "SECURITY.md")
-PAGES = [*(REPOSITORY / name for name in TOP), *sorted((REPOSITORY / "docs").glob("*.md"))]
+TOP = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md")
+PAGES = [*(REPOSITORY / name for name in TOP), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 TARGET = re.compile(r"(?:^|`)make ([a-z-]+)", re.M)
 MODULE = re.compile(r"python -m ((?:prismoe|tests)[\w.]+)")
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)[^)]*\)|(?:src|srcset)=\"(?!https?://)([^\"]+)\"")
