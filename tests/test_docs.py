@@ -1,6 +1,7 @@
 """The documents' links lead somewhere, and the commands that they name are there."""
 
 import re
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,3 +29,10 @@ def test_each_command_is_there() -> None:
     assert {"demo", "load"} <= targets and "prismoe.loadtests.two_servers" in modules
     assert targets <= set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
     assert [module for module in modules if find_spec(module) is None] == []
+
+
+def test_make_alone_lists_every_target() -> None:
+    listed = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    [targets] = re.findall(r"^.PHONY: (.*)", (REPOSITORY / "Makefile").read_text(), re.M)
+    assert sorted(line.split()[0] for line in listed.splitlines()) == sorted(targets.split())
+    assert all(len(line.split()) > 1 for line in listed.splitlines())
