@@ -1,6 +1,7 @@
 """The documents' links lead somewhere, and the commands that they name are there."""
 
 import re
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from prismoe.model_plugins.vllm_seams.front.cli_args import make_arg_parser
 from prismoe.server.commands.arguments import _parser
 from tests.paths import REPOSITORY
 
-TOP = ("CHANGELOG.md", "README.md", "SECURITY.md")
+TOP = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md")
 PAGES = [*(REPOSITORY / name for name in TOP), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 TARGET = re.compile(r"(?:^|`)make ([a-z-]+)", re.M)
 MODULE = re.compile(r"python -m ((?:prismoe|tests)[\w.]+)")
@@ -49,3 +50,10 @@ def test_each_option_of_a_serve_command_is_there() -> None:
     }
     assert {"vllm", "prismoe"} == {server for server, _ in SERVE.findall(text)}
     assert used == set()
+
+
+def test_make_alone_lists_every_target() -> None:
+    listed = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    [targets] = re.findall(r"^.PHONY: (.*)", (REPOSITORY / "Makefile").read_text(), re.M)
+    assert sorted(line.split()[0] for line in listed.splitlines()) == sorted(targets.split())
+    assert all(len(line.split()) > 1 for line in listed.splitlines())
