@@ -9,7 +9,7 @@ import pytest
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from prismoe.model_plugins.vllm_seams.front.cli_args import make_arg_parser
-from prismoe.server.commands.arguments import _parser
+from prismoe.server.commands.arguments import serve_parser
 from tests.paths import REPOSITORY
 
 TOP = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md")
@@ -40,7 +40,7 @@ def test_each_command_is_there() -> None:
 def test_each_option_of_a_serve_command_is_there() -> None:
     """By vLLM's own parser, and of `prismoe serve` by prismoe's too."""
     vllms = make_arg_parser(FlexibleArgumentParser())._option_string_actions.keys()
-    known = {"vllm": vllms, "prismoe": vllms | _parser()._option_string_actions.keys()}
+    known = {"vllm": vllms, "prismoe": vllms | serve_parser()._option_string_actions.keys()}
     text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
     used = {
         (server, option)
