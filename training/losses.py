@@ -14,16 +14,31 @@ from prismoe.training.model.moe_llava import LayerDecision
 
 
 def balance_loss(routing: LayerDecision, is_counted_T: Tensor) -> Tensor:
-    """Load balance over the tokens that count: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯) (LTDR, Eq. 8; Eq. 10 counts text alone).
+    """Load balance over the tokens that count: K · Σᵢ FᵢGᵢ, 1 where it is perfect.
 
-    Fᵢ is the share of those tokens' choices that fall on expert i, Gᵢ the mean probability of expert i.
-    Experts that are not chosen but shared are left out.
+    (LTDR, Eq. 8; IDA-MoE, Eqs. 9 to 11.) K is the number of experts that one of those tokens may choose:
+    another modality's are left out, as shared ones are.
+    """
+    share_E, mean_E = _load_and_probability(routing, is_counted_T)
+    return (mean_E > 0).sum() * (share_E * mean_E).sum()
+
+
+def text_balance_loss(routing: LayerDecision) -> Tensor:
+    """Load balance of text alone: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯), as printed without the factor K (LTDR, Eq. 10)."""
+    share_E, mean_E = _load_and_probability(routing, routing.segment_T == TEXT)
+    return (share_E * mean_E).sum()
+
+
+def _load_and_probability(routing: LayerDecision, is_counted_T: Tensor) -> tuple[Tensor, Tensor]:
+    """F and G: the share of the counted tokens' choices that fall on each expert, and its mean probability.
+
+    Of the experts that are chosen among; F has no gradient.
     """
     counted_T1 = is_counted_T[:, None].float()
     chosen_TE = chosen_experts(routing)[:, : routing.probs_TE.shape[1]] * counted_T1
     share_E = chosen_TE.sum(0) / chosen_TE.sum().clamp(min=1)
     mean_E = (routing.probs_TE * counted_T1).sum(0) / counted_T1.sum().clamp(min=1)
-    return (share_E.detach() * mean_E).sum()
+    return share_E.detach(), mean_E
 
 
 def chosen_experts(routing: LayerDecision) -> Tensor:
@@ -80,6 +95,14 @@ def diversity_loss(embeddings_ED: Tensor) -> Tensor:
     gram_EE = embeddings_ED @ embeddings_ED.T
     apart = (gram_EE - torch.eye(len(gram_EE), dtype=gram_EE.dtype)).norm()
     return apart + embeddings_ED.norm(dim=1).mean()
+
+
+def log_mixing_weights(log_mixing_KEM: Tensor) -> Tensor:
+    """log π, scaled so that a mixture's π sum to 1 (IDA-MoE, Eq. 14).
+
+    Without it Eq. 15 has no minimum, as all π would grow.
+    """
+    return log_mixing_KEM - log_mixing_KEM.logsumexp(dim=(-2, -1), keepdim=True)
 
 
 def reconstruction_loss(hidden_TD: Tensor, reconstructed_TD: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from prismoe.training.losses import (
     modality_contrast,
     reactivation_loss,
     reconstruction_loss,
+    text_balance_loss,
     z_loss,
 )
 from prismoe.training.model.moe_llava import LayerDecision
@@ -32,26 +33,40 @@ def routing_of(logits: torch.Tensor, segment: torch.Tensor) -> LayerDecision:
     return LayerDecision(logits.softmax(-1), experts, weights, is_tail, step, asked=None)
 
 
-def test_balance_loss_is_that_of_the_language_tokens_alone() -> None:
+def load_times_probability(logits: torch.Tensor) -> float:
+    """Σᵢ FᵢGᵢ over all of the tokens, of which each chooses two experts."""
+    probs = reference.probabilities(logits.numpy())
+    share = np.bincount(logits.topk(2).indices.flatten().numpy(), minlength=logits.shape[1]) / 2 / len(logits)
+    return float((share * probs.mean(0)).sum())
+
+
+@pytest.mark.parametrize("experts", [3, 4, 16])
+def test_balance_loss(experts: int) -> None:
     torch.manual_seed(0)
-    logits = torch.randn(30, 4)
+    logits = torch.randn(30, experts)
     segment = torch.tensor([TEXT] * 10 + [0] * 12 + [PADDING] * 8)
-    text = logits[:10].double()
-    share = torch.bincount(text.topk(2).indices.flatten(), minlength=4) / 20
-    expected = (share * text.softmax(-1).mean(0)).sum()
-    assert balance_loss(routing_of(logits, segment), segment == TEXT).item() == pytest.approx(
-        expected.item(), rel=1e-6
-    )
-    shaken = torch.cat([logits[:10], torch.randn(20, 4) * 9])
-    assert balance_loss(routing_of(shaken, segment), segment == TEXT).item() == pytest.approx(
-        expected.item(), rel=1e-6
-    )
+    routing = routing_of(logits, segment)
+    every, text = load_times_probability(logits[:22]), load_times_probability(logits[:10])
+    assert balance_loss(routing, segment != PADDING).item() == pytest.approx(experts * every, rel=1e-5)
+    assert balance_loss(routing, segment == TEXT).item() == pytest.approx(experts * text, rel=1e-5)
+    assert text_balance_loss(routing).item() == pytest.approx(text, rel=1e-5)  # Eq. 10 is without K
+    shaken = torch.cat([logits[:10], torch.randn(20, experts) * 9])
+    assert text_balance_loss(routing_of(shaken, segment)).item() == pytest.approx(text, rel=1e-5)
 
 
-def test_balance_loss_gives_vision_tokens_no_gradient() -> None:
+def test_perfect_balance_is_1() -> None:
+    """Of four experts, and of the two that a modality has for itself."""
+    even = torch.tensor([[2.0, 1, 0, 0], [0, 2, 1, 0], [0, 0, 2, 1], [1, 0, 0, 2]])
+    everyone = torch.ones(4, dtype=torch.bool)
+    assert balance_loss(routing_of(even, torch.full((4,), TEXT)), everyone).item() == pytest.approx(1)
+    own_two = torch.tensor([[2.0, 1, -torch.inf, -torch.inf], [1, 2, -torch.inf, -torch.inf]])
+    assert balance_loss(routing_of(own_two, torch.tensor([0, 0])), everyone[:2]).item() == pytest.approx(1)
+
+
+def test_text_balance_gives_vision_tokens_no_gradient() -> None:
     logits = torch.randn(6, 4, requires_grad=True)
     segment = torch.tensor([TEXT, TEXT, 0, 0, 1, PADDING])
-    balance_loss(routing_of(logits, segment), segment == TEXT).backward()
+    text_balance_loss(routing_of(logits, segment)).backward()
     assert logits.grad is not None
     assert logits.grad[:2].abs().sum() > 0 and logits.grad[2:].abs().sum() == 0
 

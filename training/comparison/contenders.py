@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from prismoe.training.data.questions import TEMPLATES
+from prismoe.training.router_settings import RouterSettings
 
 
 class Trained(BaseModel):
@@ -19,6 +20,8 @@ class Trained(BaseModel):
     expert_width: int | None = None
     """As wide as a dense layer where not given."""
     seed: int = 0
+    training: RouterSettings | None = None
+    """None: as the policy's paper says."""
 
 
 class Calibrated(BaseModel):

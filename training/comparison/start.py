@@ -23,7 +23,7 @@ TEMPERATURE = 0.07
 def start(dense: MoELLaVA, moe_layers: tuple[int, ...], contender: Trained) -> MoELLaVA:
     """The model that a contender trains."""
     torch.manual_seed(contender.seed)
-    changes = {"moe_layers": moe_layers, **contender.model_dump(exclude={"seed"})}
+    changes = {"moe_layers": moe_layers, **contender.model_dump(exclude={"seed", "training"})}
     sparse = MoELLaVA(dense.config.model_copy(update=changes), dense.model.image_tower.image_tower.config)
     missing, left_over = sparse.load_state_dict(dense.state_dict(), strict=False)
     assert all(".deepspeed_moe." in name for name in missing)

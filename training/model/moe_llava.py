@@ -179,13 +179,16 @@ class Experts(nn.Module):
 class DeepSpeedMoE(nn.Module):
     """Route each token, run its experts, and sum their outputs by weight.
 
-    `router` holds the policy's own parameters, where a checkpoint has them.
+    `router` holds the policy's own parameters, where a checkpoint has them. `mean_over_batch` makes the
+    batch's images one to a policy that compares the tokens of an image, in training mode alone: LTDR routes
+    "at each batch" (Sec. 4.1), which a server can't.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.policy = config.policy(layer)
         self.num_experts, self.hidden_size = config.experts, config.hidden_size
+        self.mean_over_batch = False
         if rows := self.policy.gate_rows(config.experts):
             self.gate = Gate(config.hidden_size, rows)
         self.experts = Experts(config)
@@ -202,7 +205,8 @@ class DeepSpeedMoE(nn.Module):
             logits_TE = self._logits(hidden_TD, own, asked)
             asks_nothing_T2 = torch.zeros(len(x_TD), 2, dtype=torch.int32)
             step = RouterInputs(hidden_TD, logits_TE, segment_T, asks_nothing_T2, own, self.num_experts)
-            routing = self.policy.route(step)
+            compared_T = segment_T.clamp(max=0) if self.mean_over_batch and self.training else segment_T
+            routing = self.policy.route(step._replace(segment_T=compared_T))
             weights_TA = trainable_weights(self.policy, step, routing)
             probs_TE = probabilities(self.policy, step, routing)
         return LayerDecision(probs_TE, routing.experts_TA, weights_TA, routing.tail_T, step, asked)
