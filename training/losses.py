@@ -1,6 +1,7 @@
 """The losses that the literature's routers are trained with. None of them acts when serving.
 
-Shape legend: that of kernels/routing.py, and L latent, K mixtures, M mixture components of an expert.
+Shape legend: that of kernels/routing.py, and L latent, K mixtures, M mixture components of an expert, P pairs
+of a token and an expert.
 """
 
 import math
@@ -47,6 +48,26 @@ def chosen_experts(routing: LayerDecision) -> Tensor:
     return chosen_TE.scatter_add(1, routing.experts_TA, (routing.weights_TA > 0).float())
 
 
+def utilisation_floor_loss(routing: LayerDecision, is_counted_T: Tensor, floor: float) -> Tensor:
+    """Keeps each expert in use: 0 once each has `floor` of its fair share, 1 / K, of the choices.
+
+    Else the mean over the experts of max(0, floor - K · Fᵢ)(1 - Gᵢ). The critique of arXiv 2604.08134 would
+    have experts "maintain minimum utilization", whatever the modality, and gives no formula.
+    """
+    share_E, mean_E = _load_and_probability(routing, is_counted_T)
+    lack_E = (floor - len(share_E) * share_E).clamp(min=0)
+    return (lack_E * (1 - mean_E)).mean()
+
+
+def entropy_floor_loss(probs_TE: Tensor, is_counted_T: Tensor, floor: float) -> Tensor:
+    """How many bits the tokens' routing entropy lacks to `floor`, a mean over the tokens that count.
+
+    The same critique's "routing entropy exceed a modality-independent threshold".
+    """
+    lack_T = (floor - _entropy(probs_TE) / math.log(2)).clamp(min=0)
+    return (lack_T * is_counted_T).sum() / is_counted_T.sum().clamp(min=1)
+
+
 def z_loss(logits_TE: Tensor) -> Tensor:
     """The mean square of log Σ exp of the router's logits, which keeps them small (ST-MoE, Eq. 5)."""
     return logits_TE.logsumexp(dim=-1).square().mean()
@@ -67,6 +88,21 @@ def conflict_loss(
     conflicts_T = functional.cosine_similarity(gradients_TD, sum_ED[experts_T], dim=-1) < threshold
     loss_T = functional.cross_entropy(-logits_TE, experts_T, reduction="none")
     return (loss_T * conflicts_T).sum() / conflicts_T.sum().clamp(min=1)
+
+
+def routed_conflict_loss(routing: LayerDecision, gradient_TD: Tensor) -> Tensor:
+    """`conflict_loss` of each token and each expert that it chose.
+
+    `gradient_TD` is that of the answers' loss by the layer's output; times the expert's weight it is a
+    token's gradient by the bias of the expert's last map, which stands for all of the expert's parameters.
+    """
+    assert routing.logits_TE is not None
+    is_chosen_TA = (routing.weights_TA > 0) & (routing.experts_TA < routing.logits_TE.shape[1])
+    token_P, slot_P = is_chosen_TA.nonzero(as_tuple=True)
+    weight_P1 = routing.weights_TA[token_P, slot_P, None]
+    return conflict_loss(
+        routing.logits_TE[token_P], routing.experts_TA[token_P, slot_P], weight_P1 * gradient_TD[token_P]
+    )
 
 
 def modality_contrast(logits_TE: Tensor, segment_T: Tensor) -> Tensor:

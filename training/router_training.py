@@ -2,17 +2,30 @@
 it owns. None of it acts when serving.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from prismoe.kernels.routing import PADDING, TEXT
-from prismoe.training.losses import balance_loss, diversity_loss, text_balance_loss
+from prismoe.training.losses import (
+    balance_loss,
+    diversity_loss,
+    entropy_floor_loss,
+    modality_contrast,
+    routed_conflict_loss,
+    text_balance_loss,
+    utilisation_floor_loss,
+    z_loss,
+)
 from prismoe.training.model.moe_llava import DeepSpeedMoE, LayerDecision
 from prismoe.training.router_rules import OWN_RULES, OwnRule
 from prismoe.training.router_settings import RouterSettings, published
 
 COEFFICIENT = 0.01
-"""The weight of a router's losses, as in MoE-LLaVA and LTDR."""
+"""The weight of a router's losses, as in MoE-LLaVA and LTDR; of those whose weight is not at hand, too."""
+Z_COEFFICIENT = 0.001
+"""ST-MoE's, of its z-loss."""
 
 
 class RouterTraining(nn.Module):
@@ -28,12 +41,35 @@ class RouterTraining(nn.Module):
         """Start the router from what the layer sees in one batch."""
         self.own.prepare(moe, routing)
 
-    def loss(self, moe: DeepSpeedMoE, routing: LayerDecision) -> Tensor:
-        """The weighted loss of one batch."""
-        loss = self.own.loss(moe, routing) + COEFFICIENT * self._balance(routing)
-        if self.settings.diversity:
-            loss = loss + COEFFICIENT * diversity_loss(moe.router["expert_embeddings"])
-        return loss
+    def loss(self, moe: DeepSpeedMoE, routing: LayerDecision, gradient_TD: Tensor | None = None) -> Tensor:
+        """The weighted loss of one batch.
+
+        `gradient_TD` is that of the answers' loss by the layer's output, which `conflict` needs.
+        """
+        chosen = COEFFICIENT * torch.stack(list(self._chosen(moe, routing, gradient_TD))).sum()
+        if self.settings.z_loss:
+            assert routing.logits_TE is not None
+            chosen = chosen + Z_COEFFICIENT * z_loss(routing.logits_TE[routing.segment_T != PADDING])
+        return self.own.loss(moe, routing) + chosen
+
+    def _chosen(
+        self, moe: DeepSpeedMoE, routing: LayerDecision, gradient_TD: Tensor | None
+    ) -> Iterator[Tensor]:
+        """The losses that have the same weight."""
+        settings, is_counted_T = self.settings, routing.segment_T != PADDING
+        yield self._balance(routing)
+        if settings.diversity:
+            yield diversity_loss(moe.router["expert_embeddings"])
+        if settings.conflict:
+            assert gradient_TD is not None
+            yield routed_conflict_loss(routing, gradient_TD)
+        if settings.modality_contrast:
+            assert routing.logits_TE is not None
+            yield modality_contrast(routing.logits_TE, routing.segment_T)
+        if settings.utilisation_floor:
+            yield utilisation_floor_loss(routing, is_counted_T, settings.utilisation_floor)
+        if settings.entropy_floor:
+            yield entropy_floor_loss(routing.probs_TE, is_counted_T, settings.entropy_floor)
 
     def after_step(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
         """Called when the optimizer has stepped."""
@@ -46,6 +82,8 @@ class RouterTraining(nn.Module):
                 return balance_loss(routing, segment_T != PADDING)
             case "text":
                 return text_balance_loss(routing)
+            case "vision":
+                return balance_loss(routing, segment_T >= 0)
             case "modality":
                 return balance_loss(routing, segment_T == TEXT) + balance_loss(routing, segment_T >= 0)
             case "none":
@@ -53,5 +91,10 @@ class RouterTraining(nn.Module):
 
 
 def router_training(moe: DeepSpeedMoE, settings: RouterSettings | None = None) -> RouterTraining:
-    """How this layer's router trains: by `settings`, else as its paper says."""
-    return RouterTraining(moe, settings or published(moe.policy.policy))
+    """How this layer's router trains: by `settings`, else as its paper says.
+
+    Raises ValueError where the settings choose what means nothing to the layer's policy.
+    """
+    settings = settings or published(moe.policy.policy)
+    settings.check(moe.policy.policy)
+    return RouterTraining(moe, settings)

@@ -157,6 +157,17 @@ def batch_losses(
         logits_WY, routings = model(image_BCHW, asked.tokens, wanted_BS)
     losses = {"answer": functional.cross_entropy(logits_WY.float(), asked.target_BS[wanted_BS])}
     if routings:
-        layers = zip(routers, model.moe_layers, routings, strict=True)
-        losses["router"] = torch.stack([router.loss(moe, routing) for router, moe, routing in layers]).sum()
+        gradients = token_gradients(losses["answer"], routers, routings)
+        layers = zip(routers, model.moe_layers, routings, gradients, strict=True)
+        losses["router"] = torch.stack([router.loss(*layer) for router, *layer in layers]).sum()
     return losses, routings
+
+
+def token_gradients(
+    answer_loss: Tensor, routers: Iterable[RouterTraining], routings: list[LayerDecision]
+) -> list[Tensor | None]:
+    """The answers' loss's gradient by each MoE layer's output, `[T, D]`, where a router's losses need it."""
+    if not any(router.settings.conflict for router in routers):
+        return [None] * len(routings)
+    outputs = [routing.output_TD for routing in routings if routing.output_TD is not None]
+    return list(torch.autograd.grad(answer_loss, outputs, retain_graph=True))

@@ -50,8 +50,9 @@ def asked(seed: int = 3) -> Asked:
 
 
 def test_a_router_trains_as_it_serves(model: MoELLaVA, contender: Trained) -> None:
-    (moe, _), hidden_TD = model.moe_layers, hidden()
-    router_training(moe).prepare(moe, moe.route(hidden_TD, SEGMENT_T, asked()))
+    """But for a mean over the batch, which is training mode's."""
+    (moe, _), hidden_TD = model.eval().moe_layers, hidden()
+    router_training(moe, contender.training).prepare(moe, moe.route(hidden_TD, SEGMENT_T, asked()))
     trained = moe.route(hidden_TD, SEGMENT_T, asked())
     weights = {name.rpartition(".")[2]: weight for name, weight in moe.state_dict().items()}
     gate_ED = moe.state_dict().get("gate.wg.weight", torch.empty(0, SMALL.hidden_size))
@@ -71,10 +72,10 @@ def test_a_router_trains_as_it_serves(model: MoELLaVA, contender: Trained) -> No
     torch.testing.assert_close(trained.weights_TA, expected.weights_TA)
 
 
-def test_every_parameter_of_a_router_learns(model: MoELLaVA) -> None:
+def test_every_parameter_of_a_router_learns(model: MoELLaVA, contender: Trained) -> None:
     """Three steps of descent over all layers' routers."""
     for moe in model.moe_layers:
-        training = router_training(moe)
+        training = router_training(moe, contender.training)
         training.prepare(moe, moe.route(hidden(), SEGMENT_T, asked()))
         routed = {n: p for n, p in moe.named_parameters() if n.startswith(("gate.", "router."))}
         routed |= dict(training.named_parameters())
@@ -82,7 +83,9 @@ def test_every_parameter_of_a_router_learns(model: MoELLaVA) -> None:
         optimizer = torch.optim.SGD([*moe.parameters(), *training.parameters()], lr=0.1)
         for seed in (4, 5, 6):
             output_TD, routing = moe(hidden(seed), SEGMENT_T, asked(seed))
-            loss = output_TD.square().mean() + training.loss(moe, routing)
+            answer = output_TD.square().mean()
+            (gradient_TD,) = torch.autograd.grad(answer, output_TD, retain_graph=True)
+            loss = answer + training.loss(moe, routing, gradient_TD)
             assert loss.isfinite()
             optimizer.zero_grad()
             loss.backward()

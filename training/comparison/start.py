@@ -48,7 +48,7 @@ def start_router(router: nn.ParameterDict) -> None:
                 parameter.zero_()
             case "temperature":
                 parameter.fill_(TEMPERATURE)
-            case "weight" | "modality_embedding" | "task_logits":
+            case "weight" | "modality_weight" | "modality_embedding" | "task_logits":
                 parameter.normal_(std=0.02)
             case "cluster_embeddings":
                 parameter.normal_()

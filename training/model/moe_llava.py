@@ -8,7 +8,7 @@ width, Y vocabulary, R requests.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +98,8 @@ class LayerDecision:
     is_tail_T: Tensor
     step: RouterInputs
     asked: Asked | None
+    logits_TE: Tensor | None = None  # of which the probabilities are a softmax, where they are one
+    output_TD: Tensor | None = None  # what the layer gave back
 
     @property
     def segment_T(self) -> Tensor:
@@ -209,7 +211,8 @@ class DeepSpeedMoE(nn.Module):
             routing = self.policy.route(step._replace(segment_T=compared_T))
             weights_TA = trainable_weights(self.policy, step, routing)
             probs_TE = probabilities(self.policy, step, routing)
-        return LayerDecision(probs_TE, routing.experts_TA, weights_TA, routing.tail_T, step, asked)
+        own_TE = None if routing.confidence is None else routing.confidence.logits_TE
+        return LayerDecision(probs_TE, routing.experts_TA, weights_TA, routing.tail_T, step, asked, own_TE)
 
     def _logits(self, hidden_TD: Tensor, own: Mapping[str, Tensor], asked: Asked | None) -> Tensor:
         """The gate's, or those of each token's request."""
@@ -235,7 +238,7 @@ class DeepSpeedMoE(nn.Module):
             rows = (weights_TE[:, expert] > 0).nonzero().squeeze(1)
             out = mlp(x_TD[rows]) * weights_TE[rows, expert, None].to(x_TD.dtype)
             y_TD = y_TD.index_add(0, rows, out.to(y_TD.dtype))
-        return y_TD, routing
+        return y_TD, replace(routing, output_TD=y_TD)
 
 
 class MoE(nn.Module):
