@@ -132,7 +132,7 @@ IN_TREE: list[Model] = [
         ("KimiVLForConditionalGeneration",),
         ("moonshotai/Kimi-VL-A3B-Instruct", "moonshotai/Kimi-VL-A3B-Thinking"),
         BIASED,
-        "The code of Kimi-K2.5's decoder computes its. transformers has no such model to compare counts with.",
+        "Its decoder is computed as Kimi-K2.5's. transformers has no such model to compare counts with.",
     ),
     Model(
         ("KimiK25ForConditionalGeneration",),
