@@ -45,6 +45,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --package prismoe
 	$(BIN)/mypy --package tests
+	$(BIN)/mypy docs/examples/*.py docs/examples/*/*.py
 	$(BIN)/lint-imports
 	MYPYPATH=deploy/grafana $(BIN)/mypy deploy/grafana deploy/torchvision
 	$(BIN)/python deploy/grafana/generate.py --check
