@@ -3,6 +3,8 @@
 Run it as it is: python offline.py
 """
 
+from typing import Any
+
 from PIL import Image
 from vllm import LLM, SamplingParams
 
@@ -15,7 +17,8 @@ def main() -> None:
     llm = LLM(str(bundled_checkpoint()), enforce_eager=True, max_model_len=512, **engine_options())
     picture = Image.open(bundled_checkpoint() / "pictures" / "maple-leaf.png")
     content = [{"type": "image_pil", "image_pil": picture}, {"type": "text", "text": "What is this?"}]
-    [answer] = llm.chat([{"role": "user", "content": content}], SamplingParams(temperature=0, max_tokens=16))
+    chat: list[Any] = [{"role": "user", "content": content}]
+    [answer] = llm.chat(chat, SamplingParams(temperature=0, max_tokens=16))
     print("Answer:", answer.outputs[0].text)
 
     load = llm.collective_rpc("prismoe_expert_load")[0]
