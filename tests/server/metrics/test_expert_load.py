@@ -150,6 +150,8 @@ def test_the_sentence_on_tail_tokens() -> None:
     assert tail_sentence(ExpertLoad.model_validate(LOAD), layers).endswith("tail tokens and used 3 experts.")
     video = {**LOAD, "modalities": ["text", "video"]}
     assert tail_sentence(ExpertLoad.model_validate(video), layers).startswith("16 of 128 vision tokens")
+    sound = {**LOAD, "modalities": ["text", "audio"], "tail_tokens": [0, 0]}
+    assert tail_sentence(ExpertLoad.model_validate(sound), layers).startswith("0 of 0 vision tokens (0.0%")
     layers[0]["policy"] = layers[1]["policy"] = {"policy": "topk"}
     assert "knows no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), layers)
 
