@@ -155,6 +155,8 @@ def test_the_sentence_on_tail_tokens() -> None:
     )
     video = {**LOAD, "modalities": ["text", "video"]}
     assert tail_sentence(ExpertLoad.model_validate(video), in_force).startswith("16 of 128 vision tokens")
+    sound = {**LOAD, "modalities": ["text", "audio"], "tail_tokens": [0, 0]}
+    assert tail_sentence(ExpertLoad.model_validate(sound), in_force).startswith("0 of 0 vision tokens (0.0%")
     layers[0]["policy"] = layers[1]["policy"] = {"policy": "topk"}
     assert "knows no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), in_force)
     switched = {"layers": layers, "in_force": "native"}
