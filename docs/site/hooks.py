@@ -33,15 +33,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files, **_: Any) -> str:
     """Have links lead to the site's pages, and those to source files to the repository.
 
-    Where `repo_url` does not say where that is, such a link is its text, and tells the path when one points at
-    it. Mermaid's pictures are left to the repository: the theme would load what draws them from another host.
+    Where `repo_url` does not say where that is, such a link is its text, which tells the path when one points
+    at it. Mermaid's pictures are left to the repository: the theme loads what draws them from another host.
     """
     here = page.file.src_uri
     above = {site: name for name, site in TOP.items()}
-    folder = REPOSITORY / (above[here] if here in above else f"docs/{here}")
+    source = REPOSITORY / above.get(here, f"docs/{here}")
 
     def link(match: re.Match[str]) -> str:
-        path = _in_repository(folder.parent / match["target"])
+        path = _in_repository(source.parent / match["target"])
         if site := _on_site(path, here):
             return f"[{match['text']}]({site}{match['anchor'] or ''})"
         if config.repo_url:
@@ -49,7 +49,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f'<abbr title="{path}">{match["text"]}</abbr>'
 
     def image(match: re.Match[str]) -> str:
-        return f'{match["name"]}="{_on_site(_in_repository(folder.parent / match["target"]), here)}"'
+        return f'{match["name"]}="{_on_site(_in_repository(source.parent / match["target"]), here)}"'
 
     parts = FENCE.split(markdown)
     parts[::2] = [IMAGE.sub(image, LINK.sub(link, part)) for part in parts[::2]]

@@ -12,9 +12,10 @@ from prismoe.model_plugins.routing.registry import POLICIES
 START = """\
 # Policies
 
-This page is made by `make reference` of the [policies' classes](../../model_plugins/routing/policies): what `--routing` takes under each `policy`.
-[Routers](../routers.md#the-policies) has the papers, the rules, and the tensors that a checkpoint brings. A setting without a default is the
-model's own: its number of experts a token, and whether its gate renormalises.
+This page is made by `make reference` of the [policies' classes](../../model_plugins/routing/policies): what
+`--routing` takes under each `policy`. [Routers](../routers.md#the-policies) has the papers, the rules, and
+the tensors that a checkpoint brings. A setting without a default is the model's own: its number of experts a
+token, and whether its gate renormalises.
 """
 
 

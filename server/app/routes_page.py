@@ -18,11 +18,13 @@ from prismoe.server.metrics.page import MetricsPage
 START = """\
 # Routes
 
-This page is made by `make reference` of the app that `prismoe serve` builds; what is not here does not exist. A running server describes the
-bodies at `/openapi.json`. *Key* says which [roles](../operations.md#keys) open a route where the server has keys. Routes of vLLM's take what
-[vLLM's do](https://docs.vllm.ai/en/stable/serving/openai_compatible_server/), within the [limits](../operations.md#limits).
-[Your own `vllm serve`](../plugin.md) has `/metrics`, and where you ask for them `/v1/routing`, `/v1/routing/load`, `/v1/routing/inspect` and
-`/inspector`.
+This page is made by `make reference` of the app that `prismoe serve` builds; what is not here does not exist.
+A running server describes the bodies at `/openapi.json`. *Key* says which [roles](../operations.md#keys) open
+a route where the server has keys. Routes of vLLM's take what [vLLM's do][vllm], within the
+[limits](../operations.md#limits). [Your own `vllm serve`](../plugin.md) has `/metrics`, and where you ask for
+them `/v1/routing`, `/v1/routing/load`, `/v1/routing/inspect` and `/inspector`.
+
+[vllm]: https://docs.vllm.ai/en/stable/serving/openai_compatible_server/
 
 | route | method | key | what |
 | --- | --- | --- | --- |

@@ -9,16 +9,17 @@ from prismoe.server.commands.cli import COMMANDS, main
 START = """\
 # Options
 
-This page is made by `make reference` of the commands' own parsers; `prismoe COMMAND --help` prints the same. Where a command also takes
-vLLM's options, [vLLM's documentation](https://docs.vllm.ai/en/stable/cli/serve/) has them, and
-[serving](../serving.md#options-images-and-videos-of-other-models) those that have another default here.
+This page is made by `make reference` of the commands' own parsers; `prismoe COMMAND --help` prints the same.
+Where a command also takes vLLM's options, [vLLM's documentation](https://docs.vllm.ai/en/stable/cli/serve/)
+has them, and [serving](../serving.md#options-images-and-videos-of-other-models) those that have another
+default here.
 """
 
 ENVIRONMENT = {
     "PRISMOE_API_KEY": "the key that `prismoe top` and `prismoe demo` send",
-    "PRISMOE_METRICS_KEY": "`make load`: the key with the role `metrics`; the client's is in `OPENAI_API_KEY`",
+    "PRISMOE_METRICS_KEY": "`make load`: a key with the role `metrics`; a client's is in `OPENAI_API_KEY`",
     "PRISMOE_PLAIN_KERNELS": "1: do without prismoe's GPU kernels ([kernels](../kernels.md))",
-    "PRISMOE_END_WITH_PARENT": "set by prismoe itself: an engine's processes end with the one that started them",
+    "PRISMOE_END_WITH_PARENT": "set by prismoe itself: an engine's processes end with their parent",
 }
 """Each variable that prismoe reads and nobody else does."""
 
