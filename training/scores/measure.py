@@ -99,7 +99,8 @@ def main() -> None:
     """Parse the command line and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='example:\n  python -m prismoe.training.scores.measure \'topk=my-checkpoint:{"policy": "topk"}\'',
+        epilog="example:\n  "
+        'python -m prismoe.training.scores.measure \'topk=my-checkpoint:{"policy": "topk"}\'',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
