@@ -25,6 +25,7 @@ COMMANDS = {
     "convert": Command("tools", "write a checkpoint as one folder that needs no other files"),
     "calibrate": Command("tools", "fit a routing policy to a model, from pictures and questions"),
     "evaluate": Command("tools", "ask a model the same questions under several routings, and compare"),
+    "completion": Command("completion", "print a script that completes commands and options in your shell"),
 }
 
 

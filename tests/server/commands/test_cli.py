@@ -1,12 +1,10 @@
 """The command line, without an engine."""
 
-import importlib
 import json
 import os
 import shlex
 import subprocess
 import sys
-from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.server.commands import key as key_command
 from prismoe.server.commands.arguments import serve_settings
 from prismoe.server.commands.cli import main
+from prismoe.server.commands.completion import parser_of
 from prismoe.server.commands.parser import COMMANDS
 from prismoe.server.settings import ServeSettings
 
@@ -141,10 +140,33 @@ def test_the_help_of_a_command_has_its_purpose_and_an_example_that_parses(name: 
         assert action.help, action.option_strings
 
 
-def parser_of(name: str) -> ArgumentParser:
-    module = importlib.import_module(f"prismoe.server.commands.{COMMANDS[name].module}")
-    parser: ArgumentParser = getattr(module, f"{name}_parser")()
-    return parser
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("prismoe c", ["check", "convert", "calibrate", "completion"]),
+        ("prismoe --v", ["--version"]),
+        ("prismoe serve --expert-m", ["--expert-metrics"]),
+        ("prismoe serve --expert-metrics ", ["summary", "full"]),
+        ("prismoe serve model --max-i", ["--max-image-mib", "--max-image-pixels"]),
+        ("prismoe key alice keys --role a", ["admin"]),
+        ("prismoe completion ", ["bash", "zsh"]),
+        ("prismoe convert ", []),  # the names of files
+        ("prismoe check model --against -", []),
+    ],
+)
+def test_bash_completes(completion_script: str, typed: str, offered: list[str]) -> None:
+    words = typed.split(" ")
+    asked = f"COMP_WORDS=({' '.join(words)} ''); COMP_CWORD={len(words) - 1}; _prismoe"
+    program = f'{completion_script}\n{asked}\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
+    told = subprocess.run(
+        ["bash", "-c", program], capture_output=True, text=True, check=True, timeout=LIMIT_S
+    )
+    assert told.stdout.split() == offered and told.stderr == ""
+
+
+@pytest.fixture(scope="module")
+def completion_script() -> str:
+    return without_an_engine(["completion", "bash"])
 
 
 def test_the_versions_are_those_of_the_installed_packages() -> None:
