@@ -1,10 +1,9 @@
 """`prismoe completion`: a script that completes prismoe's commands and options in bash or zsh."""
 
 import argparse
-import importlib
 from collections.abc import Sequence
 
-from prismoe.server.commands.parser import COMMANDS, command_parser
+from prismoe.server.commands.parser import COMMANDS, command_parser, parser_of
 
 EXAMPLE = """\
 bash
@@ -62,13 +61,6 @@ def completion(arguments: Sequence[str]) -> int:
     )
     print(ZSH + script if shell == "zsh" else script, end="")
     return 0
-
-
-def parser_of(name: str) -> argparse.ArgumentParser:
-    """A command's parser."""
-    module = importlib.import_module(f"{__package__}.{COMMANDS[name].module}")
-    parser: argparse.ArgumentParser = getattr(module, f"{name}_parser")()
-    return parser
 
 
 def _values(action: argparse.Action) -> list[str]:

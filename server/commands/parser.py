@@ -1,6 +1,7 @@
 """The commands of `prismoe`, and what their parsers share: the form of help, and options from settings."""
 
 import argparse
+import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -27,6 +28,13 @@ COMMANDS = {
     "evaluate": Command("tools", "ask a model the same questions under several routings, and compare"),
     "completion": Command("completion", "print a script that completes commands and options in your shell"),
 }
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """A command's parser."""
+    module = importlib.import_module(f"{__package__}.{COMMANDS[name].module}")
+    parser: argparse.ArgumentParser = getattr(module, f"{name}_parser")()
+    return parser
 
 
 def command_parser(

@@ -14,8 +14,7 @@ from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.server.commands import key as key_command
 from prismoe.server.commands.arguments import serve_settings
 from prismoe.server.commands.cli import main
-from prismoe.server.commands.completion import parser_of
-from prismoe.server.commands.parser import COMMANDS
+from prismoe.server.commands.parser import COMMANDS, parser_of
 from prismoe.server.settings import ServeSettings
 
 LIMIT_S = 60
