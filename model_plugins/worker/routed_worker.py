@@ -36,14 +36,9 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker  # type: ignore[assignment]
 
-REFUSED_POLICY = (
-    "The routing policy can't be used. {wrong} Leave it out, and the model is served as vLLM serves it."
-)
-REFUSED_SHADOW = (
-    "The shadow policy can't be used. {wrong} Leave it out, and the model is served as vLLM serves it."
-)
+REFUSED_POLICY = "The {} policy can't be used. {} Leave it out, and the model is served as vLLM serves it."
 REFUSED_MODEL = (
-    "The model can't be routed right. {wrong} Try --enforce-eager, which compiles nothing, and on a GPU "
+    "The model can't be routed right. {} Try --enforce-eager, which compiles nothing, and on a GPU "
     f"{PLAIN_KERNELS}=1 in the environment, which routes in plain PyTorch."
 )
 
@@ -153,10 +148,10 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
             # What stands beside the routers stays, for graphs write to its buffers. Nobody counts these.
             self.routing = NativeRouting(self.vllm_config, model, self._modalities(), found_wrong=why)
         elif isinstance(routing, PolicyRouting):
-            raise ValueError(REFUSED_MODEL.format(wrong=wrong))
+            raise ValueError(REFUSED_MODEL.format(wrong))
         else:
-            refused = REFUSED_SHADOW if routing.routed_by == "native" else REFUSED_POLICY
-            raise ValueError(refused.format(wrong=wrong))
+            which = "shadow" if routing.routed_by == "native" else "routing"
+            raise ValueError(REFUSED_POLICY.format(which, wrong))
 
     def _modalities(self) -> list[str]:
         model = self.vllm_config.model_config
