@@ -61,9 +61,9 @@ def _in_repository(target: Path) -> str:
 
 
 def _on_site(path: str, here: str) -> str | None:
-    """The way to a file of the repository's from the page `here`; None where the site lacks it."""
+    """The way to a file of the repository from the page `here`; None where the site lacks it."""
     if path in TOP:
         return os.path.relpath(TOP[path], Path(here).parent)
-    if path.startswith("docs/"):
+    if path.startswith("docs/") and (REPOSITORY / path).is_file():
         return os.path.relpath(path.removeprefix("docs/"), Path(here).parent)
     return None
