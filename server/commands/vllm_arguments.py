@@ -98,7 +98,7 @@ def _defaults(settings: ServeSettings) -> dict[str, Any]:
     # How many of a prompt's tokens are its images', and how many came out of the cache.
     defaults |= {"structured_outputs_config": compact, "enable_prompt_tokens_details": True}
     if is_quiet():
-        defaults["use_tqdm_on_load"] = False
+        defaults |= {"use_tqdm_on_load": False, "uvicorn_log_level": "warning"}
     if settings.bundled:
         # vLLM would keep up to 4 GiB of pictures.
         defaults |= {"mm_processor_cache_gb": 0.25}
