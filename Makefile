@@ -51,6 +51,7 @@ lint: $(INSTALLED)  ## ruff, mypy, import-linter, and whether the dashboards are
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --package prismoe
 	$(BIN)/mypy --package tests
+	$(BIN)/mypy docs/examples/*.py docs/examples/*/*.py
 	$(BIN)/lint-imports
 	MYPYPATH=deploy/grafana $(BIN)/mypy deploy/grafana deploy/torchvision docs/site
 	$(BIN)/python deploy/grafana/generate.py --check

@@ -1,7 +1,9 @@
 """One server's life: the engine, the app on it, and the HTTP server, out of vLLM's launchers."""
 
 import asyncio
+import logging
 import os
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -38,7 +40,7 @@ from prismoe.server.app.routing_state import init_routing_state
 from prismoe.server.errors import EngineFailed, StartRefused, explained
 from prismoe.server.health.engine_watch import EngineWatch
 from prismoe.server.health.http_server import serve_until
-from prismoe.server.health.listener import listening
+from prismoe.server.health.listener import listening, url_of
 from prismoe.server.health.probes import probe_routes
 from prismoe.server.health.running_requests import RunningRequests
 from prismoe.server.health.starting import answering_meanwhile
@@ -59,6 +61,8 @@ from prismoe.server.requests.routing_choice import RequestCounter
 from prismoe.server.requests.served import what_is_served
 from prismoe.server.settings import ServeSettings
 
+logger = logging.getLogger("vllm.prismoe")
+
 ENGINE_END_S = 10
 
 
@@ -67,7 +71,9 @@ async def run_server(args: Namespace, settings: ServeSettings) -> None:
     decorate_logs("APIServer", skip_if_decorated=True)
     use_media(settings)
     keys = _keys(args, settings)
+    start = time.monotonic()
     with listening(args) as listener:
+        logger.info("Loading the model %s.", args.model)
         prepare_fork(listener)
         async with AsyncExitStack() as stack:
             with _sentences(), answering_meanwhile(listener, args, settings):
@@ -85,6 +91,11 @@ async def run_server(args: Namespace, settings: ServeSettings) -> None:
                 stop_hearing(engine)
                 await asyncio.to_thread(partial(engine.shutdown, timeout=ENGINE_END_S))
 
+            logger.info(
+                "Ready after %.0f s at %s: the API is under /v1, also there are /metrics and /inspector.",
+                time.monotonic() - start,
+                url_of(listener, args),
+            )
             failure = await serve_until(app, listener, args, settings, app.state.engine_watch.watch(), end)
         if failure:
             raise EngineFailed(failure)

@@ -1,10 +1,8 @@
 """Prints docs/reference/options.md, made of the commands' parsers (`make reference`)."""
 
 from argparse import ArgumentParser
-from contextlib import suppress
-from unittest.mock import patch
 
-from prismoe.server.commands.cli import COMMANDS, main
+from prismoe.server.commands.parser import COMMANDS, parser_of
 
 START = """\
 # Options
@@ -29,18 +27,6 @@ def page() -> str:
     commands = "".join(_command(parser_of(name)) for name in COMMANDS)
     variables = [(f"`{name}`", what) for name, what in ENVIRONMENT.items()]
     return f"{START}{commands}\n## Environment\n\n{_table(('variable', 'what'), variables)}"
-
-
-def parser_of(name: str) -> ArgumentParser:
-    """The parser that the command prints its help from."""
-    found: list[ArgumentParser] = []
-    with (
-        patch.object(ArgumentParser, "print_help", lambda parser, file=None: found.append(parser)),
-        suppress(SystemExit),
-    ):
-        main([name, "--help"])
-    [parser] = found
-    return parser
 
 
 def _command(parser: ArgumentParser) -> str:
