@@ -301,7 +301,7 @@ def test_the_documentation_tells_every_metric_its_kind_and_labels() -> None:
     shadow = shadowed({"policy": "ltdr", "tail_experts": 3})
     families = [
         family
-        for metrics in (expert_metrics(LOAD), shadow)
+        for metrics in (expert_metrics(NOTHING, LOAD), shadow)
         for family in parse_openmetrics(metrics.text(True) + "# EOF\n")
     ]
     assert "prismoe_shadow_used_experts" in {family.name for family in families}
