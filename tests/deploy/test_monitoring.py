@@ -54,7 +54,7 @@ def load(path: Path) -> Any:
 
 def test_prometheus_scrapes_the_server_and_reads_the_rules(compose: Compose) -> None:
     settings = load(DEPLOY / "prometheus/prometheus.yaml")
-    assert set(settings) == {"global", "rule_files", "scrape_configs"}
+    assert set(settings) == {"global", "rule_files", "scrape_configs", "alerting"}
     assert settings["rule_files"] == ["rules/*.yaml"]
     [server] = [job for job in settings["scrape_configs"] if job["job_name"] == "prismoe"]
     assert server["static_configs"] == [{"targets": ["server:8000"]}]
