@@ -47,7 +47,7 @@ def _needs(kind: type[RoutingPolicy]) -> Iterator[str]:
     yield f"Holds under {any_gate if kind.takes_any_gate else 'MoE-LLaVA checkpoints alone'}."
     if kind.thresholds:
         names = ", ".join(f"`{name}`" for name in kind.thresholds)
-        yield f"[May change while requests run](../routers.md#other-thresholds): {names}."
+        yield f"[May change while requests run](../routers.md#changing-thresholds): {names}."
 
 
 def _value(about: dict[str, Any], definitions: dict[str, Any]) -> str:
