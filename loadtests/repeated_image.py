@@ -38,10 +38,14 @@ async def measure(url: str, pictures: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Print the measurement as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url")
-    parser.add_argument("--pictures", type=int, default=1, help="how many a request holds (default: 1)")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python -m prismoe.loadtests.repeated_image http://127.0.0.1:8000",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("url", help="server to ask")
+    parser.add_argument("--pictures", type=int, default=1, help="pictures of a request (default: 1)")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds to measure (default: 30)")
     args = parser.parse_args()
     report(measure(args.url, args.pictures, args.rounds))
 

@@ -53,12 +53,16 @@ async def compare(url_a: str, url_b: str, rounds: int, requests: int, at_once: i
 
 def main() -> None:
     """Print the comparison as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url_a")
-    parser.add_argument("url_b")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--requests", type=int, default=24, help="of a round (default: 24)")
-    parser.add_argument("--at-once", type=int, default=8, help="under way at any time (default: 8)")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python -m prismoe.loadtests.two_servers http://127.0.0.1:8000 http://127.0.0.1:8001",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("url_a", help="first server")
+    parser.add_argument("url_b", help="second server")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds to measure (default: 20)")
+    parser.add_argument("--requests", type=int, default=24, help="requests of a round (default: 24)")
+    parser.add_argument("--at-once", type=int, default=8, help="requests at a time (default: 8)")
     args = parser.parse_args()
     report(compare(args.url_a, args.url_b, args.rounds, args.requests, args.at_once))
 

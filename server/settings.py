@@ -2,27 +2,26 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.model_plugins.routing.setting import ShadowSetting
-from prismoe.model_plugins.worker.settings import MetricsSettings
+from prismoe.model_plugins.worker.settings import CodeSettings, LogSettings, MetricsSettings
 from prismoe.server.access.settings import AccessSettings
 from prismoe.server.health.settings import LifeSettings
 from prismoe.server.limits.settings import LimitSettings
 from prismoe.server.media.settings import MediaSettings
 
 
-class CodeSettings(BaseModel):
-    """Whose code the server runs beside its own."""
-
-    run_checkpoint_code: bool = Field(
-        False, description="run the Python files of the checkpoint, with all rights of this server"
-    )
-
-
 class ServeSettings(
-    ShadowSetting, CodeSettings, MetricsSettings, AccessSettings, LimitSettings, LifeSettings, MediaSettings
+    ShadowSetting,
+    CodeSettings,
+    LogSettings,
+    MetricsSettings,
+    AccessSettings,
+    LimitSettings,
+    LifeSettings,
+    MediaSettings,
 ):
     """One server's settings. `engine_options` are vLLM's own, still as the user typed them."""
 

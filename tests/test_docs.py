@@ -1,18 +1,25 @@
 """The documents' links lead somewhere, and the commands that they name are there."""
 
 import re
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from prismoe.model_plugins.vllm_seams.front.cli_args import make_arg_parser
+from prismoe.server.commands.arguments import serve_parser
 from tests.paths import REPOSITORY
 
-TOP = ("CHANGELOG.md", "README.md", "SECURITY.md")
-PAGES = [*(REPOSITORY / name for name in TOP), *sorted((REPOSITORY / "docs").glob("*.md"))]
+TOP = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md")
+PAGES = [*(REPOSITORY / name for name in TOP), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 TARGET = re.compile(r"(?:^|`)make ([a-z-]+)", re.M)
 MODULE = re.compile(r"python -m ((?:prismoe|tests)[\w.]+)")
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)[^)]*\)|(?:src|srcset)=\"(?!https?://)([^\"]+)\"")
+
+SERVE = re.compile(r"^(?:\w+=\S+ )*(vllm|prismoe) serve (.+?)(?:  # .*)?$", re.M)
+OPTION = re.compile(r"(?<!\S)--[a-z][\w-]*")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -28,3 +35,25 @@ def test_each_command_is_there() -> None:
     assert {"demo", "load"} <= targets and "prismoe.loadtests.two_servers" in modules
     assert targets <= set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
     assert [module for module in modules if find_spec(module) is None] == []
+
+
+def test_each_option_of_a_serve_command_is_there() -> None:
+    """By vLLM's own parser, and of `prismoe serve` by prismoe's too."""
+    vllms = make_arg_parser(FlexibleArgumentParser())._option_string_actions.keys()
+    known = {"vllm": vllms, "prismoe": vllms | serve_parser()._option_string_actions.keys()}
+    text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
+    used = {
+        (server, option)
+        for server, command in SERVE.findall(text)
+        for option in OPTION.findall(command)
+        if option not in known[server]
+    }
+    assert {"vllm", "prismoe"} == {server for server, _ in SERVE.findall(text)}
+    assert used == set()
+
+
+def test_make_alone_lists_every_target() -> None:
+    listed = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    [targets] = re.findall(r"^.PHONY: (.*)", (REPOSITORY / "Makefile").read_text(), re.M)
+    assert sorted(line.split()[0] for line in listed.splitlines()) == sorted(targets.split())
+    assert all(len(line.split()) > 1 for line in listed.splitlines())

@@ -20,6 +20,7 @@ ROWS = {cells[1].strip(" `"): cells for cells in (line.split("|") for line in PA
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_table_names_a_policys_settings_and_parameters(name: str) -> None:
+    assert name in ROWS, f"The table of policies in docs/routers.md has no row for {name}."
     _, _, _, _, settings, in_checkpoint, _ = ROWS[name]
     assert set(re.findall(r"`(\w+)`", settings)) == set(POLICIES[name].model_fields) - {"policy"}
     cases = [make(case) for case in CASES.values() if case["policy"] == name]

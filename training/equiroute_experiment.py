@@ -117,9 +117,13 @@ def plot(results: dict[int, Equity]) -> str:
 
 def main() -> None:
     """Print the table, and draw the plot where one is asked for."""
-    parser = argparse.ArgumentParser(description="EquiRoute's experiment: how many experts text reaches.")
-    parser.add_argument("--seeds", type=int, default=1000, help="how many draws to average (default: 1000)")
-    parser.add_argument("--plot", type=Path, help="write a plot to this SVG file")
+    parser = argparse.ArgumentParser(
+        description="EquiRoute's experiment: how many experts text reaches.",
+        epilog="example:\n  python -m prismoe.training.equiroute_experiment --plot equiroute.svg",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seeds", type=int, default=1000, help="draws to average (default: 1000)")
+    parser.add_argument("--plot", type=Path, help="SVG file to write a plot to")
     arguments = parser.parse_args()
     results = {ratio: mean_equity(ratio, arguments.seeds) for ratio in RATIOS}
     print(table(results))

@@ -1,6 +1,7 @@
 """The losses that the literature's routers are trained with. None of them acts when serving.
 
-Shape legend: that of kernels/routing.py, and L latent, K mixtures, M mixture components of an expert.
+Shape legend: that of kernels/routing.py, and L latent, K mixtures, M mixture components of an expert, P pairs
+of a token and an expert.
 """
 
 import math
@@ -14,22 +15,57 @@ from prismoe.training.model.moe_llava import LayerDecision
 
 
 def balance_loss(routing: LayerDecision, is_counted_T: Tensor) -> Tensor:
-    """Load balance over the tokens that count: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯) (LTDR, Eq. 8; Eq. 10 counts text alone).
+    """Load balance over the tokens that count: K · Σᵢ FᵢGᵢ, 1 where it is perfect.
 
-    Fᵢ is the share of those tokens' choices that fall on expert i, Gᵢ the mean probability of expert i.
-    Experts that are not chosen but shared are left out.
+    (LTDR, Eq. 8; IDA-MoE, Eqs. 9 to 11.) K is the number of experts that one of those tokens may choose:
+    another modality's are left out, as shared ones are.
+    """
+    share_E, mean_E = _load_and_probability(routing, is_counted_T)
+    return (mean_E > 0).sum() * (share_E * mean_E).sum()
+
+
+def text_balance_loss(routing: LayerDecision) -> Tensor:
+    """Load balance of text alone: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯), as printed without the factor K (LTDR, Eq. 10)."""
+    share_E, mean_E = _load_and_probability(routing, routing.segment_T == TEXT)
+    return (share_E * mean_E).sum()
+
+
+def _load_and_probability(routing: LayerDecision, is_counted_T: Tensor) -> tuple[Tensor, Tensor]:
+    """F and G: the share of the counted tokens' choices that fall on each expert, and its mean probability.
+
+    Of the experts that are chosen among; F has no gradient.
     """
     counted_T1 = is_counted_T[:, None].float()
     chosen_TE = chosen_experts(routing)[:, : routing.probs_TE.shape[1]] * counted_T1
     share_E = chosen_TE.sum(0) / chosen_TE.sum().clamp(min=1)
     mean_E = (routing.probs_TE * counted_T1).sum(0) / counted_T1.sum().clamp(min=1)
-    return (share_E.detach() * mean_E).sum()
+    return share_E.detach(), mean_E
 
 
 def chosen_experts(routing: LayerDecision) -> Tensor:
     """How often each token uses each expert, `[T, E]` in float32."""
     chosen_TE = torch.zeros(len(routing.experts_TA), routing.step.num_experts)
     return chosen_TE.scatter_add(1, routing.experts_TA, (routing.weights_TA > 0).float())
+
+
+def utilisation_floor_loss(routing: LayerDecision, is_counted_T: Tensor, floor: float) -> Tensor:
+    """Keeps each expert in use: 0 once each has `floor` of its fair share, 1 / K, of the choices.
+
+    Else the mean over the experts of max(0, floor - K · Fᵢ)(1 - Gᵢ). The critique of arXiv 2604.08134 would
+    have experts "maintain minimum utilization", whatever the modality, and gives no formula.
+    """
+    share_E, mean_E = _load_and_probability(routing, is_counted_T)
+    lack_E = (floor - len(share_E) * share_E).clamp(min=0)
+    return (lack_E * (1 - mean_E)).mean()
+
+
+def entropy_floor_loss(probs_TE: Tensor, is_counted_T: Tensor, floor: float) -> Tensor:
+    """How many bits the tokens' routing entropy lacks to `floor`, a mean over the tokens that count.
+
+    The same critique's "routing entropy exceed a modality-independent threshold".
+    """
+    lack_T = (floor - _entropy(probs_TE) / math.log(2)).clamp(min=0)
+    return (lack_T * is_counted_T).sum() / is_counted_T.sum().clamp(min=1)
 
 
 def z_loss(logits_TE: Tensor) -> Tensor:
@@ -52,6 +88,21 @@ def conflict_loss(
     conflicts_T = functional.cosine_similarity(gradients_TD, sum_ED[experts_T], dim=-1) < threshold
     loss_T = functional.cross_entropy(-logits_TE, experts_T, reduction="none")
     return (loss_T * conflicts_T).sum() / conflicts_T.sum().clamp(min=1)
+
+
+def routed_conflict_loss(routing: LayerDecision, gradient_TD: Tensor) -> Tensor:
+    """`conflict_loss` of each token and each expert that it chose.
+
+    `gradient_TD` is that of the answers' loss by the layer's output; times the expert's weight it is a
+    token's gradient by the bias of the expert's last map, which stands for all of the expert's parameters.
+    """
+    assert routing.logits_TE is not None
+    is_chosen_TA = (routing.weights_TA > 0) & (routing.experts_TA < routing.logits_TE.shape[1])
+    token_P, slot_P = is_chosen_TA.nonzero(as_tuple=True)
+    weight_P1 = routing.weights_TA[token_P, slot_P, None]
+    return conflict_loss(
+        routing.logits_TE[token_P], routing.experts_TA[token_P, slot_P], weight_P1 * gradient_TD[token_P]
+    )
 
 
 def modality_contrast(logits_TE: Tensor, segment_T: Tensor) -> Tensor:
@@ -80,6 +131,14 @@ def diversity_loss(embeddings_ED: Tensor) -> Tensor:
     gram_EE = embeddings_ED @ embeddings_ED.T
     apart = (gram_EE - torch.eye(len(gram_EE), dtype=gram_EE.dtype)).norm()
     return apart + embeddings_ED.norm(dim=1).mean()
+
+
+def log_mixing_weights(log_mixing_KEM: Tensor) -> Tensor:
+    """log π, scaled so that a mixture's π sum to 1 (IDA-MoE, Eq. 14).
+
+    Without it Eq. 15 has no minimum, as all π would grow.
+    """
+    return log_mixing_KEM - log_mixing_KEM.logsumexp(dim=(-2, -1), keepdim=True)
 
 
 def reconstruction_loss(hidden_TD: Tensor, reconstructed_TD: Tensor) -> Tensor:

@@ -166,16 +166,30 @@ def train(recipe: Recipe, pictures: Pictures, cache: Path, output: Path) -> Chec
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="example:\n  python -m prismoe.training.prismoji --quick",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--cache", type=Path, default=Path(".cache"), help="packages, pictures and stage files"
+        "--cache",
+        type=Path,
+        default=Path(".cache"),
+        help="folder of packages, pictures and stage files (default: .cache)",
     )
     parser.add_argument(
-        "--output", type=Path, help=f"the checkpoint's folder (default: {OUTPUT.name} in the package)"
+        "--output",
+        type=Path,
+        help=f"folder to write the checkpoint to (default: {OUTPUT.name} in the package)",
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--quick", action="store_true", help="a minute's run that learns nothing")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="CPU threads to use (default: as PyTorch does)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="run all stages in a minute, without learning anything"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     pictures = Pictures(arguments.cache / "emoji")

@@ -2,7 +2,7 @@
 
 Read: it learns the questions in words, a thing's name standing in the picture's place. Then MoE-LLaVA's
 three stages (Lin et al. 2024): align the projector alone; teach the dense model with pictures; copy its
-MLPs into experts and train those, and their routers as `router_training` says.
+MLPs into experts and train those, and their routers as `RouterSettings` says.
 """
 
 import random
@@ -20,6 +20,7 @@ from prismoe.training.data.batches import IGNORED, Batch, Composer
 from prismoe.training.data.concepts import CONCEPT_BY_EMOJI, Concept
 from prismoe.training.data.pictures import Drawing
 from prismoe.training.model.moe_llava import LayerDecision, MoELLaVA
+from prismoe.training.router_settings import RouterSettings
 from prismoe.training.router_training import RouterTraining, router_training
 from prismoe.training.tower_training import normalise
 
@@ -38,6 +39,8 @@ class StageSettings(BaseModel):
     tower_rate: float = 0.0
     batch: int = 32
     weight_decay: float = 0.05
+    router: RouterSettings | None = None
+    """None: as the routing policy's paper says."""
 
 
 class PictureSource:
@@ -89,7 +92,7 @@ def train_stage(
     settings: StageSettings,
 ) -> list[dict[str, float]]:
     """Train in place; returns the smoothed losses every 50 steps."""
-    routers = [router_training(moe) for moe in model.moe_layers]
+    routers = [router_training(moe, settings.router) for moe in model.moe_layers]
     groups = parameter_groups(model, settings)
     own = [parameter for router in routers for parameter in router.parameters()]
     groups.append({"params": own, "lr": settings.language_rate})
@@ -154,6 +157,17 @@ def batch_losses(
         logits_WY, routings = model(image_BCHW, asked.tokens, wanted_BS)
     losses = {"answer": functional.cross_entropy(logits_WY.float(), asked.target_BS[wanted_BS])}
     if routings:
-        layers = zip(routers, model.moe_layers, routings, strict=True)
-        losses["router"] = torch.stack([router.loss(moe, routing) for router, moe, routing in layers]).sum()
+        gradients = token_gradients(losses["answer"], routers, routings)
+        layers = zip(routers, model.moe_layers, routings, gradients, strict=True)
+        losses["router"] = torch.stack([router.loss(*layer) for router, *layer in layers]).sum()
     return losses, routings
+
+
+def token_gradients(
+    answer_loss: Tensor, routers: Iterable[RouterTraining], routings: list[LayerDecision]
+) -> list[Tensor | None]:
+    """The answers' loss's gradient by each MoE layer's output, `[T, D]`, where a router's losses need it."""
+    if not any(router.settings.conflict for router in routers):
+        return [None] * len(routings)
+    outputs = [routing.output_TD for routing in routings if routing.output_TD is not None]
+    return list(torch.autograd.grad(answer_loss, outputs, retain_graph=True))

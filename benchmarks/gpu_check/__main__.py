@@ -17,11 +17,25 @@ LIMIT_S = 540
 
 def main() -> None:
     """Run the checks; the exit status is 1 where one failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "build" / "gpu_check", help="lines and logs")
-    parser.add_argument("--again", action="store_true", help="run checks that have a line, too")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds after which no check starts")
-    parser.add_argument("--dry", action="store_true", help="rehearse on CPU what can run there")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python -m prismoe.benchmarks.gpu_check --dry --out build/gpu_check",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=REPOSITORY / "build" / "gpu_check",
+        help="folder to write lines and logs to (default: build/gpu_check)",
+    )
+    parser.add_argument("--again", action="store_true", help="run every check, also those that have a line")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=LIMIT_S,
+        help="seconds after which no further check starts (default: %(default)s)",
+    )
+    parser.add_argument("--dry", action="store_true", help="run on CPU the checks that can run there")
     args = parser.parse_args()
     module = "prismoe.benchmarks.gpu_check.checks"
     failed = run_checks(module, args.out, is_dry=args.dry, limit_s=args.limit, again=args.again)

@@ -1,9 +1,8 @@
 """The checks, in their order: eager engines come before graphs, so that a failure says which broke."""
 
 from prismoe.benchmarks.gpu_check.check import Check, Later
+from prismoe.model_plugins.tools.precise_float32 import PRECISE_FLOAT32
 
-IN_FLOAT32 = {"TRITON_F32_DEFAULT": "ieee", "NVIDIA_TF32_OVERRIDE": "0"}
-"""Triton's and cuBLAS's products of float32 are else of TF32, whose rounding turns near ties."""
 PLAIN = {"PRISMOE_PLAIN_KERNELS": "1", "VLLM_DISABLE_COMPILE_CACHE": "1"}
 """A graph that was kept of another check would have the kernels."""
 EAGER_S, GRAPHS_S = 120, 150
@@ -16,7 +15,7 @@ def _engine(name: str, case: str, *, eager: bool = False, plain: bool = False) -
         EAGER_S if eager else GRAPHS_S,
         Later("engines", "same_as_golden", name=case, is_eager=eager),
         needs_gpu=not eager,  # CUDA graphs can't be replayed on CPU
-        environment=IN_FLOAT32 | (PLAIN if plain else {}),
+        environment=PRECISE_FLOAT32 | (PLAIN if plain else {}),
     )
 
 
@@ -27,7 +26,7 @@ CHECKS = [
     Check("kernels: fused routing, 64 experts", 90, Later("kernels", "fused_routing", experts=64), True),
     Check("kernels: grouped product, 4 experts", 90, Later("kernels", "grouped_product", experts=4)),
     Check("kernels: grouped product, 64 experts", 90, Later("kernels", "grouped_product", experts=64), True),
-    Check("kernels: slots left out", 60, Later("kernels", "left_out_slots"), True, IN_FLOAT32),
+    Check("kernels: slots left out", 60, Later("kernels", "left_out_slots"), True, PRECISE_FLOAT32),
     _engine("eager: phi", "phi", eager=True),
     _engine("eager: prismoji", "prismoji", eager=True),
     _engine("graphs: phi", "phi"),

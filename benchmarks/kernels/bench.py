@@ -179,9 +179,15 @@ def print_table(rows: list[Row]) -> None:
 
 def main() -> None:
     """Print the tables, and write them as JSON where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--full", action="store_true", help="all widths and numbers of tokens (ten minutes)")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example:\n  python -m prismoe.benchmarks.kernels.bench --json figures.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="measure all widths and numbers of tokens, in ten minutes"
+    )
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
     grid = [
         (dtype, hidden, tokens)

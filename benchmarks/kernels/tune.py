@@ -101,11 +101,20 @@ def write(folder: Path, experts: int, width: int, table: dict[int, Config]) -> N
 
 def main() -> None:
     """A table for each model and number of experts."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="where to write the tables")
-    parser.add_argument("--experts", type=int, nargs="+", default=[4, 8], help="how many a layer has (4 8)")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example:\n  python -m prismoe.benchmarks.kernels.tune tables --experts 4 8",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="folder to write the tables to")
     parser.add_argument(
-        "--tensor-parallel-size", type=int, default=1, help="as `prismoe serve` is given it (1)"
+        "--experts", type=int, nargs="+", default=[4, 8], help="experts in a layer (default: 4 8)"
+    )
+    parser.add_argument(
+        "--tensor-parallel-size",
+        type=int,
+        default=1,
+        help="GPUs that share a layer, as for `prismoe serve` (default: 1)",
     )
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -57,10 +57,14 @@ def seen(prometheus: Prometheus, url: str, answer_tokens: float) -> dict[str, fl
 
 def main() -> None:
     """Print what was seen as JSON; fails where something was not."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=3)
-    parser.add_argument("--at-once", type=int, default=8, help="requests under way (default: 8)")
-    parser.add_argument("--pictures", type=Path, help="a folder for pictures of the dashboard Experts")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example:\n  python -m prismoe.benchmarks.monitoring --minutes 2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=3, help="how long to send requests (default: 3)")
+    parser.add_argument("--at-once", type=int, default=8, help="requests at a time (default: 8)")
+    parser.add_argument("--pictures", type=Path, help="folder to write pictures of the dashboard Experts to")
     arguments = parser.parse_args()
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with local_server(LOG) as (url, process_id), tempfile.TemporaryDirectory() as folder:

@@ -14,9 +14,23 @@ from prismoe.benchmarks.serving.systems import SYSTEMS, SystemSpeed, measure
 
 def main() -> None:
     """Measure what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[system.name for system in SYSTEMS])
-    parser.add_argument("--folder", type=Path, default=REPOSITORY / "build/performance")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python -m prismoe.benchmarks.serving --folder build/performance",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[system.name for system in SYSTEMS],
+        help="measure these systems (default: all)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=REPOSITORY / "build/performance",
+        help="folder to keep figures in (default: build/performance)",
+    )
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, SystemSpeed] = {}

@@ -50,11 +50,22 @@ class Start:
 def main() -> None:
     """Load a checkpoint, and print how long that took and how much memory."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="example:\n  python -m prismoe.benchmarks.serving.loading --family stablelm --dtype bfloat16",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--family", choices=FAMILIES, default="stablelm")
-    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    parser.add_argument("--pickled", action="store_true", help="save as .bin in place of safetensors")
+    parser.add_argument(
+        "--family", choices=FAMILIES, default="stablelm", help="language model (default: stablelm)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float16", "float32"],
+        default="bfloat16",
+        help="number format of the weights (default: bfloat16)",
+    )
+    parser.add_argument(
+        "--pickled", action="store_true", help="save the weights as .bin in place of safetensors"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sizes = LARGE | {"intermediate_size": WIDTHS[options.family], "dtype": getattr(torch, options.dtype)}

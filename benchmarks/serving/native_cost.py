@@ -151,9 +151,20 @@ def median_interval(values: list[float]) -> tuple[float, float, float]:
 
 def main() -> None:
     """Print the speed of `native` over stock vLLM."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--layers", type=int, default=12, help="each takes 1.2 GB")
-    parser.add_argument("--pairs", type=int, default=40, help="of prefill; decode takes ten times as many")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example:\n  python -m prismoe.benchmarks.serving.native_cost --layers 12",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--layers", type=int, default=12, help="layers of the model, 1.2 GB each (default: 12)"
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=40,
+        help="pairs of prefill steps; decode takes ten times as many (default: 40)",
+    )
     args = parser.parse_args()
     if args.pairs < 30:
         parser.error("--pairs: give 30 or more.")

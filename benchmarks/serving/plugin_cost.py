@@ -80,9 +80,13 @@ def seconds(http: httpx.Client, prompt: list[int], answer: int) -> float:
 
 def main() -> None:
     """Print the speed with the plugin over that without it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--layers", type=int, default=3, help="each takes 1.2 GB twice")
-    parser.add_argument("--pairs", type=int, default=150)
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example:\n  python -m prismoe.benchmarks.serving.plugin_cost --layers 3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--layers", type=int, default=3, help="layers of the model, 2.4 GB each (default: 3)")
+    parser.add_argument("--pairs", type=int, default=150, help="pairs of requests (default: 150)")
     args = parser.parse_args()
     if args.pairs < 30:
         parser.error("--pairs: give 30 or more.")

@@ -148,12 +148,21 @@ def prediction(measured: Measurement, name: str) -> Row:
 
 def main() -> None:
     """Print the speeds, and what the experts used predict."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", nargs="?", default=str(bundled_checkpoint()))
-    parser.add_argument(
-        "--rounds", type=int, default=36, help="36 take 5 to 6 minutes with the bundled model"
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example:\n  python -m prismoe.benchmarks.serving.routing_cost --rounds 12",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", type=Path, help="where to write what was measured")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=str(bundled_checkpoint()),
+        help="folder of the checkpoint (default: the bundled one)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=36, help="rounds; 36 of the bundled model take 6 minutes (default: 36)"
+    )
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     if args.rounds < 2:
         parser.error("--rounds: give 2 or more.")

@@ -167,8 +167,14 @@ def server_costs(size: Size, answer: dict[str, Any], times: int) -> dict[str, st
 
 def main() -> None:
     """Measure each size, and print two tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--times", type=int, default=7, help="of each: the median is printed")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example:\n  python -m prismoe.benchmarks.serving.scale --times 7",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--times", type=int, default=7, help="measurements of each, whose median is printed (default: 7)"
+    )
     args = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)

@@ -233,13 +233,24 @@ def plot(of_size: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, print a table, and write JSON and a plot where they are asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--layers", type=int, default=3, help="each takes 1.2 GB")
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
-    parser.add_argument("--pairs", type=int, default=12, help="of 2048 tokens; fewer of longer prompts")
-    parser.add_argument("--json", type=Path, help="where to write what is measured")
-    parser.add_argument("--plot", type=Path, help="where to draw it, for the last of the sizes")
-    parser.add_argument("--profile", action="store_true", help="print what changes most at the last case")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example:\n  python -m prismoe.benchmarks.serving.skip_gain --layers 3 --json skip-gain.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--layers", type=int, default=3, help="layers of the model, 1.2 GB each (default: 3)")
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", default=TOKENS, help=f"prompt lengths (default: {TOKENS})"
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=12,
+        help="pairs of steps of 2048 tokens; longer prompts have fewer (default: 12)",
+    )
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--plot", type=Path, help="SVG file to draw the last of the sizes to")
+    parser.add_argument("--profile", action="store_true", help="print what changes most in the last case")
     args = parser.parse_args()
     on_one_core()
     rows = json.loads(args.json.read_text()) if args.json and args.json.exists() else []

@@ -142,11 +142,19 @@ def _difference(asked: Sequence[Question], search: Sequence[bool], plain: Sequen
 def main() -> None:
     """Choose, ask, print the section of the page, and write JSON, plot and page."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="example:\n  python -m prismoe.benchmarks.skipping.accuracy --max-images 64",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--max-images", type=int, default=64, help="of the 256 calibration drawings")
-    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="of the exam's drawings")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="the folder of evaluation.md")
+    parser.add_argument(
+        "--max-images", type=int, default=64, help="calibration drawings to use, of 256 (default: 64)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="folder of the exam's drawings (default: .cache)"
+    )
+    parser.add_argument(
+        "--docs", type=Path, default=DOCS, help="folder of evaluation.md, to write to (default: docs)"
+    )
     arguments = parser.parse_args()
     drawings = Pictures(arguments.cache / "emoji")
     drawings.fetch()

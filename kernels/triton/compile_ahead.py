@@ -1,14 +1,19 @@
 """Compiles every Triton kernel to machine code for GPUs that need not be here.
 
-Run: `python -m prismoe.kernels.triton.compile_ahead`. It ends with an error if a kernel does not build.
+Run: `python -m prismoe.kernels.triton.compile_ahead`, or with compute capabilities behind it (`80 90`). It
+prints the table of docs/kernels.md for the Triton that is installed, and ends with an error if a kernel does
+not build.
 """
 
+import argparse
+import math
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,14 +27,40 @@ from prismoe.kernels.triton import layer_rows as triton_layer_rows
 from prismoe.kernels.triton import mixture as triton_mixture
 from prismoe.kernels.triton import router as triton_router
 
-CAPABILITIES = (80, 90, 100)
+CAPABILITIES = (80, 89, 90, 100, 120)
+HALF_PRECISION_TILES = [triton_experts.FEW_ROWS_TILE, triton_experts.TILE]
 TILES = {
     "fp32": [triton_experts.FLOAT32_TILE],
-    "bf16": [triton_experts.FEW_ROWS_TILE, triton_experts.TILE],
+    "bf16": HALF_PRECISION_TILES,
+    "fp16": HALF_PRECISION_TILES,
 }
 LAUNCH = ("num_warps", "num_stages")
-Source = tuple[str, ASTSource, dict[str, int]]
-"""A kernel's name, the kernel, and how it is launched."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel in one of its forms, and how it is launched."""
+
+    name: str
+    dtype: str
+    """Of the model, where the kernel has forms by it."""
+    kernel: ASTSource
+    launch: Mapping[str, int]
+
+
+class Taken(NamedTuple):
+    """What a kernel takes of a GPU."""
+
+    registers: int
+    """Of a thread."""
+    shared: int
+    """Bytes of a program's shared memory."""
+    spilled: int
+    """Bytes of a thread's that did not fit into registers."""
+
+    def __str__(self) -> str:
+        spilled = f", {self.spilled} spilled" if self.spilled else ""
+        return f"{self.registers} / {math.ceil(self.shared / 1024)}{spilled}"
 
 
 def sources() -> Iterator[Source]:
@@ -58,14 +89,19 @@ def sources() -> Iterator[Source]:
                     triton_experts._up,
                     f"hidden {dtype}, w13 {dtype}, b13 {dtype}, pair i64, ends i32, output {dtype}",
                     {"IS_GATED": gated, "HAS_BIAS": not gated, "IS_GELU": not gated, **up},
+                    dtype=dtype,
                 )
             yield _source(
                 triton_experts._down,
                 f"hidden {dtype}, w2 {dtype}, b2 {dtype}, ends i32, output {dtype}",
                 {"HAS_BIAS": True, **down},
+                dtype=dtype,
             )
         yield _source(
-            triton_experts._sum, f"pairs {dtype}, row i64, weights fp32, output {dtype}", {"BLOCK_N": 128}
+            triton_experts._sum,
+            f"pairs {dtype}, row i64, weights fp32, output {dtype}",
+            {"BLOCK_N": 128},
+            dtype=dtype,
         )
 
 
@@ -108,6 +144,7 @@ def _source(
     constants: Mapping[str, Any],
     floats: Iterable[str] = (),
     floats_in_memory: Iterable[str] = (),
+    dtype: str = "",
 ) -> Source:
     """`pointers` names the types behind the kernel's pointers, others are None; the rest is int32.
 
@@ -125,7 +162,16 @@ def _source(
     constexprs = {(place(name),): value for name, value in constants.items() if name not in LAUNCH}
     aligned = [name for name in signature if (name in types and name not in floats) or name in ("D", "F")]
     divisible = {(place(name),): [["tt.divisibility", 16]] for name in aligned}
-    return kernel.fn.__name__, ASTSource(kernel, signature, constexprs, divisible), launch
+    return Source(kernel.fn.__name__, dtype, ASTSource(kernel, signature, constexprs, divisible), launch)
+
+
+def taken(source: Source, capability: int) -> Taken:
+    """What a kernel takes of a GPU of this compute capability (90 is 9.0)."""
+    compiled = triton.compile(
+        source.kernel, target=GPUTarget("cuda", capability, 32), options=dict(source.launch)
+    )
+    registers, stack = registers_and_stack(compiled.asm["cubin"])
+    return Taken(registers, compiled.metadata.shared, stack)
 
 
 def registers_and_stack(cubin: bytes) -> tuple[int, int]:
@@ -139,14 +185,28 @@ def registers_and_stack(cubin: bytes) -> tuple[int, int]:
     return int(registers), int(stack)
 
 
+def table(capabilities: Sequence[int]) -> Iterator[str]:
+    """The lines in Markdown: each kernel by dtype, and the most that one of its forms takes."""
+    forms: dict[tuple[str, str], list[Source]] = {}
+    for source in sources():
+        forms.setdefault((source.name, source.dtype), []).append(source)
+    columns = [f"Triton {triton.__version__}", "dtype", *(f"sm_{capability}" for capability in capabilities)]
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{' --- |' * len(columns)}"
+    for (name, dtype), kernels in forms.items():
+        most = [
+            Taken(*map(max, zip(*(taken(kernel, capability) for kernel in kernels), strict=True)))
+            for capability in capabilities
+        ]
+        yield f"| {' | '.join([f'`{name}`', dtype or 'any', *map(str, most)])} |"
+
+
 def main() -> None:
-    """Compile them all, and print what a program of each takes."""
-    for name, source, launch in sources():
-        for capability in CAPABILITIES:
-            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
-            registers, stack = registers_and_stack(compiled.asm["cubin"])
-            taken = f"{compiled.metadata.shared:6} shared {registers:3} registers {stack:4} spilled"
-            print(f"{name:16} sm_{capability:<4} {taken}", flush=True)
+    """Compile them all, and print what each takes."""
+    parser = argparse.ArgumentParser(description="Compile every Triton kernel for GPUs that are not here.")
+    parser.add_argument("capability", nargs="*", type=int, default=CAPABILITIES, help="90 is 9.0")
+    for line in table(parser.parse_args().capability):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

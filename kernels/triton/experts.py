@@ -5,7 +5,7 @@ how many there are is read on the device. Each token's sum runs over its slots i
 an expert twice, and no float is added atomically. A CUDA graph can hold it: once a small and a large step
 have run, no other number of tokens or slots compiles anything.
 
-Tested by Triton's interpreter and compiled ahead for sm_80, sm_90 and sm_100; not yet run on a GPU.
+Tested by Triton's interpreter and compiled ahead for five GPUs (`compile_ahead`); not yet run on a GPU.
 """
 
 from typing import Literal, TypedDict
@@ -45,7 +45,7 @@ TILE = Tile(BLOCK_R=128, BLOCK_N=128, BLOCK_K=64, num_warps=8, num_stages=3)
 def tile_for(dtype: torch.dtype, tokens: int, experts: int) -> Tile:
     """By what is known on the host: with four experts a token, an expert gets 16 rows from 4E tokens.
 
-    Not measured. With these no register is spilled on sm_80, sm_90 and sm_100, and the 99 KiB of shared
+    Not measured. With these a thread spills 8 bytes at most (docs/kernels.md), and the 99 KiB of shared
     memory that any GPU from sm_80 on gives a program are enough.
     """
     if dtype == torch.float32:  # whose products no tensor core computes

@@ -1,6 +1,6 @@
 """`prismoe.kernels.layer_rows` in one Triton launch.
 
-Tested by Triton's interpreter and compiled ahead for sm_80, sm_90 and sm_100; not yet run on a GPU.
+Tested by Triton's interpreter and compiled ahead for five GPUs (`compile_ahead`); not yet run on a GPU.
 """
 
 import torch

@@ -4,7 +4,7 @@ The (z - μ)²/σ² of each component are added up in float32: no large squares 
 density about 1e-6 of its terms. The plain form's product [z, -z²/2]·W needs float64 for that, which many GPUs
 compute slowly; with L near 32 the sums are cheap, and never leave the registers.
 
-Tested by Triton's interpreter and compiled ahead for sm_80, sm_90 and sm_100; not yet run on a GPU.
+Tested by Triton's interpreter and compiled ahead for five GPUs (`compile_ahead`); not yet run on a GPU.
 """
 
 import torch

@@ -4,7 +4,7 @@ Every program decides for a block of tokens without another launch's results: it
 images' other tokens again. Sums have a fixed order, so that equal inputs give equal
 bits on every rank. A step's number of tokens compiles nothing anew, so that CUDA graphs can be captured.
 
-Tested by Triton's interpreter and compiled ahead for sm_80, sm_90 and sm_100; not yet run on a GPU.
+Tested by Triton's interpreter and compiled ahead for five GPUs (`compile_ahead`); not yet run on a GPU.
 """
 
 from typing import Any, NamedTuple

@@ -8,10 +8,12 @@ from pydantic import BaseModel, ConfigDict
 class PatchGrid(BaseModel):
     """The square that the image tower sees, cut into patches; an image's tokens are patches, row by row."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     rows: int
+    """Rows of patches."""
     columns: int
+    """Patches in a row."""
     tokens: int
     """How many tokens an image becomes."""
     first_patch: int

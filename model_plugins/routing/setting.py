@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from prismoe.model_plugins.routing import NATIVE
 
@@ -33,13 +33,23 @@ class RoutingSetting(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    routing: PolicySettings = None
+    routing: PolicySettings = Field(
+        None,
+        title="JSON",
+        description='route by this policy in place of the checkpoint\'s, for example {"policy": "topk"}; '
+        "@FILE reads the JSON from a file",
+    )
 
 
 class ShadowSetting(RoutingSetting):
     """`--shadow`, which servers take: the policy that is counted while `native` routes; None for none."""
 
-    shadow: PolicySettings = None
+    shadow: PolicySettings = Field(
+        None,
+        title="JSON",
+        description="count what this policy would choose, while the model routes by itself; @FILE reads the "
+        "JSON from a file",
+    )
 
     @model_validator(mode="after")
     def _check_native(self) -> Self:

@@ -1,11 +1,12 @@
-"""What `prismoe check`, `convert`, `calibrate` and `evaluate` are told."""
+"""What `prismoe check`, `convert`, `calibrate` and `evaluate` are told, with the texts of their options."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import ByteSize, ConfigDict, Field, field_validator, model_validator
 
-from prismoe.model_plugins.routing.setting import RoutingSetting
+from prismoe.model_plugins.routing.setting import PolicySettings, RoutingSetting
+from prismoe.model_plugins.worker.settings import CodeSettings, LogSettings
 
 GOALS = {
     "dual_threshold": {"skip_overall", "skip", "skip_text"},
@@ -14,43 +15,93 @@ GOALS = {
 }
 """The options of `prismoe calibrate` that say what a policy's fitted router is to do."""
 
+CHECKPOINT = "folder of the checkpoint, or its name on the Hugging Face Hub"
 
-class CheckSettings(RoutingSetting):
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class CheckSettings(RoutingSetting, LogSettings):
     """What `prismoe check` is told."""
 
-    model: str
-    against: Path | None = None
-    as_json: bool
-    verbose: bool
+    model: str = Field(title="MODEL", description=CHECKPOINT)
+    against: Path | None = Field(
+        None,
+        title="FILE",
+        description="compare with this .npz file, in float32; it holds what the authors' code computed: "
+        "input_ids, pixel_values, logits and more",
+    )
+    as_json: bool = False
 
 
 class ConvertSettings(RoutingSetting):
     """What `prismoe convert` is told."""
 
-    source: str
-    destination: Path
-    dtype: str | None = None
-    max_shard_size: ByteSize
+    source: str = Field(title="SRC", description=CHECKPOINT)
+    destination: Path = Field(title="DST", description="new folder to write")
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        None, description="number format of the weights (default: as they are)"
+    )
+    max_shard_size: ByteSize = Field(
+        ByteSize(4 * 10**9), title="SIZE", description="largest weight file to write (default: 4GB)"
+    )
 
 
-class CalibrateSettings(RoutingSetting):
+class CalibrateSettings(RoutingSetting, CodeSettings, LogSettings):
     """What `prismoe calibrate` is told. `routing` holds the policy's settings that stay as they are,
     `engine_options` are vLLM's own, still as the user typed them.
     """
 
-    model: str
-    destination: Path
-    policy: str
-    images: Path | None = None
-    questions: Path | None = None
-    max_images: Annotated[int, Field(ge=1)] = 256
-    skip_overall: Annotated[float, Field(gt=0, lt=1)] | None = None
-    skip: Annotated[float, Field(gt=0, lt=1)] | None = None
-    skip_text: Annotated[float, Field(ge=0, lt=1)] | None = None
-    tail_share: Annotated[float, Field(ge=0, le=1)] | None = None
-    mean_experts: Annotated[float, Field(gt=0)] | None = None
-    run_checkpoint_code: bool = False
-    verbose: bool
+    model: str = Field(title="MODEL", description=CHECKPOINT)
+    destination: Path = Field(
+        title="DST",
+        description="new folder for a MoE-LLaVA checkpoint with the policy in it; for any other model new "
+        "file of settings, to serve with `prismoe serve MODEL --routing @DST`",
+    )
+    policy: str = Field(
+        description="policy to fit: ltdr, dual_threshold or entropy; for MoE-LLaVA also equiroute or gmm"
+    )
+    routing: PolicySettings = Field(
+        None,
+        title="JSON",
+        description='settings of the policy that are not fitted, for example {"head_experts": 1}',
+    )
+    images: Path | None = Field(
+        None,
+        title="DIR",
+        description="folder of pictures like those to be served (default: drawings from the bundled model's "
+        "training)",
+    )
+    questions: Path | None = Field(
+        None,
+        title="FILE",
+        description="questions about the pictures, one a line, used in turn (default: four built-in ones)",
+    )
+    max_images: Annotated[int, Field(ge=1)] = Field(256, title="N", description="most pictures to use")
+    skip_overall: Share | None = Field(
+        None,
+        title="SHARE",
+        description="dual_threshold: share of all expert uses to skip; a search finds both thresholds "
+        "(default: 0.25)",
+    )
+    skip: Share | None = Field(
+        None,
+        title="SHARE",
+        description="dual_threshold: share of vision tokens' expert uses to skip, without a search",
+    )
+    skip_text: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        title="SHARE",
+        description="dual_threshold: share of text tokens' expert uses to skip, without a search",
+    )
+    tail_share: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        title="SHARE",
+        description="ltdr: share of vision tokens to make tail tokens (default: the share above the mean RPV "
+        "of their image)",
+    )
+    mean_experts: Annotated[float, Field(gt=0)] | None = Field(
+        None, title="N", description="entropy: mean number of experts a token (default: the checkpoint's k)"
+    )
     engine_options: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -72,18 +123,21 @@ class CalibrateSettings(RoutingSetting):
         return {name: value for name, value in goals.items() if value is not None}
 
 
-class EvaluateSettings(BaseModel):
+class EvaluateSettings(CodeSettings, LogSettings):
     """What `prismoe evaluate` is told. `engine_options` are vLLM's own, still as the user typed them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str
+    model: str = Field(title="MODEL", description=CHECKPOINT)
     routing: tuple[RoutingSetting, ...] = ()
-    questions: Path | None = None
-    max_tokens: Annotated[int, Field(ge=1)] = 16
+    questions: Path | None = Field(
+        None,
+        title="FILE",
+        description='questions, one JSON object a line: {"image": path relative to FILE, "question": text, '
+        '"answer": text or list of accepted texts} (default: 30 about the six pictures of the bundled model)',
+    )
+    max_tokens: Annotated[int, Field(ge=1)] = Field(16, title="N", description="most tokens of an answer")
     json_file: Path | None = None
-    run_checkpoint_code: bool = False
-    verbose: bool = False
     engine_options: tuple[str, ...] = ()
 
     @field_validator("routing", mode="before")

@@ -13,7 +13,7 @@ from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
 from prismoe.model_plugins.moe_layer.attached.policies import AttachedPolicies
 from prismoe.model_plugins.moe_layer.attached.split_experts import SplitRouting
 from prismoe.model_plugins.moe_layer.experts.unused_slots import check_unused_slots
-from prismoe.model_plugins.moe_layer.kernel_check import kernels_found
+from prismoe.model_plugins.moe_layer.kernel_check import PLAIN_KERNELS, kernels_found
 from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting, kernel_name, runners_of
 from prismoe.model_plugins.moe_layer.self_check import REQUESTS, check_counts
 from prismoe.model_plugins.vllm_seams.check import check
@@ -35,6 +35,12 @@ if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
 else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker  # type: ignore[assignment]
+
+REFUSED_POLICY = "The {} policy can't be used. {} Leave it out, and the model is served as vLLM serves it."
+REFUSED_MODEL = (
+    "The model can't be routed right. {} Try --enforce-eager, which compiles nothing, and on a GPU "
+    f"{PLAIN_KERNELS}=1 in the environment, which routes in plain PyTorch."
+)
 
 logger = init_logger("vllm.prismoe.worker")
 
@@ -139,9 +145,13 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
             )
         elif routing.routed_by == "native" and len(routing.counted()) == 1:
             why, model = f"{wrong} {NOT_SHOWN}", runner.get_model()
+            # What stands beside the routers stays, for graphs write to its buffers. Nobody counts these.
             self.routing = NativeRouting(self.vllm_config, model, self._modalities(), found_wrong=why)
+        elif isinstance(routing, PolicyRouting):
+            raise ValueError(REFUSED_MODEL.format(wrong))
         else:
-            raise ValueError(f"The routing policy can't be used. {wrong}")
+            which = "shadow" if routing.routed_by == "native" else "routing"
+            raise ValueError(REFUSED_POLICY.format(which, wrong))
 
     def _modalities(self) -> list[str]:
         model = self.vllm_config.model_config

@@ -15,14 +15,30 @@ KERNELS_KEY = "prismoe_kernels"
 MetricsLevel = Literal["summary", "full"]
 
 
+class CodeSettings(BaseModel):
+    """Whose code runs beside prismoe's and vLLM's."""
+
+    run_checkpoint_code: bool = Field(
+        False, description="run the checkpoint's Python files, with all rights of this process"
+    )
+
+
+class LogSettings(BaseModel):
+    """How much of vLLM's log is shown."""
+
+    verbose: bool = Field(False, description="print all of vLLM's log, not its warnings and errors alone")
+
+
 class MetricsSettings(BaseModel):
     """How often the engine's counts are read, and how many series they become."""
 
     expert_load_interval: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        5.0, description="how often /metrics gets a fresh expert load, in seconds"
+        5.0, title="SECONDS", description="time between two readings of the expert load for /metrics"
     )
     expert_metrics: MetricsLevel = Field(
-        "summary", description="summary: as many series for any model; full: also by layer and expert"
+        "summary",
+        description="series of the expert load on /metrics: summary has the same number for every model, "
+        "full adds one for each layer and expert",
     )
 
 

@@ -9,6 +9,6 @@ class AccessSettings(BaseModel):
     """Without keys the server is open to all who reach it."""
 
     api_keys_file: Path | None = Field(
-        None, description="the keys of those who may use the server; `prismoe key NAME FILE` adds one"
+        None, description="API keys that open the server; `prismoe key NAME FILE` adds one"
     )
-    open_metrics: bool = Field(False, description="let /metrics be read without a key")
+    open_metrics: bool = Field(False, description="/metrics needs no key")

@@ -1,17 +1,21 @@
 """One server's life: the engine, the app on it, and the HTTP server, out of vLLM's launchers."""
 
 import asyncio
+import logging
 import os
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 
 from fastapi import FastAPI
+from vllm.config import ModelConfig
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
 from vllm.entrypoints.launchers.app import build_app
+from vllm.tasks import SupportedTask
 from vllm.utils.system_utils import decorate_logs
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
@@ -36,7 +40,7 @@ from prismoe.server.app.routing_state import init_routing_state
 from prismoe.server.errors import EngineFailed, StartRefused, explained
 from prismoe.server.health.engine_watch import EngineWatch
 from prismoe.server.health.http_server import serve_until
-from prismoe.server.health.listener import listening
+from prismoe.server.health.listener import listening, url_of
 from prismoe.server.health.probes import probe_routes
 from prismoe.server.health.running_requests import RunningRequests
 from prismoe.server.health.starting import answering_meanwhile
@@ -57,6 +61,8 @@ from prismoe.server.requests.routing_choice import RequestCounter
 from prismoe.server.requests.served import what_is_served
 from prismoe.server.settings import ServeSettings
 
+logger = logging.getLogger("vllm.prismoe")
+
 ENGINE_END_S = 10
 
 
@@ -65,7 +71,9 @@ async def run_server(args: Namespace, settings: ServeSettings) -> None:
     decorate_logs("APIServer", skip_if_decorated=True)
     use_media(settings)
     keys = _keys(args, settings)
+    start = time.monotonic()
     with listening(args) as listener:
+        logger.info("Loading the model %s.", args.model)
         prepare_fork(listener)
         async with AsyncExitStack() as stack:
             with _sentences(), answering_meanwhile(listener, args, settings):
@@ -83,6 +91,11 @@ async def run_server(args: Namespace, settings: ServeSettings) -> None:
                 stop_hearing(engine)
                 await asyncio.to_thread(partial(engine.shutdown, timeout=ENGINE_END_S))
 
+            logger.info(
+                "Ready after %.0f s at %s: the API is under /v1, also there are /metrics and /inspector.",
+                time.monotonic() - start,
+                url_of(listener, args),
+            )
             failure = await serve_until(app, listener, args, settings, app.state.engine_watch.watch(), end)
         if failure:
             raise EngineFailed(failure)
@@ -126,19 +139,27 @@ def _keys(args: Namespace, settings: ServeSettings) -> Keys | None:
         raise StartRefused(str(error)) from error
 
 
-async def build_routed_app(engine: EngineClient, args: Namespace, settings: ServeSettings) -> FastAPI:
-    """vLLM's app with prismoe's routes, metrics and checks."""
-    tasks = await engine.get_supported_tasks()
-    args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
-    args.log_error_stack = True  # vLLM logs every error, of which log_faults_alone leaves the server's.
+def listed_app(
+    args: Namespace, tasks: tuple[SupportedTask, ...], model_config: ModelConfig | None = None
+) -> FastAPI:
+    """vLLM's app with the routes that are listed, and prismoe's but for the probes and /metrics."""
     with with_handlers(tell_validation_errors):
-        app: FastAPI = build_app(args, tasks, engine.model_config)
+        app: FastAPI = build_app(args, tasks, model_config)
     keep_listed_routes(app)
     app.state.endpoint_plugins = []  # their routes are gone
     app.include_router(routes.router)
     app.include_router(model_routes.router)
     app.include_router(inspection_routes.router)
     inspector_page.add_to(app)
+    return app
+
+
+async def build_routed_app(engine: EngineClient, args: Namespace, settings: ServeSettings) -> FastAPI:
+    """vLLM's app with prismoe's routes, metrics and checks."""
+    tasks = await engine.get_supported_tasks()
+    args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
+    args.log_error_stack = True  # vLLM logs every error, of which log_faults_alone leaves the server's.
+    app = listed_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
     model_routes.hide_folders(app.state.openai_serving_models)
     registry = get_prometheus_registry()

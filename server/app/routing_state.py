@@ -21,9 +21,9 @@ async def init_routing_state(
     `state` gets `expert_load`, `routing` and `inspector`. Raises what the engines answer with.
     """
     engines = RoutedEngines(engine)
+    state.routing = await routes.routing_in_force(engines)
     state.expert_load = ExpertLoadReader(engines, lambda: vllm_tokens(registry))
     await state.expert_load.read()
-    state.routing = await routes.routing_in_force(engines)
     inspectable = await what_is_inspectable(engines, engine.vllm_config, state.routing.not_supported)
     state.inspector = Inspector(engines, state.openai_serving_chat, inspectable)
     model_name = str(engine.model_config.served_model_name)

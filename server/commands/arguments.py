@@ -3,26 +3,34 @@
 import argparse
 from collections.abc import Sequence
 
-from pydantic import BaseModel
-
-from prismoe.model_plugins.worker.settings import MetricsSettings
+from prismoe.model_plugins.routing.setting import ShadowSetting
+from prismoe.model_plugins.worker.settings import CodeSettings, LogSettings, MetricsSettings
 from prismoe.server.access.settings import AccessSettings
+from prismoe.server.commands.parser import add_options, command_parser
 from prismoe.server.health.settings import LifeSettings
 from prismoe.server.limits.settings import LimitSettings
 from prismoe.server.media.settings import MediaSettings
-from prismoe.server.settings import CodeSettings, ServeSettings
+from prismoe.server.settings import ServeSettings
 
-USAGE = "prismoe serve [MODEL] [options] [any vLLM option]"
+USAGE = "[MODEL] [options] [any vLLM option]"
+EXAMPLE = """\
+Qwen/Qwen3-VL-30B-A3B-Instruct --port 8001 --expert-metrics full
 
-EPILOG = """\
-Any option of vLLM's server may follow, such as --port 8001 or --max-model-len 1024.
-`prismoe serve --help=all` lists them; they take a few seconds to load.
+MODEL is a folder or a name on the Hugging Face Hub; without it, the bundled model is served.
+Every option of vLLM's server works, too: `prismoe serve --help=all` lists them.
 """
+GROUPS = {
+    "Metrics": MetricsSettings,
+    "Access": AccessSettings,
+    "Limits": LimitSettings,
+    "Health": LifeSettings,
+    "Images and videos": MediaSettings,
+}
 
 
 def serve_settings(arguments: Sequence[str]) -> ServeSettings:
     """Split `prismoe serve`'s arguments into its own settings and vLLM's options."""
-    parser = _parser()
+    parser = serve_parser()
     if arguments and arguments[0] in ("-h", "--help"):
         parser.print_help()
         raise SystemExit(0)
@@ -34,45 +42,13 @@ def serve_settings(arguments: Sequence[str]) -> ServeSettings:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    """The options that `serve` adds to vLLM's. An option that is not given stays unset."""
-    parser = argparse.ArgumentParser(
-        prog="prismoe serve",
-        usage=USAGE,
-        description="Serve MODEL (a folder; without it, the bundled one) over HTTP.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    parser.add_argument(
-        "--routing",
-        metavar="JSON",
-        help='how to route, instead of what the checkpoint says, e.g. {"policy": "topk"}; or @FILE',
-    )
-    parser.add_argument(
-        "--shadow",
-        metavar="JSON",
-        help="a policy that is counted and routes nothing, while the model routes by itself; or @FILE",
-    )
+def serve_parser() -> argparse.ArgumentParser:
+    """The options that `serve` adds to vLLM's, whose own --help=all stays vLLM's."""
+    parser = command_parser("serve", EXAMPLE, usage=USAGE, add_help=False)
     parser.add_argument("--model", help="the same as MODEL")
-    _add_options(parser, CodeSettings)
-    _add_options(parser.add_argument_group("Metrics"), MetricsSettings)
-    _add_options(parser.add_argument_group("Access"), AccessSettings)
-    _add_options(parser.add_argument_group("Limits"), LimitSettings)
-    _add_options(parser.add_argument_group("Health"), LifeSettings)
-    _add_options(parser.add_argument_group("Images and videos"), MediaSettings)
+    add_options(parser, ShadowSetting)
+    add_options(parser, CodeSettings)
+    add_options(parser, LogSettings)
+    for title, settings in GROUPS.items():
+        add_options(parser.add_argument_group(title), settings)
     return parser
-
-
-def _add_options(group: argparse._ActionsContainer, settings: type[BaseModel]) -> None:
-    """An option for each setting. Their values are checked by the model, not here."""
-    for name, field in settings.model_fields.items():
-        option = "--" + name.replace("_", "-")
-        if field.annotation is bool:
-            group.add_argument(option, action="store_true", help=field.description)
-        else:
-            default = "" if field.default is None else f" (default: {field.default or 'none'})"
-            unit = name.split("_per_")[0].split("_")[-1].upper()
-            group.add_argument(option, metavar=unit, help=f"{field.description}{default}")

@@ -8,31 +8,27 @@ import sys
 from collections.abc import Sequence
 
 from prismoe.server.commands.interruption import silent_imports
+from prismoe.server.commands.parser import COMMANDS
 
-DESCRIPTION = (
-    "Serve mixture-of-experts vision-language models whose router knows the modality of every token."
-)
+DESCRIPTION = "Serve mixture-of-experts vision-language models, and see where their tokens go, by modality."
 
-COMMANDS = {
-    "serve": ("serve", "serve a model over the OpenAI API"),
-    "demo": ("demo", "serve the bundled model and ask it about three pictures"),
-    "check": ("tools", "tell what a checkpoint is and how far it is from a reference"),
-    "convert": ("tools", "write a checkpoint that needs nothing beside its folder"),
-    "calibrate": ("tools", "fit a routing policy to a checkpoint, by pictures"),
-    "evaluate": ("tools", "ask a model the same questions under several routings"),
-    "key": ("key", "add a key to a file of those who may use a server"),
-    "top": ("top", "watch a running server's expert load by modality"),
-}
-"""Each command's module beside this one, which has a function of its name, and what the command does."""
+FIRST_STEPS = """\
+prismoe demo          see it work: the bundled model answers questions about three pictures
+prismoe serve MODEL   serve a model over the OpenAI API, at http://localhost:8000
+prismoe top           show the expert load of a running server, by modality
+prismoe --help        list all commands; every command has --help, too"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments:
+        print(FIRST_STEPS)
+        return 0
     name, rest = _parser().parse_args(arguments[:1]).command, arguments[1:]
     try:
         with silent_imports():
-            command = getattr(importlib.import_module(f"{__package__}.{COMMANDS[name][0]}"), name)
+            command = getattr(importlib.import_module(f"{__package__}.{COMMANDS[name].module}"), name)
             from pydantic import ValidationError
 
             from prismoe.server.errors import fail, sentence
@@ -45,11 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="prismoe", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="prismoe",
+        description=DESCRIPTION,
+        epilog="example:\n  prismoe demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action=_ShowVersions, nargs=0, help="print prismoe's version and vLLM's")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, (_, help_text) in COMMANDS.items():
-        commands.add_parser(name, help=help_text, add_help=False)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.purpose, add_help=False)
     return parser
 
 

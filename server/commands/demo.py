@@ -17,6 +17,7 @@ from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.server.commands.arguments import serve_settings
 from prismoe.server.commands.client import Client
 from prismoe.server.commands.load_table import load_table, tail_sentence
+from prismoe.server.commands.parser import command_parser
 from prismoe.server.errors import fail
 from prismoe.server.metrics.expert_load import ExpertLoad
 
@@ -37,7 +38,7 @@ class Picture:
 
 def demo(arguments: Sequence[str]) -> int:
     """Run the demo and return its exit status."""
-    own, rest = _parser().parse_known_args(list(arguments))
+    own, rest = demo_parser().parse_known_args(list(arguments))
     port = _free_port(own.host, own.port)
     if port is None:
         return fail(
@@ -91,7 +92,7 @@ def load_told(client: Client) -> str:
         return "\n".join(routing["not_supported"])
     return (
         "Expert load by modality: how many tokens used each expert, and its share\n\n"
-        f"{load_table(load)}\n\n{tail_sentence(load, routing['layers'])}"
+        f"{load_table(load)}\n\n{tail_sentence(load, routing)}"
     )
 
 
@@ -110,22 +111,20 @@ def curl_line(url: str, model: str, picture: Path, question: str) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="prismoe demo",
-        usage="prismoe demo [--once] [any option of prismoe serve]",
-        description="Serve the bundled model, ask it about pictures that it never saw, and keep serving.",
-        allow_abbrev=False,
+def demo_parser() -> argparse.ArgumentParser:
+    """Of `prismoe demo`."""
+    parser = command_parser("demo", "--once --port 8001", usage="[options] [any option of prismoe serve]")
+    parser.add_argument("--once", action="store_true", default=False, help="end after the three pictures")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+    parser.add_argument(
+        "--port", type=int, default=None, help="port to listen at (default: 8000, or a free one)"
     )
-    parser.add_argument("--once", action="store_true", help="end after the three pictures")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to serve at (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="the port to serve at (default: 8000, or a free one)")
     return parser
 
 
-def _free_port(host: str, wanted: int | None) -> int | None:
-    """The port that is wanted, else 8000 or any that is free; None where nothing can listen there."""
-    for port in (8000, 0) if wanted is None else (wanted,):
+def _free_port(host: str, asked: int | None) -> int | None:
+    """The port that the user asked for, else 8000 or a free one; None where nothing can listen there."""
+    for port in (8000, 0) if asked is None else (asked,):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -5,28 +5,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prismoe.server.access.keys import Role, add_key
+from prismoe.server.commands.parser import command_parser
 from prismoe.server.errors import fail
 
+EXAMPLE = """\
+alice keys.txt --role client
 
-def key(arguments: Sequence[str]) -> int:
-    """Print a new key, of which the file keeps only the digest; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="prismoe key",
-        description="Make a key, print it once, and add its name and SHA-256 digest to FILE. A server that "
-        "reads the file knows it at once. Delete a line to take its key back.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("name", metavar="NAME", help="whose key it is, for the log")
-    parser.add_argument("file", metavar="FILE", type=Path)
+The key is printed once. FILE keeps its name, role and SHA-256 digest, for `prismoe serve --api-keys-file`.
+A running server reads the file again when it changes. To revoke a key, delete its line.
+"""
+
+
+def key_parser() -> argparse.ArgumentParser:
+    """Of `prismoe key`."""
+    parser = command_parser("key", EXAMPLE)
+    parser.add_argument("name", metavar="NAME", help="name of the key, for the server's log")
+    parser.add_argument("file", metavar="FILE", type=Path, help="key file, made if it does not exist")
     parser.add_argument(
         "--role",
         type=Role,
         choices=list(Role),
         default=Role.CLIENT,
-        help="client: opens what clients use (the default); metrics: opens /metrics and the expert load; "
-        "admin: opens everything, and may switch the routing",
+        help="client opens the API (the default); metrics opens /metrics and the expert load; admin opens "
+        "everything, and may switch the routing",
     )
-    own = parser.parse_args(list(arguments))
+    return parser
+
+
+def key(arguments: Sequence[str]) -> int:
+    """Print a new key, of which the file keeps only the digest; the exit status."""
+    own = key_parser().parse_args(list(arguments))
     try:
         print(add_key(own.file, own.name, own.role))
     except (ValueError, OSError) as error:

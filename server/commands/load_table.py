@@ -1,6 +1,6 @@
 """Expert load by modality as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prismoe.kernels.modalities import VISION
@@ -38,8 +38,9 @@ def most_and_least_loaded(counts: Sequence[int]) -> list[str]:
     return [f"{counts.index(count)} ({count / picks:.1%})" for count in (max(counts), min(counts))]
 
 
-def tail_sentence(load: ExpertLoad, layers: list[dict[str, Any]]) -> str:
-    """How many vision tokens were tail tokens, and what they used. `layers` are /v1/routing's."""
+def tail_sentence(load: ExpertLoad, routing: Mapping[str, Any]) -> str:
+    """How many vision tokens were tail tokens, and what they used. `routing` is /v1/routing's answer."""
+    layers = routing["layers"]
     tail = sum(load.tail_tokens)
     vision = sum(
         count
@@ -47,10 +48,12 @@ def tail_sentence(load: ExpertLoad, layers: list[dict[str, Any]]) -> str:
         for modality, count in zip(load.modalities, tokens, strict=True)
         if modality in VISION
     )
-    policies = {layer["policy"]["policy"] for layer in layers}
+    policies = ", ".join(sorted({layer["policy"]["policy"] for layer in layers}))
+    if routing["in_force"] == "native":
+        return f"The model's native routing is in force, not its policy ({policies})."
     knowing = [layer for layer in layers if "tail_experts" in layer["policy"]]
     if not knowing:
-        return f"The policy in force ({', '.join(sorted(policies))}) knows no tail tokens."
+        return f"The policy in force ({policies}) knows no tail tokens."
     used = {layer["policy"]["tail_experts"] or layer["experts"] for layer in knowing}
     experts = {layer["experts"] for layer in knowing}
     all_of_them = "all " if used == experts else ""

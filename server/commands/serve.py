@@ -4,10 +4,13 @@ import gc
 from argparse import Namespace
 from collections.abc import Sequence
 
-from prismoe.server.commands.arguments import serve_settings
+from prismoe.server.commands.arguments import serve_parser, serve_settings
 from prismoe.server.commands.interruption import StartSignals
 from prismoe.server.environment import prepare_environment
 from prismoe.server.errors import EngineFailed, StartRefused, explained, fail
+from prismoe.server.logs.quiet import be_quiet
+
+__all__ = ["serve", "serve_parser"]
 
 
 def serve(arguments: Sequence[str]) -> int:
@@ -15,6 +18,7 @@ def serve(arguments: Sequence[str]) -> int:
     settings = serve_settings(arguments)
     StartSignals().take()
     prepare_environment(settings.model)
+    be_quiet(settings.verbose, settings.engine_options)
 
     # vLLM reads the environment when it is imported.
     try:

@@ -19,9 +19,16 @@ from prismoe.kernels.balance import Counts, variation
 from prismoe.kernels.modalities import MODALITIES
 from prismoe.server.commands.client import Client
 from prismoe.server.commands.load_table import most_and_least_loaded
+from prismoe.server.commands.parser import command_parser
 from prismoe.server.errors import fail
 from prismoe.server.metrics.expert_load import ExpertLoad
 
+EXAMPLE = """\
+--url http://127.0.0.1:8000 --interval 5
+
+It also shows the tokens a second and the queue. For a server with keys, put a key of the role metrics into
+the environment variable PRISMOE_API_KEY.
+"""
 LEVELS = "▁▂▃▄▅▆▇█"
 BARS_WIDTH = 48
 """The most experts that have a bar each; of more, the most and the least loaded are told."""
@@ -45,7 +52,7 @@ class Snapshot:
 
 def top(arguments: Sequence[str]) -> int:
     """Show the load until interrupted; the exit status."""
-    own = _parser().parse_args(list(arguments))
+    own = top_parser().parse_args(list(arguments))
     client, console = Client(own.url.rstrip("/")), Console()
     try:
         before: Snapshot | None = read(client)
@@ -166,16 +173,14 @@ def load_bars(used: Sequence[int]) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="prismoe top",
-        description="Watch a server's expert load by modality, tokens a second and queue. Where the server "
-        "wants a key, put one with the role metrics in the environment variable PRISMOE_API_KEY.",
-        allow_abbrev=False,
+def top_parser() -> argparse.ArgumentParser:
+    """Of `prismoe top`."""
+    parser = command_parser("top", EXAMPLE)
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="server to ask (default: %(default)s)")
+    parser.add_argument(
+        "--interval", type=_seconds, default=2, metavar="SECONDS", help="time between readings (default: 2)"
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
-    parser.add_argument("--interval", type=_seconds, default=2, help="seconds between readings (default: 2)")
-    parser.add_argument("--once", action="store_true", help="end after one interval")
+    parser.add_argument("--once", action="store_true", default=False, help="end after one interval")
     return parser
 
 

@@ -16,6 +16,7 @@ from prismoe.model_plugins.vllm_seams.front.cli_args import make_arg_parser, val
 from prismoe.model_plugins.worker.engine_options import engine_options
 from prismoe.server.commands.arguments import USAGE
 from prismoe.server.commands.unserved_options import refuse_unserved
+from prismoe.server.logs.quiet import is_quiet
 from prismoe.server.media.origins import AllowedOrigins
 from prismoe.server.media.videos.frames import check_media_io
 from prismoe.server.settings import ServeSettings
@@ -40,7 +41,7 @@ def parse_vllm_arguments(settings: ServeSettings) -> Namespace:
     if not current_platform.device_type:
         raise ValueError(NO_DEVICE)
     routed = engine_options(settings.routing, settings.shadow)
-    parser = make_arg_parser(FlexibleArgumentParser(prog="prismoe serve", usage=USAGE))
+    parser = make_arg_parser(FlexibleArgumentParser(prog="prismoe serve", usage=f"prismoe serve {USAGE}"))
     parser.set_defaults(**_defaults(settings) | routed)
     args: Namespace = parser.parse_args([settings.model, *settings.engine_options])
     folder = checkpoint_folder(settings.model, args.revision, args.download_dir)
@@ -96,6 +97,8 @@ def _defaults(settings: ServeSettings) -> dict[str, Any]:
     compact = StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True)
     # How many of a prompt's tokens are its images', and how many came out of the cache.
     defaults |= {"structured_outputs_config": compact, "enable_prompt_tokens_details": True}
+    if is_quiet():
+        defaults |= {"use_tqdm_on_load": False, "uvicorn_log_level": "warning"}
     if settings.bundled:
         # vLLM would keep up to 4 GiB of pictures.
         defaults |= {"mm_processor_cache_gb": 0.25}

@@ -41,9 +41,14 @@ async def serve_until(
     A failure is also an HTTP server that ends by itself. Before it closes, `end` gives the requests under way
     so many seconds, and the rest an answer.
     """
-    log_config = get_uvicorn_log_config(args)
-    options: dict[str, Any] = {} if log_config is None else {"log_config": log_config}
-    options |= {"log_level": args.uvicorn_log_level, "timeout_graceful_shutdown": CLOSE_LIMIT_S}
+    options: dict[str, Any] = {
+        "log_level": args.uvicorn_log_level,
+        "timeout_graceful_shutdown": CLOSE_LIMIT_S,
+    }
+    if getattr(args, "log_config_file", None):
+        options["log_config"] = None  # vLLM has applied the file. Anew, handlers would lose their filters.
+    elif (log_config := get_uvicorn_log_config(args)) is not None:
+        options["log_config"] = log_config
     config = uvicorn_config(app, args, limits, **options)
     config.load()
     server = NoSignalServer(config)

@@ -40,6 +40,16 @@ def listening(args: Namespace) -> Iterator[socket.socket]:
         listener.close()
 
 
+def url_of(listener: socket.socket, args: Namespace) -> str:
+    """Where a client on this machine reaches the server."""
+    if args.uds:
+        return f"unix:{args.uds}"
+    scheme = "https" if args.ssl_certfile else "http"
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"{scheme}://{host}:{port}"
+
+
 @contextlib.contextmanager
 def _sentences(args: Namespace) -> Iterator[None]:
     try:

@@ -11,13 +11,13 @@ class LifeSettings(BaseModel):
     """Bounds on the time since the engine's last step."""
 
     heartbeat_seconds: Seconds = Field(
-        15, description="an engine that did nothing for so long is asked for a step that counts nothing"
+        15, description="time without a step after which the server asks the engine for an empty one"
     )
     ready_seconds: Seconds = Field(
-        60, description="without a step for so long the server is not ready (GET /readyz)"
+        60, description="time without a step after which GET /readyz says that the server is not ready"
     )
     stuck_seconds: Seconds = Field(
-        300, description="without a step for so long the server ends, to be started anew"
+        300, description="time without a step after which the server ends, to be started again"
     )
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from prismoe.kernels.modalities import MODALITIES
 from prismoe.model_plugins.models.patch_grid import PatchGrid
@@ -13,9 +13,9 @@ TEXT = MODALITIES[0]
 
 
 class Model(BaseModel):
-    """Refuses what it does not know."""
+    """Refuses unknown fields. The string behind a field describes it in /openapi.json."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class RecordedLayer(Model):
@@ -37,7 +37,9 @@ class RecordedMedium(Model):
     """An image, a video or a sound of the request: a range of its positions."""
 
     modality: str
+    """image, video or audio."""
     offset: int
+    """The position of its first token."""
     length: int
     """Separators among its embeddings are counted, too."""
     grid: tuple[int, int, int] | None
@@ -52,30 +54,45 @@ class RecordedRows(Model):
     """What the worker recorded, each list but `media` by token in the order of their positions."""
 
     positions: list[int]
+    """Each token's place in the request, from 0."""
     modalities: list[str]
+    """text, image, video or audio."""
     media: list[RecordedMedium]
+    """The request's images, videos and sounds."""
     layers: list[RecordedLayer]
+    """Its MoE layers."""
 
 
 class InspectedMedium(Model):
     """An image, a video or a sound. Where the numbers are None, nothing is known of its tokens' places."""
 
     modality: str
+    """image, video or audio."""
     frames: int | None
+    """How many frames its tokens come from."""
     rows: int | None
+    """How many rows of tokens a frame has."""
     columns: int | None
+    """How many tokens a row has."""
 
 
 class InspectedToken(Model):
     """What a token is. `segment` is its place in `media`; frame, row and column say where in that it lies."""
 
     position: int
+    """Its place in the request, from 0."""
     modality: str
+    """text, image, video or audio."""
     text: str | None
+    """What a text token says; None for others."""
     segment: int | None = None
+    """The index in `media` of what it is a token of; None for text."""
     frame: int | None = None
+    """Its frame, from 0."""
     row: int | None = None
+    """Its row in the frame, from 0."""
     column: int | None = None
+    """Its column in the frame, from 0."""
 
 
 class Inspection(Model):
@@ -88,8 +105,11 @@ class Inspection(Model):
     prompt_tokens: int
     """How many of the tokens are the prompt's; the others are the answer's."""
     tokens: list[InspectedToken]
+    """The tokens that were recorded, the prompt's first."""
     layers: list[RecordedLayer]
-    left_out: int = Field(description="How many tokens went beyond the limit and were not recorded.")
+    """Where each MoE layer sent them."""
+    left_out: int
+    """How many tokens went beyond the limit and were not recorded."""
 
 
 def inspection(

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import anyio
 from fastapi import HTTPException
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.entrypoints.generate.base.protocol import StreamOptions
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
@@ -39,8 +39,12 @@ NO_LOGITS = (
 class InspectionRequest(ChatCompletionRequest):
     """An OpenAI chat body."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     max_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] | None = None
+    """The most tokens of the answer."""
     max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] | None = None
+    """OpenAI's newer name of max_tokens."""
     router_logits: bool = False
     """Whether to tell the gates' logits too; an engine that runs eagerly has them."""
 
@@ -49,7 +53,9 @@ class Inspected(Model):
     """The answer to a request, and where its tokens went."""
 
     completion: ChatCompletionResponse
+    """The answer, as /v1/chat/completions gives it."""
     routing: Inspection
+    """Where its tokens went."""
 
 
 class Inspectable(Model):
@@ -64,8 +70,11 @@ class Inspectable(Model):
     request_experts: int
     """The most experts that a request may ask for its vision tokens; 0: none."""
     moe_layers: int
+    """How many MoE layers the model has."""
     most_tokens: int = MOST_TOKENS
+    """How many tokens of a request are recorded; an answer says how many were left out."""
     most_new_tokens: int = MOST_NEW_TOKENS
+    """The most tokens that an answer may have."""
 
 
 async def what_is_inspectable(

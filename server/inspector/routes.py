@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
-from prismoe.server.inspector.inspector import Inspectable, InspectionRequest, Inspector
+from prismoe.server.inspector.inspector import Inspectable, Inspected, InspectionRequest, Inspector
 
 router = APIRouter(prefix="/v1/routing/inspect", tags=["routing"])
 
@@ -19,7 +19,7 @@ async def inspectable(request: Request) -> Inspectable:
     return facts
 
 
-@router.post("", response_model=None)
+@router.post("", response_model=None, responses={200: {"model": Inspected}})
 @with_cancellation
 async def inspect(body: InspectionRequest, raw_request: Request) -> Response:
     """Answer a chat request and tell what each of its tokens was routed to.

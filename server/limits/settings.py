@@ -12,12 +12,20 @@ class LimitSettings(BaseModel):
     """Bounds on requests. Images and tokens of a request are bounded by vLLM's own options."""
 
     max_requests: Count = Field(
-        1024, description="requests under way, running or waiting; more get a 429 with Retry-After"
+        1024, description="most requests at a time, running or waiting; the next gets status 429"
     )
-    max_requests_per_key: Count = Field(256, description="the same for the requests of one key")
-    max_body_mib: Count = Field(32, description="the body of a request; a larger one gets a 413")
-    max_bodies_mib: Count = Field(1024, description="the bodies of all requests under way; more get a 429")
-    max_connections: Count = Field(4096, description="open connections; more are closed")
-    header_seconds: Seconds = Field(10, description="a request whose header takes longer is closed")
-    body_seconds: Seconds = Field(60, description="a request whose body takes longer gets a 408")
-    write_seconds: Seconds = Field(60, description="a client that reads nothing for so long is cut off")
+    max_requests_per_key: Count = Field(
+        256, description="most requests at a time with one key; the next gets status 429"
+    )
+    max_body_mib: Count = Field(32, description="largest body of a request; a larger one gets status 413")
+    max_bodies_mib: Count = Field(
+        1024, description="most of all bodies at a time; the next request gets status 429"
+    )
+    max_connections: Count = Field(4096, description="most open connections; the server closes the next")
+    header_seconds: Seconds = Field(
+        10, description="most time for a request's header; then the connection closes"
+    )
+    body_seconds: Seconds = Field(60, description="most time for a request's body; then it gets status 408")
+    write_seconds: Seconds = Field(
+        60, description="most time that a client reads nothing; then the connection closes"
+    )

@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.metrics.stats import RequestStateStats
 
+from prismoe.model_plugins.vllm_seams.engine.vision_chunks import tells_media
 from prismoe.model_plugins.vllm_seams.front.answers import tell_answers
 from prismoe.server.access.routes import METRICS, is_open, route_label
 from prismoe.server.logs.error_log import begin_request
@@ -42,13 +43,23 @@ class Tokens:
     """By modality."""
     stats: list[RequestStateStats] = field(default_factory=list)
 
-    def add(self, request: EngineCoreRequest, first: bool, stats: RequestStateStats | None) -> None:
-        """Count an answer that the engine was asked for; the prompt only for the `first` of several."""
+    def add(
+        self,
+        request: EngineCoreRequest,
+        first: bool,
+        stats: RequestStateStats | None,
+        medium: Callable[[Sequence[int], Any], str],
+    ) -> None:
+        """Count an answer that the engine was asked for; the prompt only for the `first` of several.
+
+        `medium` is `tells_media` of the model.
+        """
         if first:
-            self.prompt["text"] += len(request.prompt_token_ids or ())
+            prompt = request.prompt_token_ids or ()
+            self.prompt["text"] += len(prompt)
             for feature in request.mm_features or ():
                 tokens = feature.mm_position.get_num_embeds()  # markers between them are text
-                self.prompt[feature.modality] += tokens
+                self.prompt[medium(prompt, feature)] += tokens
                 self.prompt["text"] -= tokens
         if stats is not None:
             self.stats.append(stats)
@@ -74,9 +85,11 @@ _tokens: ContextVar[Tokens] = ContextVar("prismoe_tokens")
 def count_tokens(engine: EngineClient) -> None:
     """Have vLLM tell of each answer that its engine is asked for, once, as it begins."""
 
+    medium = tells_media(engine.model_config)
+
     def count(request: EngineCoreRequest, index: int, state: Any) -> None:
         if tokens := _tokens.get(None):
-            tokens.add(request, index == 0, state.stats)
+            tokens.add(request, index == 0, state.stats, medium)
 
     tell_answers(engine, count)
 

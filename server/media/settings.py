@@ -11,31 +11,31 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class MediaSettings(BaseModel):
     """Bounds on an image or a video. vLLM's own options say whence they come, and how many a request has."""
 
-    max_image_mib: Positive = Field(20, description="the file of an image")
+    max_image_mib: Positive = Field(20, description="largest file of an image")
     max_image_pixels: Annotated[int, Field(gt=0)] = Field(
         25_000_000,
-        description="the pixels of an image or of a video's frame, which take three bytes each once decoded",
+        description="most pixels of an image or of a video's frame; each takes three bytes when decoded",
     )
     max_video_mib: Positive = Field(
-        64, description="the file of a video; one in the request counts for --max-body-mib, too"
+        64, description="largest file of a video; one inside the request counts for --max-body-mib, too"
     )
-    max_video_seconds: Positive = Field(300, description="the length of a video")
+    max_video_seconds: Positive = Field(300, description="longest video")
     max_video_frames: Annotated[int, Field(gt=0)] = Field(
-        10_000, description="the frames of a video's file, most of which are decoded to get at a few"
+        10_000, description="most frames in a video's file; the server decodes most of them to sample a few"
     )
     max_video_pixels: Annotated[int, Field(gt=0)] = Field(
-        250_000_000, description="the pixels of all frames that the model's loader samples of a video"
+        250_000_000, description="most pixels of all frames that the model's loader samples of a video"
     )
-    decode_seconds: Positive = Field(30, description="decoding a video, in all")
+    decode_seconds: Positive = Field(30, description="most time to decode a video")
     max_media_mib: Annotated[int, Field(gt=0)] = Field(
         2048,
-        description="all images and videos together, their files and pixels; a request with more gets a 429",
+        description="most of all images and videos at a time, files and pixels; the next gets status 429",
     )
-    fetch_seconds: Positive = Field(10, description="fetching an image or a video, in all")
+    fetch_seconds: Positive = Field(10, description="most time to fetch an image or a video")
     fetch_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
         (),
-        description="private networks, such as 10.1.0.0/16,fd00::/8, in which servers of "
-        "--allowed-media-domains may lie",
+        description="private networks, such as 10.1.0.0/16,fd00::/8, that may hold servers of "
+        "--allowed-media-domains",
     )
 
     @field_validator("fetch_networks", mode="before")

@@ -12,7 +12,7 @@ class ExpertLoad(BaseModel):
     A model whose MoE layers can't be seen has none: its lists are empty.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     modalities: list[str]
     """Those that the model has, in the order of MODALITIES."""

@@ -24,35 +24,43 @@ NOTHING_TO_SWITCH = (
 
 
 class ServedLayer(BaseModel):
-    """How one decoder layer routes; `sources` says where each setting of its policy was said."""
+    """How one decoder layer routes."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     layer: int
+    """Its index in the decoder."""
     experts: int
+    """How many experts it has."""
     top_k: int
     """How many experts the model's own gate picks."""
     gate: str
+    """How the model's own gate turns logits into routing weights."""
     kernel: str
     """The class of vLLM's experts that run."""
     policy: dict[str, Any]
+    """The name of its policy, and all settings of it."""
     sources: dict[str, str]
+    """Where each setting was said: by --routing, the checkpoint, the default or the model."""
 
 
 class ServedRouting(BaseModel):
-    """How the model routes, and where that was said: by `--routing`, the checkpoint, default or the model."""
+    """How the model routes."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     source: str
+    """Where the policy was said: by --routing, the checkpoint, the default or the model."""
     in_force: RoutedBy
     """Whether the layers' policies route now, or the model's own gate does."""
     switchable: bool
     """Whether `PUT /v1/routing/in_force` and `PATCH /v1/routing/thresholds` may change that."""
     architecture: str
+    """The class of the model, as its config.json names it."""
     modalities: list[str]
+    """What the model takes: text, image, video, audio."""
     layers: list[ServedLayer]
-    """None where the model has no MoE layer that can be seen."""
+    """The MoE layers; empty where the model has none that can be seen."""
     not_supported: list[str]
     """Sentences: what is not supported with this model, and why."""
     shadow: list[ServedLayer] | None = None
@@ -82,9 +90,10 @@ class ServedRouting(BaseModel):
 class InForce(BaseModel):
     """Whose choice the MoE layers take."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
     routing: RoutedBy
+    """policy: that of --routing; native: the model's own."""
 
 
 Thresholds = dict[str, FiniteFloat]
@@ -93,15 +102,26 @@ Thresholds = dict[str, FiniteFloat]
 class NewThresholds(BaseModel):
     """Thresholds to change, in the form of `--routing`: those of all layers, and of one under `layers`."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
     __pydantic_extra__: Thresholds
 
     layers: dict[str, Thresholds] = {}
+    """The thresholds of single layers, by the layer's index."""
 
 
 async def routing_in_force(engine: Engine) -> ServedRouting:
-    """Ask how the model routes: each engine answers alike, and as long as it runs."""
-    return ServedRouting.model_validate((await engine.ask("prismoe_routing"))[0])
+    """Ask how the model routes: each engine answers alike, and as long as it runs.
+
+    Raises ValueError where an engine sees layers that another one can't see.
+    """
+    told = [ServedRouting.model_validate(answer) for answer in await engine.ask("prismoe_routing")]
+    if len({tuple(layer.layer for layer in each.layers) for each in told}) > 1:
+        why = " ".join(dict.fromkeys(why for each in told for why in each.not_supported))
+        raise ValueError(
+            "The engines don't see the same MoE layers, so their counts can't be added up: "
+            f"leave --data-parallel-size out. {why}"
+        )
+    return told[0]
 
 
 @router.get("")

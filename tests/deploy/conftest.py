@@ -32,21 +32,26 @@ Manifests = dict[tuple[str, str], dict[str, Any]]
 
 @pytest.fixture
 def compose(tmp_path: Path) -> Compose:
-    """Runs `docker compose config` on compose.yaml, with `cpu` on cpu.yaml too, with these settings in .env.
+    """Runs `docker compose config` on compose.yaml with these settings in .env.
+
+    With `cpu` it runs on cpu.yaml too, and with `alerts` on alertmanager.yaml.
 
     Without any settings there is no .env, and without its text no server.env.
     """
     folder = tmp_path / "deploy"
     folder.mkdir()
-    for name in ("compose.yaml", "cpu.yaml"):
+    for name in ("compose.yaml", "cpu.yaml", "alertmanager.yaml"):
         shutil.copyfile(DEPLOY / name, folder / name)
 
-    def config(cpu: bool = False, server_env: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+    def config(
+        cpu: bool = False, server_env: str = "", alerts: bool = False, **settings: str
+    ) -> subprocess.CompletedProcess[str]:
         if settings:
             (folder / ".env").write_text("".join(f"{name}={text}\n" for name, text in settings.items()))
         if server_env:
             (folder / "server.env").write_text(server_env)
-        files = ["--file", "compose.yaml", "--file", "cpu.yaml"] if cpu else []
+        chosen = {"compose.yaml": cpu or alerts, "cpu.yaml": cpu, "alertmanager.yaml": alerts}
+        files = [part for name, is_named in chosen.items() if is_named for part in ("--file", name)]
         return subprocess.run(
             [Path(sys.executable).with_name("docker-compose"), *files, "config"],
             cwd=folder,

@@ -55,7 +55,8 @@ def test_the_example_says_what_holds_without_it(compose: Compose) -> None:
 
 
 def test_every_variable_of_the_files_is_a_setting_of_the_example() -> None:
-    text = (DEPLOY / "compose.yaml").read_text() + (DEPLOY / "cpu.yaml").read_text()
+    files = ("compose.yaml", "cpu.yaml", "alertmanager.yaml")
+    text = "".join((DEPLOY / file).read_text() for file in files)
     assert set(re.findall(r"\$\{(\w+)", text)) == set(env_example()) - OF_COMPOSE
 
 
@@ -180,3 +181,58 @@ def test_mounted_files_are_in_the_repository() -> None:
     assert len(mounted) == 5
     assert all((DEPLOY / source).exists() for source in mounted)
     assert (DEPLOY / "checkpoints").is_dir(), "The default of CHECKPOINTS."
+
+
+def read_with_alertmanager(compose: Compose, cpu: bool = False) -> dict[str, Any]:
+    done = compose(cpu, alerts=True, ALERT_WEBHOOK_FILE="/data/webhook")
+    assert (done.returncode, done.stderr) == (0, "")
+    configured: dict[str, Any] = yaml.safe_load(done.stdout)
+    return configured
+
+
+def test_alertmanager_changes_the_others_only_by_where_prometheus_finds_it(
+    compose: Compose, cpu: bool
+) -> None:
+    before = read(compose, cpu)["services"]
+    after = read_with_alertmanager(compose, cpu)["services"]
+    alertmanager = after.pop("alertmanager")
+    added = after["prometheus"]["volumes"].pop()
+    assert after == before
+    assert added["target"] == "/etc/alertmanagers" and added["read_only"]
+    prometheus = yaml.safe_load((DEPLOY / "prometheus/prometheus.yaml").read_text())
+    assert prometheus["alerting"] == {
+        "alertmanagers": [{"file_sd_configs": [{"files": [f"{added['target']}/targets.yaml"]}]}]
+    }
+    [group] = yaml.safe_load((DEPLOY / "alertmanager/targets.yaml").read_text())
+    assert group == {"targets": [f"alertmanager:{alertmanager['ports'][0]['target']}"]}
+
+
+def test_alertmanager_is_confined_as_prometheus_is(compose: Compose) -> None:
+    services = read_with_alertmanager(compose)["services"]
+    alertmanager, prometheus = services["alertmanager"], services["prometheus"]
+    for name in ("read_only", "cap_drop", "security_opt", "logging", "restart", "depends_on"):
+        assert alertmanager[name] == prometheus[name], name
+    assert alertmanager["ports"][0]["host_ip"] == "127.0.0.1"
+    assert "memory" in alertmanager["deploy"]["resources"]["limits"]
+    assert re.search(r":v\d+\.\d+\.\d+$", alertmanager["image"])
+
+
+def test_alertmanager_alone_sees_the_webhook(compose: Compose) -> None:
+    configured = read_with_alertmanager(compose)
+    assert configured["secrets"]["alert_webhook"]["file"] == "/data/webhook"
+    holders = [
+        name
+        for name, service in configured["services"].items()
+        if any(secret["source"] == "alert_webhook" for secret in service.get("secrets", []))
+    ]
+    assert holders == ["alertmanager"]
+    settings = yaml.safe_load((DEPLOY / "alertmanager/alertmanager.yaml").read_text())
+    [receiver] = settings["receivers"]
+    assert settings["route"]["receiver"] == receiver["name"]
+    assert [hook["url_file"] for hook in receiver["webhook_configs"]] == ["/run/secrets/alert_webhook"]
+
+
+def test_alertmanager_without_a_webhook_is_refused_with_a_sentence(compose: Compose) -> None:
+    done = compose(alerts=True)
+    assert done.returncode != 0
+    assert "write the URL that alerts are sent to into a file" in done.stderr

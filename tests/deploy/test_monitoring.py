@@ -36,6 +36,8 @@ A_MINUTE = {
     "vllm:mm_cache_queries_total{}": 40,
 }
 """By how much a made-up server's counters rise."""
+UP = {'up{instance="a"}': 1, 'up{instance="b"}': 0, 'up{instance="c"}': 1}
+"""Which servers answer."""
 OF_PANELS: dict[str, dict[str, float]] = {
     "experts.json: Tail share 0": {"{}": 0.25},
     "experts.json: Tail share by layer 0": {'{layer="1"}': 0.4},
@@ -44,8 +46,10 @@ OF_PANELS: dict[str, dict[str, float]] = {
     "experts.json: Tokens of a request 0": {"{}": 100},
     "serving.json: Prefix cache 0": {"{}": 0.25},
     "serving.json: Image cache 0": {"{}": 0.1},
+    "serving.json: Servers that answer 0": {"{}": 2},
+    "serving.json: Servers that answer 1": {"{}": 3},
 }
-"""What panels of shares draw then."""
+"""What panels of a part beside its whole draw then."""
 
 
 def load(path: Path) -> Any:
@@ -54,7 +58,7 @@ def load(path: Path) -> Any:
 
 def test_prometheus_scrapes_the_server_and_reads_the_rules(compose: Compose) -> None:
     settings = load(DEPLOY / "prometheus/prometheus.yaml")
-    assert set(settings) == {"global", "rule_files", "scrape_configs"}
+    assert set(settings) == {"global", "rule_files", "scrape_configs", "alerting"}
     assert settings["rule_files"] == ["rules/*.yaml"]
     [server] = [job for job in settings["scrape_configs"] if job["job_name"] == "prismoe"]
     assert server["static_configs"] == [{"targets": ["server:8000"]}]
@@ -116,11 +120,12 @@ def test_no_two_panels_have_the_same_title() -> None:
 
 
 @pytest.mark.prometheus
-def test_panels_of_shares_divide_a_part_by_its_whole(tmp_path: Path) -> None:
+def test_panels_tell_a_part_from_its_whole(tmp_path: Path) -> None:
     of_server = '{job="prismoe", model_name="m", '
-    series = [
-        {"series": name.replace("{", of_server), "values": f"0+{rise}x10"} for name, rise in A_MINUTE.items()
-    ]
+    values = {name: f"0+{rise}x10" for name, rise in A_MINUTE.items()} | {
+        name: f"{is_up}x10" for name, is_up in UP.items()
+    }
+    series = [{"series": name.replace("{", of_server), "values": told} for name, told in values.items()]
     cases = [
         {
             # promtool wants the very number, and a rate is rounded.

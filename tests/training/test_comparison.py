@@ -8,15 +8,21 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
+from prismoe.kernels.routing import PADDING, TEXT
+from prismoe.model_plugins.routing.policy import RouterInputs
 from prismoe.model_plugins.routing.registry import choose_routing
 from prismoe.training.comparison import prefill
 from prismoe.training.comparison.contenders import BASELINE, CONTENDERS, Trained
+from prismoe.training.comparison.measure import first_choices_variation
 from prismoe.training.comparison.measured import ContenderScores, mean_by_drawing
 from prismoe.training.comparison.prefill import Ratio, prefill_ratio
 from prismoe.training.comparison.table import difference, plot, table
 from prismoe.training.data.cases import Case
 from prismoe.training.data.questions import TEMPLATES
+from prismoe.training.model.moe_llava import LayerDecision
 
 CASES = [Case("s", drawing, topic, "?", "!") for drawing in range(5) for topic in TEMPLATES]
 
@@ -28,6 +34,7 @@ def made_up(seed: int, share: float) -> ContenderScores:
         vision_experts=2.5,
         text_experts=2,
         load_variation=0.25,
+        first_choices_variation=0.5,
         entropy_bits=1.5,
         prefill=Ratio(0.9, 1.1, 1.3),
     )
@@ -51,6 +58,28 @@ def test_a_difference_is_taken_question_by_question() -> None:
     assert more.value * len(CASES) == pytest.approx(sum(own.right) - sum(RESULTS[BASELINE].right))
 
 
+def test_first_choices_are_counted_without_what_tail_tokens_and_all_tokens_get_on_top() -> None:
+    """Of two layers: one whose tail tokens use all four experts, one with a shared expert in front."""
+    segment = torch.tensor([0, 0, TEXT, TEXT, PADDING])
+    tail = torch.tensor([[0, 1, 2, 3], [0, 1, 3, 2], [0, 2, 0, 0], [0, 1, 0, 0], [3, 2, 0, 0]])
+    shared = torch.tensor([[3, 0], [3, 0], [3, 0], [3, 1], [3, 2]])
+    layers = [
+        decision(segment, tail, torch.tensor([4, 4, 2, 2, 2]), chosen_among=4),
+        decision(segment, shared, torch.full((5,), 2), chosen_among=3),
+    ]
+    expected = [np.array([4, 3, 1, 0]), np.array([3, 1, 0])]
+    variations = [load.std() / load.mean() for load in expected]
+    assert first_choices_variation(layers, [2, 1]) == pytest.approx(np.mean(variations))
+
+
+def decision(segment: Tensor, experts: Tensor, count: Tensor, chosen_among: int) -> LayerDecision:
+    weights = (torch.arange(experts.shape[1]) < count[:, None]).float()
+    asks_nothing = torch.zeros(len(segment), 2, dtype=torch.int32)
+    step = RouterInputs(torch.empty(len(segment), 0), torch.empty(0), segment, asks_nothing, {}, 4)
+    probs = torch.full((len(segment), chosen_among), 1 / chosen_among)
+    return LayerDecision(probs, experts, weights, segment == 0, step, asked=None)
+
+
 def test_the_table_has_a_row_for_each_router() -> None:
     head, _, *rows = [line.strip("| ").split(" | ") for line in table(CASES, RESULTS).splitlines()]
     assert [row[0] for row in rows] == ["`topk`", "`ltdr`", "`entropy`*"]
@@ -59,6 +88,7 @@ def test_the_table_has_a_row_for_each_router() -> None:
     names = RESULTS["ltdr"].right[:: len(TEMPLATES)]
     assert ltdr["name (5)"] == f"{sum(names) / 5:.1%}"
     assert ltdr["all (20)"].startswith(f"{sum(RESULTS['ltdr'].right) / 20:.1%} ± ")
+    assert (ltdr["CV_mean"], ltdr["of the first k"]) == ("0.25", "0.50")
     assert ltdr["prefill time"] == "1.10 (0.90 to 1.30)"
 
 

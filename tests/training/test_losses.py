@@ -1,6 +1,7 @@
 """The losses against float64, one token at a time, and where their gradients go."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,14 @@ from prismoe.training.losses import (
     balance_loss,
     conflict_loss,
     diversity_loss,
+    entropy_floor_loss,
     mixture_loss,
     modality_contrast,
     reactivation_loss,
     reconstruction_loss,
+    routed_conflict_loss,
+    text_balance_loss,
+    utilisation_floor_loss,
     z_loss,
 )
 from prismoe.training.model.moe_llava import LayerDecision
@@ -29,31 +34,81 @@ def routing_of(logits: torch.Tensor, segment: torch.Tensor) -> LayerDecision:
     asks_nothing = torch.zeros(len(logits), 2, dtype=torch.int32)
     step = RouterInputs(torch.empty(len(logits), 0), logits, segment, asks_nothing, {}, logits.shape[1])
     is_tail = torch.zeros(len(logits), dtype=torch.bool)
-    return LayerDecision(logits.softmax(-1), experts, weights, is_tail, step, asked=None)
+    return LayerDecision(logits.softmax(-1), experts, weights, is_tail, step, asked=None, logits_TE=logits)
 
 
-def test_balance_loss_is_that_of_the_language_tokens_alone() -> None:
+def load_times_probability(logits: torch.Tensor) -> float:
+    """Σᵢ FᵢGᵢ over all of the tokens, of which each chooses two experts."""
+    probs = reference.probabilities(logits.numpy())
+    share = np.bincount(logits.topk(2).indices.flatten().numpy(), minlength=logits.shape[1]) / 2 / len(logits)
+    return float((share * probs.mean(0)).sum())
+
+
+@pytest.mark.parametrize("experts", [3, 4, 16])
+def test_balance_loss(experts: int) -> None:
     torch.manual_seed(0)
-    logits = torch.randn(30, 4)
+    logits = torch.randn(30, experts)
     segment = torch.tensor([TEXT] * 10 + [0] * 12 + [PADDING] * 8)
-    text = logits[:10].double()
-    share = torch.bincount(text.topk(2).indices.flatten(), minlength=4) / 20
-    expected = (share * text.softmax(-1).mean(0)).sum()
-    assert balance_loss(routing_of(logits, segment), segment == TEXT).item() == pytest.approx(
-        expected.item(), rel=1e-6
-    )
-    shaken = torch.cat([logits[:10], torch.randn(20, 4) * 9])
-    assert balance_loss(routing_of(shaken, segment), segment == TEXT).item() == pytest.approx(
-        expected.item(), rel=1e-6
-    )
+    routing = routing_of(logits, segment)
+    every, text = load_times_probability(logits[:22]), load_times_probability(logits[:10])
+    assert balance_loss(routing, segment != PADDING).item() == pytest.approx(experts * every, rel=1e-5)
+    assert balance_loss(routing, segment == TEXT).item() == pytest.approx(experts * text, rel=1e-5)
+    assert text_balance_loss(routing).item() == pytest.approx(text, rel=1e-5)  # Eq. 10 is without K
+    shaken = torch.cat([logits[:10], torch.randn(20, experts) * 9])
+    assert text_balance_loss(routing_of(shaken, segment)).item() == pytest.approx(text, rel=1e-5)
 
 
-def test_balance_loss_gives_vision_tokens_no_gradient() -> None:
+def test_perfect_balance_is_1() -> None:
+    """Of four experts, and of the two that a modality has for itself."""
+    even = torch.tensor([[2.0, 1, 0, 0], [0, 2, 1, 0], [0, 0, 2, 1], [1, 0, 0, 2]])
+    everyone = torch.ones(4, dtype=torch.bool)
+    assert balance_loss(routing_of(even, torch.full((4,), TEXT)), everyone).item() == pytest.approx(1)
+    own_two = torch.tensor([[2.0, 1, -torch.inf, -torch.inf], [1, 2, -torch.inf, -torch.inf]])
+    assert balance_loss(routing_of(own_two, torch.tensor([0, 0])), everyone[:2]).item() == pytest.approx(1)
+
+
+def test_text_balance_gives_vision_tokens_no_gradient() -> None:
     logits = torch.randn(6, 4, requires_grad=True)
     segment = torch.tensor([TEXT, TEXT, 0, 0, 1, PADDING])
-    balance_loss(routing_of(logits, segment), segment == TEXT).backward()
+    text_balance_loss(routing_of(logits, segment)).backward()
     assert logits.grad is not None
     assert logits.grad[:2].abs().sum() > 0 and logits.grad[2:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("experts", [3, 4, 16])
+def test_utilisation_floor_loss(experts: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(20, experts) + 3 * (torch.arange(experts) == 0)
+    segment = torch.tensor([TEXT] * 5 + [0] * 9 + [PADDING] * 6)
+    probs = reference.probabilities(logits[:14].numpy())
+    chosen = logits[:14].topk(2).indices.flatten().tolist()
+    lacks = [max(0, 0.9 - experts * chosen.count(e) / len(chosen)) for e in range(experts)]
+    expected = np.mean([lack * (1 - probs[:, e].mean()) for e, lack in enumerate(lacks)])
+    assert expected > 0
+    found = utilisation_floor_loss(routing_of(logits, segment), segment != PADDING, 0.9)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_utilisation_floor_raises_the_experts_below_it_alone() -> None:
+    logits = torch.tensor([[3.0, 2, 0, 0], [3, 0, 2, 0], [3, 2, 0, 0]], requires_grad=True)
+    routing = routing_of(logits, torch.full((3,), TEXT))  # shares of 1/2, 1/3, 1/6 and 0
+    everyone = torch.ones(3, dtype=torch.bool)
+    utilisation_floor_loss(routing, everyone, 0.5).backward()
+    assert logits.grad is not None
+    assert (logits.grad < 0).tolist() == [[False, False, False, True]] * 3
+    two_of_two = routing_of(torch.randn(3, 2), torch.full((3,), TEXT))
+    assert utilisation_floor_loss(two_of_two, everyone, 1.0) == 0
+
+
+@pytest.mark.parametrize("experts", [2, 5, 16])
+def test_entropy_floor_loss(experts: int) -> None:
+    torch.manual_seed(0)
+    logits, is_counted = 4 * torch.randn(20, experts), torch.arange(20) < 13
+    probs = reference.probabilities(logits[:13].numpy())
+    lacks = [max(0.0, 0.8 + sum(p * math.log2(p) for p in row)) for row in probs]
+    assert 0 < sum(lack > 0 for lack in lacks) < 13
+    found = entropy_floor_loss(logits.softmax(-1), is_counted, 0.8)
+    assert found.item() == pytest.approx(np.mean(lacks), rel=1e-4)
 
 
 def test_diversity_loss() -> None:
@@ -93,6 +148,28 @@ def test_conflict_loss_lowers_the_score_of_conflicting_tokens_alone() -> None:
     assert logits.grad is not None
     assert not logits.grad[:2].any()
     assert logits.grad[2, 0] > 0 > logits.grad[2, 1]  # a step down the gradient leaves expert 0
+
+
+def test_every_choice_of_a_token_may_be_in_conflict() -> None:
+    """An expert weighs its tokens' gradients; a shared expert, which nobody chooses, has no part in it."""
+    torch.manual_seed(0)
+    routing = routing_of(torch.randn(15, 4), torch.full((15,), TEXT))
+    gradients = torch.randn(15, 6)
+    shared = torch.full((15, 1), 4)
+    with_shared = replace(
+        routing,
+        experts_TA=torch.cat([shared, routing.experts_TA], dim=1),
+        weights_TA=torch.cat([torch.ones(15, 1), routing.weights_TA], dim=1),
+    )
+    assert routing.logits_TE is not None
+    expected = conflict_loss(
+        routing.logits_TE.repeat_interleave(2, dim=0),
+        routing.experts_TA.flatten(),
+        (routing.weights_TA[:, :, None] * gradients[:, None]).flatten(0, 1),
+    )
+    assert expected > 0
+    for found in (routing, with_shared):
+        assert routed_conflict_loss(found, gradients).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_no_conflict_costs_nothing() -> None:

@@ -18,7 +18,7 @@ from prismoe.training.data.concepts import CONCEPTS
 from prismoe.training.data.questions import TASKS, TEMPLATES, Topic
 from prismoe.training.data.tokenizer import build_tokenizer
 from prismoe.training.model.moe_llava import DeepSpeedMoE, MoELLaVA, prompt_tokens
-from prismoe.training.router_training import ClusterTraining, router_training
+from prismoe.training.router_training import router_training
 from prismoe.training.stages import batch_losses, prepare_routers
 from tests.training.model.test_moe_llava import SMALL, SMALL_TOWER, images
 
@@ -114,7 +114,7 @@ def test_several_requests_in_a_sequence_are_refused(
 
 @pytest.mark.parametrize("model", ["cluster"], indirect=True)
 def test_centroids_are_the_centres_of_instructions(model: MoELLaVA, requests: Batch) -> None:
-    prepare_routers(model, [ClusterTraining(moe) for moe in model.moe_layers], images(len(SHOWN)), requests)
+    prepare_routers(model, [router_training(moe) for moe in model.moe_layers], images(len(SHOWN)), requests)
     first, second = (moe.router["centroids"] for moe in model.moe_layers)
     assert torch.equal(first, second)
     described = requests.tokens.requests(model.model.embed_tokens(requests.tokens.token_BS))

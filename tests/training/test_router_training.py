@@ -10,7 +10,10 @@ from prismoe.model_plugins.routing.request_policy import NO_TASK, RequestPolicy,
 from prismoe.training.comparison.contenders import CONTENDERS, Trained
 from prismoe.training.comparison.start import start
 from prismoe.training.model.moe_llava import Asked, MoELLaVA
-from prismoe.training.router_training import BIAS_STEP, BiasCorrection, router_training
+from prismoe.training.router_rules import BIAS_STEP
+from prismoe.training.router_settings import RouterSettings
+from prismoe.training.router_training import router_training
+from tests.kernels import reference
 from tests.training.model.test_moe_llava import SMALL, SMALL_TOWER
 
 TRAINED = {name: contender for name, contender in CONTENDERS.items() if isinstance(contender, Trained)}
@@ -47,8 +50,9 @@ def asked(seed: int = 3) -> Asked:
 
 
 def test_a_router_trains_as_it_serves(model: MoELLaVA, contender: Trained) -> None:
-    (moe, _), hidden_TD = model.moe_layers, hidden()
-    router_training(moe).prepare(moe, moe.route(hidden_TD, SEGMENT_T, asked()))
+    """But for a mean over the batch, which is training mode's."""
+    (moe, _), hidden_TD = model.eval().moe_layers, hidden()
+    router_training(moe, contender.training).prepare(moe, moe.route(hidden_TD, SEGMENT_T, asked()))
     trained = moe.route(hidden_TD, SEGMENT_T, asked())
     weights = {name.rpartition(".")[2]: weight for name, weight in moe.state_dict().items()}
     gate_ED = moe.state_dict().get("gate.wg.weight", torch.empty(0, SMALL.hidden_size))
@@ -68,10 +72,10 @@ def test_a_router_trains_as_it_serves(model: MoELLaVA, contender: Trained) -> No
     torch.testing.assert_close(trained.weights_TA, expected.weights_TA)
 
 
-def test_every_parameter_of_a_router_learns(model: MoELLaVA) -> None:
+def test_every_parameter_of_a_router_learns(model: MoELLaVA, contender: Trained) -> None:
     """Three steps of descent over all layers' routers."""
     for moe in model.moe_layers:
-        training = router_training(moe)
+        training = router_training(moe, contender.training)
         training.prepare(moe, moe.route(hidden(), SEGMENT_T, asked()))
         routed = {n: p for n, p in moe.named_parameters() if n.startswith(("gate.", "router."))}
         routed |= dict(training.named_parameters())
@@ -79,7 +83,9 @@ def test_every_parameter_of_a_router_learns(model: MoELLaVA) -> None:
         optimizer = torch.optim.SGD([*moe.parameters(), *training.parameters()], lr=0.1)
         for seed in (4, 5, 6):
             output_TD, routing = moe(hidden(seed), SEGMENT_T, asked(seed))
-            loss = output_TD.square().mean() + training.loss(moe, routing)
+            answer = output_TD.square().mean()
+            (gradient_TD,) = torch.autograd.grad(answer, output_TD, retain_graph=True)
+            loss = answer + training.loss(moe, routing, gradient_TD)
             assert loss.isfinite()
             optimizer.zero_grad()
             loss.backward()
@@ -98,7 +104,7 @@ def test_the_bias_of_an_overloaded_expert_falls() -> None:
     moe = start(MoELLaVA(SMALL, SMALL_TOWER), (0,), TRAINED["bias_corrected"]).moe_layers[0]
     with torch.no_grad():
         moe.gate.wg.weight.zero_()  # equal scores: all tokens take the first two experts
-    BiasCorrection(moe).after_step(moe, moe.route(hidden(), SEGMENT_T, asked()))
+    router_training(moe).after_step(moe, moe.route(hidden(), SEGMENT_T, asked()))
     assert moe.router["expert_bias"].tolist() == pytest.approx([-BIAS_STEP] * 2 + [BIAS_STEP] * 2)
     assert moe.route(hidden(), SEGMENT_T, asked()).experts_TA[0].tolist() == [2, 3]
 
@@ -112,6 +118,24 @@ def test_mixtures_stay_distributions() -> None:
         moe.router["log_mixing"] += 1
     training.after_step(moe, moe.route(hidden(), SEGMENT_T, asked()))
     assert moe.router["log_mixing"].exp().sum(dim=(1, 2)).tolist() == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize("tail_mean", ["image", "batch"])
+def test_a_tail_token_is_above_the_mean_of_its_image_or_of_the_batch(tail_mean: str) -> None:
+    torch.manual_seed(0)
+    moe = start(MoELLaVA(SMALL, SMALL_TOWER), (0,), TRAINED["ltdr"]).moe_layers[0]
+    router_training(moe, RouterSettings.model_validate({"tail_mean": tail_mean}))
+    hidden_TD = hidden() * torch.where(SEGMENT_T == 1, 9, 1)[:, None]  # the second image's RPV is larger
+    logits = (hidden_TD @ moe.gate.wg.weight.T).detach().double().numpy()
+    rpv = reference.probabilities(logits).var(axis=1)
+    images = [SEGMENT_T.numpy() == image for image in (0, 1)]
+    means = (
+        [rpv[images[0] | images[1]].mean()] * 2 if tail_mean == "batch" else [rpv[i].mean() for i in images]
+    )
+    expected = sum((image & (rpv > mean)) for image, mean in zip(images, means, strict=True)).astype(bool)
+    assert moe.route(hidden_TD, SEGMENT_T).is_tail_T.tolist() == expected.tolist()
+    as_served = moe.eval().route(hidden_TD, SEGMENT_T).is_tail_T
+    assert torch.equal(as_served, moe.train().route(hidden_TD, SEGMENT_T).is_tail_T) == (tail_mean == "image")
 
 
 def neurons(expert: nn.Module) -> set[tuple[float, ...]]:

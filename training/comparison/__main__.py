@@ -72,24 +72,34 @@ class Comparison:
 def main() -> None:
     """Parse the command line and compare."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="example:\n  python -m prismoe.training.comparison --out build/comparison",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="where checkpoints and results are kept")
+    parser.add_argument("--out", type=Path, required=True, help="folder to keep checkpoints and results in")
     parser.add_argument(
         "--routers",
         nargs="+",
         choices=CONTENDERS,
         default=list(CONTENDERS),
         metavar="NAME",
-        help=f"only these, beside {BASELINE}",
+        help=f"train these routers beside {BASELINE} (default: all)",
     )
     parser.add_argument(
-        "--steps", type=int, default=SETTINGS.steps, help=f"of training (default: {SETTINGS.steps})"
+        "--steps", type=int, default=SETTINGS.steps, help=f"training steps (default: {SETTINGS.steps})"
     )
     parser.add_argument(
-        "--cache", type=Path, default=Path(".cache"), help="pictures, and the stages before experts"
+        "--cache",
+        type=Path,
+        default=Path(".cache"),
+        help="folder of pictures and earlier stages (default: .cache)",
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="CPU threads to use (default: as PyTorch does)",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     comparison = Comparison(arguments.out, arguments.cache, arguments.steps)

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from prismoe.training.data.questions import TEMPLATES
+from prismoe.training.router_settings import RouterSettings
 
 
 class Trained(BaseModel):
@@ -19,6 +20,8 @@ class Trained(BaseModel):
     expert_width: int | None = None
     """As wide as a dense layer where not given."""
     seed: int = 0
+    training: RouterSettings | None = None
+    """None: as the policy's paper says."""
 
 
 class Calibrated(BaseModel):
@@ -33,20 +36,47 @@ Contender = Trained | Calibrated
 
 BASELINE = "topk"
 _TOP_2 = {"top_k": 2, "norm_topk_prob": True}
+_TOPK = {"policy": "topk", **_TOP_2}
+_LTDR = {"policy": "ltdr", **_TOP_2, "tail_experts": 4}
+_BY_MODALITY = RouterSettings(balance="modality")
 _CONDITIONED = {"policy": "modality_conditioned", **_TOP_2}
 _GROUPS = {"policy": "modality_groups"}
 _HALF_WIDTH = 384
 
 CONTENDERS: dict[str, Contender] = {
-    BASELINE: Trained(routing={"policy": "topk", **_TOP_2}),
-    "topk, second seed": Trained(routing={"policy": "topk", **_TOP_2}, seed=1),
-    "topk, third seed": Trained(routing={"policy": "topk", **_TOP_2}, seed=2),
-    "ltdr": Trained(routing={"policy": "ltdr", **_TOP_2, "tail_experts": 4}),
+    BASELINE: Trained(routing=_TOPK),
+    "topk, second seed": Trained(routing=_TOPK, seed=1),
+    "topk, third seed": Trained(routing=_TOPK, seed=2),
+    "topk, no balance": Trained(routing=_TOPK, training=RouterSettings(balance="none")),
+    "topk, text balance": Trained(routing=_TOPK, training=RouterSettings(balance="text")),
+    "topk, vision balance": Trained(routing=_TOPK, training=RouterSettings(balance="vision")),
+    "topk, modality balance": Trained(routing=_TOPK, training=_BY_MODALITY),
+    "topk, utilisation floor": Trained(
+        routing=_TOPK, training=RouterSettings(balance="none", utilisation_floor=0.5)
+    ),
+    "topk, entropy floor": Trained(routing=_TOPK, training=RouterSettings(balance="none", entropy_floor=1.5)),
+    "topk, z-loss": Trained(routing=_TOPK, training=RouterSettings(z_loss=True)),
+    "topk, STGC": Trained(routing=_TOPK, training=RouterSettings(conflict=True)),
+    "topk, modality contrast": Trained(routing=_TOPK, training=RouterSettings(modality_contrast=True)),
+    "ltdr": Trained(routing=_LTDR),
+    "ltdr, balance of all": Trained(routing=_LTDR, training=RouterSettings()),
+    "ltdr, batch mean": Trained(routing=_LTDR, training=RouterSettings(balance="text", tail_mean="batch")),
+    "ltdr, heads": Trained(routing={**_LTDR, "selection": "head"}),
     "gmm": Trained(routing={"policy": "gmm", "top_k": 2}),
+    "gmm, no reactivation": Trained(
+        routing={"policy": "gmm", "top_k": 2},
+        training=RouterSettings(balance="none", reactivation=False),
+    ),
     "modality_conditioned, add": Trained(routing=_CONDITIONED),
+    "modality_conditioned, add, modality balance": Trained(routing=_CONDITIONED, training=_BY_MODALITY),
+    "modality_conditioned, gate": Trained(routing={**_CONDITIONED, "form": "gate"}),
     "modality_conditioned, concat": Trained(routing={**_CONDITIONED, "form": "concat"}),
     "modality_conditioned, bias": Trained(routing={**_CONDITIONED, "form": "bias"}),
     "modality_groups, v2Top1-t2Top1": Trained(routing=_GROUPS),
+    "modality_groups, v2Top1-t2Top1-DAR": Trained(routing=_GROUPS, training=RouterSettings(balance="text")),
+    "modality_groups, v2Top1-t2Top1-DAR-shared": Trained(
+        routing={**_GROUPS, "shared_experts": 1}, experts=5, training=RouterSettings(balance="text")
+    ),
     "modality_groups, v4Top2-t4Top2": Trained(
         routing={**_GROUPS, "vision_experts": 2, "text_experts": 2, "norm_topk_prob": True},
         experts=8,

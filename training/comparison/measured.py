@@ -24,6 +24,8 @@ class ContenderScores(BaseModel):
     text_experts: float
     load_variation: float
     """CV_mean over all tokens (IDA-MoE, Sec. 5.1)."""
+    first_choices_variation: float
+    """The same of each token's first `top_k` choices alone, without what tail tokens get on top."""
     entropy_bits: float
     prefill: Ratio
 

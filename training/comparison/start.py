@@ -23,7 +23,7 @@ TEMPERATURE = 0.07
 def start(dense: MoELLaVA, moe_layers: tuple[int, ...], contender: Trained) -> MoELLaVA:
     """The model that a contender trains."""
     torch.manual_seed(contender.seed)
-    changes = {"moe_layers": moe_layers, **contender.model_dump(exclude={"seed"})}
+    changes = {"moe_layers": moe_layers, **contender.model_dump(exclude={"seed", "training"})}
     sparse = MoELLaVA(dense.config.model_copy(update=changes), dense.model.image_tower.image_tower.config)
     missing, left_over = sparse.load_state_dict(dense.state_dict(), strict=False)
     assert all(".deepspeed_moe." in name for name in missing)
@@ -48,7 +48,7 @@ def start_router(router: nn.ParameterDict) -> None:
                 parameter.zero_()
             case "temperature":
                 parameter.fill_(TEMPERATURE)
-            case "weight" | "modality_embedding" | "task_logits":
+            case "weight" | "modality_weight" | "modality_embedding" | "task_logits":
                 parameter.normal_(std=0.02)
             case "cluster_embeddings":
                 parameter.normal_()

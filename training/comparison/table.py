@@ -19,7 +19,14 @@ def table(cases: Sequence[Case], results: Mapping[str, ContenderScores]) -> str:
     """A row for each router. Of each topic the head says the number of questions."""
     counts = [f"{topic} ({sum(case.topic == topic for case in cases)})" for topic in TEMPLATES]
     head = ["router", *counts, f"all ({len(cases)})", f"minus `{BASELINE}`, points"]
-    head += ["experts a vision token", "a text token", "CV_mean", "entropy, bits", "prefill time"]
+    head += [
+        "experts a vision token",
+        "a text token",
+        "CV_mean",
+        "of the first k",
+        "entropy, bits",
+        "prefill time",
+    ]
     lines = [head, ["---"] * len(head)]
     lines += [_row(name, cases, own, results[BASELINE]) for name, own in results.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -36,7 +43,7 @@ def _row(name: str, cases: Sequence[Case], own: ContenderScores, baseline: Conte
     more = difference(cases, own, baseline)
     cells.append("" if own == baseline else f"{more.value * 100:+.1f} ± {more.error * 100:.1f}")
     cells += [f"{own.vision_experts:.2f}", f"{own.text_experts:.2f}"]
-    cells += [f"{own.load_variation:.2f}", f"{own.entropy_bits:.2f}"]
+    cells += [f"{own.load_variation:.2f}", f"{own.first_choices_variation:.2f}", f"{own.entropy_bits:.2f}"]
     prefill = own.prefill
     return [*cells, f"{prefill.median:.2f} ({prefill.low:.2f} to {prefill.high:.2f})"]
 

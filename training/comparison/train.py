@@ -23,6 +23,7 @@ def train(contender: Trained, settings: StageSettings, pictures: Pictures, cache
     """
     trainer = Trainer(Recipe(), pictures, cache)
     model = start(trainer.taught(), trainer.recipe.moe_layers, contender)
+    settings = settings.model_copy(update={"router": contender.training})
     trainer.train("upcycle", model, settings, seed=contender.seed)
     draft = folder.with_name(f"{folder.name}.whole")
     export(model, trainer.tokenizer, draft)

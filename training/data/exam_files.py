@@ -26,11 +26,13 @@ def _name(drawing: int) -> str:
 def main() -> None:
     """Parse the command line and write the files."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="example:\n  python -m prismoe.training.data.exam_files exam",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="folder to write the questions and drawings to")
     parser.add_argument(
-        "--cache", type=Path, default=Path(".cache"), help="where the pictures are, or will be fetched"
+        "--cache", type=Path, default=Path(".cache"), help="folder of the fetched pictures (default: .cache)"
     )
     arguments = parser.parse_args()
     pictures = Pictures(arguments.cache / "emoji")

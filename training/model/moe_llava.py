@@ -8,7 +8,7 @@ width, Y vocabulary, R requests.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +98,8 @@ class LayerDecision:
     is_tail_T: Tensor
     step: RouterInputs
     asked: Asked | None
+    logits_TE: Tensor | None = None  # of which the probabilities are a softmax, where they are one
+    output_TD: Tensor | None = None  # what the layer gave back
 
     @property
     def segment_T(self) -> Tensor:
@@ -179,13 +181,16 @@ class Experts(nn.Module):
 class DeepSpeedMoE(nn.Module):
     """Route each token, run its experts, and sum their outputs by weight.
 
-    `router` holds the policy's own parameters, where a checkpoint has them.
+    `router` holds the policy's own parameters, where a checkpoint has them. `mean_over_batch` makes the
+    batch's images one to a policy that compares the tokens of an image, in training mode alone: LTDR routes
+    "at each batch" (Sec. 4.1), which a server can't.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.policy = config.policy(layer)
         self.num_experts, self.hidden_size = config.experts, config.hidden_size
+        self.mean_over_batch = False
         if rows := self.policy.gate_rows(config.experts):
             self.gate = Gate(config.hidden_size, rows)
         self.experts = Experts(config)
@@ -202,10 +207,12 @@ class DeepSpeedMoE(nn.Module):
             logits_TE = self._logits(hidden_TD, own, asked)
             asks_nothing_T2 = torch.zeros(len(x_TD), 2, dtype=torch.int32)
             step = RouterInputs(hidden_TD, logits_TE, segment_T, asks_nothing_T2, own, self.num_experts)
-            routing = self.policy.route(step)
+            compared_T = segment_T.clamp(max=0) if self.mean_over_batch and self.training else segment_T
+            routing = self.policy.route(step._replace(segment_T=compared_T))
             weights_TA = trainable_weights(self.policy, step, routing)
             probs_TE = probabilities(self.policy, step, routing)
-        return LayerDecision(probs_TE, routing.experts_TA, weights_TA, routing.tail_T, step, asked)
+        own_TE = None if routing.confidence is None else routing.confidence.logits_TE
+        return LayerDecision(probs_TE, routing.experts_TA, weights_TA, routing.tail_T, step, asked, own_TE)
 
     def _logits(self, hidden_TD: Tensor, own: Mapping[str, Tensor], asked: Asked | None) -> Tensor:
         """The gate's, or those of each token's request."""
@@ -231,7 +238,7 @@ class DeepSpeedMoE(nn.Module):
             rows = (weights_TE[:, expert] > 0).nonzero().squeeze(1)
             out = mlp(x_TD[rows]) * weights_TE[rows, expert, None].to(x_TD.dtype)
             y_TD = y_TD.index_add(0, rows, out.to(y_TD.dtype))
-        return y_TD, routing
+        return y_TD, replace(routing, output_TD=y_TD)
 
 
 class MoE(nn.Module):

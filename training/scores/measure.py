@@ -98,11 +98,19 @@ def experts_per_token(load: Mapping[str, Any]) -> dict[str, float]:
 def main() -> None:
     """Parse the command line and print the table."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="example:\n  "
+        'python -m prismoe.training.scores.measure \'topk=my-checkpoint:{"policy": "topk"}\'',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoints", nargs="+", metavar="NAME=FOLDER[:JSON]")
     parser.add_argument(
-        "--cache", type=Path, default=Path(".cache"), help="where the pictures are, or will be fetched"
+        "checkpoints",
+        nargs="+",
+        metavar="NAME=FOLDER[:JSON]",
+        help="name of a row, its checkpoint, and a --routing to serve it with",
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="folder of the fetched pictures (default: .cache)"
     )
     arguments = parser.parse_args()
     pictures = Pictures(arguments.cache / "emoji")

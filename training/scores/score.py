@@ -75,13 +75,17 @@ def ask_all(server: Server, exam: Exam, with_tasks: bool = False) -> list[str]:
 def main() -> None:
     """Parse the command line and score."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="example:\n  python -m prismoe.training.scores.score --url http://127.0.0.1:8000",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="server to ask (default: %(default)s)")
     parser.add_argument(
-        "--cache", type=Path, default=Path(".cache"), help="where the pictures are, or will be fetched"
+        "--cache", type=Path, default=Path(".cache"), help="folder of the fetched pictures (default: .cache)"
     )
-    parser.add_argument("--write", type=Path, help="a checkpoint's folder whose figures and card to renew")
+    parser.add_argument(
+        "--write", type=Path, help="folder of a checkpoint, whose figures and model card to rewrite"
+    )
     arguments = parser.parse_args()
     pictures = Pictures(arguments.cache / "emoji")
     pictures.fetch()

@@ -58,6 +58,15 @@ makes embeddings for that too: then the remarks say so.
 What is computed for a request counts, tokens of rejected drafts included (`--speculative-config`); the
 experts of a drafter don't.
 
+## Quantised experts
+
+prismoe stands beside the router, before the kernel of the experts, whatever their weights are. What vLLM
+takes for them on GPUs [was looked at](cuda.md#vllms-own). On CPU none was run: of vLLM 0.32's kernels in
+`fused_moe/experts/cpu_moe.py` those for FP8, MXFP4, INT4 and INT8 experts want a processor with AMX tiles
+(`_supports_current_device`), one for FP8 wants AMX-FP8, AMD's want the package zentorch, and the rest are for
+Arm and Power. Where these tests run there is no AMX: vLLM chooses no kernel for FP8 experts, and of INT8
+experts it says `No Int8 MoE backend supports the deployment configuration`.
+
 ## What is refused, and where nothing is shown
 
 - The start is refused with a sentence under pipeline and prefill context parallelism, micro-batches

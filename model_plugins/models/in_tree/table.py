@@ -125,13 +125,14 @@ IN_TREE: list[Model] = [
         ("Ovis2_6_MoeForCausalLM",),
         ("AIDC-AI/Ovis2.6-30B-A3B",),
         SOFTMAX,
-        "An image's indicators count as image.",
+        "An image's indicators count as image. transformers has no such model to compare counts with.",
     ),
     Model(("AriaForConditionalGeneration",), ("rhymes-ai/Aria",), SOFTMAX, tested=True),
     Model(
         ("KimiVLForConditionalGeneration",),
         ("moonshotai/Kimi-VL-A3B-Instruct", "moonshotai/Kimi-VL-A3B-Thinking"),
         BIASED,
+        "Its decoder is computed as Kimi-K2.5's. transformers has no such model to compare counts with.",
     ),
     Model(
         ("KimiK25ForConditionalGeneration",),
@@ -153,13 +154,15 @@ IN_TREE: list[Model] = [
         ("DeepseekVLV2ForCausalLM",),
         ("deepseek-ai/deepseek-vl2-tiny", "deepseek-ai/deepseek-vl2-small", "deepseek-ai/deepseek-vl2"),
         DEEPSEEK,
-        "An image's newlines and separators count as image.",
+        "An image's newlines and separators count as image. vLLM gives it an image tower of one size, which "
+        "is not tiny, and transformers has no such model to compare counts with.",
     ),
     Model(
         ("DeepseekOCRForCausalLM", "DeepseekOCR2ForCausalLM", "UnlimitedOCRForCausalLM"),
         ("deepseek-ai/DeepSeek-OCR", "deepseek-ai/DeepSeek-OCR-2", "baidu/Unlimited-OCR"),
         DEEPSEEK,
-        "An image's newlines and separators count as image. Where the decoder is dense nothing is shown.",
+        "An image's newlines and separators count as image. Where the decoder is dense nothing is shown. "
+        "vLLM gives them image towers of one size, which are not tiny: none was run.",
     ),
     Model(
         ("DeepseekV4ForConditionalGeneration", "DeepseekV41ForCausalLM"),

@@ -28,7 +28,7 @@ MEDIA = frozenset({"type", "image_url", "video_url", "audio_url", "input_audio"}
 
 
 class PlainTextRenderer(HfRenderer):
-    """vLLM's renderer of chat templates, for prompts that strangers write.
+    """vLLM's renderer of chat templates, for prompts that are untrusted input.
 
     The tokenizers of these families put nothing before or behind a prompt, and so does this.
     """

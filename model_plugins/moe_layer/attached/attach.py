@@ -111,6 +111,11 @@ def why_unseen(architecture: str, runners: Sequence[MoERunner], modalities: Sequ
         if routes_by_itself(runner):
             if not has_sink(runner):
                 return f"The routing of this kernel ({kernel_name(runner)}) can't be seen. {NOT_SHOWN}"
+            if runner.moe_config.dp_size > 1:  # vLLM gathers tokens before it, and its sink tells all of them
+                return (
+                    f"This kernel ({kernel_name(runner)}) routes the tokens of several data-parallel engines "
+                    f"together: choose another with --moe-backend. {NOT_SHOWN}"
+                )
         elif not isinstance(runner.router, BaseRouter):
             return f"The routing of vLLM's {type(runner.router).__name__} can't be seen. {NOT_SHOWN}"
     return None

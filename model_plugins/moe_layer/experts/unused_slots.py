@@ -18,6 +18,8 @@ ROW_FOR_EACH_SLOT = {
     "TritonOrDeepGemmExperts",
 }
 """By class; those derived from these do, too. Read in vLLM 0.32."""
+ROWS_BY_TOKEN = "allgather_reducescatter"
+"""vLLM's own choice of how expert-parallel ranks exchange tokens: kernels get them as on one rank."""
 
 
 def check_unused_slots(runner: MoERunner, policy: str) -> None:
@@ -28,6 +30,18 @@ def check_unused_slots(runner: MoERunner, policy: str) -> None:
     if ROW_FOR_EACH_SLOT.isdisjoint(parent.__name__ for parent in kernel.__mro__):
         raise ValueError(
             f"The policy {policy} leaves slots unused, and the kernel of layer {runner.layer_id} "
-            f"({kernel.__name__}) may then read what nobody wrote: use --moe-backend triton, or for "
-            "quantised experts that Triton has no kernel for, --moe-backend marlin."
+            f"({kernel.__name__}) may then read what nobody wrote: {_what_helps(runner)}."
         )
+
+
+def _what_helps(runner: MoERunner) -> str:
+    parallel = runner.moe_config.moe_parallel_config
+    if parallel.use_batched_activation_format or parallel.use_moonep_kernels:
+        # These sort tokens by expert before a kernel sees them, and take kernels of their own.
+        return f"use --all2all-backend {ROWS_BY_TOKEN} in place of {parallel.all2all_backend}"
+    if runner.moe_config.moe_backend == "triton":
+        return "use --moe-backend marlin, or leave the policy out"
+    return (
+        "use --moe-backend triton, or for quantised experts that Triton has no kernel for, "
+        "--moe-backend marlin"
+    )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import linear
@@ -16,11 +17,12 @@ class ModalityConditioned(LogitsPolicy):
 
     The form says where: "add" to the hidden state, W(x + e_m); "concat" behind it, W[x; e_m]; or "bias", the
     plain twin, Wx + b_m with the layer's own gate, which is all that the other two can express. The source at
-    hand names the embedding without its place: add and concat are two readings. Row 0 is text's.
+    hand names the embedding without its place: add and concat are two readings. "gate" is the one form that
+    says more than a bias: each modality has a gate of its own, W_m x + b_m. Row 0 is text's.
     """
 
     policy: Literal["modality_conditioned"] = "modality_conditioned"
-    form: Literal["add", "concat", "bias"] = "add"
+    form: Literal["add", "concat", "bias", "gate"] = "add"
     embedding_size: int = Field(default=32, ge=1)
     """The width of the embedding in the form "concat"."""
 
@@ -36,6 +38,11 @@ class ModalityConditioned(LogitsPolicy):
                 return {"weight": (num_experts, width), "modality_embedding": (2, self.embedding_size)}
             case "bias":
                 return {"modality_bias": (2, num_experts)}
+            case "gate":
+                return {
+                    "modality_weight": (2, num_experts, hidden_size),
+                    "modality_bias": (2, num_experts),
+                }
 
     def logits(self, step: RouterInputs) -> Tensor:
         logits_TE, bias_2E = self._without_modality(step)
@@ -45,6 +52,12 @@ class ModalityConditioned(LogitsPolicy):
         """The token's share of the logits, and the two that a modality can add."""
         if self.form == "bias":
             return step.logits_TE, step.parameters["modality_bias"]
+        if self.form == "gate":
+            text_TE, vision_TE = (
+                linear(step.hidden_TD.float(), weight) for weight in step.parameters["modality_weight"]
+            )
+            own_TE = torch.where(step.is_vision_T[:, None], vision_TE, text_TE)
+            return own_TE, step.parameters["modality_bias"]
         weight, embedding = step.parameters["weight"], step.parameters["modality_embedding"]
         hidden_size = step.hidden_TD.shape[1]
         modality_part = weight if self.form == "add" else weight[:, hidden_size:]

@@ -14,6 +14,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from prismoe.model_plugins.tools.check.reference import IMAGE, Case
 from prismoe.model_plugins.tools.checkpoint_facts import CheckpointFacts
+from prismoe.model_plugins.tools.precise_float32 import precise_float32
 from prismoe.model_plugins.tools.small_engine import engine_prompt, small_engine
 
 
@@ -66,8 +67,11 @@ class CheckEngine:
 def check_engine(
     facts: CheckpointFacts, dtype: ModelDType, routing: Mapping[str, Any] | None, cases: Sequence[Case] = ()
 ) -> Iterator[CheckEngine]:
-    """An engine for the checkpoint, just large enough for the cases, which ends with the block."""
+    """An engine for the checkpoint, just large enough for the cases, which ends with the block.
+
+    In float32 it computes without TF32, on a GPU too.
+    """
     length = max([case.size + case.steps for case in cases] + [facts.tower.tokens_per_image + 1])
     images = max((case.token_ids.count(IMAGE) for case in cases), default=1)
-    with small_engine(facts, dtype, routing, length, images) as engine:
+    with precise_float32(), small_engine(facts, dtype, routing, length, images) as engine:
         yield CheckEngine(engine, facts)

@@ -4,7 +4,7 @@ There an item is an image, or up to four frames of a video. Several frames are a
 such as the last of nine, is a video's where the prompt says so right before it, and else an image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,17 +51,26 @@ def media_of(architecture: str, modalities: Sequence[str]) -> list[str]:
     return [medium for name in modalities for medium in (MEDIA if name == CHUNK else (name,))]
 
 
+def tells_media(model_config: ModelConfig) -> Callable[[Sequence[int], Any], str]:
+    """What tells which medium an item of a request is: of the prompt's token ids and vLLM's feature."""
+    if model_config.architecture != ARCHITECTURE:
+        return lambda _, feature: str(feature.modality)
+    return partial(_medium_of_chunk, cached_tokenizer_from_config(model_config))
+
+
 def name_chunks(runner: Any, model_config: ModelConfig) -> None:
     """From now on the items of each new request say what they are."""
-    tokenizer = cached_tokenizer_from_config(model_config)
-    watch_steps(runner, partial(_name_chunks, tokenizer))
+    watch_steps(runner, partial(_name_chunks, tells_media(model_config)))
 
 
-def _name_chunks(tokenizer: Any, step: StepRequests) -> None:
+def _name_chunks(medium: Callable[[Sequence[int], Any], str], step: StepRequests) -> None:
     for request in step.new:
         for feature in request.mm_features:
-            frames = 1 if feature.data is None else int(feature.data["grid_thws"].data.flatten()[0])
-            start = feature.mm_position.offset
-            before = tokenizer.decode(request.prompt_token_ids[max(0, start - LONGEST) : start])
-            is_video = frames > 1 or before.endswith(BEFORE_A_VIDEO)
-            feature.modality = NamedChunk("video" if is_video else "image")
+            feature.modality = NamedChunk(medium(request.prompt_token_ids, feature))
+
+
+def _medium_of_chunk(tokenizer: Any, prompt_token_ids: Sequence[int], feature: Any) -> str:
+    frames = 1 if feature.data is None else int(feature.data["grid_thws"].data.flatten()[0])
+    start = feature.mm_position.offset
+    before = tokenizer.decode(prompt_token_ids[max(0, start - LONGEST) : start])
+    return "video" if frames > 1 or before.endswith(BEFORE_A_VIDEO) else "image"

@@ -26,9 +26,14 @@ def grouped(
     experts: int,
     gated: bool,
     most_rows: int = 1000,
+    biased: bool | None = None,
 ) -> Tensor:
+    """Experts without a gate have biases unless told otherwise, as Phi's do."""
     w13, w2 = random(experts, (1 + gated) * WIDTH, HIDDEN), random(experts, HIDDEN, WIDTH)
-    b13, b2 = (None, None) if gated else (random(experts, WIDTH, seed=2), random(experts, HIDDEN, seed=3))
+    has_bias = not gated if biased is None else biased
+    b13, b2 = None, None
+    if has_bias:
+        b13, b2 = random(experts, (1 + gated) * WIDTH, seed=2), random(experts, HIDDEN, seed=3)
     activation: Literal["silu", "gelu_tanh"] = "silu" if gated else "gelu_tanh"
     tokens, slots = weights_TA.shape
     rows = workspace_rows(tokens, slots, most_rows)
@@ -39,18 +44,27 @@ def grouped(
 
 
 def expected(
-    hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, experts: int, gated: bool
+    hidden_TD: Tensor,
+    weights_TA: Tensor,
+    experts_TA: Tensor,
+    experts: int,
+    gated: bool,
+    biased: bool | None = None,
 ) -> np.ndarray:
     w13 = random(experts, (1 + gated) * WIDTH, HIDDEN).double().numpy()
     w2 = random(experts, HIDDEN, WIDTH).double().numpy()
-    b1, b2 = random(experts, WIDTH, seed=2).double().numpy(), random(experts, HIDDEN, seed=3).double().numpy()
+    b13 = random(experts, (1 + gated) * WIDTH, seed=2).double().numpy()
+    b2 = random(experts, HIDDEN, seed=3).double().numpy()
+    has_bias = not gated if biased is None else biased
 
     def expert(index: int, row: np.ndarray) -> np.ndarray:
+        inner = w13[index] @ row + has_bias * b13[index]
         if gated:
-            gate, up = np.split(w13[index] @ row, 2)
-            output: np.ndarray = w2[index] @ (reference.silu(gate) * up)
+            gate, up = np.split(inner, 2)
+            inner = reference.silu(gate) * up
         else:
-            output = w2[index] @ reference.gelu_tanh(w13[index] @ row + b1[index]) + b2[index]
+            inner = reference.gelu_tanh(inner)
+        output: np.ndarray = w2[index] @ inner + has_bias * b2[index]
         return output
 
     return reference.moe(hidden_TD.double().numpy(), weights_TA.double().numpy(), experts_TA.numpy(), expert)
@@ -66,6 +80,12 @@ def test_it_matches_the_reference(tokens: int, experts: int, slots: int, gated: 
     hidden_TD = random(tokens, HIDDEN, seed=tokens)
     inputs = hidden_TD, weights_TA, experts_TA, experts, gated
     np.testing.assert_allclose(grouped(*inputs).double(), expected(*inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_gate_and_up_have_biases_of_their_own() -> None:
+    inputs = random(7, HIDDEN, seed=7), *ragged_routing(7, 5, 9), 5, True
+    output_TD = grouped(*inputs, biased=True)
+    np.testing.assert_allclose(output_TD.double(), expected(*inputs, biased=True), atol=1e-5, rtol=1e-5)
 
 
 def test_a_dropped_slot_is_not_run() -> None:

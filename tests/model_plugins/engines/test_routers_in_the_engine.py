@@ -39,6 +39,7 @@ ROUTERS = [
     "instruction",
     "ltdr over the request",
     "equiroute with a reserved slot",
+    "a gate for each modality",
 ]
 """By layer."""
 

@@ -98,3 +98,5 @@ MODEL = TinyModel(
     processor=processor,
     chat_template=CHAT_TEMPLATE,
 )
+SPELLED = {BYTES + TOKENS.index("<video>"): BYTES + TOKENS.index("<IMG_CONTEXT>")}
+"""vLLM's token for a video, and the one that transformers has in its place."""

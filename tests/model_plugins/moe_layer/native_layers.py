@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+from vllm.model_executor.layers.fused_moe.config import FusedMoEParallelConfig
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
 
@@ -23,9 +24,22 @@ def moe_layer(layer_id: int = 0, router: Any = None, **experts: Any) -> Any:
     return SimpleNamespace(
         layer_id=layer_id,
         do_naive_dispatch_combine=False,
-        moe_config=SimpleNamespace(is_sequence_parallel=False),
+        moe_config=SimpleNamespace(
+            is_sequence_parallel=False,
+            moe_backend="auto",
+            moe_parallel_config=parallel("deepep_v2", ep=False),
+        ),
         router=router or Mock(BaseRouter),
         routed_experts=SimpleNamespace(**settings),
+    )
+
+
+def parallel(all2all_backend: str, ep: bool = True) -> FusedMoEParallelConfig:
+    """Two data-parallel ranks, whose experts are spread with `ep`."""
+    sizes = {"tp_size": 1, "pcp_size": 1, "dp_size": 2, "ep_size": 2 if ep else 1, "sp_size": 1}
+    ranks = dict.fromkeys(["tp_rank", "pcp_rank", "dp_rank", "ep_rank"], 0)
+    return FusedMoEParallelConfig(
+        **sizes, **ranks, use_ep=ep, all2all_backend=all2all_backend, enable_eplb=False
     )
 
 

@@ -115,7 +115,7 @@ def gmm(policy: Policy, step: Step) -> list[Pairs]:
 
 
 def modality_conditioned(policy: Policy, step: Step) -> list[Pairs]:
-    """W(x + e_m), W[x; e_m] or Wx + b_m."""
+    """W(x + e_m), W[x; e_m], W_m x + b_m or Wx + b_m."""
     own = step.parameters
     tokens = []
     for hidden, logits, segment in zip(step.hidden, step.logits, step.segments, strict=True):
@@ -124,6 +124,8 @@ def modality_conditioned(policy: Policy, step: Step) -> list[Pairs]:
             logits = own["weight"] @ (hidden + own["modality_embedding"][modality])
         elif policy.form == "concat":
             logits = own["weight"] @ np.concatenate([hidden, own["modality_embedding"][modality]])
+        elif policy.form == "gate":
+            logits = own["modality_weight"][modality] @ hidden + own["modality_bias"][modality]
         else:
             logits = logits + own["modality_bias"][modality]
         probs = softmax(logits)

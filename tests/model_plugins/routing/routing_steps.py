@@ -48,6 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "modality added": {"policy": "modality_conditioned", **TOP_2},
     "modality behind": {"policy": "modality_conditioned", **TOP_2, "form": "concat", "embedding_size": 6},
     "modality bias": {"policy": "modality_conditioned", "top_k": 2, "norm_topk_prob": False, "form": "bias"},
+    "a gate for each modality": {"policy": "modality_conditioned", **TOP_2, "form": "gate"},
     "groups": {"policy": "modality_groups"},
     "uneven groups": {
         "policy": "modality_groups",
@@ -133,7 +134,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-BY_MODALITY = {"modality_embedding", "modality_bias", "pressure", "reservation"}
+BY_MODALITY = {"modality_embedding", "modality_weight", "modality_bias", "pressure", "reservation"}
 """Parameters whose second row is vision's own."""
 
 

@@ -25,8 +25,10 @@ from tests.model_plugins.routing.routing_steps import (
     random_step,
     with_request_logits,
 )
+from tests.paths import REPOSITORY
 
 MIXED = SEGMENTS["two images in text"]
+FILES = list((REPOSITORY / "model_plugins" / "routing" / "policies").glob("*.py"))
 
 
 def used(routing: Routing) -> list[Pairs]:
@@ -113,8 +115,21 @@ def test_an_expert_has_to_pass_its_threshold() -> None:
     assert_same(used(routing), RULES["top_any"](policy, in_float64(step)))
 
 
-def test_every_policy_has_a_case() -> None:
-    assert {settings["policy"] for settings in CASES.values()} == set(POLICIES) == set(RULES)
+@pytest.mark.parametrize(
+    ("place", "there"),
+    [
+        ("model_plugins/routing/policies, as NAME.py,", {file.stem for file in FILES} - {"__init__"}),
+        ("RULES of tests/model_plugins/routing/policy_reference.py", set(RULES)),
+        (
+            "CASES of tests/model_plugins/routing/routing_steps.py",
+            {settings["policy"] for settings in CASES.values()},
+        ),
+    ],
+)
+def test_every_policy_has_its_place(place: str, there: set[str]) -> None:
+    lacks, unknown = sorted(set(POLICIES) - there), sorted(there - set(POLICIES))
+    assert not lacks, f"{place} lacks {', '.join(lacks)}."
+    assert not unknown, f"{place} has {', '.join(unknown)}, which POLICIES of registry.py lacks."
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())

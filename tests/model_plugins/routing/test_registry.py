@@ -78,7 +78,7 @@ def test_a_layer_of_another_policy_starts_from_its_defaults() -> None:
         ({"policy": "gmm", "components": 0}, "components: Input should be greater than or equal to 1"),
         (
             {"policy": "modality_conditioned", "form": "times"},
-            "form: Input should be 'add', 'concat' or 'bias'",
+            "form: Input should be 'add', 'concat', 'bias' or 'gate'",
         ),
         ({"policy": "modality_groups", "vision_group": 4}, "leave none of the layer's 4 experts to text"),
         ({"policy": "modality_groups", "vision_experts": 3}, "vision_experts is 3: give a number from 1 to"),

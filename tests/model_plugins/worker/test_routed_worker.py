@@ -14,7 +14,9 @@ from vllm.platforms import current_platform
 from prismoe.model_plugins.moe_layer import kernel_check
 from prismoe.model_plugins.moe_layer.attached.attach import NOT_SHOWN
 from prismoe.model_plugins.moe_layer.attached.native import NativeRouting
-from prismoe.model_plugins.moe_layer.model_routing import PolicyRouting
+from prismoe.model_plugins.moe_layer.attached.policies import AttachedPolicies
+from prismoe.model_plugins.moe_layer.model_routing import ModelRouting, PolicyRouting
+from prismoe.model_plugins.moe_layer.self_check import FoundWrong, LayerSums
 from prismoe.model_plugins.worker import routed_worker
 from prismoe.model_plugins.worker.engine_options import additional_config
 from prismoe.model_plugins.worker.routed_worker import RoutedWorker
@@ -89,19 +91,26 @@ class ModelRunner:
         self.get_model()(num_tokens)
 
 
-def started(monkeypatch: pytest.MonkeyPatch, damaged: bool, shadow: dict[str, Any] | None = None) -> Any:
-    """A worker whose model is loaded and warm."""
-    model, worker = Model(), object.__new__(RoutedWorker)
-    routing, runner = routing_of(model, shadow), ModelRunner(model)
-    if damaged:
-        choose_without_the_router(model, routing)
+def loaded(monkeypatch: pytest.MonkeyPatch, model: Model, routing: ModelRouting) -> Any:
+    """A worker whose model is loaded."""
+    worker = object.__new__(RoutedWorker)
     scheduler = SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=TOKENS)
     named = SimpleNamespace(architecture="Some", is_multimodal_model=False)
     config: Any = SimpleNamespace(model_config=named, scheduler_config=scheduler)
-    vars(worker).update(routing=routing, model_runner=runner, vllm_config=config)
+    vars(worker).update(routing=routing, model_runner=ModelRunner(model), vllm_config=config)
     monkeypatch.setattr(RoutedWorker.__bases__[-1], "compile_or_warm_up_model", lambda self: None)
+    return worker
+
+
+def started(monkeypatch: pytest.MonkeyPatch, damaged: bool, shadow: dict[str, Any] | None = None) -> Any:
+    """A worker whose model is loaded and warm."""
+    model = Model()
+    routing = routing_of(model, shadow)
+    if damaged:
+        choose_without_the_router(model, routing)
+    worker = loaded(monkeypatch, model, routing)
     worker.compile_or_warm_up_model()
-    assert runner.taken == [5]
+    assert worker.model_runner.taken == [5]
     return worker
 
 
@@ -124,8 +133,38 @@ def test_a_model_that_would_be_miscounted_is_served_and_nothing_is_shown(
     assert told["not_supported"] == [f"{FOUND.format(told=0, counted=10)} {NOT_SHOWN}"]
 
 
+def test_nobody_counts_what_is_written_behind_a_failed_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, scheduled = Model(), SimpleNamespace(total_num_scheduled_tokens=4)
+    before = routing_of(model, shadow=None)
+    choose_without_the_router(model, before)
+    worker = loaded(monkeypatch, model, before)
+    worker.compile_or_warm_up_model()
+    monkeypatch.setattr(RoutedWorker.__bases__[-1], "execute_model", lambda self, scheduled: model(4))
+    worker.model_runner.supports_mm_inputs = False
+    assert len(worker.execute_model(scheduled)) == 2
+    assert not any(map(sum, before.load()["tokens"]))
+    assert worker.routing.load()["tokens"] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "helps"),
+    [
+        (PolicyRouting, r"be routed right\. .*has 10\. Try --enforce-eager, .* PRISMOE_PLAIN_KERNELS=1"),
+        (AttachedPolicies, r"policy can't be used\. .*has 10\. Leave it out"),
+    ],
+)
+def test_a_policy_that_is_miscounted_is_refused(
+    kind: type[ModelRouting], helps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = FoundWrong(5, LayerSums(3, used=10, told=0, counted=10))
+    monkeypatch.setattr(routed_worker, "check_counts", lambda *_: wrong)
+    routing = Mock(kind, layers={3: None}, routed_by="policy")
+    with pytest.raises(ValueError, match=helps):
+        loaded(monkeypatch, Model(), routing).compile_or_warm_up_model()
+
+
 def test_a_shadow_of_a_model_that_would_be_miscounted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"can't be used\. The self-check at the start found layer 3"):
+    with pytest.raises(ValueError, match=r"shadow policy can't be used\. The self-check .*Leave it out"):
         started(monkeypatch, damaged=True, shadow=SHADOW)
 
 

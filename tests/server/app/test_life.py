@@ -47,7 +47,8 @@ def imports_torch(server: Server) -> bool:
 def test_ctrl_c_while_starting_ends_every_process_silently(
     tmp_path: Path, moment: str | None, method: str
 ) -> None:
-    server = Server(tmp_path / "log", prefix=("env", f"VLLM_WORKER_MULTIPROC_METHOD={method}"))
+    prefix = ("env", f"VLLM_WORKER_MULTIPROC_METHOD={method}")
+    server = Server(tmp_path / "log", "--verbose", prefix=prefix)
     wait_for(server, lambda: imports_torch(server) if moment is None else moment in server.output)
     time.sleep(1)
     assert server.press_ctrl_c() == 130
@@ -57,7 +58,7 @@ def test_ctrl_c_while_starting_ends_every_process_silently(
 
 @pytest.mark.parametrize("moment", [None, "Starting to load model"])
 def test_sigterm_while_starting_ends_every_process_silently(tmp_path: Path, moment: str | None) -> None:
-    server = Server(tmp_path / "log")
+    server = Server(tmp_path / "log", "--verbose")
     wait_for(server, lambda: imports_torch(server) if moment is None else moment in server.output)
     assert server.stop(signal.SIGTERM) == 143
     assert server.survivors() == []
@@ -85,6 +86,13 @@ def test_a_life_without_faults_has_no_error_in_its_log(tmp_path: Path, level: st
     assert levels["INFO"] > 20 and (levels["DEBUG"] > 20) == (level == "DEBUG")
     assert levels["ERROR"] == levels["CRITICAL"] == 0, server.output
     assert not [word for word in NOISE if word in server.output], server.output
+
+
+def test_a_start_is_told_in_a_few_lines(server: Server) -> None:
+    start, ready, _ = server.output.partition("Ready after ")
+    assert ready and "Loading the model " in start and len(start.splitlines()) <= 15
+    assert "the policy is ltdr (checkpoint)" in start and "self-check at the start found" in start
+    assert f"s at {server.url}: " in server.output
 
 
 def test_the_demo_shows_answers_and_load_and_ends_every_process(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.server.running import Server
 
 @pytest.fixture(scope="module")
 def v2_http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    running = Server(tmp_path_factory.mktemp("v2") / "log", runner="v2")
+    running = Server(tmp_path_factory.mktemp("v2") / "log", "--verbose", runner="v2")
     try:
         running.wait_until_ready()
         assert "Using V2 Model Runner" in running.output

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.server.commands import key as key_command
 from prismoe.server.commands.arguments import serve_settings
 from prismoe.server.commands.cli import main
+from prismoe.server.commands.parser import COMMANDS, parser_of
 from prismoe.server.settings import ServeSettings
 
 LIMIT_S = 60
@@ -113,11 +115,57 @@ def without_an_engine(arguments: list[str], *, also_not: str = "torch") -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S).stdout
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["serve", "--help"], ["demo", "--help"], ["top", "--help"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_imports_no_engine(arguments: list[str]) -> None:
     assert without_an_engine(arguments).startswith("usage: prismoe")
+
+
+def test_without_a_command_it_says_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["demo", "serve", "top", "--help"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_its_purpose_and_an_example_that_parses(name: str) -> None:
+    parser = parser_of(name)
+    shown = parser.format_help()
+    purpose = COMMANDS[name].purpose
+    assert f"\n\n{purpose[0].upper()}{purpose[1:]}.\n\n" in shown and len(purpose) < 80
+    [example] = [line for line in shown.splitlines() if line.startswith(f"  prismoe {name} ")]
+    _, rest = parser.parse_known_args(shlex.split(example)[2:])
+    assert rest == {"serve": ["Qwen/Qwen3-VL-30B-A3B-Instruct", "--port", "8001"]}.get(name, [])
+    for action in parser._actions:
+        assert action.help, action.option_strings
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("prismoe c", ["check", "convert", "calibrate", "completion"]),
+        ("prismoe --v", ["--version"]),
+        ("prismoe serve --expert-m", ["--expert-metrics"]),
+        ("prismoe serve --expert-metrics ", ["summary", "full"]),
+        ("prismoe serve model --max-i", ["--max-image-mib", "--max-image-pixels"]),
+        ("prismoe key alice keys --role a", ["admin"]),
+        ("prismoe completion ", ["bash", "zsh"]),
+        ("prismoe convert ", []),  # the names of files
+        ("prismoe check model --against -", []),
+    ],
+)
+def test_bash_completes(completion_script: str, typed: str, offered: list[str]) -> None:
+    words = typed.split(" ")
+    asked = f"COMP_WORDS=({' '.join(words)} ''); COMP_CWORD={len(words) - 1}; _prismoe"
+    program = f'{completion_script}\n{asked}\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
+    told = subprocess.run(
+        ["bash", "-c", program], capture_output=True, text=True, check=True, timeout=LIMIT_S
+    )
+    assert told.stdout.split() == offered and told.stderr == ""
+
+
+@pytest.fixture(scope="module")
+def completion_script() -> str:
+    return without_an_engine(["completion", "bash"])
 
 
 def test_the_versions_are_those_of_the_installed_packages() -> None:

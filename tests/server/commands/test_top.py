@@ -153,6 +153,8 @@ def test_a_restart_is_told_by_counts_that_fall_or_other_layers() -> None:
     assert not restarted(reading(1, NOTHING), reading(2, NOTHING))
     assert not restarted(reading(1, NOTHING), reading(2, LOAD))
     assert restarted(reading(1, LOAD), reading(2, NOTHING))
+    more_text = {**LOAD, "tokens": [[1000, 1], [1000, 1]]}
+    assert restarted(reading(1, LOAD), reading(2, more_text))  # fewer images than before
     assert restarted(reading(1, NOTHING), reading(2, {**LOAD, "layers": [1, 3]}))
     assert restarted(reading(1, NOTHING), reading(2, large_load()))
 

@@ -93,11 +93,12 @@ def test_work_makes_a_slow_engine_ready_again() -> None:
     asyncio.run(run())
 
 
-def test_an_engine_that_fails_its_step_is_not_ready() -> None:
+def test_an_engine_that_fails_its_step_is_not_ready_and_is_left_alone_for_a_while() -> None:
     async def run() -> None:
         engine = Engine()
 
         async def fail(method: str) -> list[Any]:
+            engine.asked += 1
             raise RuntimeError("no device")
 
         engine.ask = fail  # type: ignore[method-assign]
@@ -105,6 +106,7 @@ def test_an_engine_that_fails_its_step_is_not_ready() -> None:
         watching = asyncio.create_task(watched.watch())
         await engine.pass_time(40)
         assert watched.trouble is not None
+        assert engine.asked == 1  # The pause is real time, of which none went by.
         watching.cancel()
 
     asyncio.run(run())

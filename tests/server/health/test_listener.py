@@ -8,7 +8,7 @@ from threading import Barrier, Thread
 import pytest
 
 from prismoe.server.errors import StartRefused
-from prismoe.server.health.listener import listening
+from prismoe.server.health.listener import listening, url_of
 from tests.server.health.options import options
 
 LIMIT_S = 10
@@ -170,3 +170,19 @@ def test_of_many_that_start_at_once_one_gets_the_socket(tmp_path: Path) -> None:
         for thread in threads:
             thread.join(LIMIT_S)
         assert won == [True]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1"), ("0.0.0.0", "http://127.0.0.1"), ("::1", "http://[::1]")],
+)
+def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
+    args = options("--host", host, "--port", str(free_port(host)))
+    with listening(args) as listener:
+        assert url_of(listener, args) == f"{url}:{args.port}"
+
+
+def test_the_url_of_a_unix_socket_is_its_path(tmp_path: Path) -> None:
+    args = options("--uds", str(tmp_path / "socket"))
+    with listening(args) as listener:
+        assert url_of(listener, args) == f"unix:{tmp_path / 'socket'}"

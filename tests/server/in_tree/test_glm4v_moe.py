@@ -200,7 +200,7 @@ def test_a_request_chooses_no_routing_here(glm_http: httpx.Client, chat: Chat) -
 
 def test_a_policy_that_can_not_hold_is_refused_at_the_start(checkpoint: Path, tmp_path: Path) -> None:
     options = ("--dtype", "float32", "--port", "0", "--routing", '{"policy": "gmm", "top_k": 2}')
-    command = Command(tmp_path / "log", "serve", str(checkpoint), *options)
+    command = Command(tmp_path / "log", "serve", str(checkpoint), "--verbose", *options)
     assert command.wait() == 1
     assert command.output.splitlines()[-1] == (
         "prismoe: The policy gmm has a router of its own, which this model was not trained with: give one of "
@@ -214,7 +214,7 @@ def shadowed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """With summary metrics, on the V2 runner, which every GPU has; and with a policy in its shadow."""
     folder = tmp_path_factory.mktemp("shadowed")
     (folder / "shadow.json").write_text(json.dumps(SHADOW))
-    options = ("--expert-load-interval", "0.2", "--shadow", f"@{folder / 'shadow.json'}")
+    options = ("--verbose", "--expert-load-interval", "0.2", "--shadow", f"@{folder / 'shadow.json'}")
     with asking.served(checkpoint, folder / "log", *options, runner="v2") as server:
         yield server
 

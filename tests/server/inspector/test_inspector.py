@@ -118,6 +118,7 @@ def test_a_token_computed_ahead_is_not_told() -> None:
     told = inspection(rows(["text"] * 4), SIGLIP, [5, 6], [7, 8], str)
     assert [token.text for token in told.tokens] == ["5", "6", "7"]
     assert told.layers[0].experts == [[0], [1], [2]]
+    assert told.left_out == 0
 
 
 def test_tokens_that_were_not_recorded_are_counted() -> None:

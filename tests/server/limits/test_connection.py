@@ -222,3 +222,9 @@ def test_a_connection_is_used_again_after_a_pause() -> None:
     got, seconds = run(GET, GET, post(1) + b"x", GET, pause=0.6)
     assert got.count(b"HTTP/1.1 200 ") == 4
     assert 2 < seconds < 6  # the last ends with the keep-alive
+
+
+def test_a_connection_whose_body_was_refused_ends_with_the_keep_alive() -> None:
+    got, seconds = run(post(MIB + 1), b"x" * (MIB + 1), pause=0.2)
+    assert got.startswith(b"HTTP/1.1 413 ")
+    assert 1 < seconds < 5  # before the end of the body's lingering

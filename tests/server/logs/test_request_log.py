@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.middleware.x_request_id import XRequestIdMiddleware
 
+from prismoe.model_plugins.vllm_seams.engine import vision_chunks
+from prismoe.model_plugins.vllm_seams.engine.vision_chunks import ARCHITECTURE, tells_media
 from prismoe.server.access.keys import Key, Role
 from prismoe.server.health.running_requests import DRAINING
 from prismoe.server.logs.request_log import RequestLog, Tokens, _tokens
@@ -169,8 +172,6 @@ def test_a_refusal_and_a_fault_have_one_id() -> None:
 
 
 def test_the_prompt_of_several_answers_counts_once() -> None:
-    from types import SimpleNamespace
-
     import torch
     from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
     from vllm.v1.metrics.stats import RequestStateStats
@@ -184,7 +185,7 @@ def test_the_prompt_of_several_answers_counts_once() -> None:
         stats = RequestStateStats(
             num_generation_tokens=5, queued_ts=1.0, scheduled_ts=1.5, first_token_latency=0.75
         )
-        tokens.add(request, index == 0, stats)
+        tokens.add(request, index == 0, stats, tells_media(SimpleNamespace(architecture="Some")))  # type: ignore[arg-type]
     assert tokens.described() == {
         "text_tokens": 12,
         "image_tokens": 64,
@@ -193,3 +194,21 @@ def test_the_prompt_of_several_answers_counts_once() -> None:
         "queued_s": 0.5,
         "first_token_s": 0.75,
     }
+
+
+def test_kimis_chunks_are_images_and_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+    tokenizer = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
+    monkeypatch.setattr(vision_chunks, "cached_tokenizer_from_config", lambda _: tokenizer)
+    prompt, chunks = "", []
+    for begin, length in (("image<|media_content|>", 2), ("video<|media_content|>", 3)):
+        prompt += begin
+        position = PlaceholderRange(len(prompt), length)
+        chunks.append(MultiModalFeatureSpec(None, "vision_chunk", begin, position))
+        prompt += "." * length
+    monkeypatch.setattr(vision_chunks, "LONGEST", len("video<|media_content|>"))
+    request: Any = SimpleNamespace(mm_features=chunks, prompt_token_ids=[*map(ord, prompt)])
+    tokens, kimi = Tokens(), SimpleNamespace(architecture=ARCHITECTURE)
+    tokens.add(request, True, None, tells_media(kimi))  # type: ignore[arg-type]
+    assert tokens.prompt == {"text": len(prompt) - 5, "image": 2, "video": 3}

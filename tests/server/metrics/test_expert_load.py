@@ -15,7 +15,7 @@ from prismoe.server.commands.load_table import load_table, tail_sentence
 from prismoe.server.metrics.expert_load import ExpertLoad
 from prismoe.server.metrics.load_reader import ExpertLoadReader
 from prismoe.server.metrics.page import vllm_tokens
-from prismoe.server.metrics.routes import ServedRouting, router
+from prismoe.server.metrics.routes import ServedRouting, router, routing_in_force
 from tests.server.fake_engine import LOAD, NOTHING, UNSEEN, UNSEEN_WHY, FakeEngine, large_load, routing
 
 
@@ -141,17 +141,41 @@ def test_the_sentence_on_tail_tokens() -> None:
     layers = [
         {"layer": layer, "experts": 4, "policy": {"policy": "ltdr", "tail_experts": 4}} for layer in (0, 2)
     ]
-    assert tail_sentence(ExpertLoad.model_validate(LOAD), layers) == (
+    in_force = {"layers": layers, "in_force": "policy"}
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), in_force) == (
         "16 of 128 vision tokens (12.5%, over 2 MoE layers) were tail tokens and used all 4 experts."
     )
     layers[0]["policy"] = layers[1]["policy"] = {"policy": "ltdr", "tail_experts": 3}
-    assert tail_sentence(ExpertLoad.model_validate(LOAD), layers).endswith("tail tokens and used 3 experts.")
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), in_force).endswith(
+        "tail tokens and used 3 experts."
+    )
     layers[1]["policy"] = {"policy": "topk"}
-    assert tail_sentence(ExpertLoad.model_validate(LOAD), layers).endswith("tail tokens and used 3 experts.")
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), in_force).endswith(
+        "tail tokens and used 3 experts."
+    )
     video = {**LOAD, "modalities": ["text", "video"]}
-    assert tail_sentence(ExpertLoad.model_validate(video), layers).startswith("16 of 128 vision tokens")
+    assert tail_sentence(ExpertLoad.model_validate(video), in_force).startswith("16 of 128 vision tokens")
+    sound = {**LOAD, "modalities": ["text", "audio"], "tail_tokens": [0, 0]}
+    assert tail_sentence(ExpertLoad.model_validate(sound), in_force).startswith("0 of 0 vision tokens (0.0%")
     layers[0]["policy"] = layers[1]["policy"] = {"policy": "topk"}
-    assert "knows no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), layers)
+    assert "knows no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), in_force)
+    switched = {"layers": layers, "in_force": "native"}
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), switched) == (
+        "The model's native routing is in force, not its policy (topk)."
+    )
+
+
+def test_engines_that_see_different_layers_are_refused() -> None:
+    """Such as where the self-check found one of them miscounted."""
+
+    class Engines(FakeEngine):
+        async def ask(self, method: str, *args: Any) -> list[Any]:
+            return [told.model_dump() for told in self.answers]
+
+    assert asyncio.run(routing_in_force(Engines(routing(0, 2), routing(0, 2)))) == routing(0, 2)
+    for engines in ((routing(0, 2), routing()), (routing(), routing(0, 2))):
+        with pytest.raises(ValueError, match=f"leave --data-parallel-size out. {UNSEEN_WHY}"):
+            asyncio.run(routing_in_force(Engines(*engines)))
 
 
 def test_the_engines_of_data_parallelism_are_summed() -> None:

@@ -294,11 +294,20 @@ def test_a_large_model_is_told_quickly(level: MetricsLevel, series: int) -> None
     assert min(times) < 0.1
 
 
-def test_every_metric_is_in_the_documentation() -> None:
+def test_the_documentation_tells_every_metric_its_kind_and_labels() -> None:
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(prismoe_\w+)` \| (\w+) \| (.*?) \|", page, re.M)
+    told = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     shadow = shadowed({"policy": "ltdr", "tail_experts": 3})
-    text = expert_metrics(LOAD).text(True) + shadow.text(True)
-    names = set(re.findall(r"^# TYPE (\S+)", text, re.M))
-    assert "prismoe_shadow_used_experts" in names
-    for name in names:
-        assert re.search(f"`{name}(_total|_info)?`", page), name
+    families = [
+        family
+        for metrics in (expert_metrics(NOTHING, LOAD), shadow)
+        for family in parse_openmetrics(metrics.text(True) + "# EOF\n")
+    ]
+    assert "prismoe_shadow_used_experts" in {family.name for family in families}
+    for family in families:
+        name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+        labels = {label for sample in family.samples for label in sample.labels} - {"model_name", "le"}
+        assert told.get(name) == (family.type, labels), (
+            f"docs/metrics.md: {name} is a {family.type} with {labels}."
+        )

@@ -39,6 +39,7 @@ def fit_mixture(
     components: int,
     draw: torch.Generator,
     on_step: Callable[[Mixture], object],
+    reactivation_steps: int = REACTIVATION_STEPS,
 ) -> Mixture:
     """Fit a mixture, and call `on_step` with what it is after each step.
 
@@ -52,7 +53,7 @@ def fit_mixture(
     for step in range(STEPS):
         log_joint_NEM = mixture.log_joint(latent_NL).masked_fill(~own_NE[:, :, None], -torch.inf)
         posterior_NEM = _softmax(log_joint_NEM)
-        if step < REACTIVATION_STEPS:
+        if step < reactivation_steps:
             slow_EM = slow_components(mixture.log_mixing_EM[None], draw)[0]
             posterior_NEM = posterior_NEM + _softmax(log_joint_NEM.masked_fill(~slow_EM, -torch.inf))
         mixture = _maximise(latent_NL, posterior_NEM)

@@ -207,7 +207,8 @@ def test_a_layer_follows_other_thresholds_without_being_compiled_anew(
 
 def test_each_threshold_is_tried() -> None:
     tried = {(CASES[case]["policy"], name) for case, values in THRESHOLDS.items() for name in values}
-    assert tried == {(name, threshold) for name, kind in POLICIES.items() for threshold in kind.thresholds}
+    there = {(name, threshold) for name, kind in POLICIES.items() for threshold in kind.thresholds}
+    assert tried == there, "Give each threshold of a policy another value in THRESHOLDS above."
 
 
 @pytest.mark.parametrize("is_native", [True, False])
@@ -248,4 +249,9 @@ def test_a_policy_says_whether_its_confidence_is_the_gates(settings: dict[str, A
 
 def test_each_policy_for_any_gate_is_tried() -> None:
     tried = {settings["policy"] for settings in POLICIES_TRIED.values()}
-    assert tried == {name for name, kind in POLICIES.items() if kind.takes_any_gate}
+    lacks = {name for name, kind in POLICIES.items() if kind.takes_any_gate} - tried
+    assert not lacks, (
+        f"{', '.join(sorted(lacks))} takes any gate: add it to CASES of tests/model_plugins/routing/"
+        "test_gates.py, and its rule to RULES of gate_reference.py there."
+    )
+    assert tried <= {name for name, kind in POLICIES.items() if kind.takes_any_gate}

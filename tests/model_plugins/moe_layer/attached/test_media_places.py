@@ -50,6 +50,7 @@ def marked(architecture: str, step: str, items: str) -> RoutingStep:
         ("iitvavatvva", "ii vv aa vv a", [0, 0, -1, 1, -1, 1, -1, -1, 3, 3, -1]),
         ("Itiit", "ii", [-1, -1, 0, 0, -1]),
         ("iiiat", "i ii a", [0, 1, 1, -1, -1]),
+        ("iitiaiti", "ii i i a i", [0, 0, -1, 1, -1, 2, -1, 4]),
     ],
 )
 def test_each_token_is_what_its_id_says(step: str, items: str, segments: list[int]) -> None:

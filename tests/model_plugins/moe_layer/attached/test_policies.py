@@ -48,7 +48,13 @@ def layer(kernel: dict[str, Any] | None = None, **gate: Any) -> Any:
     options = {name: value for name, value in settings.items() if name != "apply_router_weight_on_input"}
     made = moe_layer(3, CPURouter(options.pop("top_k"), EXPERTS, **options), **settings, **(kernel or {}))
     made.routed_experts.w2_weight = torch.empty(0)
-    made.moe_config = SimpleNamespace(is_sequence_parallel=False, num_logical_experts=EXPERTS, hidden_dim=16)
+    made.moe_config = SimpleNamespace(
+        is_sequence_parallel=False,
+        num_logical_experts=EXPERTS,
+        hidden_dim=16,
+        moe_backend="auto",
+        moe_parallel_config=SimpleNamespace(use_batched_activation_format=False, use_moonep_kernels=False),
+    )
     return made
 
 

@@ -59,16 +59,16 @@ for fake in (Router, Silent, Telling):
 class Runner(MoERunner):
     """A MoE layer of vLLM's: routed by a router, or by its kernel."""
 
-    def __init__(self, layer: int, kernel: FusedMoEExpertsMonolithic | None = None) -> None:
+    def __init__(self, layer: int, kernel: FusedMoEExpertsMonolithic | None = None, engines: int = 1) -> None:
         nn.Module.__init__(self)
         self.layer_name = f"model.layers.{layer}.mlp.experts"
-        self.moe_config = SimpleNamespace(**ONE_RANK)  # type: ignore[assignment]
+        self.moe_config = SimpleNamespace(**ONE_RANK | {"dp_size": engines})  # type: ignore[assignment]
         self.router = Router()
         held = SimpleNamespace(fused_experts=kernel, impl=SimpleNamespace(fused_experts=kernel))
         method = SimpleNamespace(
             is_monolithic=kernel is not None,
             moe_kernel=held if kernel else None,
-            supports_internal_mk=False,
+            supports_internal_mk=engines > 1,
         )
         self.routed_experts = SimpleNamespace(  # type: ignore[assignment]
             quant_method=method,
@@ -110,7 +110,8 @@ def routing_of(model: Model, *modalities: str) -> NativeRouting:
 
 
 def test_layers_that_vllms_routers_route_are_seen() -> None:
-    assert why_unseen(MODEL, [Runner(0), Runner(1), Runner(3, kernel=Telling())], ["text", "image"]) is None
+    for runners in ([Runner(0), Runner(1), Runner(3, kernel=Telling())], [Runner(0, engines=2)]):
+        assert why_unseen(MODEL, runners, ["text", "image"]) is None
 
 
 @pytest.mark.parametrize(
@@ -118,10 +119,16 @@ def test_layers_that_vllms_routers_route_are_seen() -> None:
     [
         ([], ("text", "image"), f"{MODEL} has no MoE layer that vLLM's MoERunner computes."),
         ([Runner(0, kernel=Silent())], ("text",), "The routing of this kernel (Silent) can't be seen."),
+        (
+            [Runner(0, kernel=Telling(), engines=2)],
+            ("text",),
+            "This kernel (Telling) routes the tokens of several data-parallel engines together: choose "
+            "another with --moe-backend.",
+        ),
         ([Runner(1), Runner(1)], ("text",), f"{MODEL} has more than one set of experts in a decoder layer."),
         ([Runner(0)], ("text", "thermal"), f"prismoe doesn't know {MODEL}'s modality thermal."),
     ],
-    ids=["no MoERunner", "no sink", "two in a layer", "modality"],
+    ids=["no MoERunner", "no sink", "several engines", "two in a layer", "modality"],
 )
 def test_the_first_reason_is_a_sentence_and_nothing_is_attached(
     runners: Sequence[Runner], modalities: Sequence[str], sentence: str

@@ -37,7 +37,7 @@ class Runner:
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     monkeypatch.setattr(vision_chunks, "cached_tokenizer_from_config", lambda _: Tokenizer())
-    runner, config = Runner(), SimpleNamespace()
+    runner, config = Runner(), SimpleNamespace(architecture=ARCHITECTURE)
     name_chunks(runner, config)  # type: ignore[arg-type]
     return runner
 

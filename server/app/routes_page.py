@@ -1,0 +1,90 @@
+"""Prints docs/reference/routes.md, made of the app that a server has (`make reference`)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.routing import Mount
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from prismoe.model_plugins.vllm_seams.front.cli_args import make_arg_parser
+from prismoe.server.access.keys import Role
+from prismoe.server.access.routes import DESCRIPTION, METRICS, VLLM_ROUTES, is_open, may_use
+from prismoe.server.app.launch import listed_app
+from prismoe.server.health.probes import probe_routes
+from prismoe.server.metrics.page import MetricsPage
+
+START = """\
+# Routes
+
+This page is made by `make reference` of the app that `prismoe serve` builds; what is not here does not exist.
+A running server describes the bodies at `/openapi.json`. *Key* says which [roles](../operations.md#keys) open
+a route where the server has keys. Routes of vLLM's take what [vLLM's do][vllm], within the
+[limits](../operations.md#limits). [Your own `vllm serve`](../plugin.md) has `/metrics`, and where you ask for
+them `/v1/routing`, `/v1/routing/load`, `/v1/routing/inspect` and `/inspector`.
+
+[vllm]: https://docs.vllm.ai/en/stable/serving/openai_compatible_server/
+
+| route | method | key | what |
+| --- | --- | --- | --- |
+"""
+
+UNDESCRIBED = {
+    DESCRIPTION: "The API's description, in OpenAPI's form.",
+    METRICS: "[Metrics](../metrics.md) for Prometheus.",
+    "/livez": "Whether the HTTP server answers.",
+    "/readyz": "Whether the engine takes steps, and the server is not about to end.",
+    "/health": "The same as `/readyz`.",
+    "/inspector": "[The inspector's](../inspector.md) page.",
+    "/inspector/": "The same.",
+    "/inspector/*": "The page's files.",
+}
+"""What routes do that OpenAPI's description leaves out."""
+
+
+def page() -> str:
+    """The page as it has to be."""
+    return START + "".join(f"| {' | '.join(row)} |\n" for row in sorted(_rows(app_without_engine())))
+
+
+def app_without_engine() -> FastAPI:
+    """All routes that a server has. They would answer nothing."""
+    app = listed_app(make_arg_parser(FlexibleArgumentParser()).parse_args([]), ("generate",))
+    MetricsPage(CollectorRegistry()).add_to(app)
+    app.router.routes.extend(probe_routes(lambda: None))
+    return app
+
+
+def _rows(app: FastAPI) -> Iterator[tuple[str, str, str, str]]:
+    described = app.openapi()["paths"]
+    route: Any
+    for route in app.router.routes:
+        if isinstance(route, Mount):
+            if route.path != "/inspector":
+                continue  # inside the other one
+            path, methods = f"{route.path}/*", ["GET"]
+        else:
+            path, methods = route.path_format, sorted(route.methods - {"HEAD"})
+        for method in methods:
+            about = described.get(path, {}).get(method.lower())
+            what = UNDESCRIBED[path] if about is None else _what(path, about)
+            yield f"`{path}`", method, _keys(path), what
+
+
+def _what(path: str, about: dict[str, Any]) -> str:
+    """The first line of the route's own description; of a route of vLLM's, its title."""
+    if path in VLLM_ROUTES:
+        return f"vLLM's: {about['summary'].lower()}."
+    return str(about["description"].split("\n")[0])
+
+
+def _keys(path: str) -> str:
+    if is_open(path):
+        return "none"
+    roles = [role.value for role in Role if may_use(role, path)]
+    return "any" if len(roles) == len(Role) else ", ".join(roles)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

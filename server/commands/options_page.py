@@ -1,0 +1,53 @@
+"""Prints docs/reference/options.md, made of the commands' parsers (`make reference`)."""
+
+from argparse import ArgumentParser
+
+from prismoe.server.commands.parser import COMMANDS, parser_of
+
+START = """\
+# Options
+
+This page is made by `make reference` of the commands' own parsers; `prismoe COMMAND --help` prints the same.
+Where a command also takes vLLM's options, [vLLM's documentation](https://docs.vllm.ai/en/stable/cli/serve/)
+has them, and [serving](../serving.md#options-images-and-videos-of-other-models) those that have another
+default here.
+"""
+
+ENVIRONMENT = {
+    "PRISMOE_API_KEY": "the key that `prismoe top` and `prismoe demo` send",
+    "PRISMOE_METRICS_KEY": "`make load`: a key with the role `metrics`; a client's is in `OPENAI_API_KEY`",
+    "PRISMOE_PLAIN_KERNELS": "1: do without prismoe's GPU kernels ([kernels](../kernels.md))",
+    "PRISMOE_END_WITH_PARENT": "set by prismoe itself: an engine's processes end with their parent",
+}
+"""Each variable that prismoe reads and nobody else does."""
+
+
+def page() -> str:
+    """The page as it has to be."""
+    commands = "".join(_command(parser_of(name)) for name in COMMANDS)
+    variables = [(f"`{name}`", what) for name, what in ENVIRONMENT.items()]
+    return f"{START}{commands}\n## Environment\n\n{_table(('variable', 'what'), variables)}"
+
+
+def _command(parser: ArgumentParser) -> str:
+    rows = []
+    for action in parser._actions:
+        if "--help" in action.option_strings:
+            continue
+        value = action.metavar or ("" if action.nargs == 0 else (action.dest).upper())
+        if action.choices:
+            value = " or ".join(map(str, action.choices))
+        name = ", ".join(action.option_strings)
+        told = (action.help or "") % {**vars(action), "prog": parser.prog}
+        rows.append((f"`{' '.join(part for part in (name, str(value)) if part)}`", told))
+    usage = f"```sh\n{parser.usage}\n```\n\n" if parser.usage else ""
+    return f"\n## {parser.prog}\n\n{usage}{parser.description}\n\n{_table(('option', 'what'), rows)}"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, str]]) -> str:
+    cells = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in cells)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,57 @@
+"""What docs/papers.md names is there, and each row of it says something."""
+
+import re
+
+import pytest
+
+from prismoe.training.comparison.contenders import CONTENDERS
+from tests.paths import REPOSITORY
+
+PAGE = (REPOSITORY / "docs" / "papers.md").read_text()
+MEASURED = (REPOSITORY / "docs" / "router-comparison.md").read_text()
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in PAGE.splitlines()
+    if line.startswith("| ") and not line.startswith(("| ---", "| in the "))
+]
+ROUTERS = re.compile(r"rows? (`[^`]+`(?: and `[^`]+`)*)")
+
+
+def routers(text: str) -> list[str]:
+    """The names of the comparison's rows."""
+    return [name for names in ROUTERS.findall(text) for name in re.findall(r"`([^`]+)`", names)]
+
+
+def symbols(text: str) -> list[tuple[str, str]]:
+    """Files, and what is named in them, if anything is."""
+    return re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", text)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:40])
+def test_each_row_says_where_or_why_not(row: list[str]) -> None:
+    paper, here = row
+    assert paper
+    assert symbols(here) or routers(here) or "](" in here or "not here, because" in here
+
+
+def test_each_file_and_symbol_is_there() -> None:
+    named = symbols(PAGE)
+    assert len(named) > 60
+    for path, name in named:
+        text = (REPOSITORY / path).read_text()
+        assert not name or re.search(rf"^ *(def |class )?{name}\b *[(:=\[]", text, re.M), (path, name)
+
+
+def test_each_row_of_the_comparison_is_one_and_its_measurement_is_told_as_it_is() -> None:
+    for _, here in ROWS:
+        for part in here.split("; "):
+            for name in routers(part):
+                assert name in CONTENDERS
+                is_measured = f"| `{name}` |" in MEASURED or f"| `{name}`* |" in MEASURED
+                if "measured" in part and "--steps" not in part:
+                    assert is_measured == ("not measured yet" not in part), name
+
+
+def test_each_trained_router_belongs_to_a_paper() -> None:
+    of_a_page = set(routers(PAGE)) | {"topk, second seed", "topk, third seed", "entropy", "dual_threshold"}
+    assert set(CONTENDERS) == of_a_page

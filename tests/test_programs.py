@@ -1,0 +1,46 @@
+"""The help of the programs that run by `python -m`: each option has a text, and the example parses."""
+
+import argparse
+import runpy
+import shlex
+import sys
+
+import pytest
+
+PROGRAMS = {
+    "prismoe.benchmarks": (
+        *("gpu_check", "kernels.bench", "kernels.tune", "monitoring", "serving", "serving.loading"),
+        *("serving.native_cost", "serving.plugin_cost", "serving.routing_cost", "serving.scale"),
+        *("serving.skip_gain", "skipping.accuracy"),
+    ),
+    "prismoe": ("loadtests", "loadtests.repeated_image", "loadtests.two_servers"),
+    "prismoe.training": (
+        *("comparison", "data.exam_files", "equiroute_experiment", "prismoji", "scores.measure"),
+        "scores.score",
+    ),
+}
+MODULES = [f"{package}.{name}" for package, names in PROGRAMS.items() for name in names]
+
+
+class Asked(Exception):
+    """A program asked its parser for the arguments."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("module", MODULES)
+def test_the_help_has_an_example_that_parses(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def ask(parser: argparse.ArgumentParser, *_: object) -> None:
+        raise Asked(parser)
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", ask)
+    with pytest.raises(Asked) as asked:
+        runpy.run_module(module, run_name="__main__")
+    (parser,) = asked.value.args
+    beginning = f"  python -m {module}"
+    [example] = [line for line in parser.format_help().splitlines() if line.startswith(beginning)]
+    parse_args(parser, shlex.split(example)[3:])
+    assert [action.dest for action in parser._actions if not action.help] == []
