@@ -1,6 +1,7 @@
 """The comparison's table, plot and figures, of measurements made up here."""
 
 import math
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -99,7 +100,7 @@ def test_the_plot_has_a_dot_for_each_router() -> None:
     intervals = svg.findall(".//{*}g[@id='LineCollection_1']/{*}path")
     dots = [float(dot.attrib["x"]) for dot in svg.iter("{http://www.w3.org/2000/svg}use")]
     for interval, dot in zip(intervals, dots, strict=True):
-        low, high = (float(end.split()[1]) for end in interval.attrib["d"].splitlines())
+        low, high = map(float, re.findall(r"[ML] (\S+)", interval.attrib["d"]))
         assert low < dot and low + high == pytest.approx(2 * dot)
     ltdr, entropy = (mean_by_drawing(CASES, RESULTS[name].right).value for name in ("ltdr", "entropy"))
     assert (dots[1] > dots[2]) == (ltdr > entropy)
