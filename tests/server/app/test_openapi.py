@@ -21,8 +21,9 @@ def told() -> dict[str, Any]:
 
 
 def own_models(parent: type[BaseModel] = BaseModel) -> Iterator[type[BaseModel]]:
+    """Without the models of `server.requests`: they share names with the schemas of vLLM's routes."""
     for model in parent.__subclasses__():
-        if model.__module__.startswith("prismoe."):
+        if model.__module__.startswith("prismoe.") and ".server.requests." not in model.__module__:
             yield model
         yield from own_models(model)
 
