@@ -17,6 +17,7 @@ the results in PUBLISHED, and neither the number of tokens, nor the router, nor 
 """
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,8 @@ def plot(results: dict[int, Equity]) -> str:
     axes = figure.subplots()
     ratios = [f"{ratio}:1" for ratio in results]
     for style, source, of in (("-", "", results), ("o", ", published", PUBLISHED)):
-        axes.plot(ratios, [of[ratio].standard_mei for ratio in results], style, label=f"standard{source}")
+        standard = [math.nan if (mei := of[ratio].standard_mei) is None else mei for ratio in results]
+        axes.plot(ratios, standard, style, label=f"standard{source}")
         axes.plot(ratios, [of[ratio].equiroute_mei for ratio in results], style, label=f"EquiRoute{source}")
     axes.set(title="How many of 16 experts both modalities use (MEI)", xlabel="vision : text", ylim=(0, 1.05))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

@@ -1,10 +1,11 @@
 """What the plots of training have in common."""
 
 from io import StringIO
+from typing import Any
 
 from matplotlib.figure import Figure
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
