@@ -23,6 +23,7 @@ from prismoe.training.data.concepts import CANDIDATE_BY_EMOJI, CANDIDATES
 from prismoe.training.data.demo import write_demo
 from prismoe.training.data.pictures import Drawing, Pictures
 from prismoe.training.data.questions import TEMPLATES
+from prismoe.training.data.scene_exam import QUESTIONS, build_scene_exam, build_validation
 from prismoe.training.data.splits import split
 from prismoe.training.data.tokenizer import build_tokenizer
 from prismoe.training.model.checkpoint import export
@@ -31,7 +32,7 @@ from prismoe.training.model.tower import ImageTower, TowerConfig
 from prismoe.training.scores.card import write_card
 from prismoe.training.scores.evaluate import Asker
 from prismoe.training.scores.measured import CheckpointScores, StageRecord
-from prismoe.training.stages import PictureSource, Stage, StageSettings, train_stage
+from prismoe.training.stages import PictureSource, Stage, StageSettings, Watch, train_stage
 from prismoe.training.tower_training import Pool, TowerClassifier, TowerSettings, train_tower
 
 OUTPUT = Path(__file__).parents[1] / "model_plugins" / "checkpoints" / "prismoji"
@@ -44,6 +45,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     seed: int = 0
+    exam_questions: int = QUESTIONS
     moe_layers: tuple[int, ...] = (0, 2)
     eye: TowerSettings = TowerSettings()
     read: StageSettings = StageSettings(steps=500, language_rate=2e-3)
@@ -55,7 +57,7 @@ class Recipe(BaseModel):
     def quick(cls) -> "Recipe":
         """The same path in a minute or so, for a test; nothing is learnt."""
         short = {"steps": 2, "batch": 4}
-        recipe = cls(eye=TowerSettings(rounds=1, steps_per_round=2, batch=16))
+        recipe = cls(eye=TowerSettings(rounds=1, steps_per_round=2, batch=16), exam_questions=8)
         return recipe.model_copy(update={s: getattr(recipe, s).model_copy(update=short) for s in STAGES})
 
 
@@ -119,7 +121,7 @@ class Trainer:
         candidates = {candidate.name for candidate in CANDIDATES}
         shown = self.splits.train + [i for i in self.splits.train if names[i] in candidates]
         label_B = torch.tensor([labels[names[i]] for i in shown])
-        pool = Pool(self.rgba_NHWC[shown], label_B, self.recipe.eye, tower.config.image_size)
+        pool = Pool(self.rgba_NHWC[shown], label_B, self.recipe.eye, tower.config)
         return train_tower(TowerClassifier(tower, len(labels)), pool, self.recipe.eye)
 
     def _label(self, drawing: Drawing) -> str:
@@ -130,13 +132,18 @@ class Trainer:
         return self.train(stage, model, getattr(self.recipe, stage), seed=STAGES.index(stage))
 
     def train(
-        self, stage: Stage, model: MoELLaVA, settings: StageSettings, seed: int
+        self,
+        stage: Stage,
+        model: MoELLaVA,
+        settings: StageSettings,
+        seed: int,
+        watch: Watch | None = None,
     ) -> list[dict[str, float]]:
         """Train `model` in place on this trainer's drawings."""
         config = model.model.image_tower.image_tower.config
         source = PictureSource(self.drawings, self.rgba_NHWC, self.splits.train, config.image_size, seed)
         composer = Composer(self.tokenizer, config.tokens, tuple(TEMPLATES), seed)
-        return train_stage(stage, model, source, composer, settings)
+        return train_stage(stage, model, source, composer, settings, watch)
 
 
 def train(recipe: Recipe, pictures: Pictures, cache: Path, output: Path) -> CheckpointScores:
@@ -146,7 +153,8 @@ def train(recipe: Recipe, pictures: Pictures, cache: Path, output: Path) -> Chec
     export(model, trainer.tokenizer, output)
     before = cache / "before"
     export(trainer.untrained_experts(), trainer.tokenizer, before)
-    exam = build_exam(pictures)
+    exam = build_scene_exam(pictures, recipe.exam_questions)
+    old_exam, validation = build_exam(pictures), build_validation(pictures, recipe.exam_questions)
     asker = Asker(output)
     measured = CheckpointScores(
         parameters=sum(weight.numel() for weight in model.parameters()),
@@ -156,6 +164,8 @@ def train(recipe: Recipe, pictures: Pictures, cache: Path, output: Path) -> Chec
         routing=asker.routing(exam),
         scored="offline",
         scores=score(exam.cases, asker.answers(exam)),
+        old_scores=score(old_exam.cases, asker.answers(old_exam)),
+        validation=score(validation.cases, asker.answers(validation)),
     )
     measured.write(output)
     write_demo(pictures, output)

@@ -1,12 +1,12 @@
 """The language model's stages: read, align, teach, upcycle.
 
-Read: it learns the questions in words, a thing's name standing in the picture's place. Then MoE-LLaVA's
-three stages (Lin et al. 2024): align the projector alone; teach the dense model with pictures; copy its
-MLPs into experts and train those, and their routers as `RouterSettings` says.
+Read: it learns the questions in words, with things' names in the picture's place. Then MoE-LLaVA's three
+stages (Lin et al. 2024): align the projector alone; teach the dense model with pictures; copy its MLPs into
+experts and train those, and their routers as `RouterSettings` says.
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,12 +19,15 @@ from prismoe.training.data.augment import Augment
 from prismoe.training.data.batches import IGNORED, Batch, Composer
 from prismoe.training.data.concepts import CONCEPT_BY_EMOJI, Concept
 from prismoe.training.data.pictures import Drawing
+from prismoe.training.data.render import picture_of
+from prismoe.training.data.scenes import Known, Scene, any_scene
 from prismoe.training.model.moe_llava import LayerDecision, MoELLaVA
 from prismoe.training.router_settings import RouterSettings
 from prismoe.training.router_training import RouterTraining, router_training
 from prismoe.training.tower_training import normalise
 
 Stage = Literal["read", "align", "teach", "upcycle"]
+Watch = Callable[[int, Mapping[str, Tensor], Sequence[LayerDecision]], None]
 RENDER_SIDE = 128  # drawings are varied at this size, then shrunk to the tower's
 
 
@@ -44,7 +47,7 @@ class StageSettings(BaseModel):
 
 
 class PictureSource:
-    """Endless varied pictures of the known concepts, every concept equally often."""
+    """Endless scenes of the known concepts, every concept equally often, and varied pictures of them."""
 
     def __init__(
         self, drawings: list[Drawing], rgba_NHWC: Tensor, indices: Iterable[int], side: int, seed: int
@@ -56,16 +59,22 @@ class PictureSource:
         for index in indices:
             if concept := CONCEPT_BY_EMOJI.get(drawings[index].emoji):
                 self.by_concept.setdefault(concept, []).append(index)
+        self.concepts = list(self.by_concept)
 
-    def concepts(self, count: int) -> list[Concept]:
-        """Concepts at random."""
-        return self.draw.choices(list(self.by_concept), k=count)
+    def scenes(self, count: int) -> list[Scene]:
+        """Scenes at random."""
+        return [any_scene(self.draw, self._another, self._again) for _ in range(count)]
 
-    def pictures(self, concepts: list[Concept]) -> Tensor:
-        """A varied drawing of each, normalised for the tower."""
-        indices = [self.draw.choice(self.by_concept[concept]) for concept in concepts]
-        image_BCHW = self.augment(self.rgba_NHWC[indices], RENDER_SIDE)
+    def pictures(self, scenes: list[Scene]) -> Tensor:
+        """A varied picture of each, normalised for the tower."""
+        image_BCHW = picture_of(scenes, self.rgba_NHWC, RENDER_SIDE, self.augment)
         return normalise(functional.interpolate(image_BCHW, self.side, mode="area"))
+
+    def _another(self) -> Known:
+        return self._again(self.draw.choice(self.concepts))
+
+    def _again(self, concept: Concept) -> Known:
+        return Known(concept, self.draw.choice(self.by_concept[concept]))
 
 
 def parameter_groups(model: MoELLaVA, settings: StageSettings) -> list[dict[str, Any]]:
@@ -90,8 +99,11 @@ def train_stage(
     source: PictureSource,
     composer: Composer,
     settings: StageSettings,
+    watch: Watch | None = None,
 ) -> list[dict[str, float]]:
-    """Train in place; returns the smoothed losses every 50 steps."""
+    """Train in place. Returns the smoothed losses every 50 steps; `watch` is called after each step with its
+    number, its losses and its routings.
+    """
     routers = [router_training(moe, settings.router) for moe in model.moe_layers]
     groups = parameter_groups(model, settings)
     own = [parameter for router in routers for parameter in router.parameters()]
@@ -116,6 +128,8 @@ def train_stage(
         schedule.step()
         for router, moe, routing in zip(routers, model.moe_layers, routings, strict=True):
             router.after_step(moe, routing)
+        if watch:
+            watch(step, losses, routings)
         smooth = {
             name: smooth.get(name, loss.item()) * 0.98 + loss.item() * 0.02 for name, loss in losses.items()
         }
@@ -129,11 +143,11 @@ def _batch(
     stage: Stage, model: MoELLaVA, source: PictureSource, composer: Composer, batch: int
 ) -> tuple[Tensor, Batch]:
     """Pictures, none when reading, and questions about them."""
-    concepts = source.concepts(batch)
+    scenes = source.scenes(batch)
     if stage == "read":
-        return torch.empty(0), composer.words(concepts)
+        return torch.empty(0), composer.words(scenes)
     compose = composer.requests if model.routes_requests else composer.pictures
-    return source.pictures(concepts), compose(concepts)
+    return source.pictures(scenes), compose(scenes)
 
 
 @torch.no_grad()

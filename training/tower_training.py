@@ -2,13 +2,18 @@
 
 Three losses on the tower's patch features: smooth L1 to the teacher's fine grid, token by token; smooth L1
 to its coarse grid, each place from the mean of its 2 × 2 tokens; cross-entropy of the emoji from the mean
-of all tokens.
+of the tokens that a drawing covers. Of the drawings a good half fill their picture, a sixth are smaller, and
+the others are in scenes of two to four.
 
-Shape legend: B pictures, N tokens (8 × 8), M coarse places (4 × 4), V tower width, C channels.
+Shape legend: B pictures, N tokens (8 × 8), M coarse places (4 × 4), V tower width, C channels, K drawings of
+a picture, L labels.
 """
 
 import math
+import random
 from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -18,7 +23,25 @@ from tqdm import tqdm
 
 from prismoe.training import teacher
 from prismoe.training.data.augment import Augment
-from prismoe.training.model.tower import ImageTower
+from prismoe.training.data.concepts import Concept
+from prismoe.training.data.render import picture_of
+from prismoe.training.data.scenes import (
+    MOST_THINGS,
+    SMALL,
+    WITH_WORD,
+    Known,
+    Scene,
+    laid_out,
+    single,
+    small,
+)
+from prismoe.training.model.tower import ImageTower, TowerConfig
+
+IN_SCENES = 0.12
+"""The share of the eye's pictures that are scenes."""
+EMPTY = -100  # no label
+ANYTHING = Concept("", "", "", ())
+"""Scenes need a concept, and the eye none."""
 
 
 class TowerSettings(BaseModel):
@@ -53,64 +76,113 @@ class TowerClassifier(nn.Module):
         self.coarse = nn.Linear(width, teacher.COARSE_CHANNELS)
         self.name = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, labels))
 
-    def forward(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Predicted `fine_BNC`, `coarse_BMC`, and the logits of the labels."""
+    def forward(self, image_BCHW: Tensor, covers_BKN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Predicted `fine_BNC`, `coarse_BMC`, and the logits of each drawing's labels, `[B, K, L]`.
+
+        `covers_BKN` says which tokens each drawing covers; its slots beyond a picture's drawings are empty.
+        """
         x_BNV = self.tower(image_BCHW)
         side = math.isqrt(x_BNV.shape[1])
         grid_BVHW = x_BNV.transpose(1, 2).unflatten(2, (side, side))
         x_BMV = functional.avg_pool2d(grid_BVHW, 2).flatten(2).transpose(1, 2)
-        return self.fine(x_BNV), self.coarse(x_BMV), self.name(x_BNV.mean(1))
+        share_BKN = covers_BKN.to(x_BNV.dtype) / covers_BKN.sum(dim=2, keepdim=True).clamp(min=1)
+        return self.fine(x_BNV), self.coarse(x_BMV), self.name(share_BKN @ x_BNV)
+
+
+class Shown(NamedTuple):
+    """Pictures, what the teacher sees in them, and what their drawings are."""
+
+    picture_BCHW: Tensor
+    fine_BNC: Tensor
+    coarse_BMC: Tensor
+    covers_BKN: Tensor  # bool
+    label_BK: Tensor  # EMPTY in the slots beyond a picture's drawings
 
 
 class Pool:
     """The last few rounds of pictures with the teacher's view of them, to be sampled again and again."""
 
-    def __init__(self, rgba_BHWC: Tensor, label_B: Tensor, settings: TowerSettings, side: int) -> None:
-        """`rgba_BHWC` are the training drawings, a drawing listed twice being shown twice a round."""
-        self.rgba_BHWC, self.label_B, self.settings, self.side = rgba_BHWC, label_B, settings, side
+    def __init__(
+        self, rgba_NHWC: Tensor, label_N: Tensor, settings: TowerSettings, config: TowerConfig
+    ) -> None:
+        """`rgba_NHWC` are the training drawings; one that is listed twice is shown twice a round."""
+        self.rgba_NHWC, self.label_N, self.settings, self.config = rgba_NHWC, label_N, settings, config
         self.teacher = teacher.Teacher()
-        self.augment = Augment(settings.seed)
+        self.augment, self.draw = Augment(settings.seed), random.Random(settings.seed)
         self.scales: list[tuple[Tensor, Tensor]] = []  # mean and deviation of each channel, fine and coarse
-        self.rounds: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=settings.rounds_kept)
+        self.rounds: deque[Shown] = deque(maxlen=settings.rounds_kept)
 
     def refill(self) -> None:
         """Show the teacher one fresh variant of every drawing."""
+        scenes = eye_scenes(self.draw, self.draw.sample(range(len(self.rgba_NHWC)), len(self.rgba_NHWC)))
         views = []
-        for rgba_BHWC in self.rgba_BHWC.split(self.settings.batch):
-            image_BCHW = self.augment(rgba_BHWC, teacher.SIDE)
-            small_BCHW = functional.interpolate(image_BCHW, self.side, mode="area")
-            views.append(((small_BCHW * 255).round().byte(), *self.teacher(image_BCHW)))
-        picture_BCHW, fine_BNC, coarse_BMC = (torch.cat(parts) for parts in zip(*views, strict=True))
+        for first in range(0, len(scenes), self.settings.batch):
+            batch = scenes[first : first + self.settings.batch]
+            image_BCHW = picture_of(batch, self.rgba_NHWC, teacher.SIDE, self.augment)
+            small_BCHW = functional.interpolate(image_BCHW, self.config.image_size, mode="area")
+            pixels_BCHW = (small_BCHW * 255).round().byte()
+            covers_BKN, label_BK = self._covered(batch)
+            views.append(Shown(pixels_BCHW, *self.teacher(image_BCHW), covers_BKN, label_BK))
+        shown = Shown(*(torch.cat(parts) for parts in zip(*views, strict=True)))
         if not self.scales:
             self.scales = [
                 (grid.float().mean((0, 1)), grid.float().std((0, 1)) + 1e-4)
-                for grid in (fine_BNC, coarse_BMC)
+                for grid in (shown.fine_BNC, shown.coarse_BMC)
             ]
-        self.rounds.append((picture_BCHW, fine_BNC, coarse_BMC))
+        self.rounds.append(shown)
 
-    def sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pictures normalised for the tower, standardised fine and coarse targets, and labels."""
-        settings = self.settings
+    def sample(self) -> Shown:
+        """Pictures normalised for the tower, and standardised fine and coarse targets."""
         generator = self.augment.generator
-        picture_BCHW, *grids = self.rounds[int(torch.randint(len(self.rounds), (), generator=generator))]
-        index_B = torch.randint(len(picture_BCHW), (settings.batch,), generator=generator)
-        targets = [
-            (grid[index_B].float() - mean) / std for grid, (mean, std) in zip(grids, self.scales, strict=True)
-        ]
-        return normalise(picture_BCHW[index_B].float() / 255), targets[0], targets[1], self.label_B[index_B]
+        shown = self.rounds[int(torch.randint(len(self.rounds), (), generator=generator))]
+        index_B = torch.randint(len(shown.picture_BCHW), (self.settings.batch,), generator=generator)
+        picture_BCHW, fine_BNC, coarse_BMC, covers_BKN, label_BK = (part[index_B] for part in shown)
+        fine_BNC, coarse_BMC = (
+            (grid.float() - mean) / std
+            for grid, (mean, std) in zip((fine_BNC, coarse_BMC), self.scales, strict=True)
+        )
+        return Shown(normalise(picture_BCHW.float() / 255), fine_BNC, coarse_BMC, covers_BKN, label_BK)
+
+    def _covered(self, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
+        """The tokens that each drawing covers, and its label."""
+        side = math.isqrt(self.config.tokens)
+        middle_S = (2 * torch.arange(side) + 1) / side - 1
+        covers_BKSS = torch.zeros(len(scenes), MOST_THINGS, side, side, dtype=torch.bool)
+        label_BK = torch.full((len(scenes), MOST_THINGS), EMPTY)
+        for number, scene in enumerate(scenes):
+            for slot, thing in enumerate(scene.things):
+                x_S, y_S = ((middle_S - at).abs() <= thing.box.size for at in (thing.box.x, thing.box.y))
+                covers_BKSS[number, slot] = y_S[:, None] & x_S[None, :]
+                label_BK[number, slot] = self.label_N[thing.drawing]
+        return covers_BKSS.flatten(2), label_BK
 
 
-def losses(
-    eye: TowerClassifier, batch: tuple[Tensor, Tensor, Tensor, Tensor], settings: TowerSettings
-) -> dict[str, Tensor]:
+def eye_scenes(draw: random.Random, drawings: Sequence[int]) -> list[Scene]:
+    """Every drawing once: by itself, whole or smaller, or in a scene with the next ones."""
+    known = [Known(ANYTHING, drawing) for drawing in reversed(drawings)]
+    scenes = []
+    while known:
+        lot, count = draw.random(), draw.randint(2, MOST_THINGS)
+        if lot < IN_SCENES and len(known) >= count:
+            scenes.append(laid_out(draw, count, known.pop, lambda _: known.pop(), draw.random() < WITH_WORD))
+        elif lot < IN_SCENES + SMALL:
+            scenes.append(small(draw, known.pop()))
+        else:
+            scenes.append(single(known.pop()))
+    return scenes
+
+
+def losses(eye: TowerClassifier, shown: Shown, settings: TowerSettings) -> dict[str, Tensor]:
     """The three losses, and their weighted sum under `total`."""
-    picture_BCHW, fine_BNC, coarse_BMC, label_B = batch
     with torch.autocast("cpu", torch.bfloat16):
-        guess_fine_BNC, guess_coarse_BMC, logits_BL = eye(picture_BCHW)
+        guess_fine_BNC, guess_coarse_BMC, logits_BKL = eye(shown.picture_BCHW, shown.covers_BKN)
+    is_named_BK = shown.label_BK != EMPTY
     parts = {
-        "fine": functional.smooth_l1_loss(guess_fine_BNC.float(), fine_BNC),
-        "coarse": functional.smooth_l1_loss(guess_coarse_BMC.float(), coarse_BMC),
-        "naming": functional.cross_entropy(logits_BL.float(), label_B, label_smoothing=0.1),
+        "fine": functional.smooth_l1_loss(guess_fine_BNC.float(), shown.fine_BNC),
+        "coarse": functional.smooth_l1_loss(guess_coarse_BMC.float(), shown.coarse_BMC),
+        "naming": functional.cross_entropy(
+            logits_BKL[is_named_BK].float(), shown.label_BK[is_named_BK], label_smoothing=0.1
+        ),
     }
     return parts | {"total": parts["fine"] + parts["coarse"] + settings.naming_weight * parts["naming"]}
 

@@ -10,6 +10,7 @@ these, with the same pictures and questions.
 Shape legend: that of kernels/routing.py, and B sequences, S positions.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from prismoe.kernels.routing import PADDING, TEXT
-from prismoe.training.data.concepts import Concept
-from prismoe.training.data.questions import SYSTEM, TASKS, Question, Topic, ask, chat
+from prismoe.training.data.questions import SYSTEM, TASKS, Question, Topic, chat
+from prismoe.training.data.scene_questions import ask_of, askable
+from prismoe.training.data.scenes import Scene, spelt
 from prismoe.training.data.tokenizer import END, IMAGE
 from prismoe.training.model.moe_llava import Prompts, Tokens
 
@@ -66,7 +68,7 @@ class _Sequence:
 
 
 class Composer:
-    """Writes batches of questions about given concepts."""
+    """Writes batches of questions about given scenes."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, image_tokens: int, topics: Sequence[Topic], seed: int
@@ -76,16 +78,16 @@ class Composer:
         self.image, self.end = (tokenizer.convert_tokens_to_ids(token) for token in (IMAGE, END))
         self.draw = random.Random(seed)
 
-    def pictures(self, concepts: Sequence[Concept]) -> Batch:
-        """Questions about a picture of each concept, whose features replace the image tokens."""
-        return self._pad(self._pictured(concepts))
+    def pictures(self, scenes: Sequence[Scene]) -> Batch:
+        """Questions about a picture of each scene, whose features replace the image tokens."""
+        return self._pad(self._pictured(scenes))
 
-    def requests(self, concepts: Sequence[Concept]) -> Batch:
+    def requests(self, scenes: Sequence[Scene]) -> Batch:
         """What `pictures` would ask, each turn as a request of its own.
 
         A second question in the same conversation goes by the first one's label and prompt.
         """
-        alone = [s.alone(turn) for s in self._pictured(concepts) for turn in s.topics]
+        alone = [s.alone(turn) for s in self._pictured(scenes) for turn in s.topics]
         batch = self._pad(alone)
         is_answer_BS = batch.target_BS != IGNORED
         before_answer_BS = is_answer_BS.cumsum(dim=1) - is_answer_BS.long() == 0
@@ -95,9 +97,9 @@ class Composer:
         )
         return replace(batch, tokens=replace(batch.tokens, prompts=prompts))
 
-    def words(self, concepts: Sequence[Concept], slots: int = 16) -> Batch:
-        """The same questions with each concept's name, in gaps, in the picture's place."""
-        return self._pad([self._sequence(self._spelt(concept, slots), concept, TEXT) for concept in concepts])
+    def words(self, scenes: Sequence[Scene]) -> Batch:
+        """The same questions with the scenes' names and words, in gaps, in the picture's place."""
+        return self._pad([self._sequence(self._spelt(scene), scene, TEXT) for scene in scenes])
 
     def turn(self, question: Question) -> tuple[list[int], list[int]]:
         """A turn's tokens after the start, and its targets: the answer and the end."""
@@ -108,30 +110,31 @@ class Composer:
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def _spelt(self, concept: Concept, slots: int) -> list[int]:
-        """The name again and again, each token dropped at even odds."""
-        name = self._encode(f" {concept.name}")
-        offset = self.draw.randrange(slots)
-        return [
-            name[(offset + i) % len(name)] if self.draw.random() < 0.5 else self.end for i in range(slots)
-        ]
+    def _spelt(self, scene: Scene) -> list[int]:
+        """For each patch of the picture a token of the name or word that is there, or, at even odds, none."""
+        tokens = []
+        for number, name in enumerate(spelt(scene, math.isqrt(self.image_tokens))):
+            own = self._encode(f" {name}") if name and self.draw.random() < 0.5 else [self.end]
+            tokens.append(own[number % len(own)])
+        return tokens
 
-    def _pictured(self, concepts: Sequence[Concept]) -> list[_Sequence]:
+    def _pictured(self, scenes: Sequence[Scene]) -> list[_Sequence]:
         picture = [self.image] * self.image_tokens
-        return [self._sequence(picture, concept, segment) for segment, concept in enumerate(concepts)]
+        return [self._sequence(picture, scene, segment) for segment, scene in enumerate(scenes)]
 
-    def _sequence(self, picture: list[int], concept: Concept, segment: int) -> _Sequence:
+    def _sequence(self, picture: list[int], scene: Scene, segment: int) -> _Sequence:
         system = f"{self.draw.choice(SYSTEM)} " if self.draw.random() < 0.1 else ""
         opening = self._encode(f"{system}USER: ")
         sequence = _Sequence()
         sequence.add(opening, [IGNORED] * len(opening), START, 0)
         sequence.add(picture, [IGNORED] * len(picture), START, len(opening), segment)
         start = len(opening) + len(picture)
-        for number, topic in enumerate(self.draw.sample(self.topics, min(TURNS, len(self.topics))), 1):
+        topics = [topic for topic in askable(scene) if topic in self.topics]
+        for number, topic in enumerate(self.draw.sample(topics, min(TURNS, len(topics))), 1):
             sequence.topics[number] = topic
-            tokens, targets = self.turn(ask(self.draw, topic, concept))
+            tokens, targets = self.turn(ask_of(self.draw, topic, scene))
             if self.draw.random() < 0.1:  # a second question in the same conversation
-                again = self._follow_up(concept)
+                again = self._follow_up(self.draw.choice(topics), scene)
                 tokens, targets = tokens + again[0], targets + again[1]
             sequence.add(tokens, targets, number, start)
         if self.draw.random() < 0.3:
@@ -139,8 +142,8 @@ class Composer:
             sequence.add(*self.turn(chat(self.draw)), -1, 0)
         return sequence
 
-    def _follow_up(self, concept: Concept) -> tuple[list[int], list[int]]:
-        question = ask(self.draw, self.draw.choice(self.topics), concept)
+    def _follow_up(self, topic: Topic, scene: Scene) -> tuple[list[int], list[int]]:
+        question = ask_of(self.draw, topic, scene)
         return self.turn(Question(None, question.text, question.answer))
 
     def _pad(self, sequences: list[_Sequence]) -> Batch:

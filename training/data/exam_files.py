@@ -13,14 +13,14 @@ FILE = "questions.jsonl"
 def write_exam(exam: Exam, folder: Path) -> None:
     """Write the drawings as PNG files, and FILE with the questions about them, to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for drawing, png in exam.png.items():
-        (folder / _name(drawing)).write_bytes(png)
-    lines = [question_line(_name(case.drawing), case.question, case.answer) for case in exam.cases]
+    for picture, png in exam.png.items():
+        (folder / _name(picture)).write_bytes(png)
+    lines = [question_line(_name(case.picture), case.question, case.answer) for case in exam.cases]
     (folder / FILE).write_text("".join(lines))
 
 
-def _name(drawing: int) -> str:
-    return f"{drawing}.png"
+def _name(picture: int) -> str:
+    return f"{picture}.png"
 
 
 def main() -> None:

@@ -1,14 +1,29 @@
-"""What is asked of a picture, and the answers; and what is asked without one."""
+"""What is asked of a picture of one drawing, with the answers; what is asked without one; all wordings."""
 
 import json
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from prismoe.model_plugins.routing.request_policy import NO_TASK
 from prismoe.training.data.concepts import CONCEPTS, Concept
+from prismoe.training.data.scenes import PLACES, WORDS
 
-Topic = Literal["name", "category", "kind", "yes/no"]
+DrawingTopic = Literal["name", "category", "kind", "yes/no"]
+"""Of a picture of one drawing."""
+SceneTopic = Literal[
+    "count",
+    "count of a thing",
+    "thing at a place",
+    "category at a place",
+    "place of a thing",
+    "presence",
+    "word",
+]
+"""Of a picture of any number of drawings."""
+Topic = DrawingTopic | SceneTopic
+DRAWING_TOPICS: tuple[DrawingTopic, ...] = get_args(DrawingTopic)
+SCENE_TOPICS: tuple[SceneTopic, ...] = get_args(SceneTopic)
 
 TEMPLATES: dict[Topic, tuple[str, ...]] = {
     "name": (
@@ -49,10 +64,55 @@ TEMPLATES: dict[Topic, tuple[str, ...]] = {
         "Is there {thing} in the picture?",
         "Does the picture show {thing}?",
     ),
+    "count": (
+        "How many things are there?",
+        "How many things are in the picture?",
+        "How many things does the picture show?",
+        "How many things do you see?",
+        "Count the things.",
+    ),
+    "count of a thing": (
+        "How often does the picture show {thing}?",
+        "How many times does the picture show {thing}?",
+        "How many times do you see {thing}?",
+        "How often do you see {thing}?",
+    ),
+    "thing at a place": (
+        "What is at the {place}?",
+        "What do you see at the {place}?",
+        "What thing is at the {place}?",
+        "Name the thing at the {place}.",
+    ),
+    "category at a place": (
+        "Which category does the thing at the {place} belong to?",
+        "What category is at the {place}?",
+        "What is the category of the thing at the {place}?",
+    ),
+    "place of a thing": (
+        "Where {verb} the {name}?",
+        "Where in the picture {verb} the {name}?",
+        "Where do you see the {name}?",
+        "At which place {verb} the {name}?",
+    ),
+    "presence": (
+        "Do you see {thing}?",
+        "Can you see {thing}?",
+        "Can you find {thing}?",
+        "Do you find {thing} in the picture?",
+    ),
+    "word": (
+        "What word is written?",
+        "Which word is written?",
+        "What word is in the picture?",
+        "What is written in the picture?",
+        "What does it say?",
+        "Read the word.",
+    ),
 }
-PLAIN: dict[Topic, str] = {
-    topic: templates[0] for topic, templates in TEMPLATES.items()
-}  # asked when scoring
+NUMBERS = ("zero", "one", "two", "three", "four")
+NO_WORD = "none"
+PLAIN: dict[Topic, str] = {topic: templates[0] for topic, templates in TEMPLATES.items()}
+"""The wordings of the exams."""
 TASKS: dict[Topic | None, int] = {None: NO_TASK} | {topic: task for task, topic in enumerate(TEMPLATES)}
 """The label of a question on each topic, for the router `task`; one without a picture has none."""
 SYSTEM = (
@@ -104,6 +164,11 @@ def with_article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
+def is_or_are(name: str) -> str:
+    """The verb of `the dog is` and `the cherries are`."""
+    return "are" if name in _PLURAL else "is"
+
+
 def answer(topic: Topic, concept: Concept) -> str:
     """The answer about a picture of `concept` on every topic but yes/no."""
     return {"name": concept.name, "category": concept.category, "kind": concept.kind}[topic]
@@ -122,7 +187,7 @@ def ask(draw: random.Random, topic: Topic, concept: Concept) -> Question:
         question = Question(topic, fill(template, concept, thing), "yes" if thing == concept else "no")
     else:
         question = Question(topic, fill(template, concept), answer(topic, concept))
-    return Question(topic, _typed(draw, question.text), question.answer)
+    return Question(topic, typed(draw, question.text), question.answer)
 
 
 def other_thing(draw: random.Random, concept: Concept) -> Concept:
@@ -137,7 +202,7 @@ def exam_questions(draw: random.Random, concept: Concept) -> list[tuple[Topic, s
     it" of something else, too.
     """
     asked: list[tuple[Topic, str, str]] = []
-    for topic in TEMPLATES:
+    for topic in DRAWING_TOPICS:
         if topic == "yes/no":
             for thing, reply in ((concept, "yes"), (other_thing(draw, concept), "no")):
                 asked.append((topic, fill(PLAIN[topic], concept, thing), reply))
@@ -155,10 +220,10 @@ def chat(draw: random.Random) -> Question:
     """A question without a picture."""
     if draw.random() < 0.4:
         texts, reply = draw.choice(_SMALL_TALK)
-        return Question(None, _typed(draw, draw.choice(texts)), reply)
+        return Question(None, typed(draw, draw.choice(texts)), reply)
     concept = draw.choice(CONCEPTS)
     text = draw.choice(("What is {thing}?", "What kind of thing is {thing}?", "Tell me about {thing}."))
-    return Question(None, _typed(draw, fill(text, concept)), fact(concept))
+    return Question(None, typed(draw, fill(text, concept)), fact(concept))
 
 
 def fact(concept: Concept) -> str:
@@ -178,7 +243,7 @@ _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
-def _typed(draw: random.Random, text: str) -> str:
+def typed(draw: random.Random, text: str) -> str:
     """Now and then in lower case, or without the final mark."""
     if draw.random() < 0.15:
         text = text.lower()
@@ -188,13 +253,31 @@ def _typed(draw: random.Random, text: str) -> str:
 def corpus() -> list[str]:
     """Every text that the tokenizer should write in few tokens, the names and answers many times."""
     sample = random.Random(0)
-    topics: tuple[Topic, ...] = ("name", "category", "kind", "yes/no")
     texts = [system for system in SYSTEM for _ in range(20)]
     for concept in CONCEPTS:
         for _ in range(4):
             texts += [
-                f"{q.text} ASSISTANT: {q.answer}" for q in (ask(sample, topic, concept) for topic in topics)
+                f"{question.text} ASSISTANT: {question.answer}"
+                for question in (ask(sample, topic, concept) for topic in DRAWING_TOPICS)
             ]
             texts += [f" {concept.name} {concept.category} {concept.kind}"]
+    texts += _scene_texts(sample)
     texts += [f"{q.text} ASSISTANT: {q.answer}" for q in (chat(sample) for _ in range(1000))]
     return [f"USER: \n{text}" for text in texts]
+
+
+def _scene_texts(sample: random.Random) -> list[str]:
+    """Wordings and answers of the questions about scenes."""
+    places = list(dict.fromkeys(place for layout in PLACES.values() for place in layout))
+    answers = [*NUMBERS, NO_WORD, *WORDS, *places]
+    texts = [f" {reply} ASSISTANT: {reply}" for reply in answers for _ in range(20)]
+    for topic in SCENE_TOPICS:
+        for template in TEMPLATES[topic]:
+            for concept in sample.sample(CONCEPTS, 20):
+                name = concept.name
+                texts.append(
+                    template.format(
+                        thing=with_article(name), name=name, verb=is_or_are(name), place=sample.choice(places)
+                    )
+                )
+    return texts

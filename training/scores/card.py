@@ -1,12 +1,14 @@
 """The model card, written from what was measured."""
 
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from prismoe.training.data.concepts import CONCEPTS
 from prismoe.training.data.pictures import STYLES, UNSEEN_FAMILY
-from prismoe.training.data.questions import TEMPLATES, Topic
-from prismoe.training.scores.measured import CheckpointScores, LayerScores
+from prismoe.training.data.questions import SCENE_TOPICS, TEMPLATES, Topic
+from prismoe.training.data.scenes import WORDS
+from prismoe.training.scores.measured import CheckpointScores, LayerScores, Score
 
 _CARD = """\
 # prismoji
@@ -36,7 +38,7 @@ The scores count answers that are right to the letter, {asked}.
   the drawings of the other teams.
 - *Commonest answer* is the score of always giving the commonest answer to a question.
 
-{scores}
+{scores}{more_scores}
 
 ## How it routes
 
@@ -56,9 +58,7 @@ It was trained from random weights on two CPU cores, in the stages of `python -m
 
 ## Limits
 
-It knows only the things listed above, each drawn alone on a plain ground. It is not a general assistant: it
-cannot handle photographs, scenes, several objects, text in pictures or open conversation. It always names
-something, even if it is wrong. Answers are one or two words.
+{limits}
 
 ## Licences and credits
 
@@ -73,7 +73,23 @@ _EXAMPLES: dict[Topic, str] = {
     "category": "Which category does it belong to?",
     "kind": "What kind of animal is it?",
     "yes/no": "Is it a dog?",
+    "count": "How many things are there?",
+    "count of a thing": "How often does the picture show a dog?",
+    "thing at a place": "What is at the top left?",
+    "category at a place": "Which category does the thing at the top left belong to?",
+    "place of a thing": "Where is the dog?",
+    "presence": "Do you see a dog?",
+    "word": "What word is written?",
 }
+_LOOKS = {"whole": "one drawing on white", "small": "one smaller drawing", "scene": "one to four in a layout"}
+_SINGLE = """\
+It knows only the things listed above, each drawn alone on a plain ground. It is not a general assistant: it
+cannot handle photographs, scenes, several objects, text in pictures or open conversation. It always names
+something, even if it is wrong. Answers are one or two words."""
+_SCENES = f"""\
+It knows the things listed above as drawings, one to four in a picture, and {len(WORDS)} written words. It is no
+general assistant: photographs and open conversation are beyond it, and it names something in any case. Answers
+are a word or two."""
 _ASKED = {
     "served": "asked of the running server over HTTP, at temperature 0",
     "offline": "answered by the training code",
@@ -102,7 +118,9 @@ def card(measured: CheckpointScores) -> str:
         count=len(CONCEPTS),
         concepts=_concepts(),
         asked=_ASKED[measured.scored],
-        scores=_scores(measured),
+        scores=_table_of(measured.scores, measured.advertised()),
+        more_scores=_more_scores(measured),
+        limits=_SCENES if set(measured.advertised()) & set(SCENE_TOPICS) else _SINGLE,
         routing=_routing(measured),
         verdict=_verdict(measured),
         stages=_stages(measured),
@@ -128,19 +146,45 @@ def _concepts() -> str:
     )
 
 
-def _scores(measured: CheckpointScores) -> str:
+def _table_of(scores: Sequence[Score], advertised: Collection[Topic]) -> str:
+    """The advertised topics, and a sentence on the others. Pictures are named where there are several kinds."""
+    has_looks = len({score.look for score in scores}) > 1
     rows = [
-        [score.split, score.topic, str(score.questions), f"{score.right:.1%}", f"{score.majority:.1%}"]
-        for score in measured.scores
-        if score.topic in measured.advertised()
+        [
+            score.split,
+            *([_LOOKS[score.look]] if has_looks else []),
+            score.topic,
+            str(score.questions),
+            f"{score.right:.1%}" + ("" if score.error is None else f" ± {score.error:.1%}"),
+            f"{score.majority:.1%}",
+        ]
+        for score in scores
+        if score.topic in advertised
     ]
-    table = _table(["split", "topic", "questions", "right", "commonest answer"], rows)
+    pictures = ["pictures"] if has_looks else []
+    table = _table(["split", *pictures, "topic", "questions", "right", "commonest answer"], rows)
     weak = "; ".join(
         f"{score.topic}, {score.split}: {score.right:.1%} against {score.majority:.1%}"
-        for score in measured.scores
-        if score.topic not in measured.advertised()
+        for score in scores
+        if score.topic not in advertised
     )
     return f"{table}\n\nAlso trained, but too weak to advertise: {weak}." if weak else table
+
+
+def _more_scores(measured: CheckpointScores) -> str:
+    """The exam of single drawings, and what the run was chosen on."""
+    text = ""
+    if any(score.error is not None for score in measured.scores):
+        text += "\n\n± is a standard error that takes drawings as independent."
+    if measured.old_scores:
+        table = _table_of(measured.old_scores, measured.advertised())
+        text += f"\n\nThe exam of single drawings that earlier versions were scored with:\n\n{table}"
+    if measured.validation:
+        right = sum(score.right * score.questions for score in measured.validation)
+        count = sum(score.questions for score in measured.validation)
+        text += "\n\nA run is chosen by other drawings, which are not trained on either: "
+        text += f"{right / count:.1%} of {count} questions right."
+    return text
 
 
 def _routing(measured: CheckpointScores) -> str:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from prismoe.kernels.routing import TEXT, routing_probability_variance
 from prismoe.training.data.cases import Case, Exam
-from prismoe.training.data.questions import TASKS
+from prismoe.training.data.questions import PLAIN, TASKS
 from prismoe.training.data.tokenizer import END, IMAGE
 from prismoe.training.losses import chosen_experts
 from prismoe.training.model.checkpoint import load
@@ -62,7 +63,7 @@ class Asker:
         for group in by_length.values():
             for start in range(0, len(group), batch):
                 numbers, prompts = zip(*group[start : start + batch], strict=True)
-                image_BCHW = torch.stack([self.picture(exam.png[exam.cases[n].drawing]) for n in numbers])
+                image_BCHW = torch.stack([self.picture(exam.png[exam.cases[n].picture]) for n in numbers])
                 reply_BS = generate(
                     self.model,
                     image_BCHW,
@@ -77,19 +78,40 @@ class Asker:
         return [replies[number] for number in range(len(exam.cases))]
 
     def routing(self, exam: Exam) -> list[LayerScores]:
-        """CheckpointScores over every test picture's question for a name."""
+        """What each MoE layer does over the test pictures."""
         layers = zip(self.model.config.moe_layers, self.routings(exam), strict=True)
         return [_measure(layer, routing) for layer, routing in layers]
 
     @torch.inference_mode()
     def routings(self, exam: Exam) -> list[LayerDecision]:
-        """What each MoE layer decides for every test picture's question for a name."""
-        cases: list[Case] = [case for case in exam.cases if case.topic == "name"]
-        image_BCHW = torch.stack([self.picture(exam.png[case.drawing]) for case in cases])
-        token_BS = torch.tensor([self.prompt(case.question) for case in cases])
-        tokens = prompt_tokens(token_BS, self.image, _tasks(cases))
-        _, routings = self.model(image_BCHW, tokens)
+        """What each MoE layer decides for one question about every test picture: how many things there are."""
+        image_BCHW = torch.stack([self.picture(png) for png in exam.png.values()])
+        token_BS = torch.tensor(self.prompt(PLAIN["count"])).expand(len(image_BCHW), -1)
+        task_B = torch.full((len(image_BCHW),), TASKS["count"])
+        _, routings = self.model(image_BCHW, prompt_tokens(token_BS, self.image, task_B))
         return routings
+
+    @torch.inference_mode()
+    def perplexity(self, exam: Exam, batch: int = 64) -> float:
+        """Of the right answers' tokens, each after those before it."""
+        by_length: dict[tuple[int, int], list[tuple[Case, list[int]]]] = defaultdict(list)
+        for case in exam.cases:
+            answer = self.tokenizer(f" {case.answer}", add_special_tokens=False).input_ids
+            prompt, answered = self.prompt(case.question), [*answer, self.end]
+            by_length[len(prompt), len(answered)].append((case, prompt + answered))
+        losses = []
+        for (_, answered), group in by_length.items():
+            for start in range(0, len(group), batch):
+                cases, texts = zip(*group[start : start + batch], strict=True)
+                image_BCHW = torch.stack([self.picture(exam.png[case.picture]) for case in cases])
+                token_BS = torch.tensor(texts)
+                tokens = prompt_tokens(token_BS, self.image, _tasks(cases), answered)
+                logits_BSY, _ = self.model(image_BCHW, tokens)
+                logits_BAY, target_BA = logits_BSY[:, -answered - 1 : -1], token_BS[:, -answered:]
+                losses.append(
+                    functional.cross_entropy(logits_BAY.flatten(0, 1), target_BA.flatten(), reduction="none")
+                )
+        return torch.cat(losses).mean().exp().item()
 
 
 def _tasks(cases: Iterable[Case]) -> Tensor:

@@ -17,9 +17,13 @@ class Score(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     split: str
+    look: Literal["whole", "small", "scene"] = "whole"
+    """How the pictures show their drawings."""
     topic: Topic
     questions: int
     right: float
+    error: float | None = None
+    """Its standard error, which takes drawings as independent."""
     majority: float
 
 
@@ -59,6 +63,10 @@ class CheckpointScores(BaseModel):
     routing: list[LayerScores]
     scored: Literal["offline", "served"]
     scores: list[Score]
+    old_scores: list[Score] = []
+    """Of the exam of single drawings, where `scores` are of the exam of scenes."""
+    validation: list[Score] = []
+    """Of the split that a run is chosen on."""
     notes: list[str] = []  # what else a reader should know of how this checkpoint came about
 
     @classmethod

@@ -1,7 +1,7 @@
 """Score a running server: `python -m prismoe.training.scores.score --url http://127.0.0.1:8000`.
 
-Asks it every test question over its OpenAI chat endpoint, prints the table, and with `--write` puts the
-scores into the checkpoint's `measured.json` and model card.
+Asks it the questions of both exams over its OpenAI chat endpoint, prints the table, and with `--write` puts
+the scores into the checkpoint's `measured.json` and model card.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from prismoe.training.data.cases import Case, Exam, build_exam, score
 from prismoe.training.data.pictures import Pictures
 from prismoe.training.data.questions import TASKS
+from prismoe.training.data.scene_exam import build_scene_exam
 from prismoe.training.scores.card import write_card
 from prismoe.training.scores.evaluate import ANSWER_LIMIT
 from prismoe.training.scores.measured import CheckpointScores
@@ -65,7 +66,7 @@ def ask_all(server: Server, exam: Exam, with_tasks: bool = False) -> list[str]:
     """Its answers, in the order of the cases; `with_tasks` where its router wants each question's label."""
 
     def answer(case: Case) -> str:
-        return server.answer(exam.png[case.drawing], case.question, TASKS[case.topic] if with_tasks else None)
+        return server.answer(exam.png[case.picture], case.question, TASKS[case.topic] if with_tasks else None)
 
     with ThreadPoolExecutor(CONCURRENCY) as workers:
         replies = workers.map(answer, exam.cases)
@@ -89,16 +90,20 @@ def main() -> None:
     arguments = parser.parse_args()
     pictures = Pictures(arguments.cache / "emoji")
     pictures.fetch()
-    exam = build_exam(pictures)
-    scores = score(exam.cases, ask_all(Server(arguments.url), exam))
-    for row in scores:
+    server = Server(arguments.url)
+    scores, old_scores = (
+        score(exam.cases, ask_all(server, exam))
+        for exam in (build_scene_exam(pictures), build_exam(pictures))
+    )
+    for row in scores + old_scores:
         print(
-            f"{row.split:18} {row.topic:9} {row.questions:4} {row.right:7.1%} (commonest answer "
-            f"{row.majority:.1%})"
+            f"{row.split:18} {row.look:6} {row.topic:20} {row.questions:4} {row.right:7.1%} ± {row.error:.1%} "
+            f"(commonest answer {row.majority:.1%})"
         )
     if arguments.write:
         measured = CheckpointScores.read(arguments.write)
-        measured.model_copy(update={"scores": scores, "scored": "served"}).write(arguments.write)
+        update = {"scores": scores, "old_scores": old_scores, "scored": "served"}
+        measured.model_copy(update=update).write(arguments.write)
         write_card(arguments.write)
 
 
