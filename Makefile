@@ -27,7 +27,7 @@ CUDA_BUILD := 'vllm==0.32.0' 'torch==2.13.0,!=2.13.0+cpu'
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: help demo test test-fast format lint browser pictures monitored dashboards models-page reference docs bench bench-skip bench-skip-accuracy load locks audit compat test-cuda-config two-hosts train install clients
+.PHONY: help demo test test-fast format lint browser pictures monitored dashboards models-page reference docs bench bench-skip bench-skip-accuracy load locks audit compat test-cuda-config two-hosts train compare install clients
 
 help:  ## Lists the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1\t\2/p' Makefile | awk -F '\t' '{ printf "%-21s%s\n", $$1, $$2 }'
@@ -136,6 +136,9 @@ pictures: $(INSTALLED) browser $(BIN)/promtool  ## Takes the README's pictures a
 
 train: $(INSTALLED)  ## Trains the bundled model anew: an hour and a half, and npm to fetch the pictures
 	$(BIN)/python -m prismoe.training.prismoji $(ARGS)
+
+compare: $(INSTALLED)  ## Trains and measures the routers, and writes docs/router-comparison.md: hours
+	$(BIN)/python -m prismoe.training.comparison --out .cache/comparison --docs docs $(ARGS)
 
 clients: $(INSTALLED) $(CLIENTS)/.installed  ## Python's and npm's clients against the bundled model: needs Node 20; three minutes
 	$(BIN)/python -m tests.server.clients $(CLIENTS)

@@ -20,19 +20,27 @@ class Mean(NamedTuple):
     error: float
 
 
-def clustered_mean(clusters: Sequence[Sequence[int]], values: Sequence[float]) -> Mean:
-    """The questions' mean. Its error takes questions as dependent where they share a drawing.
+class Clusters:
+    """Questions that are dependent where they share a drawing."""
 
-    `clusters` are each question's drawings. The variance is the sum of the products of the deviations of all
-    pairs of questions that share one (Aronow, Samii & Assenova 2015), or that of independent questions where
-    that is more. Of questions about one drawing each it is the usual error by clusters.
-    """
-    number = {drawing: position for position, drawing in enumerate(sorted({d for c in clusters for d in c}))}
-    shows_QD = np.zeros((len(values), len(number)), dtype=np.float32)
-    for row, drawings in enumerate(clusters):
-        shows_QD[row, [number[drawing] for drawing in drawings]] = 1
-    value_Q = np.asarray(values, dtype=np.float64)
-    off_Q = value_Q - value_Q.mean()
-    shared = off_Q @ ((shows_QD @ shows_QD.T > 0) @ off_Q)
-    variance = max(float(shared), float(off_Q @ off_Q)) * len(number) / max(len(number) - 1, 1)
-    return Mean(float(value_Q.mean()), math.sqrt(variance) / len(values))
+    def __init__(self, drawings: Sequence[Sequence[int]]) -> None:
+        """`drawings` are those that each question's picture shows."""
+        number = {drawing: at for at, drawing in enumerate(sorted({d for shown in drawings for d in shown}))}
+        shows_QD = np.zeros((len(drawings), len(number)), dtype=np.float32)
+        for row, shown in enumerate(drawings):
+            shows_QD[row, [number[drawing] for drawing in shown]] = 1
+        self.shared_QQ = (shows_QD @ shows_QD.T > 0).astype(np.float32)
+        self.correction = len(number) / max(len(number) - 1, 1)
+
+    def mean(self, values: Sequence[float]) -> Mean:
+        """The questions' mean.
+
+        Its variance is the sum of the products of the deviations of all pairs of questions that share a
+        drawing (Aronow, Samii & Assenova 2015), or that of independent questions where that is more. Of
+        questions about one drawing each it is the usual error by clusters.
+        """
+        value_Q = np.asarray(values, dtype=np.float64)
+        off_Q = value_Q - value_Q.mean()
+        shared = float(off_Q @ (self.shared_QQ @ off_Q.astype(np.float32)))
+        variance = max(shared, float(off_Q @ off_Q)) * self.correction
+        return Mean(float(value_Q.mean()), math.sqrt(variance) / len(values))

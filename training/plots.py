@@ -5,12 +5,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
+"""Colour-blind readers can tell these apart."""
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    # Told apart by colour-blind readers.
-    "axes.prop_cycle": "cycler('color', ['0072b2', 'd55e00'])",
+    "axes.prop_cycle": f"cycler('color', {list(COLOURS)})",
     "axes.titlelocation": "left",
     "font.sans-serif": "DejaVu Sans",  # which matplotlib brings
     "grid.color": "0.8",

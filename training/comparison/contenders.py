@@ -1,4 +1,7 @@
-"""The routers that are compared. To add one is to add an entry."""
+"""The routers that are compared. An entry of ROUTERS adds one.
+
+Each is a row of the table. Those of SEEDED are trained three times, the others once.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,10 +46,8 @@ _CONDITIONED = {"policy": "modality_conditioned", **_TOP_2}
 _GROUPS = {"policy": "modality_groups"}
 _HALF_WIDTH = 384
 
-CONTENDERS: dict[str, Contender] = {
+ROUTERS: dict[str, Contender] = {
     BASELINE: Trained(routing=_TOPK),
-    "topk, second seed": Trained(routing=_TOPK, seed=1),
-    "topk, third seed": Trained(routing=_TOPK, seed=2),
     "topk, no balance": Trained(routing=_TOPK, training=RouterSettings(balance="none")),
     "topk, text balance": Trained(routing=_TOPK, training=RouterSettings(balance="text")),
     "topk, vision balance": Trained(routing=_TOPK, training=RouterSettings(balance="vision")),
@@ -97,3 +98,32 @@ CONTENDERS: dict[str, Contender] = {
     "entropy": Calibrated(options=("--policy", "entropy", "--mean-experts", "2")),
     "dual_threshold": Calibrated(options=("--policy", "dual_threshold", "--skip", "0.25")),
 }
+
+SEEDED = (
+    BASELINE,
+    "topk, text balance",
+    "topk, modality balance",
+    "ltdr",
+    "ltdr, balance of all",
+    "gmm",
+    "gmm, no reactivation",
+    "modality_conditioned, add, modality balance",
+)
+SEEDS = {1: "second seed", 2: "third seed"}
+
+
+def runs(name: str) -> dict[str, Contender]:
+    """A router's runs: by its own name with the first seed, and by further names with the others."""
+    contender = ROUTERS[name]
+    if not isinstance(contender, Trained) or name not in SEEDED:
+        return {name: contender}
+    further = {
+        f"{name}, {which}": contender.model_copy(update={"seed": seed}) for seed, which in SEEDS.items()
+    }
+    return {name: contender, **further}
+
+
+CONTENDERS: dict[str, Contender] = {
+    run: contender for name in ROUTERS for run, contender in runs(name).items()
+}
+"""Every run by its name."""

@@ -1,68 +1,86 @@
-"""The comparison as a table in Markdown and as a plot."""
+"""The comparison's tables in Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-
-from prismoe.training.comparison.contenders import BASELINE, CONTENDERS, Calibrated
-from prismoe.training.comparison.measured import ContenderScores, Mean, mean_by_drawing
-from prismoe.training.data.cases import Case
+from prismoe.training.comparison.contenders import BASELINE
+from prismoe.training.comparison.rows import Accuracies, Row
+from prismoe.training.data.cases import Case, Look
 from prismoe.training.data.questions import TEMPLATES
-from prismoe.training.plots import STYLE, svg
+from prismoe.training.intervals import INTERVAL, Mean
 
-INTERVAL = 1.96  # standard errors to either side: 95%
+LOOKS: dict[Look, str] = {"whole": "single drawings", "small": "small drawings", "scene": "scenes"}
 
 
-def table(cases: Sequence[Case], results: Mapping[str, ContenderScores]) -> str:
-    """A row for each router. Of each topic the head says the number of questions."""
-    counts = [f"{topic} ({sum(case.topic == topic for case in cases)})" for topic in TEMPLATES]
-    head = ["router", *counts, f"all ({len(cases)})", f"minus `{BASELINE}`, points"]
-    head += [
-        "experts a vision token",
-        "a text token",
-        "CV_mean",
-        "of the first k",
-        "entropy, bits",
-        "prefill time",
+def table(cases: Sequence[Case], old_cases: Sequence[Case], rows: Mapping[str, Row]) -> str:
+    """A row for each router: its answers, its routing and its speed."""
+    parts = {
+        title: Accuracies(cases, rows, lambda of: of.right, _has_look(look)) for look, title in LOOKS.items()
+    }
+    whole = Accuracies(cases, rows, lambda of: of.right)
+    old = Accuracies(old_cases, rows, lambda of: of.old_right)
+    head = ["router", "runs", *(f"{title} ({part.questions})" for title, part in parts.items())]
+    head += [f"all ({whole.questions})", f"minus `{BASELINE}`, points", f"old exam ({old.questions})"]
+    head += ["experts a vision token", "a text token", "CV_mean", "of the first k", "entropy, bits"]
+    head += ["perplexity", "training time", "prefill time"]
+    lines = []
+    for name, row in rows.items():
+        cells = [row.label, str(len(row.runs)), *(f"{part.share(name).value:.1%}" for part in parts.values())]
+        cells += [_share(whole.share(name)), _points(name, whole), _share(old.share(name))]
+        cells += [
+            f"{row.mean(lambda of: of.vision_experts):.2f}",
+            f"{row.mean(lambda of: of.text_experts):.2f}",
+            f"{row.mean(lambda of: of.load_variation):.2f}",
+            f"{row.mean(lambda of: of.first_choices_variation):.2f}",
+            f"{row.mean(lambda of: of.entropy_bits):.2f}",
+            f"{row.mean(lambda of: of.perplexity):.3f}",
+        ]
+        lines.append([*cells, _training_time(row, rows[BASELINE]), _prefill_time(row)])
+    return _markdown([head, *lines])
+
+
+def topics_table(cases: Sequence[Case], rows: Mapping[str, Row]) -> str:
+    """A row for each router: its answers by what is asked."""
+    topics = {
+        f"{topic}{', small' if look == 'small' else ''}": Accuracies(
+            cases, rows, lambda of: of.right, lambda case, key=(look, topic): (case.look, case.topic) == key
+        )
+        for look in LOOKS
+        for topic in TEMPLATES
+        if any((case.look, case.topic) == (look, topic) for case in cases)
+    }
+    head = ["router", *(f"{title} ({part.questions})" for title, part in topics.items())]
+    lines = [
+        [row.label, *(_share(part.share(name)) for part in topics.values())] for name, row in rows.items()
     ]
-    lines = [head, ["---"] * len(head)]
-    lines += [_row(name, cases, own, results[BASELINE]) for name, own in results.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown([head, *lines])
 
 
-def _row(name: str, cases: Sequence[Case], own: ContenderScores, baseline: ContenderScores) -> list[str]:
-    mark = "*" if isinstance(CONTENDERS[name], Calibrated) else ""
-    cells = [f"`{name}`{mark}"]
-    for topic in TEMPLATES:
-        right = [is_right for case, is_right in zip(cases, own.right, strict=True) if case.topic == topic]
-        cells.append(f"{sum(right) / len(right):.1%}")
-    share = mean_by_drawing(cases, own.right)
-    cells.append(f"{share.value:.1%} ± {share.error:.1%}")
-    more = difference(cases, own, baseline)
-    cells.append("" if own == baseline else f"{more.value * 100:+.1f} ± {more.error * 100:.1f}")
-    cells += [f"{own.vision_experts:.2f}", f"{own.text_experts:.2f}"]
-    cells += [f"{own.load_variation:.2f}", f"{own.first_choices_variation:.2f}", f"{own.entropy_bits:.2f}"]
-    prefill = own.prefill
-    return [*cells, f"{prefill.median:.2f} ({prefill.low:.2f} to {prefill.high:.2f})"]
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]))
 
 
-def difference(cases: Sequence[Case], own: ContenderScores, baseline: ContenderScores) -> Mean:
-    """How many more questions a router gets right than the baseline, as a share; question by question."""
-    pairs = zip(own.right, baseline.right, strict=True)
-    return mean_by_drawing(cases, [a - b for a, b in pairs])
+def _has_look(look: Look) -> Callable[[Case], bool]:
+    return lambda case: case.look == look
 
 
-@rc_context(STYLE | {"axes.grid.axis": "x"})
-def plot(cases: Sequence[Case], results: Mapping[str, ContenderScores]) -> str:
-    """The share of right answers with its 95% interval, as SVG."""
-    shares = [mean_by_drawing(cases, own.right) for own in results.values()]
-    figure = Figure((5, 0.3 * len(shares)))
-    axes = figure.subplots()
-    values, margins = [share.value for share in shares], [INTERVAL * share.error for share in shares]
-    axes.errorbar(values, list(results), xerr=margins, fmt="o")
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.invert_yaxis()
-    axes.set_title(f"Right answers to {len(cases)} questions, with 95% intervals")
-    return svg(figure)
+def _share(mean: Mean) -> str:
+    return f"{mean.value:.1%} ± {INTERVAL * mean.error:.1%}"
+
+
+def _points(name: str, accuracies: Accuracies) -> str:
+    if name == BASELINE:
+        return ""
+    mean = accuracies.difference(name)
+    return f"{mean.value * 100:+.1f} ± {INTERVAL * mean.error * 100:.1f}"
+
+
+def _training_time(row: Row, baseline: Row) -> str:
+    """Over the baseline's."""
+    if row.step_seconds is None or baseline.step_seconds is None:
+        return ""
+    return f"{row.step_seconds / baseline.step_seconds:.2f}"
+
+
+def _prefill_time(row: Row) -> str:
+    low, median, high = (row.mean(lambda of, part=part: of.prefill[part]) for part in range(3))
+    return f"{median:.2f} ({low:.2f} to {high:.2f})"

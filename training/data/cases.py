@@ -21,7 +21,7 @@ from prismoe.training.data.questions import (
 )
 from prismoe.training.data.render import png
 from prismoe.training.data.splits import split
-from prismoe.training.intervals import clustered_mean
+from prismoe.training.intervals import Clusters
 from prismoe.training.scores.measured import Score
 
 SIDE = 128  # pixels of a test picture
@@ -82,9 +82,8 @@ def _score(group: Sequence[tuple[Case, str]]) -> Score:
     first = cases[0]
     commonest = _commonest(cases)
     majority = sum(case.answer == commonest.get(case.question, "yes") for case in cases)
-    right = clustered_mean(
-        [case.drawings for case in cases], [case.answer == reply.strip() for case, reply in group]
-    )
+    clusters = Clusters([case.drawings for case in cases])
+    right = clusters.mean([case.answer == reply.strip() for case, reply in group])
     return Score(
         split=first.split,
         look=first.look,

@@ -1,10 +1,10 @@
 """Which drawings are trained on, and which are kept back to ask about.
 
 Two honest splits: `unseen style`, a family of which no drawing is trained on; and `held-out drawings`, all
-drawings of some concepts by one of the trained families. Those come in two lots. The first is a quarter of the
-candidates, and the exam of single drawings asks about it alone. With the second there are 135 held-out drawings
-of known concepts instead of 37. `validation` is what a run is chosen on: drawings by the two families that the
-other splits leave alone, of concepts without held-out drawings.
+drawings of some concepts by one of the trained families. Those come in two lots. The first is a quarter of
+the candidates, and the exam of single drawings asks about it alone. With the second there are 135 held-out
+drawings of known concepts instead of 37. `validation` is what a run is chosen on: drawings by the two
+families that the other splits leave alone, of concepts without held-out drawings.
 """
 
 import random

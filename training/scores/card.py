@@ -87,9 +87,9 @@ It knows only the things listed above, each drawn alone on a plain ground. It is
 cannot handle photographs, scenes, several objects, text in pictures or open conversation. It always names
 something, even if it is wrong. Answers are one or two words."""
 _SCENES = f"""\
-It knows the things listed above as drawings, one to four in a picture, and {len(WORDS)} written words. It is no
-general assistant: photographs and open conversation are beyond it, and it names something in any case. Answers
-are a word or two."""
+It knows the things listed above as drawings, one to four in a picture, and {len(WORDS)} written words. It is
+no general assistant: photographs and open conversation are beyond it, and it names something in any case.
+Answers are a word or two."""
 _ASKED = {
     "served": "asked of the running server over HTTP, at temperature 0",
     "offline": "answered by the training code",
@@ -147,7 +147,7 @@ def _concepts() -> str:
 
 
 def _table_of(scores: Sequence[Score], advertised: Collection[Topic]) -> str:
-    """The advertised topics, and a sentence on the others. Pictures are named where there are several kinds."""
+    """The advertised topics, and a sentence on the others."""
     has_looks = len({score.look for score in scores}) > 1
     rows = [
         [

@@ -84,7 +84,7 @@ class Asker:
 
     @torch.inference_mode()
     def routings(self, exam: Exam) -> list[LayerDecision]:
-        """What each MoE layer decides for one question about every test picture: how many things there are."""
+        """What each MoE layer decides when asked how many things there are in each test picture."""
         image_BCHW = torch.stack([self.picture(png) for png in exam.png.values()])
         token_BS = torch.tensor(self.prompt(PLAIN["count"])).expand(len(image_BCHW), -1)
         task_B = torch.full((len(image_BCHW),), TASKS["count"])

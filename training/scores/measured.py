@@ -80,5 +80,6 @@ class CheckpointScores(BaseModel):
 
     def advertised(self) -> list[Topic]:
         """The topics that the model answers well enough to say so."""
+        asked = {score.topic for score in self.scores}
         weak = {score.topic for score in self.scores if score.right < score.majority + ADVERTISED_GAIN}
-        return [topic for topic in TEMPLATES if topic not in weak]
+        return [topic for topic in TEMPLATES if topic in asked - weak]

@@ -97,8 +97,8 @@ def main() -> None:
     )
     for row in scores + old_scores:
         print(
-            f"{row.split:18} {row.look:6} {row.topic:20} {row.questions:4} {row.right:7.1%} ± {row.error:.1%} "
-            f"(commonest answer {row.majority:.1%})"
+            f"{row.split:18} {row.look:6} {row.topic:20} {row.questions:4} {row.right:7.1%} ± "
+            f"{row.error:.1%} (commonest answer {row.majority:.1%})"
         )
     if arguments.write:
         measured = CheckpointScores.read(arguments.write)
