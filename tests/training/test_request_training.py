@@ -16,6 +16,7 @@ from prismoe.training.comparison.start import start
 from prismoe.training.data.batches import IGNORED, Batch, Composer
 from prismoe.training.data.concepts import CONCEPTS
 from prismoe.training.data.questions import TASKS, TEMPLATES, Topic
+from prismoe.training.data.scenes import Known, single
 from prismoe.training.data.tokenizer import build_tokenizer
 from prismoe.training.model.moe_llava import DeepSpeedMoE, MoELLaVA, prompt_tokens
 from prismoe.training.router_training import router_training
@@ -23,7 +24,7 @@ from prismoe.training.stages import batch_losses, prepare_routers
 from tests.training.model.test_moe_llava import SMALL, SMALL_TOWER, images
 
 ROUTERS = ["task", "cluster", "instruction"]
-SHOWN = CONCEPTS[:40:4]
+SHOWN = [single(Known(concept, 0)) for concept in CONCEPTS[:40:4]]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,8 @@ def test_a_request_has_its_label_and_its_prompt(tokenizer: PreTrainedTokenizerFa
         question = prompt.partition("USER: ")[2]
         assert prompt.count("USER: ") == 1 and question.endswith(" ASSISTANT:")
         assert task == TASKS[topic_of(question.removesuffix(" ASSISTANT:"))], prompt
-    assert set(tokens.prompts.task_B.tolist()) == {NO_TASK, 0, 1, 2, 3}
+    of_places = {TASKS[topic] for topic in ("thing at a place", "category at a place", "place of a thing")}
+    assert set(tokens.prompts.task_B.tolist()) == {NO_TASK, *range(len(TEMPLATES))} - of_places
 
 
 def test_the_answers_loss_reaches_the_router(model: MoELLaVA, requests: Batch) -> None:

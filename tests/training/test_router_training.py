@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from prismoe.kernels.routing import PADDING, TEXT
 from prismoe.model_plugins.routing.policy import RouterInputs
 from prismoe.model_plugins.routing.request_policy import NO_TASK, RequestPolicy, Requests
-from prismoe.training.comparison.contenders import CONTENDERS, Trained
+from prismoe.training.comparison.contenders import ROUTERS, Trained
 from prismoe.training.comparison.start import start
 from prismoe.training.model.moe_llava import Asked, MoELLaVA
 from prismoe.training.router_rules import BIAS_STEP
@@ -16,7 +16,7 @@ from prismoe.training.router_training import router_training
 from tests.kernels import reference
 from tests.training.model.test_moe_llava import SMALL, SMALL_TOWER
 
-TRAINED = {name: contender for name, contender in CONTENDERS.items() if isinstance(contender, Trained)}
+TRAINED = {name: contender for name, contender in ROUTERS.items() if isinstance(contender, Trained)}
 SEGMENT_T = torch.tensor([TEXT] * 40 + [0] * 30 + [1] * 30 + [PADDING] * 10)
 
 

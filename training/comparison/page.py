@@ -38,7 +38,6 @@ def page(
         machine=_machine(),
         steps=settings.steps,
         batch=settings.batch,
-        pictures=f"{settings.steps * settings.batch:,}",
         step_seconds=f"{baseline:.2f}",
     )
 

@@ -16,7 +16,7 @@ def test_the_exam(tmp_path: Path) -> None:
     asked = [(question.question, question.accepted) for question in questions]
     assert asked == [(case.question, (case.answer,)) for case in exam.cases]
     for question, case in zip(questions, exam.cases, strict=True):
-        assert question.image.read_bytes() == exam.png[case.drawing]
+        assert question.image.read_bytes() == exam.png[case.picture]
 
 
 def test_the_questions_beside_the_bundled_pictures(tmp_path: Path) -> None:

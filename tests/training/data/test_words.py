@@ -12,12 +12,14 @@ from prismoe.training.data.batches import IGNORED, Composer
 from prismoe.training.data.cases import Case, score
 from prismoe.training.data.concepts import CANDIDATES, CONCEPTS, SET_ASIDE
 from prismoe.training.data.questions import PLAIN, TEMPLATES, Question, answer, ask, chat, fill, with_article
+from prismoe.training.data.scenes import Known, single
 from prismoe.training.data.tokenizer import END, IMAGE, build_tokenizer
 from prismoe.training.model.checkpoint import export
 from prismoe.training.model.moe_llava import ModelConfig, MoELLaVA, prompt_tokens, upcycle
 from prismoe.training.model.tower import TowerConfig
 
 DOG = next(concept for concept in CONCEPTS if concept.name == "dog")
+A_DOG = single(Known(DOG, 0))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +137,7 @@ def test_turns_do_not_see_each_other(tokenizer: PreTrainedTokenizerFast) -> None
         ModelConfig(vocab_size=len(tokenizer), hidden_size=32, num_attention_heads=4), tower
     ).eval()
     composer = Composer(tokenizer, tower.tokens, ("name", "category", "kind"), seed=5)
-    batch = composer.pictures([DOG])
+    batch = composer.pictures([A_DOG])
     image_BCHW = torch.randn(1, 3, 16, 16)
     packed, _ = model(image_BCHW, batch.tokens)
     tokens = batch.tokens
@@ -154,6 +156,6 @@ def test_turns_do_not_see_each_other(tokenizer: PreTrainedTokenizerFast) -> None
 
 
 def test_scores_are_exact_matches() -> None:
-    cases = [Case("s", 0, "name", "What is this?", "dog"), Case("s", 1, "name", "What is this?", "cat")]
+    cases = [Case("s", i, "name", "What is this?", answer, (i,)) for i, answer in enumerate(("dog", "cat"))]
     (result,) = score(cases, [" dog", "a cat"])
-    assert (result.questions, result.right) == (2, 0.5)
+    assert (result.questions, result.right, result.error) == (2, 0.5, pytest.approx(0.5))

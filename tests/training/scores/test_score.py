@@ -54,14 +54,14 @@ def url() -> Iterator[str]:
 
 
 def test_answers_come_back_in_order(url: str) -> None:
-    cases = [Case("s", number % 3, "name", f"What is {number}?", "") for number in range(20)]
+    cases = [Case("s", number % 3, "name", f"What is {number}?", "", ()) for number in range(20)]
     exam = Exam(cases, {number: f"picture {number}".encode() for number in range(3)})
     expected = [f" picture {number % 3}: What is {number}?" for number in range(20)]
     assert ask_all(Server(url), exam) == expected
 
 
 def test_a_question_comes_with_its_task_where_the_router_wants_it(url: str) -> None:
-    cases = [Case("s", 0, topic, "?", "") for topic in TEMPLATES]
+    cases = [Case("s", 0, topic, "?", "", ()) for topic in TEMPLATES]
     exam = Exam(cases, {0: b"picture"})
     replies = ask_all(Server(url), exam, with_tasks=True)
     assert replies == [f" picture: ? as task {task}" for task in range(len(TEMPLATES))]
