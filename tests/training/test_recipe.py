@@ -1,6 +1,7 @@
 """Pictures, splits, the eye, and the whole recipe on pictures made up here."""
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -16,13 +17,24 @@ from prismoe.training.comparison.contenders import CONTENDERS, Trained
 from prismoe.training.data.augment import Augment, on_white
 from prismoe.training.data.concepts import CANDIDATES, CONCEPT_BY_EMOJI, CONCEPTS
 from prismoe.training.data.pictures import SIDE, STYLE_BY_NAME, STYLES, UNSEEN_FAMILY, Drawing, Pictures
-from prismoe.training.data.splits import held_out_families, split
+from prismoe.training.data.scenes import SMALL, WHOLE
+from prismoe.training.data.splits import held_out_families, more_families, split
 from prismoe.training.model.checkpoint import load
+from prismoe.training.model.tower import ImageTower, TowerConfig
 from prismoe.training.prismoji import Recipe, train
 from prismoe.training.scores.card import card
 from prismoe.training.scores.measured import CheckpointScores
 from prismoe.training.stages import StageSettings
-from prismoe.training.tower_training import TowerSettings, rate_share
+from prismoe.training.tower_training import (
+    EMPTY,
+    IN_SCENES,
+    Pool,
+    TowerClassifier,
+    TowerSettings,
+    eye_scenes,
+    losses,
+    rate_share,
+)
 
 
 class MadeUpPictures(Pictures):
@@ -50,8 +62,11 @@ def test_what_is_kept_back_is_not_trained_on() -> None:
     drawings = every_drawing()
     splits = split(drawings)
     trained = {(drawings[i].emoji, drawings[i].family) for i in splits.train}
-    kept = {(drawings[i].emoji, drawings[i].family) for i in splits.held_out + splits.unseen_style}
+    sets = vars(splits)
+    kept = {(drawings[i].emoji, drawings[i].family) for name in sets if name != "train" for i in sets[name]}
     assert not trained & kept
+    indices = [index for own in sets.values() for index in own]
+    assert len(indices) == len(set(indices)) and all(sets.values())
     assert all(family != UNSEEN_FAMILY for _, family in trained)
     assert {drawings[i].family for i in splits.unseen_style} == {UNSEEN_FAMILY}
     assert ("another", "noto") in trained
@@ -60,6 +75,9 @@ def test_what_is_kept_back_is_not_trained_on() -> None:
 def test_a_quarter_of_the_candidates_have_a_family_held_out() -> None:
     families = held_out_families()
     assert len(families) / len(CANDIDATES) == pytest.approx(0.25, abs=0.01)
+    more, validation = more_families()
+    assert not families.keys() & more.keys() and not validation.keys() & (families | more).keys()
+    assert (len(more), len(validation)) == (55, 40)
     assert set(Counter(families.values())) <= {style.family for style in STYLES} - {UNSEEN_FAMILY}
 
 
@@ -84,6 +102,30 @@ def test_teacher_sees_a_fine_and_a_coarse_grid() -> None:
     assert fine.shape == (2, 64, teacher.FINE_CHANNELS) and coarse.shape == (2, 16, teacher.COARSE_CHANNELS)
 
 
+def test_the_eye_sees_every_drawing_once_a_round() -> None:
+    scenes = eye_scenes(random.Random(0), range(1000))
+    assert sorted(thing.drawing for scene in scenes for thing in scene.things) == list(range(1000))
+    sizes = Counter(len(scene.things) for scene in scenes)
+    assert sizes[1] / len(scenes) == pytest.approx(1 - IN_SCENES, abs=0.03)
+    whole = sum(scene.things[0].box == WHOLE for scene in scenes)
+    assert whole / len(scenes) == pytest.approx(1 - IN_SCENES - SMALL, abs=0.04)
+
+
+def test_the_eye_names_each_drawing_by_the_tokens_that_it_covers() -> None:
+    settings = TowerSettings(batch=8)
+    rgba_NHWC = torch.randint(0, 255, (30, SIDE, SIDE, 4), dtype=torch.uint8)
+    pool = Pool(rgba_NHWC, torch.arange(30), settings, TowerConfig())
+    pool.refill()
+    [shown] = pool.rounds
+    is_named_BK = shown.label_BK != EMPTY
+    assert sorted(shown.label_BK[is_named_BK].tolist()) == list(range(30))
+    covered_BK = shown.covers_BKN.sum(dim=2)
+    assert (covered_BK[is_named_BK] > 0).all() and (covered_BK[~is_named_BK] == 0).all()
+    assert (shown.covers_BKN.sum(dim=1) <= 1).all()  # no token is of two drawings
+    assert {64} < set(covered_BK[is_named_BK].tolist())
+    losses(TowerClassifier(ImageTower(TowerConfig(), -1), 30), pool.sample(), settings)["total"].backward()
+
+
 def test_learning_rate_rises_holds_and_falls() -> None:
     assert rate_share(0.0) < 0.01 and rate_share(0.3) == pytest.approx(1, abs=0.01) and rate_share(1.0) < 0.01
 
@@ -96,11 +138,15 @@ def test_unknown_settings_are_refused() -> None:
 @pytest.mark.slow
 def test_the_whole_recipe(tmp_path: Path) -> None:
     emoji = [concept.emoji[0] for concept in CONCEPTS if concept.name in held_out_families()][:2]
-    pictures = MadeUpPictures(tmp_path, [*emoji, "dog", "another"])
+    validation = [concept.emoji[0] for concept in CONCEPTS if concept.name in more_families()[1]][:2]
+    pictures = MadeUpPictures(tmp_path, [*emoji, *validation, "dog", "another"])
     output = tmp_path / "checkpoint"
     measured = train(Recipe.quick(), pictures, tmp_path / "cache", output)
     assert [record.stage for record in measured.stages] == ["eye", "read", "align", "teach", "upcycle"]
-    assert {score.split for score in measured.scores} == {"held-out drawings", "unseen style"}
+    for scores in (measured.scores, measured.old_scores):
+        assert {score.split for score in scores} == {"held-out drawings", "unseen style"}
+    assert {score.look for score in measured.scores} == {"whole", "small", "scene"}
+    assert {score.split for score in measured.validation} == {"validation"}
     assert all(0 < layer.tail_share < 1 for layer in measured.routing)
     assert CheckpointScores.read(output) == measured and (output / "README.md").read_text() == card(measured)
     assert load(output).config.moe_layers == (0, 2)
@@ -120,13 +166,14 @@ def a_contender_starts_from_the_dense_model(name: str, pictures: Pictures, cache
     contender = CONTENDERS[name]
     assert isinstance(contender, Trained)
     settings = StageSettings(steps=2, batch=8, language_rate=1e-3)
-    comparison.train(contender, settings, pictures, cache, output)
+    trained = comparison.train(contender, settings, pictures, cache, output)
+    assert trained.step_seconds > 0
     assert json.loads((output / "config.json").read_text())["prismoe_routing"] == contender.routing
-    trained, taught = load(output), torch.load(cache / "teach.pt")["weights"]
-    assert set(trained.moe_layers[0].router) == set(trained.config.policy(0).parameters(192, 4))
-    assert trained.routes_requests == (name == "cluster")
+    model, taught = load(output), torch.load(cache / "teach.pt")["weights"]
+    assert set(model.moe_layers[0].router) == set(model.config.policy(0).parameters(192, 4))
+    assert model.routes_requests == (name == "cluster")
     frozen = "model.image_tower.image_tower.vision_model.embeddings.patch_embedding.weight"
-    assert torch.equal(trained.state_dict()[frozen], taught[frozen].bfloat16().float())
+    assert torch.equal(model.state_dict()[frozen], taught[frozen].bfloat16().float())
 
 
 def test_styles_are_pinned() -> None:
