@@ -121,8 +121,8 @@ class Pool:
             image_BCHW = picture_of(batch, self.rgba_NHWC, teacher.SIDE, self.augment)
             small_BCHW = functional.interpolate(image_BCHW, self.config.image_size, mode="area")
             pixels_BCHW = (small_BCHW * 255).round().byte()
-            covers_BKN, label_BK = self._covered(batch)
-            views.append(Shown(pixels_BCHW, *self.teacher(image_BCHW), covers_BKN, label_BK))
+            fine_BNC, coarse_BMC = self.teacher(image_BCHW)
+            views.append(Shown(pixels_BCHW, fine_BNC, coarse_BMC, *self._covered(batch)))
         shown = Shown(*(torch.cat(parts) for parts in zip(*views, strict=True)))
         if not self.scales:
             self.scales = [

@@ -3,6 +3,7 @@
 import math
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -178,7 +179,7 @@ def test_a_layers_figures_are_by_modality() -> None:
 
 def test_a_recorder_keeps_every_fifth_step_and_the_median_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, *np.cumsum([9] + [2] * 8 + [3.0])])
-    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     segment = torch.tensor([0, 0, TEXT, PADDING])
     layer = decision(
         segment,

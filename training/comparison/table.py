@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from prismoe.training.comparison.contenders import BASELINE
 from prismoe.training.comparison.rows import Accuracies, Row
 from prismoe.training.data.cases import Case, Look
-from prismoe.training.data.questions import TEMPLATES
+from prismoe.training.data.questions import TEMPLATES, Topic
 from prismoe.training.intervals import INTERVAL, Mean
 
 LOOKS: dict[Look, str] = {"whole": "single drawings", "small": "small drawings", "scene": "scenes"}
@@ -42,11 +42,11 @@ def topics_table(cases: Sequence[Case], rows: Mapping[str, Row]) -> str:
     """A row for each router: its answers by what is asked."""
     topics = {
         f"{topic}{', small' if look == 'small' else ''}": Accuracies(
-            cases, rows, lambda of: of.right, lambda case, key=(look, topic): (case.look, case.topic) == key
+            cases, rows, lambda of: of.right, _has_look(look, topic)
         )
         for look in LOOKS
         for topic in TEMPLATES
-        if any((case.look, case.topic) == (look, topic) for case in cases)
+        if any(map(_has_look(look, topic), cases))
     }
     head = ["router", *(f"{title} ({part.questions})" for title, part in topics.items())]
     lines = [
@@ -59,8 +59,9 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]))
 
 
-def _has_look(look: Look) -> Callable[[Case], bool]:
-    return lambda case: case.look == look
+def _has_look(look: Look, topic: Topic | None = None) -> Callable[[Case], bool]:
+    """Whether a question is about such a picture, and on the topic where one is given."""
+    return lambda case: case.look == look and topic in (None, case.topic)
 
 
 def _share(mean: Mean) -> str:
@@ -82,5 +83,6 @@ def _training_time(row: Row, baseline: Row) -> str:
 
 
 def _prefill_time(row: Row) -> str:
-    low, median, high = (row.mean(lambda of, part=part: of.prefill[part]) for part in range(3))
+    median = row.mean(lambda of: of.prefill.median)
+    low, high = row.mean(lambda of: of.prefill.low), row.mean(lambda of: of.prefill.high)
     return f"{median:.2f} ({low:.2f} to {high:.2f})"

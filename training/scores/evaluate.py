@@ -97,8 +97,8 @@ class Asker:
         by_length: dict[tuple[int, int], list[tuple[Case, list[int]]]] = defaultdict(list)
         for case in exam.cases:
             answer = self.tokenizer(f" {case.answer}", add_special_tokens=False).input_ids
-            prompt, answered = self.prompt(case.question), [*answer, self.end]
-            by_length[len(prompt), len(answered)].append((case, prompt + answered))
+            prompt = self.prompt(case.question)
+            by_length[len(prompt), len(answer) + 1].append((case, [*prompt, *answer, self.end]))
         losses = []
         for (_, answered), group in by_length.items():
             for start in range(0, len(group), batch):

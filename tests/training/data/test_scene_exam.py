@@ -25,7 +25,7 @@ from tests.training.data.test_calibration_drawings import made_up
 TEXT = QUESTIONS_FILE.read_text()
 LINES: list[dict[str, Any]] = [json.loads(line) for line in TEXT.splitlines()]
 NAMES = sorted({thing[0] for line in LINES for thing in line["things"]})
-DRAWINGS = [Drawing(*name.split("/")[:2], "") for name in NAMES]
+DRAWINGS = [Drawing(emoji, style, "") for emoji, style, *_ in (name.split("/") for name in NAMES)]
 """Those that the file names."""
 KINDS = len(DRAWING_TOPICS) * 2 + len(SCENE_TOPICS)
 
