@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from prismoe.training.data.batches import Composer
+from prismoe.training.data.calibration_drawings import write_sheet
 from prismoe.training.data.cases import build_exam, score
 from prismoe.training.data.concepts import CANDIDATE_BY_EMOJI, CANDIDATES
 from prismoe.training.data.demo import write_demo
@@ -208,6 +209,7 @@ def main() -> None:
     cache = arguments.cache / ("prismoji-quick" if arguments.quick else "prismoji")
     output = arguments.output or (cache / "checkpoint" if arguments.quick else OUTPUT)
     measured = train(recipe, pictures, cache, output)
+    write_sheet(pictures, output)
     summary: list[dict[str, Any]] = [result.model_dump() for result in measured.scores]
     print(json.dumps(summary, indent=1))
 

@@ -24,7 +24,7 @@ from prismoe.training.model.tower import ImageTower, TowerConfig
 from prismoe.training.prismoji import Recipe, train
 from prismoe.training.scores.card import card
 from prismoe.training.scores.measured import CheckpointScores
-from prismoe.training.stages import StageSettings
+from prismoe.training.stages import PictureSource, StageSettings
 from prismoe.training.tower_training import (
     EMPTY,
     IN_SCENES,
@@ -124,6 +124,18 @@ def test_the_eye_names_each_drawing_by_the_tokens_that_it_covers() -> None:
     assert (shown.covers_BKN.sum(dim=1) <= 1).all()  # no token is of two drawings
     assert {64} < set(covered_BK[is_named_BK].tolist())
     losses(TowerClassifier(ImageTower(TowerConfig(), -1), 30), pool.sample(), settings)["total"].backward()
+
+
+def test_pictures_are_of_the_given_drawings_alone() -> None:
+    drawings = every_drawing()
+    indices = split(drawings).train
+    source = PictureSource(drawings, torch.empty(0), indices, 64, seed=0)
+    scenes = source.scenes(3000)
+    shown = [thing for scene in scenes for thing in scene.things]
+    known = {index for index in indices if drawings[index].emoji in CONCEPT_BY_EMOJI}
+    assert {thing.drawing for thing in shown} <= known
+    assert all(CONCEPT_BY_EMOJI[drawings[thing.drawing].emoji] == thing.concept for thing in shown)
+    assert {thing.concept for thing in shown} == set(CONCEPTS)
 
 
 def test_learning_rate_rises_holds_and_falls() -> None:

@@ -1,4 +1,4 @@
-"""Drawings that `prismoe calibrate` falls back on: `python -m prismoe.training.data.calibration_drawings`.
+"""Drawings that `prismoe calibrate` falls back on. The recipe writes them beside its checkpoint.
 
 They are of the training set, so calibration sees none that a score is measured on; and of teams whose licence
 lets the package carry them.
@@ -13,9 +13,8 @@ from PIL import Image
 from prismoe.training.data.augment import on_white
 from prismoe.training.data.concepts import CONCEPT_BY_EMOJI
 from prismoe.training.data.demo import LICENCES, NOTICE
-from prismoe.training.data.pictures import STYLE_BY_NAME, Pictures, fetched_pictures
+from prismoe.training.data.pictures import STYLE_BY_NAME, Pictures
 from prismoe.training.data.splits import split
-from prismoe.training.prismoji import OUTPUT
 
 COLUMNS = ROWS = 16
 TILE = 64  # pixels
@@ -53,12 +52,3 @@ def write_sheet(pictures: Pictures, checkpoint: Path) -> None:
     _, _, licences = NOTICE.partition("\n\n")
     notice = f"The drawings in drawings.png were scaled and put on white. They are by:\n\n{credits}\n\n"
     (folder / "NOTICE.txt").write_text(notice + licences.replace("(Noto Emoji)", "(Noto Emoji, FxEmojis)"))
-
-
-def main() -> None:
-    """Write them beside the bundled checkpoint."""
-    write_sheet(fetched_pictures(__doc__), OUTPUT)
-
-
-if __name__ == "__main__":
-    main()

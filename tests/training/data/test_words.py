@@ -12,7 +12,7 @@ from prismoe.training.data.batches import IGNORED, Composer
 from prismoe.training.data.cases import Case, score
 from prismoe.training.data.concepts import CANDIDATES, CONCEPTS, SET_ASIDE
 from prismoe.training.data.questions import PLAIN, TEMPLATES, Question, answer, ask, chat, fill, with_article
-from prismoe.training.data.scenes import Known, single
+from prismoe.training.data.scenes import Box, Known, Scene, Thing, single
 from prismoe.training.data.tokenizer import END, IMAGE, build_tokenizer
 from prismoe.training.model.checkpoint import export
 from prismoe.training.model.moe_llava import ModelConfig, MoELLaVA, prompt_tokens, upcycle
@@ -126,6 +126,28 @@ def test_a_turn_without_a_picture_is_the_template(tokenizer: PreTrainedTokenizer
     tokens, _ = Composer(tokenizer, 4, (), 0).turn(question)
     turns = [{"role": "user", "content": question.text}, {"role": "assistant", "content": question.answer}]
     assert tokens == template_ids(tokenizer, turns, patches=4)
+
+
+def test_a_scene_in_words_has_a_token_of_a_name_or_none_for_each_patch(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    palm = next(concept for concept in CONCEPTS if concept.name == "palm tree")
+    top_left, bottom_right = Box(-0.5, -0.5, 0.5), Box(0.5, 0.5, 0.5)
+    scene = Scene((Thing(DOG, 0, top_left, "top left"), Thing(palm, 1, bottom_right, "bottom right")))
+    composer = Composer(tokenizer, 16, tuple(TEMPLATES), seed=0)
+    shown: list[set[str]] = [set() for _ in range(16)]
+    for _ in range(50):
+        batch = composer.words([scene])
+        text = tokenizer.decode(batch.tokens.token_BS[0, :-1])
+        grid = tokenizer.convert_ids_to_tokens(batch.tokens.token_BS[0])
+        start = len(tokenizer(text.partition("USER: ")[0] + "USER: ", add_special_tokens=False).input_ids)
+        for square, token in zip(shown, grid[start : start + 16], strict=True):
+            square.add(token.replace("Ġ", ""))
+    assert [square - {END} for square in shown] == [
+        *({"dog"}, {"dog"}, set(), set()) * 2,
+        *(set(), set(), {"palm"}, {"tree"}) * 2,
+    ]
+    assert all(END in square for square in shown)
 
 
 @torch.inference_mode()
