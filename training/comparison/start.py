@@ -1,7 +1,7 @@
-"""Where every router starts: the recipe's dense model, its MLPs made into experts that differ.
+"""The start of every router: the recipe's dense model, with its MLPs made into experts that differ.
 
-Plain copies of one MLP would answer alike under any router. So a share of each expert's neurons starts anew,
-other ones in each (Drop-Upcycling, Nakamura et al. 2025, arXiv 2502.19261).
+Plain copies of one MLP would give the same answers under any router. So a share of each expert's neurons
+starts anew, and each expert has other ones (Drop-Upcycling, Nakamura et al. 2025, arXiv 2502.19261).
 
 Shape legend: that of kernels/routing.py.
 """
@@ -41,7 +41,7 @@ def start(dense: MoELLaVA, moe_layers: tuple[int, ...], contender: Trained) -> M
 
 @torch.no_grad()
 def start_router(router: nn.ParameterDict) -> None:
-    """Parameters that say nothing yet; mixtures and centroids are fitted before the first step."""
+    """Parameters that prefer no expert yet. Mixtures and centroids are fitted before the first step."""
     for name, parameter in router.items():
         match name:
             case "modality_bias" | "expert_bias" | "thresholds":
@@ -60,7 +60,7 @@ def start_router(router: nn.ParameterDict) -> None:
 
 @torch.no_grad()
 def mean_total_weight(moe: DeepSpeedMoE, tokens: int = 256) -> float:
-    """What the weights of a token's experts sum to, over random tokens of text, each a request of its own."""
+    """The mean sum of the weights of a token's experts, over random text tokens. Each is its own request."""
     hidden_TD = torch.randn(tokens, moe.hidden_size)
     asked = Asked(Requests(torch.full((tokens,), NO_TASK), hidden_TD), torch.arange(tokens))
     routing = moe.route(hidden_TD, torch.full((tokens,), TEXT), asked)

@@ -1,7 +1,7 @@
-"""The rule behind `SET_ASIDE`, what teams draw alike: `python -m prismoe.training.data.agreement`.
+"""The rule behind `SET_ASIDE`, which things teams draw alike: `python -m prismoe.training.data.agreement`.
 
 Each family of training drawings is left out in turn, and its drawings are named from the teacher's features
-by ridge regression fitted to the other families. Kept-back drawings take no part.
+by ridge regression fitted to the other families. Drawings that are kept back are not used.
 
 Shape legend: N views of drawings, F features, C candidates.
 """

@@ -41,7 +41,7 @@ class Batch:
 
 @dataclass
 class _Sequence:
-    """One sequence in the making. A turn's number is positive if it sees the start, negative if it stands
+    """One sequence in the making. A turn's number is positive if it sees the start, negative if it is
     alone; `topics` is what each turn first asks for.
     """
 

@@ -1,7 +1,7 @@
 """Drawings that `prismoe calibrate` falls back on. The recipe writes them beside its checkpoint.
 
-They are of the training set, so calibration sees none that a score is measured on; and of teams whose licence
-lets the package carry them.
+They are from the training set, so calibration sees no drawing that a score is measured on. The licences of
+their teams allow the package to contain them.
 """
 
 import random
@@ -22,7 +22,7 @@ FOLDER = "calibration"
 
 
 def choose(pictures: Pictures, seed: int = 0) -> list[int]:
-    """Indices of training drawings of things that the model knows, drawn by lot."""
+    """Indices of training drawings of things that the model knows, chosen at random."""
     drawings, _ = pictures.load()
     usable = [
         index
@@ -34,7 +34,7 @@ def choose(pictures: Pictures, seed: int = 0) -> list[int]:
 
 
 def write_sheet(pictures: Pictures, checkpoint: Path) -> None:
-    """Write the drawings as one picture, on white, and whose they are."""
+    """Write the drawings as one picture, on white, and their credits."""
     drawings, pixels = pictures.load()
     chosen = choose(pictures)
     rgb_BCHW = (on_white(torch.from_numpy(pixels[chosen]), TILE) * 255).round().byte()

@@ -1,4 +1,4 @@
-"""A few kept-back drawings to ship with the model: drawn by lot, whether or not it answers them right."""
+"""A few held-out drawings to ship with the model. They are chosen at random, not by the model's answers."""
 
 import json
 import random
@@ -56,7 +56,7 @@ def choose(drawings: list[Drawing], seed: int = 0) -> list[tuple[Drawing, Concep
 
 
 def write_demo(pictures: Pictures, folder: Path) -> None:
-    """Write the PNGs, on white, what they show and whose they are, and the exam's questions about them."""
+    """Write the PNGs, on white; what they show, with their credits; and the exam's questions about them."""
     target = folder / "pictures"
     target.mkdir(exist_ok=True)
     for stale in target.glob("*.png"):

@@ -1,4 +1,4 @@
-"""The exam for `prismoe evaluate --questions`: `python -m prismoe.training.data.exam_files FOLDER`."""
+"""The exam of single drawings, for `prismoe evaluate`: `python -m prismoe.training.data.exam_files FOLDER`."""
 
 import argparse
 from pathlib import Path

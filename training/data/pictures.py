@@ -1,7 +1,7 @@
 """The pictures: emoji in eight styles, fetched from npm and rendered once to RGBA arrays.
 
 A *style* is one set of drawings; a *family* is the styles that share their drawings (a 3D render and its
-flat twin), which must stay on one side of a split. A *drawing* is one emoji in one style.
+flat twin), and a split never divides it. A *drawing* is one emoji in one style.
 """
 
 import argparse
@@ -80,7 +80,7 @@ class Drawing:
 
 
 class Pictures:
-    """Where the packages lie, and the rendered drawings."""
+    """The fetched packages, and the drawings that are rendered from them."""
 
     def __init__(self, folder: Path) -> None:
         """Use `folder` for the packages and for the rendered arrays."""
@@ -196,12 +196,12 @@ def _squeeze(name: str) -> str:
 
 
 def fetched_pictures(description: str | None) -> Pictures:
-    """The pictures of a program whose command line says no more than where they are."""
+    """The fetched pictures, for a program that has no other option than where they are."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--cache", type=Path, default=Path(".cache"), help="where the pictures are, or will be fetched"
+        "--cache", type=Path, default=Path(".cache"), help="folder of the fetched pictures (default: .cache)"
     )
     pictures = Pictures(parser.parse_args().cache / "emoji")
     pictures.fetch()

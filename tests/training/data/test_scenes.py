@@ -77,7 +77,7 @@ def test_drawings_and_the_word_are_apart_and_in_the_picture() -> None:
                 assert max(gaps) > -0.021  # the corners are rounded to hundredths
 
 
-def test_every_kind_of_picture_is_drawn_by_lot() -> None:
+def test_every_kind_of_picture_comes_up() -> None:
     found = scenes(1000)
     laid = [scene for scene in found if scene.things[0].place]
     assert 300 < len(laid) < 500
