@@ -1,4 +1,7 @@
-"""The exam of single drawings, for `prismoe evaluate`: `python -m prismoe.training.data.exam_files FOLDER`."""
+"""The exam of single drawings as files: `python -m prismoe.training.data.exam_files FOLDER`.
+
+They are for `prismoe evaluate --questions`.
+"""
 
 import argparse
 from pathlib import Path
