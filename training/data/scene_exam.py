@@ -34,7 +34,7 @@ from prismoe.training.data.scenes import MOST_THINGS, Known, Scene, laid_out, si
 from prismoe.training.data.splits import split
 
 QUESTIONS = 200
-"""On each topic of scenes in each split."""
+"""On each topic of scenes in each split; and no split has more known drawings, each of which is asked about."""
 QUESTIONS_FILE = Path(__file__).with_name("scene_exam.jsonl")
 HELD_OUT, UNSEEN_STYLE, VALIDATION = "held-out drawings", "unseen style", "validation"
 
@@ -110,7 +110,7 @@ def _of_split(
     ]
     if not known:
         return
-    for each in known:
+    for each in known[:questions]:
         drawing_questions = _drawing_questions(draw, each.concept)
         yield Planned(name, "whole", single(each), drawing_questions)
         yield Planned(name, "small", small(draw, each), drawing_questions)

@@ -69,8 +69,9 @@ def test_the_exam_is_drawn(tmp_path: Path) -> None:
     splits = split(drawings)
     kept_back = {*splits.held_out, *splits.more_held_out, *splits.unseen_style}
     known = {index for index in kept_back if drawings[index].emoji in CONCEPT_BY_EMOJI}
-    assert {drawing for case in exam.cases for drawing in case.drawings} == known
+    assert {drawing for case in exam.cases for drawing in case.drawings} <= known
     scores = score(exam.cases, [case.answer for case in exam.cases])
+    assert {found.questions for found in scores} == {5}
     assert len(scores) == 2 * KINDS and all(found.right == 1 and found.error == 0 for found in scores)
     wrong = score(exam.cases, ["" for _ in exam.cases])
     assert all(found.right == 0 < found.majority < 1 for found in wrong)
