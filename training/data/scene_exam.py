@@ -34,7 +34,7 @@ from prismoe.training.data.scenes import MOST_THINGS, Known, Scene, laid_out, si
 from prismoe.training.data.splits import split
 
 QUESTIONS = 200
-"""On each topic of scenes in each split, and the most drawings of a split that are shown alone: all of them."""
+"""On each topic of scenes in each split. As many drawings of a split, which is all, are also shown alone."""
 QUESTIONS_FILE = Path(__file__).with_name("scene_exam.jsonl")
 HELD_OUT, UNSEEN_STYLE, VALIDATION = "held-out drawings", "unseen style", "validation"
 
