@@ -1,4 +1,4 @@
-"""What the routes and metrics of expert load rest on, in an app's state."""
+"""The app's state for the routes and metrics of routing and expert load."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ from prismoe.server.metrics.page import ExpertMetrics, vllm_tokens
 async def init_routing_state(
     state: Any, engine: EngineClient, registry: CollectorRegistry, settings: MetricsSettings
 ) -> ExpertMetrics:
-    """Ask the engines what they route and count, and say it in the log.
+    """Ask the engines how they route, log their answer, and return the metrics.
 
-    `state` gets `expert_load`, `routing` and `inspector`. Raises what the engines answer with.
+    This sets `expert_load`, `routing` and `inspector` of `state`. Errors of the engines are raised.
     """
     engines = RoutedEngines(engine)
     state.routing = await routes.routing_in_force(engines)

@@ -26,7 +26,7 @@ def test_a_server_without_keys_warns_once_where_others_reach_it(
 ) -> None:
     assert configured_keys(OPEN, [], host) is None
     [warning] = warnings
-    assert warning.getMessage().startswith("There are no keys: whoever reaches ")
+    assert warning.getMessage().startswith("This server has no keys: everybody who can reach ")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])

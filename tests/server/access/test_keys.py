@@ -73,11 +73,11 @@ def test_a_change_of_the_file_counts_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "holds no keys: add one with `prismoe key NAME "),
+        ("", "has no keys: add one with `prismoe key NAME "),
         ("# nobody yet\n\n", "holds no keys"),
         ("alice\n", "Line 1 of "),
-        (f"\nalice root {'0' * 64}\n", "Line 2 of .* has no role: it is client or metrics or admin"),
-        (f"al/ice client {'0' * 64}", "is no key: write NAME ROLE SHA256"),
+        (f"\nalice root {'0' * 64}\n", "Line 2 of .* has an unknown role: write client or metrics or admin"),
+        (f"al/ice client {'0' * 64}", "is not a key: write NAME ROLE SHA256"),
         (f"alice client {'0' * 63}", "is no key"),
         (f"alice client {'0' * 64} more", "is no key"),
     ],

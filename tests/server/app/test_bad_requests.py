@@ -84,7 +84,7 @@ def test_an_unknown_routing_number(http: httpx.Client, good: object) -> None:
 
 def test_a_task_where_none_is_known(http: httpx.Client, good: object) -> None:
     message = refusal(http, good, good, vllm_xargs={"task": 1})
-    assert message == "The routing policy in force knows no tasks: leave vllm_xargs.task out."
+    assert message == "The routing policy in force has no tasks: leave vllm_xargs.task out."
 
 
 def test_an_unknown_role(http: httpx.Client, good: object) -> None:
@@ -143,4 +143,4 @@ def test_a_picture_whose_tokens_are_counted_is_answered(http: httpx.Client) -> N
 
 
 def test_what_is_wrong_with_an_option_is_one_sentence(http: httpx.Client, good: object) -> None:
-    assert refusal(http, good, good, temperature="hot") == "temperature has to be a number."
+    assert refusal(http, good, good, temperature="hot") == "temperature must be a number."

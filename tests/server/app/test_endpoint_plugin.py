@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from prismoe.model_plugins.worker.engine_options import ROUTED_WORKER
 from prismoe.server.app import endpoint_plugin
-from prismoe.server.app.endpoint_plugin import UNREAD, RoutingEndpoints
+from prismoe.server.app.endpoint_plugin import NO_LOAD, RoutingEndpoints
 
 
 def engine(worker: str) -> Any:
@@ -30,7 +30,7 @@ def test_routes_of_a_load_that_is_not_read_say_so(worker: str) -> None:
         assert page.status_code == 200 and "prismoe_" not in page.text
         for path in ("/v1/routing", "/v1/routing/load", "/v1/routing/inspect"):
             refused = http.get(path)
-            assert (refused.status_code, refused.json()["detail"]) == (503, UNREAD)
+            assert (refused.status_code, refused.json()["detail"]) == (503, NO_LOAD)
 
 
 def test_the_log_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,4 +42,4 @@ def test_the_log_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     plugin.attach_router(app)
     asyncio.run(plugin.init_state(engine(ROUTED_WORKER), app.state, app.state.args))
     [sentence] = said
-    assert sentence.startswith("The expert load can't be read, so /metrics has none of it.")
+    assert sentence.startswith("The expert load can't be read, so /metrics leaves it out.")

@@ -85,7 +85,7 @@ def test_an_unknown_route_and_method() -> None:
         404,
         {
             "error": {
-                "message": "This server has no such route. GET /openapi.json lists those that it has.",
+                "message": "This server has no such route. GET /openapi.json lists its routes.",
                 "type": "Not Found",
                 "param": None,
                 "code": 404,
@@ -94,7 +94,7 @@ def test_an_unknown_route_and_method() -> None:
     )
     wrong = ask("GET", "/v1/messages")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
-    message = "This route does not take this method."
+    message = "This route does not take this method: GET /openapi.json lists them."
     assert wrong.json() == {"type": "error", "error": {"type": "invalid_request_error", "message": message}}
 
 
@@ -139,7 +139,7 @@ def test_a_message_is_a_sentence(message: str, sentence: str) -> None:
 def test_what_is_found_wrong_inside_a_route() -> None:
     refused = ask("POST", "/v1/chat/completions/batch", {"stream": 7})
     assert refused.status_code == 400
-    assert refused.json()["error"]["message"] == "stream has to be true or false."
+    assert refused.json()["error"]["message"] == "stream must be true or false."
 
 
 def test_what_is_no_error_of_a_request_stays_as_it_is() -> None:
@@ -151,20 +151,20 @@ def test_what_is_no_error_of_a_request_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"temperature": "hot"}, "temperature has to be a number."),
-        ({"temperature": 3}, "temperature has to be at most 2.0."),
-        ({"temperature": -1}, "temperature has to be at least 0.0."),
-        ({"seed": 1.5}, "seed has to be a whole number."),
-        ({"seed": {}}, "seed has to be a whole number."),
-        ({"stop": 3}, "stop has a value of a kind that it does not take."),
-        ({"stop": ["a", 3]}, "stop has a value of a kind that it does not take."),
-        ({"stream": "perhaps"}, "stream has to be true or false."),
-        ({"tier": "x"}, "tier has to be 'auto' or 'flex'."),
-        ({"words": ["a", 3]}, "words[1] has to be a text."),
+        ({"temperature": "hot"}, "temperature must be a number."),
+        ({"temperature": 3}, "temperature must be at most 2.0."),
+        ({"temperature": -1}, "temperature must be at least 0.0."),
+        ({"seed": 1.5}, "seed must be a whole number."),
+        ({"seed": {}}, "seed must be a whole number."),
+        ({"stop": 3}, "stop has a value of a type that it does not take."),
+        ({"stop": ["a", 3]}, "stop has a value of a type that it does not take."),
+        ({"stream": "perhaps"}, "stream must be true or false."),
+        ({"tier": "x"}, "tier must be 'auto' or 'flex'."),
+        ({"words": ["a", 3]}, "words[1] must be a text."),
         ({"words": ["a"] * 3}, "words is longer than 2."),
         ({"user": "nobody"}, "The user has to be somebody."),
-        ({"seed": [0] * 300, "words": [0] * 300}, "seed has to be a whole number."),
-        ([], "The request has to be an object."),
+        ({"seed": [0] * 300, "words": [0] * 300}, "seed must be a whole number."),
+        ([], "The request must be an object."),
     ],
 )
 def test_what_vllms_models_find_wrong_is_one_sentence(body: Any, message: str) -> None:

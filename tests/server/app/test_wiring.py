@@ -151,7 +151,9 @@ def test_a_moe_llava_has_nothing_to_switch(start: Start) -> None:
     url, headers = f"{start.server.url}/v1/routing/in_force", {"Authorization": f"Bearer {start.admin}"}
     refused = httpx.put(url, headers=headers, json={"routing": "native"}, timeout=LIMIT_S)
     assert refused.status_code == 409
-    assert refused.json()["error"]["message"].startswith("There is nothing to switch: ")
+    assert refused.json()["error"]["message"].startswith(
+        "This server's routing can't be changed while it runs: "
+    )
 
 
 @pytest.mark.parametrize(("path", "status"), [("/v1/models", 200), ("/metrics", 403), ("/livez", 200)])

@@ -77,11 +77,11 @@ def test_the_model_may_be_an_option() -> None:
         (["--body-seconds", "inf"], "--body-seconds: Input should be a finite number"),
         (
             ["--stuck-seconds", "15", "--ready-seconds", "20"],
-            "has to be smaller than --stuck-seconds (15): an idle",
+            "must be smaller than --stuck-seconds (15): an idle",
         ),
         (
             ["--heartbeat-seconds", "60"],
-            "--heartbeat-seconds (60) has to be smaller than --ready-seconds (60): ",
+            "--heartbeat-seconds (60) must be smaller than --ready-seconds (60): ",
         ),
         (["/no/such/folder"], "There is no folder /no/such/folder."),
     ],

@@ -166,7 +166,7 @@ def test_a_page_that_is_not_prismoes_is_a_sentence(page: bytes, capsys: pytest.C
         url = f"http://127.0.0.1:{other.server_port}"
         assert main(["top", "--once", "--url", url]) == 1
     assert capsys.readouterr().err == (
-        f"prismoe: What answers at {url} is not a prismoe server. Name yours with --url.\n"
+        f"prismoe: The server at {url} is not a prismoe server. Give the server's URL with --url.\n"
     )
 
 

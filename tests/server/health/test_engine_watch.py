@@ -7,11 +7,11 @@ import pytest
 
 from prismoe.server.health import engine_watch as engine_watch
 from prismoe.server.health.engine_watch import EngineWatch
-from prismoe.server.health.settings import LifeSettings
+from prismoe.server.health.settings import HealthSettings
 
 pytestmark = pytest.mark.timeout(10)  # An engine that is not given up is watched for ever.
 
-SETTINGS = LifeSettings(heartbeat_seconds=10, ready_seconds=30, stuck_seconds=100)
+SETTINGS = HealthSettings(heartbeat_seconds=10, ready_seconds=30, stuck_seconds=100)
 
 
 class Engine:

@@ -12,7 +12,7 @@ import pytest
 
 from prismoe.server.errors import StartRefused
 from prismoe.server.health.listener import listening
-from prismoe.server.health.starting import answering_meanwhile
+from prismoe.server.health.starting import answering_while_starting
 from prismoe.server.limits.settings import LimitSettings
 from tests.server.health.options import options
 from tests.server.media.certificate import certificate
@@ -24,7 +24,7 @@ LOOPBACK = ("--host", "127.0.0.1", "--port", "0")
 @pytest.fixture
 def url() -> Iterator[str]:
     args = options(*LOOPBACK)
-    with listening(args) as listener, answering_meanwhile(listener, args, LimitSettings()):
+    with listening(args) as listener, answering_while_starting(listener, args, LimitSettings()):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
@@ -69,7 +69,7 @@ def test_the_server_takes_over_and_misses_no_connection() -> None:
     with listening(args) as listener:
         listener.settimeout(LIMIT_S)
         address = listener.getsockname()
-        with answering_meanwhile(listener, args, LimitSettings()):
+        with answering_while_starting(listener, args, LimitSettings()):
             idle = socket.create_connection(address, LIMIT_S)
             idle.sendall(b"GET / HTTP/1.1\r\n")  # never ends its header
             start = time.monotonic()
@@ -86,7 +86,7 @@ def test_a_process_that_is_forked_meanwhile_keeps_no_connection() -> None:
     args = options(*LOOPBACK)
     with listening(args) as listener:
         address = listener.getsockname()
-        with answering_meanwhile(listener, args, LimitSettings()):
+        with answering_while_starting(listener, args, LimitSettings()):
             client = socket.create_connection(address, LIMIT_S)
             client.sendall(b"GET / HTTP/1.1\r\n")
             time.sleep(0.5)
@@ -105,7 +105,7 @@ def test_at_a_unix_socket(tmp_path: Path) -> None:
     args = options("--uds", path)
     with (
         listening(args) as listener,
-        answering_meanwhile(listener, args, LimitSettings()),
+        answering_while_starting(listener, args, LimitSettings()),
         httpx.Client(transport=httpx.HTTPTransport(uds=path), timeout=LIMIT_S) as client,
     ):
         assert client.get("http://server/readyz").status_code == 503
@@ -115,7 +115,7 @@ def test_with_tls() -> None:
     authority, file = certificate("localhost")
     args = options(*LOOPBACK, "--ssl-certfile", file, "--ssl-keyfile", file)
     trust = ssl.create_default_context(cadata=authority)
-    with listening(args) as listener, answering_meanwhile(listener, args, LimitSettings()):
+    with listening(args) as listener, answering_while_starting(listener, args, LimitSettings()):
         url = f"https://localhost:{listener.getsockname()[1]}/livez"
         assert httpx.get(url, verify=trust, timeout=LIMIT_S).status_code == 200
 
@@ -128,6 +128,6 @@ def test_a_certificate_that_cannot_be_read_is_refused_with_a_sentence(arguments:
     with (
         listening(args) as listener,
         pytest.raises(StartRefused, match="--ssl-certfile and --ssl-keyfile can't be used"),
-        answering_meanwhile(listener, args, LimitSettings()),
+        answering_while_starting(listener, args, LimitSettings()),
     ):
         pass

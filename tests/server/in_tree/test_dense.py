@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from prismoe.server.commands.client import Client
-from prismoe.server.commands.demo import load_told
+from prismoe.server.commands.demo import load_report
 from tests.model_plugins.in_tree import qwen3_vl
 from tests.model_plugins.in_tree.chats import TEXT, TWO_PICTURES, Chat
 from tests.model_plugins.in_tree.reference import tokens_alone
@@ -80,4 +80,4 @@ def test_top_and_the_load_table_say_why(dense: Server) -> None:
     top = asking.top_once(dense)
     said = top.communicate()[0]
     assert top.returncode == 0 and WHY in said and "│" not in said, said
-    assert load_told(Client(dense.url)) == WHY
+    assert load_report(Client(dense.url)) == WHY

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prismoe.server.commands.client import Client
-from prismoe.server.commands.demo import load_told
+from prismoe.server.commands.demo import load_report
 from tests.model_plugins.in_tree.chats import TEXT, TWO_PICTURES, Chat
 from tests.model_plugins.in_tree.checkpoints import make_checkpoint
 from tests.model_plugins.in_tree.reference import Answer, answers
@@ -183,8 +183,8 @@ def test_top_and_the_load_table_show_it(glm: Server, glm_http: httpx.Client) -> 
     rows = [asking.cells(line) for line in said.splitlines() if line.startswith("│")]
     assert [row[:2] for row in rows] == [[str(layer), name] for layer in LAYERS for name in MODALITIES]
     assert [row[3] for row in rows] == [f"{K}.00"] * len(rows), said
-    table = load_told(Client(glm.url))
-    assert table.splitlines()[-1] == "The policy in force (native) knows no tail tokens."
+    table = load_report(Client(glm.url))
+    assert table.splitlines()[-1] == "The policy in force (native) has no tail tokens."
     assert [line.split()[:2] for line in table.splitlines()[3:9]] == [row[:2] for row in rows]
 
 
@@ -194,7 +194,7 @@ def test_a_request_chooses_no_routing_here(glm_http: httpx.Client, chat: Chat) -
     refused = glm_http.post("/v1/chat/completions", json=asked)
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == (
-        "mm_processor_kwargs.routing is MoE-LLaVA's: this model's images are routed by its own gate."
+        "mm_processor_kwargs.routing is only for MoE-LLaVA models, and this is another: leave it out."
     )
 
 
@@ -249,7 +249,9 @@ def test_what_a_shadow_would_use(shadowed: Server, shadowed_http: httpx.Client) 
     for layer, shadow in zip(told["layers"], told["shadow"], strict=True):
         assert shadow["policy"].items() >= SHADOW.items() and shadow["sources"]["threshold"] == "--shadow"
         assert [shadow[name] for name in ("layer", "gate")] == [layer[name] for name in ("layer", "gate")]
-    assert "In the shadow ltdr is counted in 2 MoE layers, and routes nothing." in shadowed.output
+    assert (
+        "The shadow policy is ltdr. Its choices are counted and not used. MoE layers: 2." in shadowed.output
+    )
     before = load(shadowed_http)
     ask(shadowed_http, body(TWO_PICTURES))
     counted = load(shadowed_http)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prismoe.server.commands.client import Client
-from prismoe.server.commands.demo import load_told
+from prismoe.server.commands.demo import load_report
 from tests.model_plugins.in_tree import qwen3_vl_moe
 from tests.model_plugins.in_tree.chats import TEXT, TWO_PICTURES, Chat
 from tests.model_plugins.in_tree.reference import Answer, answers
@@ -72,7 +72,7 @@ def test_what_is_in_force(large: Server, large_http: httpx.Client) -> None:
     assert [
         (layer["layer"], layer["experts"], layer["top_k"], layer["gate"]) for layer in told["layers"]
     ] == [(layer, EXPERTS, K, "softmax, renormalised") for layer in range(LAYERS)]
-    assert "MoE layers of 128 experts: 48. The model's gate (softmax, renormalised) picks 8" in large.output
+    assert "MoE layers with 128 experts: 48. Their gate (softmax, renormalised) picks 8" in large.output
 
 
 def test_tokens_and_counts_are_those_of_transformers(
@@ -127,8 +127,8 @@ def test_the_load_table_has_a_line_for_each_layer_and_modality(
     large: Server, large_http: httpx.Client
 ) -> None:
     told = load(large_http)
-    _, _, _, *lines, _, sentence = load_told(Client(large.url)).splitlines()
-    assert sentence == "The policy in force (native) knows no tail tokens."
+    _, _, _, *lines, _, sentence = load_report(Client(large.url)).splitlines()
+    assert sentence == "The policy in force (native) has no tail tokens."
     assert [line.split()[:3] for line in lines] == [
         [str(layer), modality, str(told["tokens"][layer][number])]
         for layer in range(LAYERS)

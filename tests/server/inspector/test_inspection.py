@@ -163,7 +163,7 @@ def test_text_alone(http: httpx.Client) -> None:
     ("options", "sentence"),
     [
         ({"n": 2}, "follows one answer"),
-        ({"max_tokens": 513}, "max_tokens has to be at most 512."),
+        ({"max_tokens": 513}, "max_tokens must be at most 512."),
         ({"model": "another"}, "another"),
         ({"messages": [{"role": "wizard", "content": "Hi"}]}, "The roles are"),
         ({"mm_processor_kwargs": {"routing": {"tail_experts": 9}}}, "allows up to 4"),

@@ -13,7 +13,7 @@ from vllm.config import CompilationMode, CUDAGraphMode
 from prismoe.model_plugins.models.patch_grid import PatchGrid
 from prismoe.server.inspector.inspection import Inspection, RecordedRows, inspection
 from prismoe.server.inspector.inspector import (
-    MOST_WAITING,
+    MAX_WAITING,
     REPLACED,
     InspectionRequest,
     Inspector,
@@ -240,7 +240,7 @@ def test_inspections_wait_for_their_turn_and_not_in_any_number() -> None:
     async def crowd() -> list[Any]:
         engine = Engine()
         one = await inspector(engine)
-        waiting = [asyncio.create_task(one.answer(BODY)) for _ in range(MOST_WAITING + 1)]
+        waiting = [asyncio.create_task(one.answer(BODY)) for _ in range(MAX_WAITING + 1)]
         await asyncio.sleep(0.01)
         assert engine.calls.count("prismoe_start_inspection") == 1
         with pytest.raises(HTTPException) as refusal:
@@ -250,7 +250,7 @@ def test_inspections_wait_for_their_turn_and_not_in_any_number() -> None:
         engine.go.set()
         ends = await asyncio.gather(*waiting, return_exceptions=True)
         for method in ("prismoe_start_inspection", "prismoe_end_inspection"):
-            assert engine.calls.count(method) == MOST_WAITING
+            assert engine.calls.count(method) == MAX_WAITING
         with pytest.raises(HTTPException, match="enough"):
             await one.answer(BODY)
         return ends

@@ -148,7 +148,7 @@ def test_tokens_that_use_no_expert(page: Page) -> None:
 def test_tokens_without_places_follow_each_other(page: Page) -> None:
     serve(page, SOUND)
     ask(page)
-    expect(page.locator(".seen .note")).to_contain_text("does not tell where these audio tokens lie")
+    expect(page.locator(".seen .note")).to_contain_text("The places of these audio tokens are unknown")
     expect(page.locator("#stage-A g[data-row]")).to_have_count(40)
     expect(page.locator("#stage-A img")).to_have_count(0)
     page.locator("#stage-A").focus()

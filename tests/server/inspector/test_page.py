@@ -201,7 +201,7 @@ def test_two_routings_side_by_side(page: Page) -> None:
     # The first layer's gate sees the same picture; how many experts answer does not change its tail tokens.
     assert patches(page, "g.tail", "A") == patches(page, "g.tail", "B")
     expect(page.locator("#difference")).to_have_text(
-        "From A to B, 64 of 64 patches use other experts in this layer; 0 change between tail and not."
+        "From A to B, 64 of 64 patches use other experts in this layer; 0 are tail tokens in only one."
     )
     columns = page.get_by_role("table", name="Image tokens").get_by_role("columnheader")
     expect(columns).to_have_text(["Expert", "Request A", "Request B", "Server"])
@@ -249,7 +249,7 @@ def test_a_policy_that_takes_no_numbers(page: Page, http: httpx.Client) -> None:
     page.route("**/v1/routing/inspect", lambda route: route.fulfill(json=facts))
     page.reload()
     expect(page.get_by_label("Compare with another routing")).to_be_disabled()
-    expect(page.locator("#routing-note")).to_contain_text("takes no numbers")
+    expect(page.locator("#routing-note")).to_contain_text("does not let requests choose")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -285,7 +285,7 @@ def test_a_server_with_a_key_asks_for_it(browser: Browser, server: Server) -> No
     page = browser.new_page()
     page.add_init_script(GUARD)
     page.goto(f"{server.url}/inspector")
-    expect(page.get_by_role("alert")).to_have_text("This server wants an API key.")
+    expect(page.get_by_role("alert")).to_have_text("This server requires an API key: enter a valid one.")
     page.get_by_label("API key").fill("open sesame")
     page.get_by_label("API key").press("Tab")
     expect(page.locator("#model")).to_have_text("prismoji")

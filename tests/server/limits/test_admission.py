@@ -55,7 +55,7 @@ def test_more_than_the_limit_are_told_when_to_ask_again() -> None:
         refused = await ask(app, "carol")
         assert refused["status"] == 429
         assert (b"retry-after", b"1") in refused["headers"]
-        assert json.loads(refused["body"])["error"]["message"].endswith("ask again in a moment.")
+        assert json.loads(refused["body"])["error"]["message"].endswith("try again in a moment.")
         get = asyncio.create_task(ask(app, "alice", method="GET"))
         await asyncio.sleep(0)
         held.go.set()
@@ -105,7 +105,7 @@ def test_nothing_is_kept_of_a_key_without_requests() -> None:
             200,
             500,
         ]
-        assert not app._of_key
+        assert not app._running_by_key
 
     asyncio.run(run())
 

@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from prismoe.server.limits.body import MIB, BodyLimit
-from prismoe.server.limits.connection import MOST_HEADER_BYTES, BoundedConnection
+from prismoe.server.limits.connection import MAX_HEADER_BYTES, BoundedConnection
 from prismoe.server.limits.settings import LimitSettings
 
 BOUND_S = 0.4
@@ -114,7 +114,7 @@ def test_a_header_has_to_come_in_time(pieces: list[bytes]) -> None:
 def test_a_header_may_not_be_large() -> None:
     line = b"A: " + b"x" * 8000 + b"\r\n"
     # Nothing more is sent once it is too large, or the client's system could throw the answer away.
-    got, _ = run(GET[:-2], *[line] * (MOST_HEADER_BYTES // len(line) + 1), pause=0.005)
+    got, _ = run(GET[:-2], *[line] * (MAX_HEADER_BYTES // len(line) + 1), pause=0.005)
     assert got.startswith(b"HTTP/1.1 431 ")
 
 
@@ -144,7 +144,7 @@ def test_a_request_behind_another_has_its_own_time() -> None:
 def test_a_body_has_to_come_in_time() -> None:
     got, seconds = run(post(100), *[b"x"] * 100, pause=0.05)
     assert got.startswith(b"HTTP/1.1 408 ")
-    assert b"did not come within 0.4 s." in got
+    assert b"did not arrive within 0.4 s: " in got
     assert seconds < BOUND_S + 6 + 1  # its client may still read the answer
 
 

@@ -186,7 +186,7 @@ def test_the_prompt_of_several_answers_counts_once() -> None:
             num_generation_tokens=5, queued_ts=1.0, scheduled_ts=1.5, first_token_latency=0.75
         )
         tokens.add(request, index == 0, stats, tells_media(SimpleNamespace(architecture="Some")))  # type: ignore[arg-type]
-    assert tokens.described() == {
+    assert tokens.fields() == {
         "text_tokens": 12,
         "image_tokens": 64,
         "video_tokens": 3,

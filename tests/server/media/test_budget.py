@@ -72,7 +72,7 @@ def test_the_client_may_come_again() -> None:
 
     full = [each for each in asyncio.run(ask()) if isinstance(each, GracefulHTTPError)]
     assert len(full) == 1 and full[0].http_status == HTTPStatus.TOO_MANY_REQUESTS
-    assert "ask again" in str(full[0])
+    assert "try again" in str(full[0])
 
 
 LARGE = encoded(Image.new("RGB", (1, 1))) + bytes(400 * 1024)

@@ -47,14 +47,14 @@ def test_a_data_url(header: str) -> None:
     ("url", "reason"),
     [
         ("data:image/png;base64,", "its data URL is empty."),
-        ("data:image/png;base64,!!!!", "its data URL is not base64."),
-        ("data:image/png;base64,AAAAA", "its data URL is not base64."),
-        ("data:image/png;base64,ÄÖÜ=", "its data URL is not base64."),
-        ("data:image/png,raw", "its data URL is not data:TYPE;base64, and base64 text."),
-        ("data:", "its data URL is not data:TYPE;base64, and base64 text."),
+        ("data:image/png;base64,!!!!", "the text of its data URL is not base64."),
+        ("data:image/png;base64,AAAAA", "the text of its data URL is not base64."),
+        ("data:image/png;base64,ÄÖÜ=", "the text of its data URL is not base64."),
+        ("data:image/png,raw", "its data URL must have the form data:TYPE;base64,TEXT."),
+        ("data:", "its data URL must have the form data:TYPE;base64,TEXT."),
         (data_url(b"no picture"), "it is not a PNG, JPEG, WebP or GIF."),
         (data_url(PICTURE[:60]), "it is damaged or cut short."),
-        ("blob:https://example.com/1", "its URL begins with none of data:, https: and file:."),
+        ("blob:https://example.com/1", "its URL must begin with data:, https:, http: or file:."),
     ],
 )
 def test_data_urls_that_are_refused(url: str, reason: str) -> None:

@@ -108,7 +108,7 @@ def test_nothing(text: str) -> None:
     "header", ["data:", "data:image/png", "data:image/png,", "data:base64,", "data:xbase64,"]
 )
 def test_what_is_no_base64_url(header: str) -> None:
-    assert refusal(header + "AAAA") == "its data URL is not data:TYPE;base64, and base64 text"
+    assert refusal(header + "AAAA") == "its data URL must have the form data:TYPE;base64,TEXT"
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())

@@ -156,7 +156,7 @@ def test_many_scans() -> None:
     scans = PROGRESSIVE.count(b"\xff\xda")
     assert decode(PROGRESSIVE[:-2] + PROGRESSIVE[last:-2] * (100 - scans) + b"\xff\xd9").size == (32, 16)
     more = PROGRESSIVE[:-2] + PROGRESSIVE[last:-2] * (101 - scans) + b"\xff\xd9"
-    assert refusal(more) == "it is a JPEG of more than 100 scans"
+    assert refusal(more) == "it is a JPEG with more than 100 scans"
 
 
 @pytest.mark.parametrize("at", range(4, 98))

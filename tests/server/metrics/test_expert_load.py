@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import ValidationError
 
-from prismoe.server.commands.demo import load_told
+from prismoe.server.commands.demo import load_report
 from prismoe.server.commands.load_table import load_table, tail_sentence
 from prismoe.server.metrics.expert_load import ExpertLoad
 from prismoe.server.metrics.load_reader import ExpertLoadReader
@@ -132,9 +132,9 @@ def test_the_demo_tells_the_load_or_why_it_cannot() -> None:
         def get(self, path: str) -> Any:
             return self._told[path]
 
-    assert load_told(Served(UNSEEN, routing())) == UNSEEN_WHY  # type: ignore[arg-type]
-    told = load_told(Served(LOAD, routing(0, 2)))  # type: ignore[arg-type]
-    assert load_table(ExpertLoad.model_validate(LOAD)) in told and "(ltdr) knows no tail tokens" in told
+    assert load_report(Served(UNSEEN, routing())) == UNSEEN_WHY  # type: ignore[arg-type]
+    told = load_report(Served(LOAD, routing(0, 2)))  # type: ignore[arg-type]
+    assert load_table(ExpertLoad.model_validate(LOAD)) in told and "(ltdr) has no tail tokens" in told
 
 
 def test_the_sentence_on_tail_tokens() -> None:
@@ -158,7 +158,7 @@ def test_the_sentence_on_tail_tokens() -> None:
     sound = {**LOAD, "modalities": ["text", "audio"], "tail_tokens": [0, 0]}
     assert tail_sentence(ExpertLoad.model_validate(sound), in_force).startswith("0 of 0 vision tokens (0.0%")
     layers[0]["policy"] = layers[1]["policy"] = {"policy": "topk"}
-    assert "knows no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), in_force)
+    assert "has no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), in_force)
     switched = {"layers": layers, "in_force": "native"}
     assert tail_sentence(ExpertLoad.model_validate(LOAD), switched) == (
         "The model's native routing is in force, not its policy (topk)."
@@ -220,16 +220,16 @@ def test_the_start_tells_how_each_kind_of_layer_routes() -> None:
     policies = [{"policy": "native"}, {"policy": "topk"}, {"policy": "native"}]
     assert routing(0, 1, 5, experts=128, policies=policies).sentences() == [
         "MoELLaVAPhiForCausalLM takes text, image.",
-        "MoE layers of 128 experts: 2. The model's gate (softmax) picks 2, "
-        "CPUExperts runs them, the policy is native (checkpoint).",
-        "MoE layers of 128 experts: 1. The model's gate (softmax) picks 2, "
-        "CPUExperts runs them, the policy is topk (checkpoint).",
+        "MoE layers with 128 experts: 2. Their gate (softmax) picks 2 experts, "
+        "CPUExperts runs them, and the policy is native (set by: checkpoint).",
+        "MoE layers with 128 experts: 1. Their gate (softmax) picks 2 experts, "
+        "CPUExperts runs them, and the policy is topk (set by: checkpoint).",
     ]
     told = routing(0, 1, policies=policies)
     told.shadow = routing(0, 1, policies=[{"policy": "ltdr"}, {"policy": "entropy"}]).layers
     assert told.sentences()[-2:] == [
-        "In the shadow ltdr is counted in 1 MoE layers, and routes nothing.",
-        "In the shadow entropy is counted in 1 MoE layers, and routes nothing.",
+        "The shadow policy is ltdr. Its choices are counted and not used. MoE layers: 1.",
+        "The shadow policy is entropy. Its choices are counted and not used. MoE layers: 1.",
     ]
     assert routing().sentences() == ["MoELLaVAPhiForCausalLM takes text, image.", UNSEEN_WHY]
 

@@ -86,7 +86,7 @@ def test_all_engines_are_switched_there_and_back(monkeypatch: pytest.MonkeyPatch
     assert (rig.in_force(), rig.metric("prismoe_policy_in_force"), rig.switches()) == ("policy", 1, (0, 0))
     answer = rig.put(NATIVE)
     assert (answer.status_code, answer.json()) == (200, NATIVE)
-    assert said == ["The routing is switched to native by the key of the-admin."]
+    assert said == ["The key the-admin switched the routing to native."]
     assert rig.engines.routed_by == ["native", "native"]
     assert (rig.in_force(), rig.metric("prismoe_policy_in_force"), rig.switches()) == ("native", 0, (1, 0))
     assert rig.put(POLICY).json() == POLICY
@@ -153,7 +153,7 @@ def test_other_bodies_are_refused_with_a_sentence(body: Any) -> None:
 def test_where_there_is_nothing_to_switch(body: dict[str, str]) -> None:
     rig = Rig(switchable=False)
     answer = rig.put(body)
-    assert (answer.status_code, message(answer)) == (409, routes.NOTHING_TO_SWITCH)
+    assert (answer.status_code, message(answer)) == (409, routes.NOT_SWITCHABLE)
     assert rig.engines.routed_by == ["policy", "policy"]
 
 
@@ -167,7 +167,7 @@ def test_thresholds_are_changed_in_all_engines(monkeypatch: pytest.MonkeyPatch) 
     assert rig.policies() == [layer["policy"] for layer in answer.json()["layers"]] == expected
     assert rig.engines.policies == [dict(enumerate(expected))] * 2
     assert said == [
-        "Thresholds are changed by the key of the-admin: "
+        "The key the-admin changed thresholds: "
         "vision_threshold is 0.4, low is 0, threshold of layer 1 is 0.5."
     ]
     assert rig.metric("prismoe_threshold_changes_total") == 1
@@ -222,7 +222,7 @@ def test_other_keys_change_no_threshold(role: str, status: int) -> None:
     assert rig.patch({"threshold": 0.5}, role).status_code == status
     assert Rig(keys=None).patch({"threshold": 0.5}).status_code == 403
     refused = Rig(switchable=False).patch({"threshold": 0.5})
-    assert (refused.status_code, message(refused)) == (409, routes.NOTHING_TO_SWITCH)
+    assert (refused.status_code, message(refused)) == (409, routes.NOT_SWITCHABLE)
     assert rig.engines.policies == [dict(enumerate(POLICIES))] * 2
 
 

@@ -181,13 +181,13 @@ IMAGES = [
 @pytest.mark.parametrize(("path", "body"), IMAGES)
 def test_a_model_without_images_takes_none(path: str, body: dict[str, Any]) -> None:
     assert refusal(path, body, Served(frozenset({"video"}))).endswith(
-        "content[0] is of modality image, which this model does not take."
+        "content[0] has the modality image, which this model does not take: leave it out."
     )
 
 
 def test_a_model_without_videos_takes_none() -> None:
     assert refusal(CHAT, user(VIDEO), Served(frozenset({"image"}))) == (
-        f"{FIRST} is of modality video, which this model does not take."
+        f"{FIRST} has the modality video, which this model does not take: leave it out."
     )
 
 

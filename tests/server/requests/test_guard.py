@@ -111,7 +111,7 @@ def test_a_task_that_every_layer_knows_is_taken() -> None:
 def test_a_task_needs_a_policy_that_knows_tasks() -> None:
     assert tasks(by_policies({"policy": "native"})) == tasks(routing()) == 0
     fault = task_fault({"vllm_xargs": {"task": 0}}, 0)
-    assert fault == "The routing policy in force knows no tasks: leave vllm_xargs.task out."
+    assert fault == "The routing policy in force has no tasks: leave vllm_xargs.task out."
     assert task_fault({"vllm_xargs": {"session_id": "a"}}, 0) is None
 
 

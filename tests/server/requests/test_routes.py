@@ -51,7 +51,7 @@ def test_a_path_with_an_empty_part_is_not_a_route(http: httpx.Client, path: str)
     answered = http.post(f"http://{http.base_url.netloc.decode()}{path}", json=body)
     assert answered.status_code == 404
     assert answered.json()["error"] == {
-        "message": "This server has no such route. GET /openapi.json lists those that it has.",
+        "message": "This server has no such route. GET /openapi.json lists its routes.",
         "type": "Not Found",
         "param": None,
         "code": 404,

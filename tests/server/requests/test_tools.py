@@ -10,11 +10,11 @@ from prismoe.server.requests.bodies import Unreadable, read_request
 from prismoe.server.requests.models import Served
 
 NO_PLACE = (
-    "This model's chat template has no place for tools: leave tools, their calls and their results out of "
-    "the request, or serve the model with a --chat-template that has one."
+    "This model's chat template does not support tools: leave tools, their calls and their results out of "
+    "the request, or serve the model with a --chat-template that supports them."
 )
 NO_CALLS = (
-    "This server doesn't read calls out of answers: start it with --enable-auto-tool-choice and "
+    "This server doesn't read calls from answers: start it with --enable-auto-tool-choice and "
     "--tool-call-parser, or set tool_choice to none."
 )
 HI = [{"type": "message", "role": "user", "content": "Hi"}]
@@ -129,7 +129,7 @@ def test_calls_and_results_need_a_template(path: str, api: API) -> None:
 
 @ROUTES
 def test_a_forced_call_needs_tools(path: str, api: API) -> None:
-    expected = "tool_choice asks for a call, and there are no tools: send tools, too."
+    expected = "tool_choice asks for a call, but the request has no tools: send tools, too."
     for choice in api.forced:
         asked = body(path, api, tool_choice=choice)
         assert refusal(path, asked, ALL) == refusal(path, asked, NOTHING) == expected
@@ -138,6 +138,6 @@ def test_a_forced_call_needs_tools(path: str, api: API) -> None:
 @ROUTES
 def test_a_tool_that_the_server_would_run_is_refused(path: str, api: API) -> None:
     asked = body(path, api, tools=[api.tool, {**api.tool, "type": "web_search"}])
-    expected = "tools[1].type is 'web_search'. prismoe runs no tools: send functions alone."
+    expected = "tools[1].type is 'web_search'. prismoe runs no tools: send only functions."
     assert refusal(path, asked, ALL) == expected
-    assert refusal(path, body(path, api, tools=["f"]), ALL) == "tools[0] has to be an object."
+    assert refusal(path, body(path, api, tools=["f"]), ALL) == "tools[0] must be an object."

@@ -30,7 +30,7 @@ from tests.server.media.pictures import encoded, two_colours
 MIB = 2**20
 CLIP = clip()
 NO_VIDEO = "it is not an MP4, QuickTime, WebM, Matroska or AVI."
-UNSAID = "its header does not say how many frames it has, and how many a second"
+UNSAID = "its header lacks the number of frames or the frame rate"
 
 
 def accepted(frames: int, width: int, height: int) -> None:
@@ -129,12 +129,12 @@ def test_pictures_in_a_data_url_are_no_video() -> None:
     ("settings", "reason"),
     [
         ({"max_video_mib": 0.001}, "it has more than 1,048 bytes."),
-        ({"max_video_seconds": 2}, "it is 2 s long, and the longest is 2 s."),
-        ({"max_video_frames": 24}, "it has 25 frames, and the most is 24."),
-        ({"max_image_pixels": 3000}, "it is 64 x 48 pixels, and the most is 3,000 in all."),
+        ({"max_video_seconds": 2}, "it is 2 s long, and may be at most 2 s long."),
+        ({"max_video_frames": 24}, "it has 25 frames, and may have at most 24."),
+        ({"max_image_pixels": 3000}, "it has 64 x 48 pixels, and may have at most 3,000."),
         (
             {"max_video_pixels": 25 * 64 * 48 - 1},
-            "25 frames of 64 x 48 pixels are sampled of it, and the most is 76,799 pixels in all.",
+            "its 25 sampled frames have 64 x 48 pixels each, and may have at most 76,799 pixels together.",
         ),
         ({"decode_seconds": 0.001}, "decoding it took longer than 0.001 s."),
     ],
@@ -149,8 +149,8 @@ def test_limits_hold_at_their_values() -> None:
 
 
 def test_a_side_is_bounded_as_an_images() -> None:
-    assert "and the longest side is 8,192" in refusal(clip(1, size=(8208, 96), kind="avi"))
-    assert "one side may be 100 times the other" in refusal(clip(1, size=(2000, 16), kind="avi"))
+    assert "and a side may have at most 8,192" in refusal(clip(1, size=(8208, 96), kind="avi"))
+    assert "a side may be at most 100 times the other" in refusal(clip(1, size=(2000, 16), kind="avi"))
 
 
 def stream_header(data: bytes, at: int, *numbers: int) -> bytes:
@@ -161,8 +161,8 @@ def stream_header(data: bytes, at: int, *numbers: int) -> bytes:
 
 def test_what_a_header_says_is_held_against_it() -> None:
     avi = clip(kind="avi")
-    assert refusal(stream_header(avi, 32, 10**6)) == "it has 1,000,000 frames, and the most is 10,000."
-    assert refusal(stream_header(avi, 20, 1000, 1)) == "it is 25,000 s long, and the longest is 300 s."
+    assert refusal(stream_header(avi, 32, 10**6)) == "it has 1,000,000 frames, and may have at most 10,000."
+    assert refusal(stream_header(avi, 20, 1000, 1)) == "it is 25,000 s long, and may be at most 300 s long."
     webm = clip(kind="webm")
     assert webm.count(b"\x44\x89\x88") == 1
     endless = webm.replace(b"\x44\x89\x88", b"\xec\x89\x88")  # its duration becomes a filler
@@ -214,7 +214,7 @@ def test_a_decoder_that_dies_harms_its_video_alone() -> None:
     with DecodedVideo(CLIP, 30, accepted) as video:
         assert video.size == (64, 48) and video.grab()
         video._process.kill()
-        with pytest.raises(MediaRefused, match="it is damaged or cut short, or its decoder wants more than"):
+        with pytest.raises(MediaRefused, match="it is damaged or cut short, or decoding it needs more than"):
             video.retrieve()
     assert video._process.poll() is not None
 
@@ -285,14 +285,14 @@ def test_files_and_schemes_are_as_images(tmp_path: Path) -> None:
     media = RequestMedia(allowed_local_media_path=str(tmp_path))
     assert len(media.fetch_video((tmp_path / "clip.mp4").as_uri()).media[0]) == 25
     for url in ("rtsp://127.0.0.1/live", "blob:1", "concat:a", str(tmp_path / "clip.mp4")):
-        with pytest.raises(VLLMValidationError, match="begins with none of data:, https: and file:"):
+        with pytest.raises(VLLMValidationError, match="must begin with data:, https:, http: or file:"):
             media.fetch_video(url)
     with pytest.raises(VLLMValidationError, match="this server fetches nothing"):
         media.fetch_video("https://example.com/clip.mp4")
 
 
 def test_sound_is_not_taken() -> None:
-    with pytest.raises(VLLMValidationError, match="images and videos, and no other media"):
+    with pytest.raises(VLLMValidationError, match="takes only images and videos"):
         RequestMedia().load_from_url("data:audio/wav;base64,AAAA", AudioMediaIO())
 
 
