@@ -176,7 +176,7 @@ async def patch_thresholds(
 
 @router.get("/load")
 async def routing_load(request: Request) -> ExpertLoad:
-    """Return the expert load since the start, with that of the shadow policy.
+    """Return the expert load since the start, and the load under the shadow policy.
 
     The reading is at most half a second old. /metrics has the same counts, as of the last interval.
     """

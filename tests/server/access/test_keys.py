@@ -74,12 +74,12 @@ def test_a_change_of_the_file_counts_at_once(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("", "has no keys: add one with `prismoe key NAME "),
-        ("# nobody yet\n\n", "holds no keys"),
+        ("# nobody yet\n\n", "has no keys"),
         ("alice\n", "Line 1 of "),
         (f"\nalice root {'0' * 64}\n", "Line 2 of .* has an unknown role: write client or metrics or admin"),
         (f"al/ice client {'0' * 64}", "is not a key: write NAME ROLE SHA256"),
-        (f"alice client {'0' * 63}", "is no key"),
-        (f"alice client {'0' * 64} more", "is no key"),
+        (f"alice client {'0' * 63}", "is not a key"),
+        (f"alice client {'0' * 64} more", "is not a key"),
     ],
 )
 def test_a_wrong_file_is_refused_with_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:

@@ -102,7 +102,7 @@ def test_what_can_not_be_done_is_said_before_anything_starts(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--routing", "{}", str(PHI)], "MODEL comes first"),
+        (["--routing", "{}", str(PHI)], "put MODEL first"),
         ([str(PHI), "--question", "FILE"], "unrecognized arguments: --question FILE"),
     ],
 )

@@ -162,7 +162,7 @@ def test_text_alone(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"n": 2}, "follows one answer"),
+        ({"n": 2}, "has only one answer"),
         ({"max_tokens": 513}, "max_tokens must be at most 512."),
         ({"model": "another"}, "another"),
         ({"messages": [{"role": "wizard", "content": "Hi"}]}, "The roles are"),

@@ -65,7 +65,7 @@ def test_limits_of_the_operator() -> None:
     connector = RequestMedia()
     connector.settings = MediaSettings.model_validate({"max_image_mib": "0.001", "max_image_pixels": 100})
     assert refusal(data_url(bytes(1049)), connector) == "it has more than 1,048 bytes."
-    assert "the most is 100 in all" in refusal(data_url(encoded(Image.new("L", (11, 10)))), connector)
+    assert "may have at most 100" in refusal(data_url(encoded(Image.new("L", (11, 10)))), connector)
     assert connector.fetch_image(data_url(encoded(Image.new("L", (10, 10))))).size == (10, 10)
 
 
@@ -133,7 +133,7 @@ def test_vllm_gets_the_settings() -> None:
         connector = MEDIA_CONNECTOR_REGISTRY.load(
             MEDIA_CONNECTOR, media_io_kwargs=None, allowed_local_media_path="", allowed_media_domains=None
         )
-        assert "the most is 7 in all" in refusal(data_url(PICTURE), connector)
+        assert "may have at most 7" in refusal(data_url(PICTURE), connector)
         assert connector.load_from_url.__func__ is RequestMedia.load_from_url
     finally:
         use_media(MediaSettings())

@@ -96,7 +96,7 @@ def test_the_forms_of_the_header(header: str) -> None:
     ],
 )
 def test_what_is_not_base64(text: str) -> None:
-    assert refusal(f"data:image/png;base64,{text}") == "its data URL is not base64"
+    assert refusal(f"data:image/png;base64,{text}") == "the text of its data URL is not base64"
 
 
 @pytest.mark.parametrize("text", ["", " ", "\r\n", "%0A", "==", "%3D%3D"])

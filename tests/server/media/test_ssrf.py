@@ -415,5 +415,5 @@ def test_a_caller_without_an_event_loop_gets_the_same(targets: Targets) -> None:
         connector.fetch_image(url)
     with pytest.raises(VLLMValidationError, match="its server's address is not public"):
         connector.fetch_video(url)
-    with pytest.raises(VLLMValidationError, match="and no other media"):
+    with pytest.raises(VLLMValidationError, match="takes only images and videos"):
         connector.fetch_audio(url)

@@ -249,8 +249,8 @@ def test_playlists_are_no_format_to_the_decoder(tmp_path: Path) -> None:
 def test_the_decoders_process_is_bounded(attempt: str, error: str) -> None:
     program = (
         f"import socket, sys; sys.path.insert(0, {str(Path(decoder.__file__).parent)!r})\n"
-        f"from decoder import bound\nopen('/etc/hostname').close()\nbytearray(2**28)\n"
-        f"bound(2**27, 1)\ntry:\n    {attempt}\n"
+        f"from decoder import limit_resources\nopen('/etc/hostname').close()\nbytearray(2**28)\n"
+        f"limit_resources(2**27, 1)\ntry:\n    {attempt}\n"
         "except BaseException as error:\n    print(type(error).__name__)"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
