@@ -25,8 +25,7 @@ def key_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--role",
-        type=Role,
-        choices=list(Role),
+        choices=[role.value for role in Role],
         default=Role.CLIENT,
         help="client opens the API (the default); metrics opens /metrics and the expert load; admin opens "
         "everything, and may change the routing",
@@ -38,7 +37,7 @@ def key(arguments: Sequence[str]) -> int:
     """Add a new key to the file, print it, and return the exit status."""
     options = key_parser().parse_args(list(arguments))
     try:
-        print(add_key(options.file, options.name, options.role))
+        print(add_key(options.file, options.name, Role(options.role)))
     except (ValueError, OSError) as error:
         return fail(str(error))
     return 0

@@ -188,7 +188,10 @@ def top_parser() -> argparse.ArgumentParser:
 
 
 def _seconds(argument: str) -> float:
-    seconds = float(argument)
+    try:
+        seconds = float(argument)
+    except ValueError:
+        seconds = math.nan
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError("give a number of seconds greater than 0")
     return seconds

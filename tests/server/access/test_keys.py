@@ -21,6 +21,16 @@ def test_a_key_that_was_made_is_known_by_its_name(tmp_path: Path, capsys: pytest
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_an_unknown_role_is_refused_with_the_roles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["key", "alice", str(tmp_path / "keys"), "--role", "root"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "invalid choice: 'root'" in error and all(role.value in error for role in Role)
+    assert not (tmp_path / "keys").exists()
+
+
 @pytest.mark.parametrize("end", ["", "\n", "  # a laptop", "\n# the end"])
 def test_a_key_goes_to_a_line_of_its_own(tmp_path: Path, end: str) -> None:
     file = tmp_path / "keys"

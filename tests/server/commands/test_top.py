@@ -84,7 +84,7 @@ def test_where_not_all_layers_find_room_the_most_uneven_are_shown() -> None:
     lines = told(load, lines=1 + 12)
     assert len(lines) == 12 - 1
     assert [line.split()[1] for line in lines if "text" in line] == ["7", "30"]
-    assert lines[-1] == "The 2 of 48 layers with the most uneven load."
+    assert lines[-1] == "These are the 2 of 48 layers with the most uneven load."
     assert len(told(load, lines=1)) == 3 + 5  # one layer, however few lines there are
 
 
@@ -174,3 +174,10 @@ def test_no_server_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", "--url", "http://127.0.0.1:9"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("prismoe: No prismoe server answers at http://127.0.0.1:9 (")
+
+
+@pytest.mark.parametrize("interval", ["0", "-1", "often", "nan", "inf"])
+def test_a_wrong_interval_is_a_sentence(interval: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["top", f"--interval={interval}"])
+    assert "--interval: give a number of seconds greater than 0" in capsys.readouterr().err
