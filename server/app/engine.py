@@ -36,8 +36,8 @@ class EngineArgs(AsyncEngineArgs):
         except (ValueError, OSError) as error:
             raise StartRefused(sentence(error)) from error
         if not is_method_set:
-            # vLLM chooses spawn, with which each process imports all modules again, in 5 s. A fork is safe in
-            # this process on CPU, but not with CUDA.
+            # vLLM chooses spawn, with which each process imports all modules again, in 5 s. This process can
+            # be forked on CPU, but not with CUDA.
             forkable = current_platform.is_cpu() and sys.platform == "linux"
             os.environ[METHOD] = "fork" if forkable else "spawn"
         return config

@@ -16,7 +16,7 @@ default in prismoe.
 ENVIRONMENT = {
     "PRISMOE_API_KEY": "the key that `prismoe top` and `prismoe demo` send",
     "PRISMOE_METRICS_KEY": "the metrics key that `make load` sends; its client key is in `OPENAI_API_KEY`",
-    "PRISMOE_PLAIN_KERNELS": "with the value 1, prismoe's GPU kernels are not used ([kernels](../kernels.md))",
+    "PRISMOE_PLAIN_KERNELS": "the value 1 turns prismoe's GPU kernels off ([kernels](../kernels.md))",
     "PRISMOE_END_WITH_PARENT": "set by prismoe itself, so that an engine's processes end with their parent",
 }
 """The variables that only prismoe reads."""

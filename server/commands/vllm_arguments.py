@@ -106,8 +106,8 @@ def _defaults(settings: ServeSettings) -> dict[str, Any]:
     elif not Path(settings.model).is_dir():
         defaults["served_model_name"] = [settings.model]
     if current_platform.is_cpu():
-        # Compiling takes longer than the whole start of a small model. --no-enforce-eager turns it on.
+        # Compiling takes longer than the whole start of a small model. --no-enforce-eager turns compiling on.
         defaults["enforce_eager"] = True
-        # A given size saves the profiling. vLLM's own default is most of the machine's memory.
+        # With a given size vLLM does not profile. Its own default is most of the machine's memory.
         defaults["kv_cache_memory_bytes"] = (256 if settings.bundled else 1024) * MIB
     return defaults

@@ -39,8 +39,7 @@ async def serve_until(
     """Serve until a signal or a failure. Returns None after a signal, and a sentence after a failure.
 
     `failure` is awaited for the engine's failures; an HTTP server that ends by itself is a failure, too.
-    Before the server closes, `end(seconds)` lets the running requests finish for that time and answers the
-    rest.
+    Before the server closes, `end(seconds)` gives the running requests that time and answers the rest.
     """
     options: dict[str, Any] = {
         "log_level": args.uvicorn_log_level,

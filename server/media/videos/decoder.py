@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def call(capture: cv2.VideoCapture, name: str, arguments: list[Any]) -> tuple[Any, bytes]:
-    """Return a method's answer, and a frame's bytes. The answer for a frame is its height and width."""
+    """Call a method and return its answer, and a frame's bytes. A frame's answer is its height and width."""
     if name != "retrieve":
         return getattr(capture, name)(*arguments), b""
     _, frame = capture.retrieve()
@@ -46,7 +46,7 @@ def call(capture: cv2.VideoCapture, name: str, arguments: list[Any]) -> tuple[An
 
 
 def limit_resources(memory: int, seconds: int) -> None:
-    """Limit this process to this memory beside its present one, to this CPU time, and to no more files."""
+    """Limit this process to so many more bytes of memory, seconds of CPU time, and no more open files."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     max_bytes = pages * os.sysconf("SC_PAGE_SIZE") + memory
     resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))

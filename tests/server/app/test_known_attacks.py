@@ -157,9 +157,9 @@ def test_pull_request_47010_an_image_bomb(http: httpx.Client, server: Server, pi
     for bomb, reason in (
         (
             encoded(Image.new("RGB", (12_000, 12_000)), "WEBP", lossless=True, method=0),
-            "the most is 25,000,000",
+            "may have at most 25,000,000",
         ),
-        (encoded(Image.new("L", (8192, 8192), 9), "PNG"), "the most is 25,000,000"),
+        (encoded(Image.new("L", (8192, 8192), 9), "PNG"), "may have at most 25,000,000"),
         (encoded(Image.new("L", (20_000, 1))), "a side may have at most 8,192"),
         (encoded(Image.new("L", (1, 8000))), "a side may be at most 100 times the other"),
     ):

@@ -77,13 +77,13 @@ def test_the_model_may_be_an_option() -> None:
         (["--body-seconds", "inf"], "--body-seconds: Input should be a finite number"),
         (
             ["--stuck-seconds", "15", "--ready-seconds", "20"],
-            "must be smaller than --stuck-seconds (15): an idle",
+            "must be smaller than --stuck-seconds (15): otherwise an idle engine counts as a stuck one.",
         ),
         (
             ["--heartbeat-seconds", "60"],
             "--heartbeat-seconds (60) must be smaller than --ready-seconds (60): ",
         ),
-        (["/no/such/folder"], "There is no folder /no/such/folder."),
+        (["/no/such/folder"], "There is no folder /no/such/folder: give the folder of a checkpoint"),
     ],
 )
 def test_wrong_settings_are_refused_with_a_sentence(

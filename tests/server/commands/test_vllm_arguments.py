@@ -75,7 +75,7 @@ def test_a_hub_name_is_served_under_that_name_from_the_local_cache(tmp_path: Pat
         ),
         (("--lora-modules", "mine=/mine"), "no LoRA adapters"),
         (("--default-mm-loras", '{"image": "/mine"}'), "no LoRA adapters"),
-        (("--tool-server", "demo"), "calls no tools: leave out --tool-server."),
+        (("--tool-server", "demo"), "runs no tools: leave out --tool-server."),
         (("--h11-max-header-count", "9"), "another parser"),
         (("--h11-max-incomplete-event-size", "9"), "another parser"),
         (("--media-io-kwargs", '{"video": {"backend": "torchcodec"}}'), "leave video.backend out."),
