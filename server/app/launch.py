@@ -54,7 +54,7 @@ from prismoe.server.refusal import RefusalCounter
 from prismoe.server.requests.answer_text import mend_answers
 from prismoe.server.requests.guard import RequestGuard
 from prismoe.server.requests.routing_choice import RequestCounter
-from prismoe.server.requests.served import what_is_served
+from prismoe.server.requests.served import find_served
 from prismoe.server.settings import ServeSettings
 
 logger = logging.getLogger("vllm.prismoe")
@@ -172,7 +172,7 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
         metrics = await init_routing_state(app.state, engine, registry, settings)
     except Exception as error:
         raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error
-    app.state.served = await what_is_served(engine, app.state.openai_serving_chat)
+    app.state.served = await find_served(engine, app.state.openai_serving_chat)
     model_name = str(engine.model_config.served_model_name)
     app.state.requests = RequestCounter(registry, model_name)
     if app.state.routing.switchable:

@@ -77,7 +77,7 @@ class Inspectable(Model):
     """The most tokens of an answer."""
 
 
-async def what_is_inspectable(
+async def find_inspectable(
     engine: Engine, vllm_config: VllmConfig, not_supported: Sequence[str]
 ) -> Inspectable:
     """Ask the engine what it can inspect. All engines give the same answer, and it does not change.

@@ -17,7 +17,7 @@ VISION_CHUNK = "vision_chunk"
 """vLLM's common modality of images and videos, for models such as Kimi."""
 
 
-async def what_is_served(engine: EngineClient, chat: OpenAIServingChat) -> Served:
+async def find_served(engine: EngineClient, chat: OpenAIServingChat) -> Served:
     """Return what requests may contain with this model, its chat template and the operator's options."""
     parser = chat.parser_cls
     reads_forced_calls = parser is not None and parser.tool_parser_cls is not None

@@ -17,7 +17,7 @@ from prismoe.server.inspector.inspector import (
     REPLACED,
     InspectionRequest,
     Inspector,
-    what_is_inspectable,
+    find_inspectable,
 )
 
 SIGLIP = PatchGrid(rows=2, columns=2, tokens=3, first_patch=1, fit="stretch")
@@ -167,7 +167,7 @@ class Engine:
 
 
 async def inspector(engine: Engine, *not_supported: str) -> Inspector:
-    inspectable = await what_is_inspectable(engine, engine.vllm_config, not_supported)  # type: ignore[arg-type]
+    inspectable = await find_inspectable(engine, engine.vllm_config, not_supported)  # type: ignore[arg-type]
     return Inspector(engine, engine, inspectable)  # type: ignore[arg-type]
 
 
