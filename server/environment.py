@@ -12,7 +12,7 @@ MEDIA_CONNECTOR = "prismoe"
 
 
 def prepare_environment(model: str) -> None:
-    """Set prismoe's default for each variable that the user has not set."""
+    """Set the variables that the user has not set, and unset PROMETHEUS_MULTIPROC_DIR."""
     ask_to_end_with_parent()
     add_to_vllm_plugins()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -62,6 +62,6 @@ class Gate:
 
 
 def _is_preflight(scope: Scope) -> bool:
-    """Whether this is a browser's CORS preflight request, which vLLM's CORS middleware answers."""
+    """Return whether this is a browser's CORS preflight request, which vLLM's CORS middleware answers."""
     headers = Headers(scope=scope)
     return scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers

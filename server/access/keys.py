@@ -65,7 +65,7 @@ class KeyRing:
         self._keys = tuple(keys)
 
     def find(self, secret: str) -> Key | None:
-        """Return the key of a secret. It is compared with all keys, so that the time does not reveal it."""
+        """Return the key of a secret, compared with all keys, so that the time reveals nothing about it."""
         # Starlette decodes a header's bytes as Latin-1.
         digest = hashlib.sha256(secret.encode("latin-1")).hexdigest()
         found = None

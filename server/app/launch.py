@@ -154,7 +154,10 @@ def listed_app(
 
 
 async def build_routed_app(engine: EngineClient, args: Namespace, settings: ServeSettings) -> FastAPI:
-    """Return vLLM's app with prismoe's routes, metrics and checks. Raises StartRefused without routers."""
+    """Return vLLM's app with prismoe's routes, metrics and checks.
+
+    Raises StartRefused if the model's routers can't be read.
+    """
     tasks = await engine.get_supported_tasks()
     args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
     args.log_error_stack = True  # vLLM logs every error; log_faults_alone keeps those of the server.

@@ -97,7 +97,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def _identity(path: Path | None) -> tuple[int, ...] | None:
-    """Return numbers that differ for a later file of the same name."""
+    """Return numbers that identify this file among files of the same name."""
     if path is None:
         return None
     state = path.lstat()

@@ -23,7 +23,7 @@ class ExpertLoad(BaseModel):
     tokens: list[list[int]]
     """The number of routed tokens."""
     tail_tokens: list[int]
-    """The number of vision tokens that were tail tokens. It has no entries by modality."""
+    """The number of vision tokens that were tail tokens, only by layer."""
     tokens_by_experts: list[list[list[int]]]
     """The number of tokens that used 0, 1, 2 and more experts, by number of experts."""
     scored_tokens: list[list[int]]

@@ -54,7 +54,7 @@ class ServedRouting(BaseModel):
     in_force: RoutedBy
     """What routes now. policy: the layers' policies; native: the model's own gate."""
     switchable: bool
-    """Whether `PUT /v1/routing/in_force` and `PATCH /v1/routing/thresholds` may change that."""
+    """Whether `PUT /v1/routing/in_force` and `PATCH /v1/routing/thresholds` can change the routing."""
     architecture: str
     """The class of the model, as its config.json names it."""
     modalities: list[str]
