@@ -25,7 +25,7 @@ from prismoe.model_plugins.moe_layer.experts.skipping import kernel_of
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
 
 WIDE = 512
-"""From this hidden size on, experts without a gate run faster as plain products than with an artificial
+"""From this hidden size on, experts without a gate run faster as plain products than with a made-up
 gate."""
 
 
@@ -65,9 +65,9 @@ class CPUExperts(RoutedExperts):
         activation: str,
         **kwargs: Any,
     ) -> None:
-        self.has_artificial_gate = activation.endswith("_no_mul") and moe_config.hidden_dim < WIDE
-        if self.has_artificial_gate:
-            kwargs["ckpt_up_proj_name"] = "artificial"
+        self.has_made_up_gate = activation.endswith("_no_mul") and moe_config.hidden_dim < WIDE
+        if self.has_made_up_gate:
+            kwargs["ckpt_up_proj_name"] = "made up"
         else:
             moe_config.activation = MoEActivation.from_str(activation)
         super().__init__(layer_name, params_dtype, moe_config, *args, **kwargs)
@@ -103,7 +103,7 @@ class GatedExperts(UnquantizedFusedMoEMethod):
         return output_TD
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        if layer.has_artificial_gate:  # activation(up(x)) · 1
+        if layer.has_made_up_gate:  # activation(up(x)) · 1
             width = layer.w2_weight.shape[-1]
             layer.w13_weight.data[:, width:] = 0
             layer.w13_bias.data[:, width:] = 1
@@ -116,7 +116,7 @@ class GatedExperts(UnquantizedFusedMoEMethod):
 class PlainExperts(GatedExperts):
     """down(activation(up(x))), both biased, by two oneDNN products per expert, in their sorted form.
 
-    vLLM's CPU kernel has only gated forms. An artificial gate costs half as much again in time and memory;
+    vLLM's CPU kernel has only gated forms. A made-up gate costs half as much again in time and memory;
     where the hidden size is small, that is less than these calls cost.
     """
 

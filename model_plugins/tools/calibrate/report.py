@@ -44,7 +44,7 @@ def report(data: CalibrationData, before: RoutingInForce, after: RoutingInForce,
         new = _Router(after.layers[layer].policy, sample, routers.get(layer, {}))
         lines.append(f"{layer!s:7}{''.join(_changes(old.summary(), new.summary()))}{new.agreement():>11.1%}")
     lines.append(
-        "Before → after. Entropy in bits. Agreement: how many of a token's n experts are the gate's n best."
+        "Before → after. Entropy in bits. Agreement: share of a token's n experts among the gate's n best."
     )
     return "\n".join(lines)
 

@@ -28,7 +28,7 @@ def wilson(right: int, questions: int) -> Interval:
 
 
 def paired_bootstrap(right: Sequence[bool], first: Sequence[bool], pictures: Sequence[Hashable]) -> Interval:
-    """The interval of the number of right questions more than in the first run, as a share of all questions.
+    """The interval of the gain in right questions over the first run, as a share of all questions.
 
     It is the percentile bootstrap (Efron 1979) over pictures: questions about the same picture are drawn
     together, since their answers depend on each other, and so are both runs' answers to a question. The same
