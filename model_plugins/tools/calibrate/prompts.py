@@ -29,12 +29,9 @@ class Pictures(NamedTuple):
     """Pictures that are opened when they are needed, so that only one at a time is in memory."""
 
     openers: Sequence[Callable[[], Image.Image]]
+    """Each returns a picture in RGB. Raises ValueError where it is cut short."""
     digest: str
     """Identifies the pictures."""
-
-    def open(self) -> Iterator[Image.Image]:
-        """The pictures, in RGB. Raises ValueError where one is cut short."""
-        return (opener() for opener in self.openers)
 
 
 def read_questions(file: Path | None) -> Sequence[str]:
