@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel to machine code for GPUs that this machine need not have.
+"""Compiles every Triton kernel to machine code for several kinds of GPUs, without needing a GPU.
 
 Run: `python -m prismoe.kernels.triton.compile_ahead`, optionally with compute capabilities (`80 90`). It
 prints the table of docs/kernels.md for the installed Triton, and ends with an error if a kernel does not

@@ -101,8 +101,8 @@ class ModelRouting(nn.Module, ABC):
     def reroute(self, routing: Mapping[str, Any] | None) -> None:
         """Route by other settings of the policies in force, from the next step of an eager engine on.
 
-        They may not need more slots. None restores the routing that the model has without policies. Raises
-        ValueError where no policy is in force.
+        They may not need more slots. None restores the model's own routing. Raises ValueError where no policy
+        is in force.
         """
         raise ValueError(f"{self.architecture} can only route by {self.routed_by}.")
 

@@ -34,8 +34,8 @@ class PolicyRouter(BaseRouter):
 
     gate: Gate = SOFTMAX
     observer: Observer | None = None
-    """May change the weights; its result is used. With quantised experts on CPU it only sees the steps of an
-    eager engine."""
+    """The observer sees each step, and may change the weights in place. With quantised experts on CPU it only
+    sees the steps of an eager engine."""
 
     def __init__(
         self,

@@ -79,7 +79,7 @@ class PolicyLayer(LayerPolicy):
     """
 
     observer: Observer | None = None
-    """May change the weights; its result is used."""
+    """The observer sees each step, and may change the weights in place."""
 
     def __init__(
         self,

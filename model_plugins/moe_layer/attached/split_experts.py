@@ -85,7 +85,7 @@ class SplitLayer:
     """
 
     observer: Observer | None = None
-    """Sees each token's logits from the router of the token's kind."""
+    """The observer sees each token's logits from the router of the token's kind."""
 
     def __init__(
         self, step: RoutingStep, place: int, kinds: StepKinds, first_experts: Mapping[Kind, int], gate: Gate

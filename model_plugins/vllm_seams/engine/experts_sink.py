@@ -1,4 +1,4 @@
-"""Gets the experts that a kernel chose which routes by itself: from vLLM's sink, if it supports that."""
+"""Gets the experts chosen by a kernel that routes by itself, from vLLM's sink if it supports that."""
 
 from collections.abc import Callable
 from typing import Any
