@@ -1,4 +1,4 @@
-"""Finds the image tower that a checkpoint names (CLIP or SigLIP), and reads its settings and module."""
+"""Finds the image tower that a checkpoint names (CLIP or SigLIP), reads its settings, builds its module."""
 
 from collections.abc import Iterator
 from functools import lru_cache

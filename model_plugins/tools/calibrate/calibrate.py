@@ -137,7 +137,7 @@ def _check_moe_llava(folder: Path, routing: Mapping[str, Any], searches: bool) -
 
 
 def _check_any_gate(settings: CalibrateSettings, fit: "Fitter", own_settings: Mapping[str, Any]) -> None:
-    """Raise ValueError where the policy can't be fitted to one of vLLM's own models, or not be written."""
+    """Raise ValueError where the fit, or its file, is impossible for one of vLLM's own models."""
     from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 
     if fit.measure is None:
