@@ -64,7 +64,7 @@ def read_reference(file: Path, facts: CheckpointFacts) -> Reference:
     if not prefixes:
         raise ValueError(
             f"{file} holds no input_ids, so there is no prompt to run the checkpoint on. "
-            f"Name another file. This one holds {', '.join(arrays) or 'nothing'}."
+            f"It holds {', '.join(arrays) or 'nothing'}."
         )
     cases = [_Fit(file, prefix, facts).case(arrays) for prefix in prefixes]
     if not any(case.expected for case in cases):
