@@ -59,7 +59,7 @@ class Engine:
 
     def __init__(self, size: Size) -> None:
         shape = LayerShape(
-            size.experts, size.top_k, scored=size.experts, uses_all_slots=True, tells_ties=True
+            size.experts, size.top_k, scored=size.experts, uses_all_slots=True, has_near_ties=True
         )
         self._layers = size.layers
         self._step = RoutingStep(MODALITIES, [shape] * size.layers, MAX_TOKENS)

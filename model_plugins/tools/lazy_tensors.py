@@ -1,4 +1,4 @@
-"""The tensors in a folder's weight files, whatever their format, each read when it is asked for."""
+"""Reads the tensors in a folder's weight files, of any format, each when it is needed."""
 
 import json
 import math
@@ -34,14 +34,15 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""By the names of the safetensors format, but for those that pack several numbers into a byte."""
+"""The dtypes by their names in the safetensors format, without those that pack several numbers into a
+byte."""
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """What a file's header says of a tensor, and how to get it."""
+    """A tensor's dtype and shape from a file's header, and a function that reads it."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -49,16 +50,16 @@ class LazyTensor:
 
     @property
     def count(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
         return self.count * self.dtype.itemsize
 
     def to(self, dtype: torch.dtype | None) -> "LazyTensor":
-        """The same tensor in `dtype` if it is of floating-point numbers; None leaves it as it is."""
+        """The same tensor in `dtype` if it holds floating-point numbers; None leaves it unchanged."""
         if dtype is None or not self.dtype.is_floating_point:
             return self
         return LazyTensor(dtype, self.shape, lambda: self.read().to(dtype))
@@ -70,7 +71,7 @@ def in_memory(tensor: Tensor) -> LazyTensor:
 
 
 def lazy_tensors(folder: Path) -> dict[str, LazyTensor]:
-    """A folder's tensors by name. Raises ValueError with a sentence where a file is damaged."""
+    """The tensors in a folder, by name. Raises ValueError where a file is damaged."""
     return {
         name: tensor
         for path in weight_files(folder)
@@ -79,7 +80,7 @@ def lazy_tensors(folder: Path) -> dict[str, LazyTensor]:
 
 
 def _in_safetensors(path: Path) -> Iterator[tuple[str, LazyTensor]]:
-    open_safetensors(path)  # The library checks the header, and the file's size by it.
+    open_safetensors(path)  # The library checks the header and the file's size.
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(length))
@@ -96,7 +97,7 @@ def _in_safetensors(path: Path) -> Iterator[tuple[str, LazyTensor]]:
 
 
 def _read(path: Path, start: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """By a plain read: the pages of a memory map would stay with the process."""
+    """Read a tensor with a plain read: the pages of a memory map would stay in the process."""
     if size == 0:
         return torch.empty(shape, dtype=dtype)
     content = bytearray(size)

@@ -106,7 +106,7 @@ def test_a_layer_without_confidence_adds_none_and_its_neighbour_does() -> None:
 
 
 def test_a_gate_whose_ranking_does_not_decide_alone_tells_no_near_ties() -> None:
-    shape = LayerShape(4, 1, scored=4, tells_ties=False)
+    shape = LayerShape(4, 1, scored=4, has_near_ties=False)
     load = count(Confidence(torch.zeros(2, 4)), torch.zeros(2, 1), torch.ones(2), torch.zeros(2), shape)
     assert load.near_ties == [None, None]
     assert load.scored_tokens == [2, 0]

@@ -16,13 +16,16 @@ GB = 10**9
 
 
 def write_sharded(folder: Path, tensors: Mapping[str, LazyTensor], max_bytes: int) -> None:
-    """Write files of `max_bytes` of tensors at most, and an index where there are several.
+    """Write files with at most `max_bytes` of tensors each, and an index if there are several.
 
-    A tensor that is larger has a file of its own. Shows its progress. Raises OSError where the disk is full.
+    A larger tensor gets its own file. Shows a progress bar. Raises OSError where the disk is too full.
     """
     total = sum(tensor.size for tensor in tensors.values())
     if total > (free := shutil.disk_usage(folder).free):
-        raise OSError(f"The disk of {folder.parent} has {free / GB:.1f} GB free for {total / GB:.1f} GB.")
+        raise OSError(
+            f"The disk of {folder.parent} has {free / GB:.1f} GB free, and the weights need "
+            f"{total / GB:.1f} GB: make room, or name another destination."
+        )
     shards = _shards(tensors, max_bytes)
     names = _names(len(shards))
     with tqdm(total=total, unit="B", unit_scale=True, desc="Weights") as progress:
@@ -38,7 +41,7 @@ def write_sharded(folder: Path, tensors: Mapping[str, LazyTensor], max_bytes: in
 def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[int]:
     """Write one file; yields each tensor's size in bytes once it is written.
 
-    The widest dtypes come first, so that each tensor lies at a multiple of its own width.
+    The widest dtypes come first, so that each tensor starts at a multiple of its width.
     """
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
     with path.open("wb") as file:
@@ -71,7 +74,7 @@ def _header(tensors: Mapping[str, LazyTensor], order: Sequence[str]) -> bytes:
 
 
 def _shards(tensors: Mapping[str, LazyTensor], max_bytes: int) -> list[dict[str, LazyTensor]]:
-    """The tensors in their order, parted before a shard would be larger than `max_bytes`."""
+    """Split the tensors, in order, before a shard would exceed `max_bytes`."""
     shards: list[dict[str, LazyTensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():

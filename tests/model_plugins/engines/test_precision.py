@@ -74,7 +74,7 @@ def quantized(method: str | None, linear: str | None = None, moe: str | None = N
 @pytest.mark.parametrize(
     ("model", "family", "has_amx", "sentence"),
     [
-        (quantized("experts_int8"), PHI, True, "Phi's are of another form"),
+        (quantized("experts_int8"), PHI, True, "Phi's have another form"),
         (quantized("experts_int8"), QWEN, False, "need AMX"),
         (quantized("fp8"), QWEN, True, "--quantization fp8 does not run on CPU: use int8_per_channel"),
         (

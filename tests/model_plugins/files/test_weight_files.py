@@ -77,7 +77,9 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         weight_files(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "sentence"), [('{"a": ', "is not JSON"), ("[]", "holds no JSON object")])
+@pytest.mark.parametrize(
+    ("text", "sentence"), [('{"a": ', "is not JSON"), ("[]", "does not hold a JSON object")]
+)
 def test_json_that_is_none(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=sentence):

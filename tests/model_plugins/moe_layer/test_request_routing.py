@@ -26,11 +26,11 @@ def test_what_a_request_asks_for() -> None:
             4,
             "tail_experts has to be a whole number of experts, 1 or more.",
         ),
-        ({"routing": {"text_experts": 2}}, 4, "text_experts is not taken: a request may choose tail_"),
+        ({"routing": {"text_experts": 2}}, 4, "text_experts is not known: a request may choose tail_"),
         ({"routing": 2}, 4, "routing has to be an object that holds tail_experts, head_experts or both."),
         ({"routing": None}, 4, "routing has to be an object"),
-        ({"routing": {"tail_experts": 1}}, 0, "takes no numbers from requests"),
-        ({"size": 9, "routing": {}}, 4, "takes routing alone, not size"),
+        ({"routing": {"tail_experts": 1}}, 0, "does not accept numbers of experts from requests"),
+        ({"size": 9, "routing": {}}, 4, "may only hold routing, not size"),
     ],
 )
 def test_what_cannot_be_had_is_refused_with_a_sentence(

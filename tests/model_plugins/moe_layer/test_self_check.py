@@ -14,8 +14,8 @@ from tests.model_plugins.moe_layer.attached.test_shadow import EXPERTS, LOGITS_E
 
 TOKENS, PADDING = 5, 3
 FOUND = (
-    "The self-check at the start found layer 3 miscounted: of a made-up step of 5 tokens, which use 10 "
-    "experts there, its router told {told} and the counter has {counted}."
+    "The self-check at the start found wrong counts in layer 3: in a made-up step of 5 tokens, which use 10 "
+    "experts there, its router wrote {written} and the counter has {counted}."
 )
 
 
@@ -70,20 +70,20 @@ def test_layers_that_are_counted_right_and_what_is_counted_is_forgotten(
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"), [(choose_without_the_router, 0), (route_a_part, 8), (leave_a_slot_out, 5)]
+    ("damage", "written"), [(choose_without_the_router, 0), (route_a_part, 8), (leave_a_slot_out, 5)]
 )
-def test_a_layer_that_does_not_tell_all(damage: Callable[[Model, NativeRouting], None], told: int) -> None:
+def test_a_layer_that_does_not_tell_all(damage: Callable[[Model, NativeRouting], None], written: int) -> None:
     model = Model()
     routing = routing_of(model, shadow=None)
     damage(model, routing)
-    assert found(model, routing) == FOUND.format(told=told, counted=10)
+    assert found(model, routing) == FOUND.format(written=written, counted=10)
 
 
 def test_a_step_that_is_counted_twice() -> None:
     model = Model()
     routing = routing_of(model, shadow=None)
     routing.step_watchers.append(routing.counter.add)
-    assert found(model, routing) == FOUND.replace("layer 3", "layer 1").format(told=10, counted=20)
+    assert found(model, routing) == FOUND.replace("layer 3", "layer 1").format(written=10, counted=20)
 
 
 def test_a_router_that_tells_twice_is_counted_once() -> None:
@@ -102,4 +102,4 @@ def test_a_shadow_that_follows_nobody() -> None:
     layer._shadow = None
     wrong = check_counts(routing, TOKENS, partial(model, TOKENS))
     assert isinstance(wrong, FoundWrong)
-    assert wrong.sums.told == 0 < wrong.sums.used <= TOKENS * 3
+    assert wrong.sums.written == 0 < wrong.sums.used <= TOKENS * 3

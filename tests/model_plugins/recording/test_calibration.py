@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prismoe.kernels.routing import PADDING, TEXT
-from prismoe.model_plugins.recording.calibration import CalibrationRecorder, Wanted
+from prismoe.model_plugins.recording.calibration import CalibrationRecorder, TokenValues
 from prismoe.model_plugins.routing.gate import SOFTMAX
 
 SEGMENT_T = torch.tensor([TEXT, 0, 0, TEXT, TEXT, PADDING])
@@ -45,7 +45,7 @@ def model() -> OneStep:
 
 
 def test_tokens_are_kept_without_padding(model: OneStep) -> None:
-    recorder = CalibrationRecorder(model, model.routing, Wanted("weights", 2, True, 3, True), 4)
+    recorder = CalibrationRecorder(model, model.routing, TokenValues("weights", 2, True, 3, True), 4)
     recorder.begin()
     model(HIDDEN_TD)
     rows = recorder.take(seed=7)
@@ -62,7 +62,7 @@ def test_tokens_are_kept_without_padding(model: OneStep) -> None:
 
 
 def test_steps_of_a_request_are_put_together_and_others_are_left_out(model: OneStep) -> None:
-    recorder = CalibrationRecorder(model, model.routing, Wanted("entropy", 2, True), 7)
+    recorder = CalibrationRecorder(model, model.routing, TokenValues("entropy", 2, True), 7)
     model(HIDDEN_TD)
     recorder.begin()
     model(HIDDEN_TD)
@@ -80,7 +80,7 @@ def test_steps_of_a_request_are_put_together_and_others_are_left_out(model: OneS
 def test_a_deprived_modality_has_no_weights_in_that_layer(
     model: OneStep, modality: str, deprived: list[int]
 ) -> None:
-    recorder = CalibrationRecorder(model, model.routing, Wanted(None, 2, True), 1)
+    recorder = CalibrationRecorder(model, model.routing, TokenValues(None, 2, True), 1)
     recorder.deprived = (3, modality)
     model(HIDDEN_TD)
     assert torch.equal(model.weights[0], torch.ones(6, 2))

@@ -87,7 +87,7 @@ def test_a_layer_of_another_policy_starts_from_its_defaults() -> None:
         ({"policy": "ltdr", "mean_over": "batch"}, "mean_over: Input should be 'image' or 'request'"),
         (
             {"policy": "ltdr", "mean_over": "request", "threshold": 0.1},
-            "a threshold takes the mean's place: leave threshold or mean_over out",
+            "a threshold replaces the mean: leave threshold or mean_over out",
         ),
         ({"policy": "equiroute", "top_k": 5}, "top_k is 5: give a number from 1 to"),
         ({"policy": "equiroute", "reserved_slots": 3}, "are more than the layer's 4 experts: lower one"),
@@ -149,7 +149,7 @@ def test_an_installed_package_adds_a_policy(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        ([("own", "LAYERS")], "is no RoutingPolicy"),
+        ([("own", "LAYERS")], "is not a RoutingPolicy"),
         ([("mine", "Own")], "needs the name that is the default of its field policy"),
         ([("topk", "TopK")], "has the name of another policy"),
         ([("own", "Own"), ("own", "Own")], "has the name of another policy"),

@@ -43,7 +43,7 @@ def read(folder: Path, package: str) -> griffe.Module:
 
 
 def changed(package: griffe.Module, needs: Iterable[Needed]) -> Iterator[str]:
-    """A line for each function that is not as prismoe knows it."""
+    """A line for each function that is missing or has changed."""
     for needed in needs:
         name = needed.name.replace(":", ".")
         match _found(package, name):

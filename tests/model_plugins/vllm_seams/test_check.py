@@ -31,7 +31,7 @@ def test_a_change_is_named(needed: Needed) -> None:
     with pytest.raises(VLLMChanged) as refused:
         check([Needed(f"{PROCESSOR}.add_request", ("request",)), needed])
     assert str(refused.value) == (
-        f"vLLM's {name} is not as prismoe knows it. prismoe is tested with vLLM 0.32; of vLLM 0.33, only "
+        f"vLLM's {name} is missing or has changed. prismoe is tested with vLLM 0.32; for vLLM 0.33, only "
         "names and signatures were checked. Install one of these."
     )
 

@@ -49,7 +49,7 @@ def test_plain_settings_are_served(changes: dict[str, Any]) -> None:
         ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size"),
         ({"use_ubatching": True}, "--enable-dbo"),
         ({"enable_elastic_ep": True}, "--enable-elastic-ep"),
-        ({"lora": object()}, "on GPUs alone: leave --enable-lora"),
+        ({"lora": object()}, "only on GPUs: leave --enable-lora"),
         ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
         ({"enable_prompt_embeds": True}, "--enable-prompt-embeds"),
     ],

@@ -120,7 +120,9 @@ def test_the_log_says_what_the_self_check_found(monkeypatch: pytest.MonkeyPatch)
     worker = started(monkeypatch, damaged=False)
     assert [*worker.routing.layers] == [1, 3]
     [(told, *figures)] = [call.args for call in logger.info_once.call_args_list]
-    assert (told % (*figures,)).endswith("step of 5 tokens counted right in all of the 2 MoE layers.")
+    assert (told % (*figures,)).endswith(
+        "counted a made-up step of 5 tokens correctly in all of the 2 MoE layers."
+    )
 
 
 def test_a_model_that_would_be_miscounted_is_served_and_nothing_is_shown(
@@ -130,7 +132,7 @@ def test_a_model_that_would_be_miscounted_is_served_and_nothing_is_shown(
     assert isinstance(routing, NativeRouting)
     told = routing.describe()
     assert told["layers"] == [] == routing.load()["layers"]
-    assert told["not_supported"] == [f"{FOUND.format(told=0, counted=10)} {NOT_SHOWN}"]
+    assert told["not_supported"] == [f"{FOUND.format(written=0, counted=10)} {NOT_SHOWN}"]
 
 
 def test_nobody_counts_what_is_written_behind_a_failed_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,14 +151,14 @@ def test_nobody_counts_what_is_written_behind_a_failed_self_check(monkeypatch: p
 @pytest.mark.parametrize(
     ("kind", "helps"),
     [
-        (PolicyRouting, r"be routed right\. .*has 10\. Try --enforce-eager, .* PRISMOE_PLAIN_KERNELS=1"),
+        (PolicyRouting, r"be routed correctly\. .*has 10\. Try --enforce-eager, .* PRISMOE_PLAIN_KERNELS=1"),
         (AttachedPolicies, r"policy can't be used\. .*has 10\. Leave it out"),
     ],
 )
 def test_a_policy_that_is_miscounted_is_refused(
     kind: type[ModelRouting], helps: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = FoundWrong(5, LayerSums(3, used=10, told=0, counted=10))
+    wrong = FoundWrong(5, LayerSums(3, used=10, written=0, counted=10))
     monkeypatch.setattr(routed_worker, "check_counts", lambda *_: wrong)
     routing = Mock(kind, layers={3: None}, routed_by="policy")
     with pytest.raises(ValueError, match=helps):
@@ -182,7 +184,7 @@ def test_what_was_calibrated_for_the_weights_keeps_them(
         config = SimpleNamespace(additional_config=additional_config(**settings))
         vars(worker).update(routing=Mock(), vllm_config=config)
         if calibrated:
-            with pytest.raises(ValueError, match="calibrated for the weights that the model has"):
+            with pytest.raises(ValueError, match="calibrated for the model's present weights"):
                 getattr(worker, method)()
         else:
             getattr(worker, method)()

@@ -77,7 +77,7 @@ def test_more_experts_than_the_server_allows(http: httpx.Client, good: object) -
 def test_an_unknown_routing_number(http: httpx.Client, good: object) -> None:
     message = refusal(http, good, good, mm_processor_kwargs={"routing": {"text_experts": 1}})
     assert message == (
-        "mm_processor_kwargs.routing.text_experts is not taken: "
+        "mm_processor_kwargs.routing.text_experts is not known: "
         "a request may choose tail_experts and head_experts."
     )
 

@@ -47,9 +47,9 @@ def ask_for_too_many_experts(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (cut_weights, "model.safetensors is cut short or no safetensors file"),
+        (cut_weights, "model.safetensors is cut short, or is not a safetensors file"),
         (cut_config, "config.json is not JSON"),
-        (lose_everything, "holds no config.json, so it is no checkpoint."),
+        (lose_everything, "holds no config.json, so it is not a checkpoint."),
         (lose_a_tensor, "lacks the tensor lm_head.weight, which its config.json asks for."),
         (ask_for_too_many_experts, "top_k is 5: give a number from 1 to the layer's 4 experts."),
     ],

@@ -108,7 +108,7 @@ def test_a_routing_that_is_tried_moves_the_output_as_far_as_what_it_skips(tmp_pa
         (("--policy", "ltdr", "--routing", '{"tail_experts": 9}'), "tail_experts is 9"),
         (("--policy", "ltdr", "--images", "/none"), "There is no folder /none"),
         (("--policy", "dual_threshold", "--skip", "1.5"), "--skip: Input should be less than 1"),
-        (("--policy", "dual_threshold", "--skip", "0.5", "--skip-overall", "0.5"), "give that or those"),
+        (("--policy", "dual_threshold", "--skip", "0.5", "--skip-overall", "0.5"), "use either it or these"),
         (("--policy", "dual_threshold", "--routing", '{"top_k": 3}'), "at most 2 experts in layer 0"),
     ],
 )

@@ -67,7 +67,7 @@ def test_the_model_may_be_an_option() -> None:
             "--shadow: '@/no/such/file' can't be read (No such file or directory)",
         ),
         (["--shadow", f"@{__file__}"], "test_cli.py' is not JSON ("),
-        (["--routing", f"@{sys.executable}"], "is not JSON (it is no text)."),
+        (["--routing", f"@{sys.executable}"], "is not JSON (it is not text)."),
         (["--routing", '{"policy": "topk"}', "--shadow", '{"policy": "topk"}'], "leave one of both out."),
         (["--expert-load-interval", "0"], "--expert-load-interval: Input should be greater than 0"),
         (["--expert-load-interval", "often"], "--expert-load-interval: Input should be a valid number"),

@@ -80,7 +80,7 @@ def test_a_model_of_vllms_own_is_counted_as_it_routes(questions: Path, tmp_path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--questions", "/none.jsonl"), "There is no file /none.jsonl."),
+        (("--questions", "/none.jsonl"), "There is no file /none.jsonl: name a file of questions."),
         (("--routing", "{"), "--routing: '{' is not JSON"),
         (
             ("--routing", '{"policy": "native"}', "--routing", '{"policy": "best"}'),
@@ -88,8 +88,8 @@ def test_a_model_of_vllms_own_is_counted_as_it_routes(questions: Path, tmp_path:
         ),
         (("--routing", '{"policy": "topk", "top_k": 9}'), "top_k is 9"),
         (("--max-tokens", "0"), "--max-tokens: Input should be greater than or equal to 1"),
-        (("--json", "/none/written.json"), "There is no folder /none to write written.json to."),
-        (("--trust-remote-code",), "give --run-checkpoint-code."),
+        (("--json", "/none/written.json"), "There is no folder /none for written.json: create it first."),
+        (("--trust-remote-code",), "use --run-checkpoint-code."),
     ],
 )
 def test_what_can_not_be_done_is_said_before_anything_starts(

@@ -71,7 +71,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
 
 def test_what_it_costs_is_told(calibrated: Calibrated) -> None:
     assert re.match(
-        r"4 prompts of about \d+ tokens .* each computed 5 times at most: about", calibrated.progress
+        r"4 prompts of about \d+ tokens .* each computed at most 5 times: about", calibrated.progress
     )
     memory = re.search(r"Peak memory over serving: ([\d.,]+) MiB of the host", calibrated.output)
     assert memory is not None
@@ -176,8 +176,8 @@ def test_another_model_is_not_served_by_it(calibrated: Calibrated, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--policy", "gmm"), "give ltdr, dual_threshold or entropy"),
-        (("--policy", "equiroute"), "give ltdr, dual_threshold or entropy"),
+        (("--policy", "gmm"), "use ltdr, dual_threshold or entropy"),
+        (("--policy", "equiroute"), "use ltdr, dual_threshold or entropy"),
         (("--policy", "entropy", "--images", "/none"), "There is no folder /none"),
     ],
 )

@@ -203,7 +203,7 @@ def test_a_policy_that_can_not_hold_is_refused_at_the_start(checkpoint: Path, tm
     command = Command(tmp_path / "log", "serve", str(checkpoint), "--verbose", *options)
     assert command.wait() == 1
     assert command.output.splitlines()[-1] == (
-        "prismoe: The policy gmm has a router of its own, which this model was not trained with: give one of "
+        "prismoe: The policy gmm has its own router, which this model was not trained with: use one of "
         "topk, ltdr, modality_groups, equiroute, dual_threshold, entropy, steer, or native."
     )
     assert "Traceback" not in command.output and "Starting to load model" not in command.output

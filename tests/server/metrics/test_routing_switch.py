@@ -182,11 +182,14 @@ def test_thresholds_are_changed_in_all_engines(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({}, "Name a threshold to change: they are high, low, text_threshold, threshold, vision_threshold."),
-        ({"top_k": 1}, "top_k is no threshold in force: they are high, "),
-        ({"layers": {"0": {"low": 0.1}}}, "low is no threshold of layer 0: its policy dual_threshold has "),
+        ({}, "Name a threshold to change: there are high, low, text_threshold, threshold, vision_threshold."),
+        ({"top_k": 1}, "top_k is not a threshold in force: these are high, "),
+        (
+            {"layers": {"0": {"low": 0.1}}},
+            "low is not a threshold of layer 0: its policy dual_threshold has ",
+        ),
         ({"layers": {"7": {"low": 0.1}}}, "layers names 7, but the MoE layers under a policy are 0, 1, 2."),
-        ({"threshold": -1}, "The policy ltdr of layer 1 can't do that: threshold: Input should be "),
+        ({"threshold": -1}, "The policy ltdr of layer 1 refuses this: threshold: Input should be "),
         ({"low": 0.9}, "low is 0.9 and high is 0.8: give a low below high"),
         ({"vision_threshold": 0.5, "high": 2}, "high: Input should be less than or equal to 1."),
         ({"threshold": "0.1"}, ""),

@@ -168,7 +168,7 @@ def test_a_moe_llava_checkpoint_is_routed_as_by_prismoes_server(
     [
         (settings(colour=1), "--additional-config: prismoe.colour: Extra inputs are not permitted."),
         (settings(routing={"policy": "ltdr"}), "give it a threshold."),
-        (("--worker-cls", "vllm.v1.worker.cpu_worker.CPUWorker"), "prismoe counts in a worker of its own"),
+        (("--worker-cls", "vllm.v1.worker.cpu_worker.CPUWorker"), "prismoe counts in its own worker"),
     ],
     ids=["setting", "policy", "worker"],
 )

@@ -115,14 +115,14 @@ def test_the_authors_configs_pass(family: str, tmp_path: Path) -> None:
         ),
         ("phi", {"model_type": None}, "gives the model_type None"),
         ("phi", {"hidden_size": None}, "lacks hidden_size"),
-        ("phi", {"num_attention_heads": 3}, "no multiple of num_attention_heads"),
+        ("phi", {"num_attention_heads": 3}, "not a multiple of num_attention_heads"),
         ("stablelm", {"rope_pct": None}, "lacks rope_pct"),
         ("stablelm", {"rope_pct": 1.5}, "rope_pct is 1.5 in the checkpoint's config.json: input should be"),
-        ("stablelm", {"rope_pct": 0.01}, "rope_pct is 0.01 in .*, which makes 0 of each head's"),
+        ("stablelm", {"rope_pct": 0.01}, "rope_pct is 0.01 in .*, which rotates 0 of each head's"),
         (
             "phi",
             {"hidden_size": 128, "num_attention_heads": 2, "partial_rotary_factor": 0.4},
-            "partial_rotary_factor is 0.4 in .*, which makes 25 of each head's 64 numbers turn",
+            "partial_rotary_factor is 0.4 in .*, which rotates 25 of each head's 64 numbers",
         ),
         ("stablelm", {"hidden_size": "wide"}, "hidden_size is 'wide' in the checkpoint's config.json: input"),
         ("qwen", {"seq_length": None}, "lacks seq_length"),
@@ -137,5 +137,5 @@ def test_wrong_config_files_are_refused(
 
 
 def test_no_config_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no config.json, so it is no checkpoint."):
+    with pytest.raises(ValueError, match=r"holds no config.json, so it is not a checkpoint."):
         check_config_file(tmp_path)

@@ -127,5 +127,7 @@ def test_a_name_of_the_hub_that_can_not_be_fetched(checkpoint: Path, monkeypatch
 
     monkeypatch.setattr("prismoe.model_plugins.files.hub.snapshot_download", snapshot_download)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(FileNotFoundError, match=rf"Nor can {CLIP} .*: no route to the Hub\. Fetch it with"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"{CLIP} is not available .*: no route to the Hub\. Fetch it with"
+    ):
         find_tower(CLIP, str(checkpoint))

@@ -80,9 +80,9 @@ def test_a_gate_that_is_followed_can_be_routed(gate: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("gate", "kernel", "settings", "said"),
     [
-        ({"custom_routing_function": max}, {}, {}, "a function of the model's own"),
+        ({"custom_routing_function": max}, {}, {}, "is the model's own function"),
         # vLLM's router on CPU does not scale a plain softmax: what is read of the layer is not what it does.
-        ({"routed_scaling_factor": 2.0}, {}, {}, "does not see how the gate of layer 3 weighs"),
+        ({"routed_scaling_factor": 2.0}, {}, {}, "can't reproduce the weights of the gate of layer 3"),
         (
             {},
             {"quant_method": SimpleNamespace(is_monolithic=True)},

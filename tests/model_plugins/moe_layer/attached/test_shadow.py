@@ -155,7 +155,7 @@ def test_what_is_told_of_it() -> None:
     [
         ({"policy": "native"}, "The routing settings in --shadow cannot be used: policy is 'native'"),
         ({"policy": "ltdr"}, "compares the tokens of a whole image"),
-        ({"policy": "gmm"}, "has a router of its own"),
+        ({"policy": "gmm"}, "has its own router"),
         ({"policy": "dual_threshold", "top_k": 9}, "from 1 to the layer's 4 experts"),
     ],
 )

@@ -249,8 +249,8 @@ def test_a_step_that_broke_off_leaves_later_ones_counted(model: Model, routing: 
     layer.chosen("vision", torch.tensor([[0, 1]]))  # and its text experts were never asked
     routing.step.forget_rows()
     take(model, "tt")
-    used_L, told_L = routing.step.experts_told()
-    assert used_L == told_L
+    used_L, written_L = routing.step.experts_written()
+    assert used_L == written_L
 
 
 @pytest.mark.parametrize("kind", ["text", "vision"])
@@ -282,6 +282,6 @@ def test_no_policy_and_no_shadow(model: Model) -> None:
     policies = OperatorPolicies.of({"policy": "topk"})
     for start in (CheckedPolicies.of, SplitRouting):
         with pytest.raises(
-            ValueError, match="experts for text and experts for vision, which no policy knows"
+            ValueError, match="experts for text and experts for vision, and no policy supports that"
         ):
             start(vllm_config(), model, MODALITIES, policies)

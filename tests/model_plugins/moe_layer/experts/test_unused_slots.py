@@ -65,5 +65,5 @@ def test_what_is_chosen_already_is_not_advised(
     monkeypatch.setattr(current_platform, "is_cuda", lambda: True)
     layer = moe_layer(3, **kernel_of(BatchedTritonExperts))
     layer.moe_config.moe_backend, layer.moe_config.moe_parallel_config = moe_backend, parallel(all2all)
-    with pytest.raises(ValueError, match=f"nobody wrote: {helps}"):
+    with pytest.raises(ValueError, match=f"unwritten memory: {helps}"):
         check_unused_slots(layer, "ltdr")

@@ -50,7 +50,7 @@ def test_two_images(tmp_path: Path, facts: CheckpointFacts) -> None:
     ("change", "complaint"),
     [
         ({"input_ids": None, "text_input_ids": None}, "holds no input_ids"),
-        ({"input_ids": np.array([[1, 2], [3, 4]])}, r"input_ids is \[2, 2\]: a file holds one prompt"),
+        ({"input_ids": np.array([[1, 2], [3, 4]])}, r"input_ids is \[2, 2\]: each array is for one prompt"),
         ({"input_ids": np.array([[600]])}, "token 600 is not in the checkpoint's vocabulary of 512"),
         ({"pixel_values": None}, "there are no pixel_values"),
         ({"pixel_values": np.zeros((1, 3, 64, 64))}, r"\[1, 3, 64, 64\]; the checkpoint's tower takes"),

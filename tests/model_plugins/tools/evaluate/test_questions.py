@@ -51,13 +51,16 @@ def test_a_right_answer_differs_in_case_space_and_a_full_stop_at_most(answer: st
 @pytest.mark.parametrize(
     ("lines", "complaint"),
     [
-        ([], "holds no questions: write one a line"),
+        ([], "holds no questions: write one per line"),
         (["", " "], "holds no questions"),
-        ([GOOD, "", "{"], "line 3 is no JSON (Expecting property name"),
-        ([GOOD, "[1]"], "line 2 is no question: the line: Input should be"),
-        (['{"image": "cat.png", "question": "?"}'], "line 1 is no question: answer: Field required"),
-        ([GOOD.replace("}", ', "id": 5}')], "line 1 is no question: id: Extra inputs are not permitted"),
-        ([GOOD.replace('"cat"}', "[]}")], "line 1 is no question: answer: List should have at least 1 item"),
+        ([GOOD, "", "{"], "line 3 is not JSON (Expecting property name"),
+        ([GOOD, "[1]"], "line 2 is not a question: the line: Input should be"),
+        (['{"image": "cat.png", "question": "?"}'], "line 1 is not a question: answer: Field required"),
+        ([GOOD.replace("}", ', "id": 5}')], "line 1 is not a question: id: Extra inputs are not permitted"),
+        (
+            [GOOD.replace('"cat"}', "[]}")],
+            "line 1 is not a question: answer: List should have at least 1 item",
+        ),
         ([GOOD.replace('"cat"}', '["cat", 5]}')], "answer.1: Input should be a valid string"),
         ([GOOD, GOOD.replace("cat.png", "cow.png")], "line 2: there is no picture"),
         ([GOOD.replace("cat.png", "torn.png")], "torn.png can't be read as a picture."),
@@ -74,7 +77,7 @@ def test_what_can_not_be_asked_is_told_with_its_line(folder: Path, lines: list[s
 
 
 def test_what_is_no_text_file(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"There is no file .*none\.jsonl\.$"):
+    with pytest.raises(ValueError, match=r"There is no file .*none\.jsonl: name a file"):
         read_questions(folder / "none.jsonl")
     with pytest.raises(ValueError, match=r"cat\.png is not text in UTF-8"):
         read_questions(folder / "cat.png")
