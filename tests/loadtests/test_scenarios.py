@@ -87,7 +87,7 @@ def test_the_standard_scenarios(tmp_path: Path) -> None:
         ({"request": 3}, "Extra inputs are not permitted"),
         ({"images": 17}, "less than or equal to 16"),
         ({"at_once": None}, "A scenario needs at_once or rate"),
-        ({"image_set": "a.jsonl", "images": 1}, "takes its pictures from image_set or makes them"),
+        ({"image_set": "a.jsonl", "images": 1}, "can't have images or varied"),
         ({"rate": 0}, "greater than 0"),
     ],
 )

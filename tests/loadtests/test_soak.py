@@ -54,10 +54,10 @@ def test_a_record_of_memory_that_breaks_off_fails_the_run() -> None:
     gone.wait()
     found = soaked(refuse, gone.pid)
     [broken_off] = found.broken_off
-    assert broken_off.startswith("the record of memory: NoSuchProcess: ") and str(gone.pid) in broken_off
+    assert broken_off.startswith("the recording of memory: NoSuchProcess: ") and str(gone.pid) in broken_off
     ended = run(phase("a"), soak=found)
     assert (ended.errors, ended.sound) == (1, False)
-    assert f"**Broken off:** {broken_off}." in markdown(ended, None)
+    assert f"**Stopped early:** {broken_off}." in markdown(ended, None)
 
 
 @pytest.mark.filterwarnings("error")
