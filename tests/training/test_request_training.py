@@ -108,7 +108,9 @@ def test_the_answers_loss_reaches_the_router(model: MoELLaVA, requests: Batch) -
 def test_several_requests_in_a_sequence_are_refused(
     model: MoELLaVA, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(ValueError, match="decides once a request: give each request a sequence of its own"):
+    with pytest.raises(
+        ValueError, match="decides once for each request: put each request into its own sequence"
+    ):
         model(images(len(SHOWN)), composer(tokenizer).pictures(SHOWN).tokens)
 
 

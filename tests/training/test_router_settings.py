@@ -111,7 +111,7 @@ def test_the_papers_choose_what_they_say() -> None:
 )
 def test_what_means_nothing_to_a_router_is_refused(router: str, settings: dict[str, Any], name: str) -> None:
     policy = router.partition(",")[0]
-    with pytest.raises(ValueError, match=f"^{name} means nothing to a router of {policy}: leave it out"):
+    with pytest.raises(ValueError, match=f"^{name} has no meaning for a router of {policy}: leave it out"):
         router_training(model_of(router).moe_layers[0], RouterSettings.model_validate(settings))
 
 
