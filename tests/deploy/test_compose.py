@@ -235,4 +235,4 @@ def test_alertmanager_alone_sees_the_webhook(compose: Compose) -> None:
 def test_alertmanager_without_a_webhook_is_refused_with_a_sentence(compose: Compose) -> None:
     done = compose(alerts=True)
     assert done.returncode != 0
-    assert "write the URL that alerts are sent to into a file" in done.stderr
+    assert "write the URL of the webhook for alerts into a file" in done.stderr

@@ -191,7 +191,7 @@ def test_the_script_begins_a_line_where_the_last_one_has_no_end(tmp_path: Path) 
 
 def test_the_script_says_what_it_wants(tmp_path: Path) -> None:
     done = subprocess.run([DEPLOY / "key.sh", "alice"], capture_output=True, text=True)
-    assert done.returncode == 2 and "Say whose key it is" in done.stderr
+    assert done.returncode == 2 and "Give the name of the key" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["a b", "", "x" * 65, "a#b"])

@@ -189,7 +189,7 @@ def test_a_pod_whose_image_has_no_ray_ends_with_a_sentence(index: int) -> None:
     done = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=10)
     assert done.returncode == 1
     assert done.stderr.startswith(
-        "This image has no Ray, which nodes: 2 needs: build it with --build-arg RAY="
+        "This image has no Ray, but nodes is 2: build the image with --build-arg RAY="
     )
     dockerfile = (DEPLOY / "Dockerfile.cuda").read_text()
     assert "ARG RAY=" in dockerfile

@@ -169,12 +169,12 @@ def test_what_it_does_not_know_is_refused_and_changes_nothing(root: Root, words:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"MODEL": "/data/whole"}, "MODEL=/data/whole is no name"),
-        ({"MODEL": "~/whole"}, "MODEL=~/whole is no name"),
-        ({"MODEL": "./whole"}, "MODEL=./whole is no name"),
-        ({"MODEL": "owner/../whole"}, "MODEL=owner/../whole is no name"),
-        ({"MODEL": "whole/"}, "MODEL=whole/ is no name"),
-        ({"MODEL": "two words"}, "MODEL=two words is no name"),
+        ({"MODEL": "/data/whole"}, "MODEL=/data/whole is not a name"),
+        ({"MODEL": "~/whole"}, "MODEL=~/whole is not a name"),
+        ({"MODEL": "./whole"}, "MODEL=./whole is not a name"),
+        ({"MODEL": "owner/../whole"}, "MODEL=owner/../whole is not a name"),
+        ({"MODEL": "whole/"}, "MODEL=whole/ is not a name"),
+        ({"MODEL": "two words"}, "MODEL=two words is not a name"),
         (
             {"MODEL": "gone"},
             "MODEL=gone is neither a folder in CHECKPOINTS=/data/models nor a name on the Hugging",
@@ -184,11 +184,11 @@ def test_what_it_does_not_know_is_refused_and_changes_nothing(root: Root, words:
             {"MODEL": "empty"},
             "MODEL=empty: the folder of that name in CHECKPOINTS=/data/models has no config.json",
         ),
-        ({"GPUS": "0"}, "GPUS=0 is no number"),
-        ({"GPUS": "-1"}, "GPUS=-1 is no number"),
-        ({"GPUS": "all"}, "GPUS=all is no number"),
-        ({"RETENTION": "long"}, "RETENTION=long is no time"),
-        ({"RETENTION": "30"}, "RETENTION=30 is no time"),
+        ({"GPUS": "0"}, "GPUS=0 is not a number of GPUs"),
+        ({"GPUS": "-1"}, "GPUS=-1 is not a number of GPUs"),
+        ({"GPUS": "all"}, "GPUS=all is not a number of GPUs"),
+        ({"RETENTION": "long"}, "RETENTION=long is not a time"),
+        ({"RETENTION": "30"}, "RETENTION=30 is not a time"),
     ],
 )
 def test_a_wrong_setting_is_named_and_nothing_made(
