@@ -70,7 +70,7 @@ def test_it_decides_like_the_plain_form(
 
 @pytest.mark.usefixtures("both_sizes")
 def test_large_squares_lose_no_precision() -> None:
-    """Far from 0 and with small variances, experts that differ by 1e-3 in log density are told apart."""
+    """Experts that differ by 1e-3 in log density are distinguished, far from 0 and with small variances."""
     latent_TL, log_mixing_KEM, means_KEML, log_variances_KEML = random_inputs(20, 2, 4, 16, 32)
     log_mixing_KEM = log_mixing_KEM[:, :1] + 1e-3 * torch.tensor([0, 1, 3, 2])[:, None]
     means_KEML = (means_KEML[:, :1] / 10 + 30).repeat(1, 4, 1, 1)

@@ -1,4 +1,4 @@
-"""A shadow policy counts what it would use, and a model under it is `native` to the last token."""
+"""A shadow policy counts the experts that it would use, and does not change the model's `native` routing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,15 +27,15 @@ LIMITS = {"image": 4, "video": 1}
 
 
 class Shadowed(NamedTuple):
-    """What an engine with a shadow counted, and what transformers makes of the same chats."""
+    """The counts of an engine with a shadow, and transformers' results for the same chats."""
 
     told: dict[str, Any]
     native: list[Answer]
     by_rule: np.ndarray
-    """`[layer, modality, expert]`, of the recorded logits."""
+    """The uses by the rule for the recorded logits, `[layer, modality, expert]`."""
     tails: list[int]
     prompts_first: list[list[int]]
-    """What the prompts alone would use in the first layer, `[modality, expert]`."""
+    """The uses in the first layer by the prompts alone, `[modality, expert]`."""
 
 
 def load(llm: LLM) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def counted(answered: list[Answer]) -> list[list[list[int]]]:
 
 @pytest.fixture(scope="module")
 def shadowed(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Shadowed:
-    """An eager engine, in steps that cut images."""
+    """An eager engine whose steps split images."""
     folder, file = checkpoint(NAME), tmp_path_factory.mktemp("recorded") / "recorded.npz"
     native = answers(folder, CHATS[NAME])
     steps: dict[str, Any] = {"max_num_batched_tokens": 16, "max_num_seqs": 8, "enable_prefix_caching": False}
@@ -84,7 +84,7 @@ def shadowed(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPat
 
 
 def by_rule(recorded: Any, native: list[Answer]) -> tuple[np.ndarray, list[int]]:
-    """What the policies make of the recorded logits in float64, and how many tail tokens each layer has."""
+    """The policies' uses for the recorded logits in float64, and the number of tail tokens in each layer."""
     modality_T = np.concatenate([answer.modality_T for answer in native])
     counts, tails = np.zeros((len(LAYERS), 3, 8), dtype=np.int64), [0] * len(LAYERS)
     for place, layer in enumerate(LAYERS):
@@ -97,12 +97,12 @@ def by_rule(recorded: Any, native: list[Answer]) -> tuple[np.ndarray, list[int]]
     return counts, tails
 
 
-def test_nothing_of_native_changes(shadowed: Shadowed) -> None:
+def test_the_shadow_does_not_change_native(shadowed: Shadowed) -> None:
     assert shadowed.told["expert_tokens"] == counted(shadowed.native)
     assert shadowed.told["tail_tokens"] == [0] * len(LAYERS)
 
 
-def test_the_shadow_uses_what_the_rule_makes_of_the_models_logits(shadowed: Shadowed) -> None:
+def test_the_shadow_counts_the_rules_uses_for_the_models_logits(shadowed: Shadowed) -> None:
     shadow = shadowed.told["shadow"]
     assert shadow["expert_tokens"] == shadowed.by_rule.tolist()
     assert shadow["tail_tokens"] == shadowed.tails and shadowed.tails[1] > 0
@@ -112,10 +112,10 @@ def test_the_shadow_uses_what_the_rule_makes_of_the_models_logits(shadowed: Shad
         assert not np.array_equal(of_shadow, of_native)
 
 
-def test_the_first_layer_uses_as_much_once_the_policy_is_in_force(
+def test_the_first_layer_has_the_same_uses_once_the_policy_is_in_force(
     shadowed: Shadowed, checkpoint: Callable[[str], Path]
 ) -> None:
-    """Later layers see other hidden states then."""
+    """Later layers have other hidden states then."""
     folder = checkpoint(NAME)
     with engine(folder, SHADOW, limit_mm_per_prompt=LIMITS, enable_prefix_caching=False) as llm:
         ask(llm, folder, PROMPT_ALONE)

@@ -1,4 +1,4 @@
-"""Models whose tokens or layers are unlike the others': every count is transformers' own, too."""
+"""Models with unusual tokens or layers: all counts are transformers' as well."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -83,7 +83,7 @@ def test_ernie_with_experts_for_text_and_for_vision(
 
 
 def compare(llm: LLM, prompts: Sequence[Any], expected: Sequence[Answer]) -> None:
-    """One by one, and then all together."""
+    """Compare the requests one by one, and then all together."""
     for prompt, answer in zip(prompts, expected, strict=True):
         before = load(llm)
         [output] = llm.generate(prompt, GREEDY, use_tqdm=False)
@@ -97,6 +97,6 @@ def compare(llm: LLM, prompts: Sequence[Any], expected: Sequence[Answer]) -> Non
 
 
 def load(llm: LLM) -> np.ndarray:
-    """`[layer, modality, expert]`."""
+    """The load as `[layer, modality, expert]`."""
     told: Any = llm.collective_rpc("prismoe_expert_load")[0]
     return np.array(told["expert_tokens"])

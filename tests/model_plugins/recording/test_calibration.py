@@ -1,4 +1,4 @@
-"""What is kept of a step, and that a deprived modality gets nothing of a layer's experts."""
+"""The recording of a step. A deprived modality gets no output from a layer's experts."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ HIDDEN_TD = torch.arange(12.0).view(6, 2)
 
 
 class OneStep(nn.Module):
-    """Two routers, each asked once; gives the hidden states back."""
+    """A model with two routers, each called once. It returns the hidden states unchanged."""
 
     def __init__(self, routing: Any) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class OneStep(nn.Module):
         return hidden_TD
 
     def compute_logits(self, hidden_TD: Tensor) -> Tensor:
-        return hidden_TD * torch.tensor([1.0, 0.5])  # a softmax would not tell rows of one shift apart
+        return hidden_TD * torch.tensor([1.0, 0.5])  # a softmax would hide a constant difference between rows
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_tokens_are_kept_without_padding(model: OneStep) -> None:
     assert np.allclose(recorder.log_probs(2), torch.log_softmax(model.compute_logits(HIDDEN_TD[3:5]), dim=-1))
 
 
-def test_steps_of_a_request_are_put_together_and_others_are_left_out(model: OneStep) -> None:
+def test_steps_of_a_request_are_joined_and_others_are_left_out(model: OneStep) -> None:
     recorder = CalibrationRecorder(model, model.routing, Wanted("entropy", 2, True), 7)
     model(HIDDEN_TD)
     recorder.begin()

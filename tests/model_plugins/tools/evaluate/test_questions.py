@@ -1,4 +1,4 @@
-"""Files of questions, and when an answer is right."""
+"""Files of questions, and the rule for right answers."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_one_answer_or_several_and_blank_lines(folder: Path) -> None:
         ("", False),
     ],
 )
-def test_a_right_answer_differs_in_case_space_and_a_full_stop_at_most(answer: str, is_right: bool) -> None:
+def test_a_right_answer_can_differ_in_case_space_and_a_full_stop(answer: str, is_right: bool) -> None:
     assert Question(Path(), "?", ("Cat", " A feline. ")).is_right(answer) is is_right
 
 
@@ -64,7 +64,7 @@ def test_a_right_answer_differs_in_case_space_and_a_full_stop_at_most(answer: st
         ([GOOD.replace("cat.png", "pictures")], "line 1: there is no picture"),
     ],
 )
-def test_what_can_not_be_asked_is_told_with_its_line(folder: Path, lines: list[str], complaint: str) -> None:
+def test_wrong_lines_are_reported_with_their_number(folder: Path, lines: list[str], complaint: str) -> None:
     file = folder / "questions.jsonl"
     file.write_text("\n".join(lines))
     with pytest.raises(ValueError) as told:
@@ -73,7 +73,7 @@ def test_what_can_not_be_asked_is_told_with_its_line(folder: Path, lines: list[s
     assert str(file) in str(told.value)
 
 
-def test_what_is_no_text_file(folder: Path) -> None:
+def test_a_file_that_is_not_text(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"There is no file .*none\.jsonl\.$"):
         read_questions(folder / "none.jsonl")
     with pytest.raises(ValueError, match=r"cat\.png is not text in UTF-8"):
@@ -81,7 +81,7 @@ def test_what_is_no_text_file(folder: Path) -> None:
 
 
 def test_the_bundled_questions() -> None:
-    """They are the exam's five about each of the six pictures."""
+    """They are the exam's five questions about each of the six pictures."""
     questions = read_questions(BUNDLED)
     assert len(questions) == 30
     listed = json.loads((BUNDLED.parent / "pictures.json").read_text())
