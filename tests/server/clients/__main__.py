@@ -1,7 +1,7 @@
-"""Starts a server on the bundled model and runs each client against it: `make clients`.
+"""Starts a server on the bundled model and runs each client with it: `make clients`.
 
-python -m tests.server.clients ENVIRONMENT: the folder of a virtual environment with the clients of
-`python_clients`, and of the npm packages of `node_clients`.
+python -m tests.server.clients ENVIRONMENT, the folder of a virtual environment with the clients of
+`python_clients` and the npm packages of `node_clients`.
 """
 
 import os
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 def main(environment: Path) -> int:
-    """Run all clients; the exit status."""
+    """Run all clients, and return the exit status."""
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder) / "log")
         try:

@@ -1,4 +1,4 @@
-"""`prismoe calibrate` on a model of vLLM's own, as many layers and experts as a large one has, in little."""
+"""`prismoe calibrate` with a small vLLM model that has as many layers and experts as a large one."""
 
 import json
 import os
@@ -35,7 +35,7 @@ PRISMOE = (sys.executable, "-m", "prismoe.server.commands.cli")
 
 
 class Calibrated(NamedTuple):
-    """A run that nobody stopped."""
+    """A run that was not interrupted."""
 
     checkpoint: Path
     images: Path
@@ -69,7 +69,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
     return Calibrated(checkpoint, images, file, json.loads(file.read_text()), done.stdout, done.stderr)
 
 
-def test_what_it_costs_is_told(calibrated: Calibrated) -> None:
+def test_the_cost_is_reported(calibrated: Calibrated) -> None:
     assert re.match(
         r"4 prompts of about \d+ tokens .* each computed 5 times at most: about", calibrated.progress
     )
@@ -87,7 +87,7 @@ def test_settings_and_model(calibrated: Calibrated) -> None:
     assert str(calibrated.checkpoint.parent) not in calibrated.file.read_text()
 
 
-def test_one_that_was_killed_writes_the_same(calibrated: Calibrated, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_writes_the_same(calibrated: Calibrated, tmp_path: Path) -> None:
     file = tmp_path / "resumed.json"
     asked = command(calibrated.checkpoint, calibrated.images, file)
     with killed_at_the_end(asked):
@@ -118,7 +118,7 @@ def wait_for_answers(state: Path, count: int) -> None:
     raise AssertionError(f"{state.name} holds no {count} answers after {WAIT_S} s.")
 
 
-def test_serving_skips_what_was_measured(calibrated: Calibrated) -> None:
+def test_a_server_skips_the_measured_experts(calibrated: Calibrated) -> None:
     measured = calibrated.told["calibrated"]["measured"]
     with engine(calibrated.checkpoint, calibrated.told, enable_prefix_caching=False) as llm:
         for image, question in zip(PICTURES, QUESTIONS, strict=True):
@@ -154,16 +154,16 @@ def test_thresholds_are_searched_for_a_share_of_all_uses(calibrated: Calibrated,
     )
     assert sum(text) == pytest.approx(1) and min(text) > 0
     assert sum(vision) == pytest.approx(1) and min(vision[:-1]) > 0
-    assert vision[-1] == 0  # nothing attends to what the last layer makes of a picture
+    assert vision[-1] == 0  # nothing attends to the last layer's output for a picture
     measured = told["calibrated"]["measured"]
     shares = [np.mean(skipped) for skipped in measured["skipped"].values()]
     skipped = np.average(shares, weights=[*measured["tokens"].values()])
-    assert 0.27 < skipped < 0.36  # what is measured are prompts; their answers were recorded with them
+    assert 0.27 < skipped < 0.36  # only prompts are measured; their answers were recorded, too
     assert measured["divergence"] > 0
 
 
-def test_another_model_is_not_served_by_it(calibrated: Calibrated, tmp_path: Path) -> None:
-    """It has other weights, and as many layers and experts."""
+def test_another_model_is_not_served_with_it(calibrated: Calibrated, tmp_path: Path) -> None:
+    """The other model has as many layers and experts, but different weights."""
     other = tmp_path / "other"
     replace(MODEL, seed=1).save(other)
     done = prismoe("serve", other, "--routing", f"@{calibrated.file}")
@@ -181,7 +181,7 @@ def test_another_model_is_not_served_by_it(calibrated: Calibrated, tmp_path: Pat
         (("--policy", "entropy", "--images", "/none"), "There is no folder /none"),
     ],
 )
-def test_what_can_not_be_done_is_said_before_anything_starts(
+def test_impossible_settings_are_reported_before_anything_starts(
     calibrated: Calibrated,
     options: tuple[str, ...],
     message: str,
@@ -193,7 +193,7 @@ def test_what_can_not_be_done_is_said_before_anything_starts(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_is_not_written_over(calibrated: Calibrated, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_is_not_overwritten(calibrated: Calibrated, capfd: pytest.CaptureFixture[str]) -> None:
     asked = ["calibrate", str(calibrated.checkpoint), str(calibrated.file), "--policy", "entropy"]
     assert main(asked) == 1
     assert_one_sentence(capfd, "exists: name a file that is not there yet")

@@ -1,4 +1,4 @@
-"""GLM-4.5V, a model that prismoe does not know by name: answers and counts are transformers'."""
+"""GLM-4.5V, a model without special code in prismoe: answers and counts are transformers'."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ CHATS = (TEXT, TWO_PICTURES, VIDEO)
 MODALITIES, LAYERS, EXPERTS, K = ["text", "image", "video"], [1, 2], 8, 3
 
 SHADOW = {"policy": "ltdr", "threshold": 0.0, "tail_experts": 2, "text_experts": 1}
-"""All tokens of images are tail tokens, since no gate's probabilities are all the same."""
+"""A threshold that makes all image tokens tail tokens, since no gate's probabilities are all equal."""
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +54,16 @@ def glm_http(glm: Server) -> Iterator[httpx.Client]:
 
 
 def tokens_of(*told: Answer) -> np.ndarray:
-    """How many of their computed tokens have each modality."""
+    """The number of their computed tokens of each modality."""
     return np.bincount(np.concatenate([answer.modality_T for answer in told]), minlength=len(MODALITIES))
 
 
 def counts_of(told: Sequence[Answer]) -> np.ndarray:
-    """`[layer, modality, expert]`, by MoE layer."""
+    """The counts as `[layer, modality, expert]`, by MoE layer."""
     return np.sum([answer.counts for answer in told], axis=0)
 
 
-def test_the_loader_took_some_of_the_frames(expected: list[Answer]) -> None:
+def test_the_loader_chose_some_of_the_frames(expected: list[Answer]) -> None:
     video = VIDEO.videos[0].metadata()
     assert (video["total_num_frames"], video["frames_indices"]) == (20, [0, 5, 10, 15])
     assert (tokens_of(expected[2]) > 0).tolist() == [True, False, True]
@@ -84,7 +84,7 @@ def test_tokens_and_counts_are_those_of_transformers(
     assert np.array_equal(experts_LME, times * counts_of(expected))
 
 
-def test_what_is_in_force(glm: Server, glm_http: httpx.Client) -> None:
+def test_the_routing_in_force(glm: Server, glm_http: httpx.Client) -> None:
     layer = {
         "experts": EXPERTS,
         "top_k": K,
@@ -107,7 +107,7 @@ def test_what_is_in_force(glm: Server, glm_http: httpx.Client) -> None:
     assert "Glm4vMoeForConditionalGeneration takes text, image, video." in glm.output
 
 
-def test_metrics_are_the_load_by_modality(glm_http: httpx.Client, expected: list[Answer]) -> None:
+def test_metrics_have_the_load_by_modality(glm_http: httpx.Client, expected: list[Answer]) -> None:
     before = load(glm_http)
     begun = scrape_when_read(glm_http, before)
     for chat in CHATS:
@@ -139,12 +139,12 @@ def test_metrics_are_the_load_by_modality(glm_http: httpx.Client, expected: list
         )
     assert rise("prismoe_requests_total", "default") == len(CHATS)
     assert samples[("prismoe_routing_info", "native", "model")] == 1
-    # A choice by groups has no order of all experts by which a near tie could be told.
+    # A choice by groups has no order of all experts, and so no near ties.
     assert not [key for key in samples if "near_ties" in key[0]]
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["pictures", "video"])
-def test_the_inspector_tells_the_experts_of_each_token(
+def test_the_inspector_shows_the_experts_of_each_token(
     glm_http: httpx.Client, expected: list[Answer], number: int
 ) -> None:
     answer = expected[number]
@@ -189,7 +189,7 @@ def test_top_and_the_load_table_show_it(glm: Server, glm_http: httpx.Client) -> 
 
 
 @pytest.mark.parametrize("chat", [TEXT, TWO_PICTURES], ids=["text", "pictures"])
-def test_a_request_chooses_no_routing_here(glm_http: httpx.Client, chat: Chat) -> None:
+def test_a_request_cannot_choose_its_routing_here(glm_http: httpx.Client, chat: Chat) -> None:
     asked: dict[str, Any] = body(chat, mm_processor_kwargs={"routing": {"tail_experts": 3}})
     refused = glm_http.post("/v1/chat/completions", json=asked)
     assert refused.status_code == 400
@@ -198,7 +198,7 @@ def test_a_request_chooses_no_routing_here(glm_http: httpx.Client, chat: Chat) -
     )
 
 
-def test_a_policy_that_can_not_hold_is_refused_at_the_start(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_impossible_policy_is_refused_at_the_start(checkpoint: Path, tmp_path: Path) -> None:
     options = ("--dtype", "float32", "--port", "0", "--routing", '{"policy": "gmm", "top_k": 2}')
     command = Command(tmp_path / "log", "serve", str(checkpoint), "--verbose", *options)
     assert command.wait() == 1
@@ -211,7 +211,7 @@ def test_a_policy_that_can_not_hold_is_refused_at_the_start(checkpoint: Path, tm
 
 @pytest.fixture(scope="module")
 def shadowed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """With summary metrics, on the V2 runner, which every GPU has; and with a policy in its shadow."""
+    """A server with summary metrics, the V2 runner, which GPUs have, and a shadow policy."""
     folder = tmp_path_factory.mktemp("shadowed")
     (folder / "shadow.json").write_text(json.dumps(SHADOW))
     options = ("--verbose", "--expert-load-interval", "0.2", "--shadow", f"@{folder / 'shadow.json'}")
@@ -225,7 +225,7 @@ def shadowed_http(shadowed: Server) -> Iterator[httpx.Client]:
         yield http
 
 
-def test_summary_has_no_layer_and_the_same_tokens(
+def test_the_summary_has_no_layers_and_the_same_tokens(
     shadowed: Server, shadowed_http: httpx.Client, expected: list[Answer]
 ) -> None:
     assert "Using V2 Model Runner" in shadowed.output
@@ -243,7 +243,7 @@ def test_summary_has_no_layer_and_the_same_tokens(
     assert not [line for line in prismoes if "layer=" in line or "expert=" in line]
 
 
-def test_what_a_shadow_would_use(shadowed: Server, shadowed_http: httpx.Client) -> None:
+def test_the_uses_of_the_shadow(shadowed: Server, shadowed_http: httpx.Client) -> None:
     told = shadowed_http.get("/v1/routing").raise_for_status().json()
     assert [layer["policy"] for layer in told["layers"]] == [{"policy": "native"}] * len(LAYERS)
     for layer, shadow in zip(told["layers"], told["shadow"], strict=True):

@@ -1,4 +1,4 @@
-"""As many MoE layers and experts as Qwen3-VL-30B-A3B has, in little: all that is shown of them works."""
+"""A small model with as many MoE layers and experts as Qwen3-VL-30B-A3B: everything that is shown works."""
 
 import time
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def large_http(large: Server) -> Iterator[httpx.Client]:
         yield http
 
 
-def test_what_is_in_force(large: Server, large_http: httpx.Client) -> None:
+def test_the_routing_in_force(large: Server, large_http: httpx.Client) -> None:
     told = large_http.get("/v1/routing").raise_for_status().json()
     assert (told["architecture"], told["modalities"]) == ("Qwen3VLMoeForConditionalGeneration", MODALITIES)
     assert [
@@ -89,7 +89,7 @@ def test_tokens_and_counts_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text"])
-def test_metrics_are_soon_there_and_are_the_load(large_http: httpx.Client, accept: str) -> None:
+def test_metrics_are_updated_soon_and_equal_the_load(large_http: httpx.Client, accept: str) -> None:
     told = load(large_http)
     samples = scrape_when_read(large_http, told)
     cells = {key[1:]: value for key, value in samples.items() if key[0] == "prismoe_expert_tokens_total"}
@@ -138,7 +138,7 @@ def test_the_load_table_has_a_line_for_each_layer_and_modality(
     assert first[3] == str(np.argmax(counts)) and first[-1] == f"{K}.00"
 
 
-def test_the_inspector_tells_all_layers(large_http: httpx.Client, expected: list[Answer]) -> None:
+def test_the_inspector_shows_all_layers(large_http: httpx.Client, expected: list[Answer]) -> None:
     answer, begun = expected[1], time.perf_counter()
     asked = large_http.post("/v1/routing/inspect", json=body(TWO_PICTURES)).raise_for_status()
     assert time.perf_counter() - begun < INSPECTION_S

@@ -48,7 +48,7 @@ def value(of: Samples, name: str, **labels: str) -> float:
     return of[name, frozenset({**labels, "model_name": "model"}.items())]
 
 
-def test_counters_tell_what_was_counted_since_the_start() -> None:
+def test_counters_have_the_counts_since_the_start() -> None:
     told = samples(expert_metrics(NOTHING, LOAD).text(True))
     assert value(told, "prismoe_tokens_total", modality="image") == 64
     assert value(told, "prismoe_routed_tokens_total", modality="image") == 128
@@ -75,7 +75,7 @@ def shadowed(policy: dict[str, Any], level: MetricsLevel = "summary") -> ExpertM
 
 
 @pytest.mark.parametrize("level", ["summary", "full"])
-def test_a_shadow_has_series_of_its_own_and_changes_no_other(level: MetricsLevel) -> None:
+def test_a_shadow_has_its_own_series_and_changes_no_other(level: MetricsLevel) -> None:
     told = samples(shadowed({"policy": "ltdr", "tail_experts": 3}, level).text(True))
     assert value(told, "prismoe_shadow_used_experts_total", modality="text") == 10
     assert value(told, "prismoe_shadow_used_experts_total", modality="image") == 16
@@ -87,7 +87,7 @@ def test_a_shadow_has_series_of_its_own_and_changes_no_other(level: MetricsLevel
     assert {key: one for key, one in told.items() if "shadow" not in key[0]} == samples(without.text(True))
 
 
-def test_a_shadow_adds_few_series_and_none_of_tails_that_it_does_not_know() -> None:
+def test_a_shadow_adds_few_series_and_none_for_tails_that_it_lacks() -> None:
     metrics = shadowed({"policy": "dual_threshold"})
     assert metrics.series == 6 + 26 * 2 + 2
     assert "shadow_vision_tail" not in metrics.text(True)
@@ -110,8 +110,8 @@ def test_the_experts_of_a_token_are_a_histogram() -> None:
     assert value(told, "prismoe_token_experts_sum", modality="text") == 40
 
 
-def test_tokens_that_use_no_expert_are_told_of() -> None:
-    """In the first layer all images' tokens lose their experts."""
+def test_tokens_without_experts_are_counted() -> None:
+    """In the first layer, all image tokens lose their experts."""
     lost = LOAD | {
         "expert_tokens": [[[6, 4, 0, 10], [0] * 4], LOAD["expert_tokens"][1]],
         "tokens_by_experts": [[[0, 0, 10, 0, 0], [64, 0, 0, 0, 0]], LOAD["tokens_by_experts"][1]],
@@ -128,7 +128,7 @@ def test_tokens_that_use_no_expert_are_told_of() -> None:
     assert not any(math.isnan(number) for number in told.values())
 
 
-def test_what_the_router_made_of_tokens_is_summed() -> None:
+def test_the_routers_statistics_are_summed() -> None:
     told = samples(expert_metrics(NOTHING, LOAD).text(True))
     assert value(told, "prismoe_near_ties_sum", modality="image") == 14
     assert value(told, "prismoe_near_ties_count", modality="image") == 128
@@ -141,7 +141,7 @@ def test_what_the_router_made_of_tokens_is_summed() -> None:
     assert value(told, "prismoe_layer_routing_probability_variance_sum", layer="0", modality="image") == 1
 
 
-def test_gauges_tell_of_the_window() -> None:
+def test_gauges_cover_the_window() -> None:
     told = samples(expert_metrics(NOTHING, LOAD).text(True))
     assert value(told, "prismoe_window_tokens", modality="text") == 10
     assert value(told, "prismoe_idle_experts", modality="text") == 1
@@ -161,7 +161,7 @@ def test_gauges_tell_of_the_window() -> None:
     assert value(told, "prismoe_modality_equity_index") == 0.75
 
 
-def test_info_tells_the_policy_in_force() -> None:
+def test_info_has_the_policy_in_force() -> None:
     told = samples(expert_metrics(NOTHING, LOAD).text(True))
     assert value(told, "prismoe_routing_info", policy="ltdr", source="checkpoint") == 1
     assert value(told, "prismoe_layer_routing_info", layer="2", policy="ltdr") == 1
@@ -174,7 +174,7 @@ def test_without_tokens_there_are_counters_and_no_statistics() -> None:
 
 
 @pytest.mark.parametrize("level", ["summary", "full"])
-def test_as_many_series_as_promised(level: MetricsLevel) -> None:
+def test_there_are_as_many_series_as_documented(level: MetricsLevel) -> None:
     metrics = expert_metrics(NOTHING, LOAD, level=level)
     assert len(samples(metrics.text(True))) == metrics.series
 
@@ -207,7 +207,7 @@ def test_layers_whose_gate_gives_no_order_are_left_out_of_the_near_ties() -> Non
     assert "near_ties" not in expert_metrics(NOTHING, nowhere).text(True)
 
 
-def test_what_is_told_of_sampled_tokens_says_so() -> None:
+def test_metrics_of_sampled_tokens_say_so() -> None:
     families = {
         family.name: family for family in parse_openmetrics(expert_metrics(LOAD).text(True) + "# EOF\n")
     }
@@ -225,13 +225,13 @@ def test_a_model_whose_layers_cannot_be_seen_has_no_series() -> None:
         assert metrics.text(True) == metrics.text(False) == ""
 
 
-def test_the_summary_grows_with_the_modalities_alone() -> None:
+def test_the_summary_grows_only_with_the_modalities() -> None:
     small = expert_metrics(LOAD, level="summary")
     assert small.series == 6 + 26 * 2
     assert large_metrics("summary").series == 6 + 26 * 3
 
 
-def test_both_formats_say_the_same_with_types_units_and_help() -> None:
+def test_both_formats_have_the_same_values_with_types_units_and_help() -> None:
     metrics = expert_metrics(NOTHING, LOAD)
     new = {family.name: family for family in parse_openmetrics(metrics.text(True) + "# EOF\n")}
     old = {family.name: family for family in parse_text(metrics.text(False))}
@@ -253,7 +253,7 @@ def test_label_values_are_escaped() -> None:
         assert {sample.labels["model_name"] for family in parse(text) for sample in family.samples} == {name}
 
 
-def test_the_page_has_both_sources_in_the_format_that_is_asked_for() -> None:
+def test_the_page_has_both_sources_in_the_requested_format() -> None:
     registry = CollectorRegistry()
     Counter("vllm:prompt_tokens", "Tokens.", registry=registry).inc(3)
     app = FastAPI()
@@ -279,7 +279,7 @@ def large_metrics(level: MetricsLevel) -> ExpertMetrics:
 
 
 @pytest.mark.parametrize(("level", "series"), [("summary", 84), ("full", 84 + 48 * (4 * 128 + 26))])
-def test_a_large_model_is_told_quickly(level: MetricsLevel, series: int) -> None:
+def test_a_large_model_is_exported_quickly(level: MetricsLevel, series: int) -> None:
     metrics = large_metrics(level)
     told = samples(metrics.text(True))
     assert len(told) == metrics.series == series
@@ -294,7 +294,7 @@ def test_a_large_model_is_told_quickly(level: MetricsLevel, series: int) -> None
     assert min(times) < 0.1
 
 
-def test_the_documentation_tells_every_metric_its_kind_and_labels() -> None:
+def test_the_documentation_lists_every_metric_with_kind_and_labels() -> None:
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
     rows = re.findall(r"^\| `(prismoe_\w+)` \| (\w+) \| (.*?) \|", page, re.M)
     told = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}

@@ -1,4 +1,4 @@
-"""Tools on all routes: one rule for what they may ask, by what the template says and the server reads."""
+"""Tools on all routes have the same rules, by the template and the server's tool parser."""
 
 import json
 from itertools import product
@@ -22,10 +22,10 @@ CALL = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f"
 
 
 class API(NamedTuple):
-    """How an API writes the same."""
+    """The spelling of tools in an API."""
 
     key: str
-    """Of the conversation."""
+    """The key of the conversation."""
     tool: dict[str, Any]
     forced: list[Any]
     auto: list[Any]
@@ -86,7 +86,7 @@ ALL = Served(template_has_tools=True, reads_forced_calls=True, reads_calls=True)
 
 
 def refusal(path: str, body: dict[str, Any], served: Served) -> str:
-    """Why it is refused; empty where it is passed on as it is."""
+    """The message of a refusal, or an empty text if the body is passed on unchanged."""
     try:
         read = read_request(path, json.dumps(body).encode(), served)
     except Unreadable as error:
@@ -96,7 +96,7 @@ def refusal(path: str, body: dict[str, Any], served: Served) -> str:
 
 
 def body(path: str, api: API, *told: Any, **more: Any) -> dict[str, Any]:
-    """A conversation, and what is told after it."""
+    """A body with a conversation and more messages after it."""
     said = [{**HI[0]}, *told]
     if api is not RESPONSES:
         del said[0]["type"]
@@ -136,7 +136,7 @@ def test_a_forced_call_needs_tools(path: str, api: API) -> None:
 
 
 @ROUTES
-def test_a_tool_that_the_server_would_run_is_refused(path: str, api: API) -> None:
+def test_a_tool_that_the_server_would_have_to_run_is_refused(path: str, api: API) -> None:
     asked = body(path, api, tools=[api.tool, {**api.tool, "type": "web_search"}])
     expected = "tools[1].type is 'web_search'. prismoe runs no tools: send functions alone."
     assert refusal(path, asked, ALL) == expected
