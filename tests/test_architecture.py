@@ -35,8 +35,8 @@ def test_the_rooms_are_those_of_the_contracts() -> None:
         *numbered_rooms("2.", layers["The rooms of the server"]),
         *numbered_rooms("3.", layers["The rooms of the plugin"]),
     ]
-    told = [(number, room) for number, rooms in ROWS for room in re.findall(r"`(\w+)`", rooms)]
-    assert sorted(told) == sorted(numbered)
+    reported = [(number, room) for number, rooms in ROWS for room in re.findall(r"`(\w+)`", rooms)]
+    assert sorted(reported) == sorted(numbered)
 
 
 def test_a_symbol_is_found_in_all_places_of_a_module(tmp_path: Path) -> None:

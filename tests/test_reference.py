@@ -29,8 +29,8 @@ def test_a_page_matches_the_code(name: str, page: Callable[[], str]) -> None:
 
 def test_the_routes_are_those_of_the_server() -> None:
     """Except for routes of one model and of the inspector's files, whose paths have names."""
-    told = set(re.findall(r"^\| `([^`]+)`", routes_page.page(), re.M))
-    assert told - {"/v1/models/{name}", "/inspector/", "/inspector/*"} == ROUTES
+    reported = set(re.findall(r"^\| `([^`]+)`", routes_page.page(), re.M))
+    assert reported - {"/v1/models/{name}", "/inspector/", "/inspector/*"} == ROUTES
 
 
 def test_each_environment_variable_is_listed() -> None:

@@ -37,11 +37,11 @@ def guaranteed() -> dict[str, SpecifierSet]:
             continue
         seen.add(asking)
         for text in requirements_of(asking.name):
-            wanted = Requirement(text)
-            if applies(wanted, asking.extras):
-                name = canonicalize_name(wanted.name)
-                found[name] = found.get(name, SpecifierSet()) & wanted.specifier
-                waiting.append(wanted)
+            expected = Requirement(text)
+            if applies(expected, asking.extras):
+                name = canonicalize_name(expected.name)
+                found[name] = found.get(name, SpecifierSet()) & expected.specifier
+                waiting.append(expected)
     return found
 
 
@@ -53,19 +53,19 @@ def requirements_of(name: str) -> list[str]:
         return []
 
 
-def applies(wanted: Requirement, extras: Iterable[str]) -> bool:
-    return wanted.marker is None or any(wanted.marker.evaluate({"extra": each}) for each in ("", *extras))
+def applies(expected: Requirement, extras: Iterable[str]) -> bool:
+    return expected.marker is None or any(expected.marker.evaluate({"extra": each}) for each in ("", *extras))
 
 
-def is_met(wanted: Requirement) -> bool:
+def is_met(expected: Requirement) -> bool:
     """Whether each version that vLLM allows fits. An upper bound never does."""
-    held = guaranteed().get(canonicalize_name(wanted.name))
+    held = guaranteed().get(canonicalize_name(expected.name))
     if held is None:
         return False
     lowest = max((Version(each.version) for each in held if each.operator in (">=", "==")), default=None)
     return all(
         each.operator == ">=" and lowest is not None and lowest >= Version(each.version)
-        for each in wanted.specifier
+        for each in expected.specifier
     )
 
 

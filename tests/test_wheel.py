@@ -76,11 +76,11 @@ def test_the_wheel_has_the_command_and_both_plugins(wheel: Path) -> None:
 
 
 def test_the_wheels_metadata(wheel: Path) -> None:
-    said = metadata(wheel)
-    assert (said["Name"], said["Version"]) == ("prismoe", PROJECT["version"])
-    assert said["License-Expression"] == "Apache-2.0"
-    assert said["Requires-Python"] == "<3.14,>=3.11"
-    assert said["Description-Content-Type"] == "text/markdown"
-    assert str(said.get_payload()).strip() == (REPOSITORY / "README.md").read_text().strip()
-    required = [Requirement(text) for text in said.get_all("Requires-Dist", [])]
+    sentence = metadata(wheel)
+    assert (sentence["Name"], sentence["Version"]) == ("prismoe", PROJECT["version"])
+    assert sentence["License-Expression"] == "Apache-2.0"
+    assert sentence["Requires-Python"] == "<3.14,>=3.11"
+    assert sentence["Description-Content-Type"] == "text/markdown"
+    assert str(sentence.get_payload()).strip() == (REPOSITORY / "README.md").read_text().strip()
+    required = [Requirement(text) for text in sentence.get_all("Requires-Dist", [])]
     assert sorted(str(each) for each in required if each.marker is None) == sorted(PROJECT["dependencies"])

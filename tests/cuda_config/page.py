@@ -74,8 +74,8 @@ def in_tree_table(by_capability: dict[str, Any]) -> str:
 def native(seen: dict[str, Any] | None) -> str:
     if seen is None:
         return "–"
-    told = "" if not seen["routes by itself"] else " (sink)" if seen["has a sink"] else " (not seen)"
-    return code(seen["kernel"]) + told
+    reported = "" if not seen["routes by itself"] else " (sink)" if seen["has a sink"] else " (not seen)"
+    return code(seen["kernel"]) + reported
 
 
 def routed(by_choice: dict[str, str]) -> str:

@@ -141,15 +141,15 @@ def locked(name: str) -> dict[str, str]:
 def test_the_lock_has_the_projects_requirements() -> None:
     versions = locked("cpu")
     for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cpu"]]:
-        wanted = Requirement(text)
-        assert wanted.specifier.contains(versions[wanted.name]), text
+        expected = Requirement(text)
+        assert expected.specifier.contains(versions[expected.name]), text
     assert not {"torchaudio", "torchcodec"} & set(versions)
 
 
 def test_the_lock_has_the_build_requirements() -> None:
     build = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["build-system"]["requires"]
-    for wanted in map(Requirement, build):
-        assert wanted.specifier.contains(locked("build")[wanted.name])
+    for expected in map(Requirement, build):
+        assert expected.specifier.contains(locked("build")[expected.name])
 
 
 def test_images_install_only_locked_packages(dockerfile: Path) -> None:

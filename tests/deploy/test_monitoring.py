@@ -125,7 +125,9 @@ def test_panels_distinguish_a_part_from_its_whole(tmp_path: Path) -> None:
     values = {name: f"0+{rise}x10" for name, rise in A_MINUTE.items()} | {
         name: f"{is_up}x10" for name, is_up in UP.items()
     }
-    series = [{"series": name.replace("{", of_server), "values": told} for name, told in values.items()]
+    series = [
+        {"series": name.replace("{", of_server), "values": reported} for name, reported in values.items()
+    ]
     cases = [
         {
             # promtool needs the exact number, and a rate is rounded.

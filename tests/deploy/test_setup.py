@@ -128,8 +128,8 @@ def test_later_runs_keep_existing_secrets(root: Root) -> None:
 def test_lost_secrets_are_made_again(root: Root, lost: str) -> None:
     first = bearer(root.setup().stdout)
     (root.folder / "run" / "prismoe" / lost).unlink()
-    said = root.setup().stdout
-    key = bearer(said) if lost == "server/api_keys" else first
+    sentence = root.setup().stdout
+    key = bearer(sentence) if lost == "server/api_keys" else first
     assert root.opens(key) == ("client", "client")
     assert root.opens(root.read("prometheus/metrics_key").strip()) == ("prometheus", "metrics")
     assert root.read("grafana/password")

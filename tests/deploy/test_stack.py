@@ -255,8 +255,8 @@ def test_no_secret_leaks(stack: Stack) -> None:
         "token": 0,
     }
     containers = [f"{PROJECT}-{service}-1" for service in ("setup", *LASTING)]
-    told = docker("inspect", IMAGE, *containers) + docker("history", "--no-trunc", IMAGE)
-    assert not [name for name, secret in known.items() if secret in told]
+    reported = docker("inspect", IMAGE, *containers) + docker("history", "--no-trunc", IMAGE)
+    assert not [name for name, secret in known.items() if secret in reported]
     # The server has only digests, and cannot see other services' secrets.
     seen = stack.inside("server", "sh", "-c", "cat /run/prismoe/*; env")
     assert not [name for name in ("client", "metrics", "password", "token") if known[name] in seen]
@@ -334,8 +334,8 @@ def test_the_gpu_form_reports_a_missing_gpu(stack: Stack) -> None:
     changes = WORK / "gpu-changes.json"
     changes.write_text(json.dumps({"services": {**json.loads(stack.changes.read_text())["services"]}}))
     gpu = Stack(stack.settings, changes, ("compose.yaml",))
-    said = gpu.compose("up", "--no-build", check=False)
-    assert "This host has no NVIDIA GPU, or its driver is not loaded." in said
-    assert "docker compose --file compose.yaml --file cpu.yaml up" in said
+    message = gpu.compose("up", "--no-build", check=False)
+    assert "This host has no NVIDIA GPU, or its driver is not loaded." in message
+    assert "docker compose --file compose.yaml --file cpu.yaml up" in message
     assert (gpu.state("setup")["State"]["ExitCode"], gpu.state("setup")["RestartCount"]) == (1, 0)
     assert gpu.state("server")["State"]["Status"] == "created", "It was not started."

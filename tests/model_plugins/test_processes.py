@@ -92,8 +92,8 @@ def test_it_ends_if_its_parent_ended_before_it_could_register(asked: bool) -> No
         assert here.recv() is True
 
 
-@pytest.mark.parametrize(("parent", "said"), [("ends", ""), ("waits", "forked")])
-def test_a_fork_ends_if_its_parent_ended_before_it_could_register(parent: str, said: str) -> None:
+@pytest.mark.parametrize(("parent", "message"), [("ends", ""), ("waits", "forked")])
+def test_a_fork_ends_if_its_parent_ended_before_it_could_register(parent: str, message: str) -> None:
     program = (
         "import os, sys, time; from prismoe.model_plugins.processes import end_forks_with_parent\n"
         "def wait_for_its_end():\n"
@@ -105,4 +105,4 @@ def test_a_fork_ends_if_its_parent_ended_before_it_could_register(parent: str, s
         "print('forked')\n"
     )
     command = [sys.executable, "-c", program, parent]
-    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip() == said
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip() == message

@@ -50,7 +50,7 @@ class Command:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**inherited, **own, **environment},
-                # Not a session: Linux schedules sessions separately, and the engine's busy loops starve others.
+                # Not a session: Linux schedules sessions separately, and the busy loops starve others.
                 process_group=0,
             )
 

@@ -26,15 +26,15 @@ def test_a_folder_can_need_a_tower_of_the_hub(tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
-@pytest.mark.parametrize("said", ["0", "1"])
-def test_the_users_variables_win(said: str) -> None:
-    os.environ["HF_HUB_OFFLINE"] = said
+@pytest.mark.parametrize("message", ["0", "1"])
+def test_the_users_variables_win(message: str) -> None:
+    os.environ["HF_HUB_OFFLINE"] = message
     environment.prepare_environment(str(bundled_checkpoint()))
-    assert os.environ["HF_HUB_OFFLINE"] == said
+    assert os.environ["HF_HUB_OFFLINE"] == message
 
 
 @pytest.mark.parametrize(
-    ("said", "named"),
+    ("message", "named"),
     [
         (None, None),
         ("", "prismoe"),
@@ -43,8 +43,8 @@ def test_the_users_variables_win(said: str) -> None:
         ("a,prismoe,b", "a,prismoe,b"),
     ],
 )
-def test_vllm_loads_prismoe_beside_other_plugins(said: str | None, named: str | None) -> None:
-    if said is not None:
-        os.environ["VLLM_PLUGINS"] = said
+def test_vllm_loads_prismoe_beside_other_plugins(message: str | None, named: str | None) -> None:
+    if message is not None:
+        os.environ["VLLM_PLUGINS"] = message
     environment.prepare_environment(str(bundled_checkpoint()))
     assert os.environ.get("VLLM_PLUGINS") == named

@@ -36,14 +36,14 @@ def test_openais_client_asks_about_a_picture(server: Server) -> None:
 def test_the_load_becomes_a_table_by_layer_expert_and_modality(server: Server, http: httpx.Client) -> None:
     pytest.importorskip("pandas")
     run(server, "openai_client.py", str(MAPLE_LEAF), "What is this?")
-    told = load(http)
+    reported = load(http)
     table = run(server, "load_to_pandas.py").splitlines()
     assert table[0].split() == ["modality", "image", "text"]
     numbers = [[int(number) for number in row.split()[-2:]] for row in table[2:]]
-    place_of = {modality: place for place, modality in enumerate(told["modalities"])}
+    place_of = {modality: place for place, modality in enumerate(reported["modalities"])}
     assert numbers == [
         [counts[place_of["image"]][expert], counts[place_of["text"]][expert]]
-        for counts in told["expert_tokens"]
+        for counts in reported["expert_tokens"]
         for expert in range(4)
     ]
     assert np.array(numbers).sum() > 0

@@ -21,11 +21,11 @@ from prismoe.training.equiroute_experiment import (
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_the_published_values_are_close(ratio: int) -> None:
-    said, found = PUBLISHED[ratio], mean_equity(ratio, seeds=200)
-    if said.text_share is not None and said.standard_mei is not None:
-        assert found.text_share == pytest.approx(said.text_share, abs=0.005)
-        assert found.standard_mei == pytest.approx(said.standard_mei, abs=0.03)
-    assert found.equiroute_mei == pytest.approx(said.equiroute_mei, abs=0.06)
+    message, found = PUBLISHED[ratio], mean_equity(ratio, seeds=200)
+    if message.text_share is not None and message.standard_mei is not None:
+        assert found.text_share == pytest.approx(message.text_share, abs=0.005)
+        assert found.standard_mei == pytest.approx(message.standard_mei, abs=0.03)
+    assert found.equiroute_mei == pytest.approx(message.equiroute_mei, abs=0.06)
 
 
 @pytest.mark.parametrize("ratio", RATIOS)

@@ -23,6 +23,6 @@ def test_costs_are_reported_for_every_step_and_level(monkeypatch: pytest.MonkeyP
     engine = Engine(SIZE)
     costs = step_costs(engine, 1)
     assert [*costs] == ["64", "2,048"]
-    told = server_costs(SIZE, engine.read(), 1)
-    full, summary = (int(told[f"{level}: series"].replace(",", "")) for level in ("full", "summary"))
+    reported = server_costs(SIZE, engine.read(), 1)
+    full, summary = (int(reported[f"{level}: series"].replace(",", "")) for level in ("full", "summary"))
     assert full > summary + SIZE.layers * SIZE.experts * len(scale.MODALITIES)

@@ -21,11 +21,11 @@ def test_text_keeps_all_experts_and_vision_the_remaining_share(tokens: int, skip
 
 def test_the_row_of_a_case() -> None:
     """The layers take 8 of 10 seconds. If 60% of four fifths are skipped, 52% of the uses remain."""
-    told = row([Pair(8, 10, 4, 6)] * 3, num_layers=3, num_tokens=500, skipped=0.6, top_k=8, floor=2)
-    assert told["layers"] == (2, 2, 2) and told["layers_floor"] == 4
-    assert told["layers_predicted"] == pytest.approx(1 / 0.52)
-    assert told["prefill"] == pytest.approx((10 / 6,) * 3)
-    assert told["prefill_predicted"] == pytest.approx(10 / (2 + 8 * 0.52))
+    reported = row([Pair(8, 10, 4, 6)] * 3, num_layers=3, num_tokens=500, skipped=0.6, top_k=8, floor=2)
+    assert reported["layers"] == (2, 2, 2) and reported["layers_floor"] == 4
+    assert reported["layers_predicted"] == pytest.approx(1 / 0.52)
+    assert reported["prefill"] == pytest.approx((10 / 6,) * 3)
+    assert reported["prefill_predicted"] == pytest.approx(10 / (2 + 8 * 0.52))
 
 
 def test_a_case_that_was_measured_is_not_measured_again() -> None:

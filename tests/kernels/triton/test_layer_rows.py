@@ -29,8 +29,8 @@ def rows(left_out: set[str]) -> LayerRows:
 @pytest.mark.parametrize(
     "left_out", [set(), {"count_T", "tail_T"}, {"logits_SE", "scores_SE"}, {"scores_SE"}]
 )
-@pytest.mark.parametrize("said", ["all", "experts", "experts and logits"])
-def test_it_writes_the_same_as_the_plain_writer(tokens: int, left_out: set[str], said: str) -> None:
+@pytest.mark.parametrize("message", ["all", "experts", "experts and logits"])
+def test_it_writes_the_same_as_the_plain_writer(tokens: int, left_out: set[str], message: str) -> None:
     generator = torch.Generator().manual_seed(tokens)
     logits_TE = torch.randn(tokens, EXPERTS, generator=generator)
     experts_TA = logits_TE.argsort(dim=1)[:, :SLOTS]
@@ -38,9 +38,9 @@ def test_it_writes_the_same_as_the_plain_writer(tokens: int, left_out: set[str],
     count_T: Tensor | None = torch.arange(tokens) % (SLOTS + 1)
     tail_T: Tensor | None = logits_TE[:, 0] > 0
     confidence: Confidence | None = Confidence(logits_TE, -logits_TE)
-    if said != "all":
+    if message != "all":
         count_T, tail_T, weights_TA = None, None, None
-        confidence = Confidence(logits_TE) if said == "experts and logits" else None
+        confidence = Confidence(logits_TE) if message == "experts and logits" else None
     fused, plain = rows(left_out), rows(left_out)
     write_rows_fused(fused, experts_TA, weights_TA, count_T, tail_T, confidence)
     write_rows(plain, experts_TA, weights_TA, count_T, tail_T, confidence)

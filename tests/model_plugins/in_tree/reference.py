@@ -65,8 +65,10 @@ def answers(
     found = []
     for chat in chats:
         prepared = inputs(processor, chat, checkpoint)
-        told = prepared.get("mm_token_type_ids")
-        modality_T = _modality(model, processor, chat, checkpoint) if told is None else told[0].numpy()
+        reported = prepared.get("mm_token_type_ids")
+        modality_T = (
+            _modality(model, processor, chat, checkpoint) if reported is None else reported[0].numpy()
+        )
         found.append(answer(model, prepared, modality_T, max_tokens, rule))
     return found
 

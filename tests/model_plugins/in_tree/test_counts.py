@@ -137,8 +137,8 @@ def test_rejected_drafts_count(drafting: LLM, checkpoint: Callable[[str], Path])
     chat = Chat((picture(5), "Again and again and again"))
     params = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True, allowed_token_ids=LETTERS)
     [output] = drafting.generate([chat.for_vllm(checkpoint("qwen3-vl-moe"))], params, use_tqdm=False)
-    told = {metric.name: metric.value for metric in drafting.get_metrics() if isinstance(metric, Counter)}
-    drafted, accepted = (told[f"vllm:spec_decode_num_{what}_tokens"] for what in ("draft", "accepted"))
+    reported = {metric.name: metric.value for metric in drafting.get_metrics() if isinstance(metric, Counter)}
+    drafted, accepted = (reported[f"vllm:spec_decode_num_{what}_tokens"] for what in ("draft", "accepted"))
     assert drafted > accepted
     computed = len(output.prompt_token_ids or ()) + ANSWER - 1 + drafted - accepted
     load = drafting.collective_rpc("prismoe_expert_load")[0]

@@ -48,8 +48,8 @@ def test_compiled_it_decides_and_counts_the_same(settings: dict[str, Any], segme
     compiled = torch.compile(router.decide, fullgraph=True, dynamic=True, backend="aot_eager")
     *actual, _ = compiled(*step)
     slots = expected[0].shape[1]  # eagerly, slots that no token uses may be left out
-    for part, wanted in zip(actual, expected, strict=True):
-        assert torch.equal(part[:, :slots], wanted)
+    for part, goal in zip(actual, expected, strict=True):
+        assert torch.equal(part[:, :slots], goal)
     assert not actual[0][:, slots:].any()
     assert counted(routed) == expected_load
     assert sum(expected_load["tokens"][0]) == 5

@@ -70,15 +70,15 @@ def test_correct_layers_pass_and_their_counts_are_forgotten(
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"), [(choose_without_the_router, 0), (route_a_part, 8), (leave_a_slot_out, 5)]
+    ("damage", "reported"), [(choose_without_the_router, 0), (route_a_part, 8), (leave_a_slot_out, 5)]
 )
 def test_a_layer_with_missing_counts_is_found(
-    damage: Callable[[Model, NativeRouting], None], told: int
+    damage: Callable[[Model, NativeRouting], None], reported: int
 ) -> None:
     model = Model()
     routing = routing_of(model, shadow=None)
     damage(model, routing)
-    assert found(model, routing) == FOUND.format(told=told, counted=10)
+    assert found(model, routing) == FOUND.format(told=reported, counted=10)
 
 
 def test_a_step_that_is_counted_twice_is_found() -> None:

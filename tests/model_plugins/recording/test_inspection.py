@@ -185,7 +185,7 @@ def test_a_kernel_that_routes_by_itself_has_no_weights_and_logits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "is_embed", "told"),
+    ("grid", "is_embed", "reported"),
     [
         ([1, 6, 4], None, [1, 3, 2]),
         ([2, 2, 6], [True, True, False, True, True, True, True], [2, 1, 3]),
@@ -194,7 +194,7 @@ def test_a_kernel_that_routes_by_itself_has_no_weights_and_logits() -> None:
     ids=["an image", "a video with a separator", "no grid"],
 )
 def test_the_requests_media_are_recorded(
-    grid: list[int] | None, is_embed: list[bool] | None, told: list[int] | None
+    grid: list[int] | None, is_embed: list[bool] | None, reported: list[int] | None
 ) -> None:
     rig = Rig(V1Runner())
     length = 6 if is_embed is None else 7
@@ -206,5 +206,5 @@ def test_the_requests_media_are_recorded(
     new = [SimpleNamespace(req_id="chatcmpl-mine-a", mm_features=[feature])]
     rig.step({"chatcmpl-mine-a": 0}, {"chatcmpl-mine-a": 4}, [-1, 0, 0, 0], new)
     assert rig.inspection.rows()["media"] == [
-        {"modality": "video", "offset": 1, "length": length, "grid": told}
+        {"modality": "video", "offset": 1, "length": length, "grid": reported}
     ]

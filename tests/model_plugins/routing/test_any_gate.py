@@ -14,7 +14,7 @@ def test_settings_and_the_file_of_parameters_are_separated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("routing", "said"),
+    ("routing", "message"),
     [
         ({"policy": "ltdr"}, "give it a threshold."),
         ({"policy": "ltdr", "mean_over": "request"}, "give it a threshold."),
@@ -26,6 +26,6 @@ def test_settings_and_the_file_of_parameters_are_separated() -> None:
         ({"policy": "equiroute", "parameters": 3}, "The routing setting parameters is 3"),
     ],
 )
-def test_impossible_settings_are_refused(routing: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_impossible_settings_are_refused(routing: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         OperatorPolicies.of(routing)

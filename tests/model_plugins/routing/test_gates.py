@@ -154,8 +154,8 @@ def test_the_gates_of_the_reference_all_differ() -> None:
     logits = 2 * np.random.default_rng(0).standard_normal((50, 6))
     policy = make_policy({"policy": "topk"}, renormalises=True)
     step = GateStep(logits, [False] * 50, {})
-    told = [gate_reference.routed(policy, make_gate(gate, 6)[1], step) for gate in GATES.values()]
-    assert all(mine != theirs for at, mine in enumerate(told) for theirs in told[:at])
+    reported = [gate_reference.routed(policy, make_gate(gate, 6)[1], step) for gate in GATES.values()]
+    assert all(mine != theirs for at, mine in enumerate(reported) for theirs in reported[:at])
 
 
 @pytest.mark.parametrize(

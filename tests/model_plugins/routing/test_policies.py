@@ -322,7 +322,7 @@ def test_the_mean_of_a_request_is_over_exactly_its_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steering", "said"),
+    ("steering", "message"),
     [
         ({"all": {"on": [1]}, "text": {"off": [1]}}, "all and text name expert 1 more than once"),
         ({"vision": {"on": [2], "shift": {"2": 1}}}, "all and vision name expert 2 more than once"),
@@ -333,8 +333,8 @@ def test_the_mean_of_a_request_is_over_exactly_its_images() -> None:
         ({"image": {"on": [1]}}, "image: Extra inputs are not permitted."),
     ],
 )
-def test_impossible_steering_is_refused(steering: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_steering_is_refused(steering: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         choose_routing({"policy": "steer", **steering}, None, 2, {0: 7})
 
 

@@ -147,7 +147,7 @@ def test_an_installed_package_adds_a_policy(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("entries", "said"),
+    ("entries", "message"),
     [
         ([("own", "LAYERS")], "is no RoutingPolicy"),
         ([("mine", "Own")], "needs the name that is the default of its field policy"),
@@ -155,6 +155,6 @@ def test_an_installed_package_adds_a_policy(monkeypatch: pytest.MonkeyPatch) -> 
         ([("own", "Own"), ("own", "Own")], "has the name of another policy"),
     ],
 )
-def test_a_broken_entry_point_gives_a_reason(entries: list[tuple[str, str]], said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_a_broken_entry_point_gives_a_reason(entries: list[tuple[str, str]], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         installed_policies([entry_point(*entry) for entry in entries])

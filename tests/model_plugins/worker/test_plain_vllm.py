@@ -73,7 +73,7 @@ def test_a_moe_llava_checkpoint_has_no_shadow() -> None:
 
 @pytest.mark.usefixtures("watched")
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"worker_cls": OWN_WORKER}, f"leave --worker-cls {OWN_WORKER} out"),
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 1"),
@@ -88,8 +88,8 @@ def test_a_moe_llava_checkpoint_has_no_shadow() -> None:
         ),
     ],
 )
-def test_impossible_settings_are_refused(glm: str, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_settings_are_refused(glm: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         configured(glm, **options)
 
 

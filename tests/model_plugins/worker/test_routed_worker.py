@@ -53,8 +53,8 @@ def test_blackwells_kernel_starts_with_no_policy_that_leaves_slots_unused(
     in_force = SimpleNamespace(layers={3: SimpleNamespace(policy=policy)})
     worker.model_runner = Mock()
     worker.model_runner.get_model().routing = Mock(PolicyRouting, in_force=in_force)
-    said = "The policy ltdr leaves slots unused, and the kernel of layer 3"
-    with pytest.raises(ValueError, match=said) if refused else nullcontext():
+    message = "The policy ltdr leaves slots unused, and the kernel of layer 3"
+    with pytest.raises(ValueError, match=message) if refused else nullcontext():
         worker.load_model()
 
 
@@ -119,8 +119,8 @@ def test_the_log_has_the_self_checks_result(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(routed_worker, "logger", logger)
     worker = started(monkeypatch, damaged=False)
     assert [*worker.routing.layers] == [1, 3]
-    [(told, *figures)] = [call.args for call in logger.info_once.call_args_list]
-    assert (told % (*figures,)).endswith("step of 5 tokens counted right in all of the 2 MoE layers.")
+    [(reported, *figures)] = [call.args for call in logger.info_once.call_args_list]
+    assert (reported % (*figures,)).endswith("step of 5 tokens counted right in all of the 2 MoE layers.")
 
 
 def test_a_model_that_would_be_miscounted_is_served_without_counts(
@@ -128,9 +128,9 @@ def test_a_model_that_would_be_miscounted_is_served_without_counts(
 ) -> None:
     routing = started(monkeypatch, damaged=True).routing
     assert isinstance(routing, NativeRouting)
-    told = routing.describe()
-    assert told["layers"] == [] == routing.load()["layers"]
-    assert told["not_supported"] == [f"{FOUND.format(told=0, counted=10)} {NOT_SHOWN}"]
+    reported = routing.describe()
+    assert reported["layers"] == [] == routing.load()["layers"]
+    assert reported["not_supported"] == [f"{FOUND.format(told=0, counted=10)} {NOT_SHOWN}"]
 
 
 def test_nothing_is_counted_after_a_failed_self_check(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,21 +124,23 @@ def test_refused_requests_count_nothing(http: httpx.Client) -> None:
 def test_metrics_show_the_same_load_and_vllms_own(http: httpx.Client, picture: bytes) -> None:
     body = {"model": "prismoji", "messages": user(image_part(picture), "What is this?"), "max_tokens": 3}
     http.post("/v1/chat/completions", json=body).raise_for_status()
-    told = load(http)
+    reported = load(http)
     samples = scrape(http)
     end = time.monotonic() + 10
-    while samples[("prismoe_tokens_total", "text")] < told["tokens"][0][0] and time.monotonic() < end:
+    while samples[("prismoe_tokens_total", "text")] < reported["tokens"][0][0] and time.monotonic() < end:
         time.sleep(0.1)
         samples = scrape(http)
 
-    assert told["modalities"] == ["text", "image"]
-    for index, layer in enumerate(told["layers"]):
-        for modality, counts in zip(told["modalities"], told["expert_tokens"][index], strict=True):
+    assert reported["modalities"] == ["text", "image"]
+    for index, layer in enumerate(reported["layers"]):
+        for modality, counts in zip(reported["modalities"], reported["expert_tokens"][index], strict=True):
             for expert, count in enumerate(counts):
                 key = ("prismoe_expert_tokens_total", str(layer), modality, str(expert))
                 assert samples[key] == count
-        assert samples[("prismoe_layer_vision_tail_tokens_total", str(layer))] == told["tail_tokens"][index]
-    assert samples[("prismoe_tokens_total", "image")] == told["tokens"][0][1]
+        assert (
+            samples[("prismoe_layer_vision_tail_tokens_total", str(layer))] == reported["tail_tokens"][index]
+        )
+    assert samples[("prismoe_tokens_total", "image")] == reported["tokens"][0][1]
     names = {key[0] for key in samples}
     assert {"vllm:prompt_tokens_total", "http_requests_total"} <= names
 

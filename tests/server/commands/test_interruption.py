@@ -74,9 +74,9 @@ class Program:
     def end(self, number: signal.Signals) -> tuple[int, str]:
         """Send a signal to the group as a terminal does; return the exit status and the output."""
         os.killpg(self.process.pid, number)
-        said = self.process.communicate(timeout=LIMIT_S)[0]
+        message = self.process.communicate(timeout=LIMIT_S)[0]
         assert psutil.wait_procs(self.family, timeout=LIMIT_S)[1] == []
-        return self.process.returncode, said
+        return self.process.returncode, message
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -102,5 +102,5 @@ def test_after_the_imports_a_signal_works_as_before() -> None:
         "try: os.kill(os.getpid(), signal.SIGINT)\n"
         "except KeyboardInterrupt: print('interrupted')\n"
     )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S)
-    assert said.stdout == "interrupted\n"
+    message = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S)
+    assert message.stdout == "interrupted\n"

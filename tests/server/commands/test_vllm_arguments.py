@@ -121,9 +121,9 @@ def test_a_host_without_a_device_gets_a_message() -> None:
         "from prismoe.server.commands.cli import main\n"
         "raise SystemExit(main(['serve']))\n"
     )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S)
-    assert said.returncode == 1 and "Traceback" not in said.stderr
-    assert said.stderr.splitlines()[-1].startswith(
+    message = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S)
+    assert message.returncode == 1 and "Traceback" not in message.stderr
+    assert message.stderr.splitlines()[-1].startswith(
         "prismoe: vLLM finds no device here that its build can use."
     )
 
@@ -153,8 +153,12 @@ def test_every_error_of_vllms_options_is_one_sentence(
     monkeypatch.setattr(StartSignals, "take", lambda self: None)
     monkeypatch.setattr(serve, "prepare_environment", lambda model: None)
     assert main(["serve"]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1].startswith("prismoe: ") and sentence in said[-1] and "Traceback" not in "".join(said)
+    message = capsys.readouterr().err.splitlines()
+    assert (
+        message[-1].startswith("prismoe: ")
+        and sentence in message[-1]
+        and "Traceback" not in "".join(message)
+    )
 
 
 @pytest.fixture

@@ -52,7 +52,8 @@ class Findings:
     def check(self) -> None:
         """Fail with all faults."""
         found = [
-            f"{path}: {kind}\n  {body!r}\n  {told}" for (path, kind), (body, told) in self.bodies.items()
+            f"{path}: {kind}\n  {body!r}\n  {reported}"
+            for (path, kind), (body, reported) in self.bodies.items()
         ]
         assert not found, "\n" + "\n".join(found)
 

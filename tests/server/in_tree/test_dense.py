@@ -70,14 +70,14 @@ def test_one_sentence_gives_the_reason(dense: Server, dense_http: httpx.Client) 
 
 def test_there_are_no_counts(dense_http: httpx.Client) -> None:
     ask(dense_http, body(TWO_PICTURES))
-    told = asking.load(dense_http)
-    assert {name for name, lists in told.items() if lists} == {"modalities"}
+    reported = asking.load(dense_http)
+    assert {name for name, lists in reported.items() if lists} == {"modalities"}
     names = {name for name, *_ in asking.scrape(dense_http)}
     assert names == {"prismoe_requests_total", "prismoe_refused_requests_total"}
 
 
 def test_top_and_the_load_table_give_the_reason(dense: Server) -> None:
     top = asking.top_once(dense)
-    said = top.communicate()[0]
-    assert top.returncode == 0 and WHY in said and "│" not in said, said
+    message = top.communicate()[0]
+    assert top.returncode == 0 and WHY in message and "│" not in message, message
     assert load_told(Client(dense.url)) == WHY

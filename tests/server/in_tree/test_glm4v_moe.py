@@ -53,14 +53,14 @@ def glm_http(glm: Server) -> Iterator[httpx.Client]:
         yield http
 
 
-def tokens_of(*told: Answer) -> np.ndarray:
+def tokens_of(*reported: Answer) -> np.ndarray:
     """The number of their computed tokens of each modality."""
-    return np.bincount(np.concatenate([answer.modality_T for answer in told]), minlength=len(MODALITIES))
+    return np.bincount(np.concatenate([answer.modality_T for answer in reported]), minlength=len(MODALITIES))
 
 
-def counts_of(told: Sequence[Answer]) -> np.ndarray:
+def counts_of(reported: Sequence[Answer]) -> np.ndarray:
     """The counts as `[layer, modality, expert]`, by MoE layer."""
-    return np.sum([answer.counts for answer in told], axis=0)
+    return np.sum([answer.counts for answer in reported], axis=0)
 
 
 def test_the_loader_chose_some_of_the_frames(expected: list[Answer]) -> None:
@@ -76,10 +76,10 @@ def test_tokens_and_counts_are_those_of_transformers(
     asked = [body(chat, stream=streamed) for streamed in (*stream, *stream) for chat in CHATS]
     before = load(glm_http)
     with ThreadPoolExecutor(at_once) as pool:
-        told = list(pool.map(lambda request: ask(glm_http, request), asked))
+        reported = list(pool.map(lambda request: ask(glm_http, request), asked))
     tokens_LM, experts_LME = asking.since(before, load(glm_http))
     times = 2 * len(stream)
-    assert told == [(answer.prompt_ids, answer.token_ids) for answer in expected] * times
+    assert reported == [(answer.prompt_ids, answer.token_ids) for answer in expected] * times
     assert tokens_LM.tolist() == [(times * tokens_of(*expected)).tolist()] * len(LAYERS)
     assert np.array_equal(experts_LME, times * counts_of(expected))
 
@@ -93,8 +93,8 @@ def test_the_routing_in_force(glm: Server, glm_http: httpx.Client) -> None:
         "policy": {"policy": "native"},
         "sources": {"policy": "model"},
     }
-    told = glm_http.get("/v1/routing").raise_for_status().json()
-    assert told == {
+    reported = glm_http.get("/v1/routing").raise_for_status().json()
+    assert reported == {
         "source": "model",
         "in_force": "native",
         "switchable": False,
@@ -112,8 +112,8 @@ def test_metrics_have_the_load_by_modality(glm_http: httpx.Client, expected: lis
     begun = scrape_when_read(glm_http, before)
     for chat in CHATS:
         ask(glm_http, body(chat))
-    told = load(glm_http)
-    samples = scrape_when_read(glm_http, told)
+    reported = load(glm_http)
+    samples = scrape_when_read(glm_http, reported)
 
     def rise(*key: str) -> float:
         return samples[key] - begun[key]
@@ -133,7 +133,7 @@ def test_metrics_have_the_load_by_modality(glm_http: httpx.Client, expected: lis
     assert len(cells) == len(LAYERS) * len(MODALITIES) * EXPERTS
     for (layer, modality, expert), value in cells.items():
         place, number = LAYERS.index(int(layer)), MODALITIES.index(modality)
-        assert value == told["expert_tokens"][place][number][int(expert)]
+        assert value == reported["expert_tokens"][place][number][int(expert)]
         assert (
             rise("prismoe_expert_tokens_total", layer, modality, expert) == counts[place, number, int(expert)]
         )
@@ -148,9 +148,9 @@ def test_the_inspector_shows_the_experts_of_each_token(
     glm_http: httpx.Client, expected: list[Answer], number: int
 ) -> None:
     answer = expected[number]
-    told = glm_http.post("/v1/routing/inspect", json=body(CHATS[number])).raise_for_status().json()
-    assert told["completion"]["choices"][0]["token_ids"] == answer.token_ids
-    routing = told["routing"]
+    reported = glm_http.post("/v1/routing/inspect", json=body(CHATS[number])).raise_for_status().json()
+    assert reported["completion"]["choices"][0]["token_ids"] == answer.token_ids
+    routing = reported["routing"]
     assert routing["prompt_tokens"] == len(answer.prompt_ids) and routing["left_out"] == 0
     modalities = [token["modality"] for token in routing["tokens"]]
     assert modalities == [MODALITIES[modality] for modality in answer.modality_T]
@@ -178,11 +178,11 @@ def test_top_and_the_load_table_show_it(glm: Server, glm_http: httpx.Client) -> 
     while top.poll() is None:
         for chat in CHATS:
             ask(glm_http, body(chat, max_tokens=1))
-    said = top.communicate()[0]
-    assert top.returncode == 0, said
-    rows = [asking.cells(line) for line in said.splitlines() if line.startswith("│")]
+    message = top.communicate()[0]
+    assert top.returncode == 0, message
+    rows = [asking.cells(line) for line in message.splitlines() if line.startswith("│")]
     assert [row[:2] for row in rows] == [[str(layer), name] for layer in LAYERS for name in MODALITIES]
-    assert [row[3] for row in rows] == [f"{K}.00"] * len(rows), said
+    assert [row[3] for row in rows] == [f"{K}.00"] * len(rows), message
     table = load_told(Client(glm.url))
     assert table.splitlines()[-1] == "The policy in force (native) knows no tail tokens."
     assert [line.split()[:2] for line in table.splitlines()[3:9]] == [row[:2] for row in rows]
@@ -229,8 +229,8 @@ def test_the_summary_has_no_layers_and_the_same_tokens(
     shadowed: Server, shadowed_http: httpx.Client, expected: list[Answer]
 ) -> None:
     assert "Using V2 Model Runner" in shadowed.output
-    told = [ask(shadowed_http, body(chat)) for chat in CHATS]
-    assert told == [(answer.prompt_ids, answer.token_ids) for answer in expected]
+    reported = [ask(shadowed_http, body(chat)) for chat in CHATS]
+    assert reported == [(answer.prompt_ids, answer.token_ids) for answer in expected]
     counted = load(shadowed_http)
     samples = scrape_when_read(shadowed_http, counted)
     labels = shadowed_http.get("/metrics").text
@@ -244,9 +244,9 @@ def test_the_summary_has_no_layers_and_the_same_tokens(
 
 
 def test_the_uses_of_the_shadow(shadowed: Server, shadowed_http: httpx.Client) -> None:
-    told = shadowed_http.get("/v1/routing").raise_for_status().json()
-    assert [layer["policy"] for layer in told["layers"]] == [{"policy": "native"}] * len(LAYERS)
-    for layer, shadow in zip(told["layers"], told["shadow"], strict=True):
+    reported = shadowed_http.get("/v1/routing").raise_for_status().json()
+    assert [layer["policy"] for layer in reported["layers"]] == [{"policy": "native"}] * len(LAYERS)
+    for layer, shadow in zip(reported["layers"], reported["shadow"], strict=True):
         assert shadow["policy"].items() >= SHADOW.items() and shadow["sources"]["threshold"] == "--shadow"
         assert [shadow[name] for name in ("layer", "gate")] == [layer[name] for name in ("layer", "gate")]
     assert "In the shadow ltdr is counted in 2 MoE layers, and routes nothing." in shadowed.output

@@ -92,9 +92,9 @@ def inspection(media: Sequence[Mapping[str, Any]], tokens: Sequence[Mapping[str,
     }
 
 
-def load(told: Mapping[str, Any]) -> dict[str, Any]:
+def load(reported: Mapping[str, Any]) -> dict[str, Any]:
     """The server's load, from this request only."""
-    modalities = [token["modality"] for token in told["tokens"]]
+    modalities = [token["modality"] for token in reported["tokens"]]
     counts = [
         [
             [
@@ -107,24 +107,26 @@ def load(told: Mapping[str, Any]) -> dict[str, Any]:
             ]
             for modality in MODALITIES
         ]
-        for layer in told["layers"]
+        for layer in reported["layers"]
     ]
     tokens = [modalities.count(modality) for modality in MODALITIES]
     return {"modalities": MODALITIES, "expert_tokens": counts, "tokens": [tokens] * LAYERS}
 
 
-def serve(page: Page, told: Mapping[str, Any], routing: Mapping[str, Any] = ROUTING) -> list[dict[str, Any]]:
+def serve(
+    page: Page, reported: Mapping[str, Any], routing: Mapping[str, Any] = ROUTING
+) -> list[dict[str, Any]]:
     """Answer all requests of the page. The list gets the requests to inspect."""
     app = FastAPI()
     inspector_page.add_to(app)
     files = TestClient(app, base_url=URL)
     chunk = {"choices": [{"delta": {"content": "A cat."}}]}
-    events = f"data: {json.dumps(chunk)}\n\nevent: routing\ndata: {json.dumps(told)}\n\ndata: [DONE]\n\n"
+    events = f"data: {json.dumps(chunk)}\n\nevent: routing\ndata: {json.dumps(reported)}\n\ndata: [DONE]\n\n"
     answers = {
         "/v1/models": {"data": [{"id": MODEL}]},
         "/v1/routing": routing,
         "/v1/routing/inspect": FACTS,
-        "/v1/routing/load": load(told),
+        "/v1/routing/load": load(reported),
     }
     asked: list[dict[str, Any]] = []
 

@@ -47,11 +47,11 @@ def test_the_inspection_equals_the_counts(compiled: httpx.Client, picture: bytes
     assert routing["left_out"] == 0 and (modalities == "image").sum() == PATCHES
     for place, layer in enumerate(routing["layers"]):
         for row, modality in enumerate(after["modalities"]):
-            told = np.zeros(EXPERTS, dtype=int)
+            reported = np.zeros(EXPERTS, dtype=int)
             for at in np.flatnonzero(modalities == modality):
-                told[layer["experts"][at]] += 1
+                reported[layer["experts"][at]] += 1
             counted = np.array(after["expert_tokens"][place][row]) - before["expert_tokens"][place][row]
-            assert counted.tolist() == told.tolist()
+            assert counted.tolist() == reported.tolist()
         assert after["tail_tokens"][place] - before["tail_tokens"][place] == sum(layer["tail"]) > 0
 
 

@@ -58,9 +58,9 @@ def test_every_token_is_listed_once_in_its_place(http: httpx.Client, question: o
         assert {(token["modality"], token["text"]) for token in image} == {("image", None)}
     text = [token for token in tokens if token["modality"] == "text"]
     assert len(text) == len(tokens) - 2 * PATCHES
-    said = "".join(token["text"] for token in text)
-    assert "What is this?" in said and "And this?" in said
-    assert said.endswith(answer["completion"]["choices"][0]["message"]["content"])
+    message = "".join(token["text"] for token in text)
+    assert "What is this?" in message and "And this?" in message
+    assert message.endswith(answer["completion"]["choices"][0]["message"]["content"])
     for layer in routing["layers"]:
         assert {len(layer[field]) for field in ("experts", "weights", "tail")} == {len(tokens)}
 
@@ -76,10 +76,10 @@ def test_tail_tokens_and_experts_are_those_of_a_plain_recomputation(
         tail = reference_tail(probs, segments)
         assert layer["tail"] == tail and 0 < sum(tail) < 2 * PATCHES
         counts = [TAIL_EXPERTS if is_tail else TOP_K for is_tail in tail]
-        for told, weights, expected in zip(
+        for reported, weights, expected in zip(
             layer["experts"], layer["weights"], reference_experts(probs, counts, True), strict=True
         ):
-            assert told == list(expected)
+            assert reported == list(expected)
             np.testing.assert_allclose(weights, list(expected.values()), rtol=1e-5)
 
 
@@ -90,8 +90,8 @@ def test_an_inspection_is_counted_like_any_request(http: httpx.Client, question:
     after = load(http)
     for index, layer in enumerate(layers):
         counted = np.array(after["expert_tokens"][index]) - before["expert_tokens"][index]
-        told = np.bincount(np.concatenate(layer["experts"]), minlength=EXPERTS)
-        assert counted.sum(axis=0).tolist() == told.tolist()
+        reported = np.bincount(np.concatenate(layer["experts"]), minlength=EXPERTS)
+        assert counted.sum(axis=0).tolist() == reported.tolist()
         assert after["tail_tokens"][index] - before["tail_tokens"][index] == sum(layer["tail"])
 
 
@@ -122,9 +122,9 @@ def test_the_answer_streams_and_the_routing_comes_last(http: httpx.Client, quest
     whole = inspected(http, question)
     text = ask(http, question, stream=True).raise_for_status().text
     *chunks, routing, done = [event for event in text.split("\n\n") if event]
-    said = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
+    message = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
     answer = "".join(
-        choice["delta"].get("content", "") for chunk in said for choice in chunk.get("choices", ())
+        choice["delta"].get("content", "") for chunk in message for choice in chunk.get("choices", ())
     )
     assert answer == whole["completion"]["choices"][0]["message"]["content"]
     assert json.loads(routing.removeprefix("event: routing\ndata: ")) == whole["routing"]

@@ -45,18 +45,18 @@ def medium(
     return {"modality": modality, "offset": offset, "length": length, "grid": grid}
 
 
-def places(told: Inspection) -> list[tuple[int | None, ...]]:
+def places(reported: Inspection) -> list[tuple[int | None, ...]]:
     return [
         (token.segment, token.frame, token.row, token.column)
-        for token in told.tokens
+        for token in reported.tokens
         if token.modality != "text"
     ]
 
 
 def test_adjacent_images_are_distinguished() -> None:
     recorded = rows(["text", *["image"] * 6, "text"], medium(1, 3), medium(4, 3))
-    told = inspection(recorded, SIGLIP, [5] * 7, [6, 7], str)
-    assert places(told) == [
+    reported = inspection(recorded, SIGLIP, [5] * 7, [6, 7], str)
+    assert places(reported) == [
         (0, 0, 0, 1),
         (0, 0, 1, 0),
         (0, 0, 1, 1),
@@ -64,23 +64,23 @@ def test_adjacent_images_are_distinguished() -> None:
         (1, 0, 1, 0),
         (1, 0, 1, 1),
     ]
-    assert (told.tokens[0].text, told.tokens[7].text) == ("5", "6")
-    assert (told.prompt_tokens, told.left_out) == (7, 0)
-    assert [(one.frames, one.rows, one.columns) for one in told.media] == [(1, 2, 2)] * 2
+    assert (reported.tokens[0].text, reported.tokens[7].text) == ("5", "6")
+    assert (reported.prompt_tokens, reported.left_out) == (7, 0)
+    assert [(one.frames, one.rows, one.columns) for one in reported.media] == [(1, 2, 2)] * 2
 
 
 def test_a_class_token_has_no_place() -> None:
     grid = PatchGrid(rows=1, columns=2, tokens=3, first_patch=-1, fit="crop")
-    told = inspection(rows(["image"] * 3, medium(0, 3)), grid, [5] * 3, [6], str)
-    assert places(told) == [(0, None, None, None), (0, 0, 0, 0), (0, 0, 0, 1)]
+    reported = inspection(rows(["image"] * 3, medium(0, 3)), grid, [5] * 3, [6], str)
+    assert places(reported) == [(0, None, None, None), (0, 0, 0, 0), (0, 0, 0, 1)]
 
 
 def test_each_image_has_its_own_grid() -> None:
     recorded = rows(
         ["image", "image", "text", *["image"] * 4], medium(0, 2, (1, 1, 2)), medium(3, 4, (1, 2, 2))
     )
-    told = inspection(recorded, None, [5] * 7, [6], str)
-    assert places(told) == [
+    reported = inspection(recorded, None, [5] * 7, [6], str)
+    assert places(reported) == [
         (0, 0, 0, 0),
         (0, 0, 0, 1),
         (1, 0, 0, 0),
@@ -88,49 +88,49 @@ def test_each_image_has_its_own_grid() -> None:
         (1, 0, 1, 0),
         (1, 0, 1, 1),
     ]
-    assert told.grid is None
-    assert [(one.frames, one.rows, one.columns) for one in told.media] == [(1, 1, 2), (1, 2, 2)]
+    assert reported.grid is None
+    assert [(one.frames, one.rows, one.columns) for one in reported.media] == [(1, 1, 2), (1, 2, 2)]
 
 
 def test_separators_between_the_frames_of_a_video_are_text() -> None:
     frame = ["text", "video", "video"]
-    told = inspection(rows(frame * 2, medium(0, 6, (2, 1, 2), "video")), None, [5] * 6, [6], str)
-    assert places(told) == [(0, 0, 0, 0), (0, 0, 0, 1), (0, 1, 0, 0), (0, 1, 0, 1)]
-    assert [token.text for token in told.tokens] == ["5", None, None, "5", None, None]
+    reported = inspection(rows(frame * 2, medium(0, 6, (2, 1, 2), "video")), None, [5] * 6, [6], str)
+    assert places(reported) == [(0, 0, 0, 0), (0, 0, 0, 1), (0, 1, 0, 0), (0, 1, 0, 1)]
+    assert [token.text for token in reported.tokens] == ["5", None, None, "5", None, None]
 
 
 def test_a_sound_inside_the_range_of_its_video_is_distinguished() -> None:
     recorded = rows(
         ["video", "audio", "video", "audio"], medium(0, 4, (2, 1, 1), "video"), medium(0, 4, None, "audio")
     )
-    told = inspection(recorded, None, [5] * 4, [6], str)
-    assert places(told) == [(0, 0, 0, 0), (1, None, None, None), (0, 1, 0, 0), (1, None, None, None)]
-    assert [one.modality for one in told.media] == ["video", "audio"]
+    reported = inspection(recorded, None, [5] * 4, [6], str)
+    assert places(reported) == [(0, 0, 0, 0), (1, None, None, None), (0, 1, 0, 0), (1, None, None, None)]
+    assert [one.modality for one in reported.media] == ["video", "audio"]
 
 
 def test_without_a_grid_of_the_processor_there_are_no_places() -> None:
-    told = inspection(rows(["image"] * 2, medium(0, 2)), None, [5] * 2, [6], str)
-    assert places(told) == [(0, None, None, None)] * 2
-    assert (told.media[0].frames, told.media[0].rows, told.media[0].columns) == (None, None, None)
+    reported = inspection(rows(["image"] * 2, medium(0, 2)), None, [5] * 2, [6], str)
+    assert places(reported) == [(0, None, None, None)] * 2
+    assert (reported.media[0].frames, reported.media[0].rows, reported.media[0].columns) == (None, None, None)
 
 
 def test_a_token_computed_in_advance_is_not_listed() -> None:
-    told = inspection(rows(["text"] * 4), SIGLIP, [5, 6], [7, 8], str)
-    assert [token.text for token in told.tokens] == ["5", "6", "7"]
-    assert told.layers[0].experts == [[0], [1], [2]]
-    assert told.left_out == 0
+    reported = inspection(rows(["text"] * 4), SIGLIP, [5, 6], [7, 8], str)
+    assert [token.text for token in reported.tokens] == ["5", "6", "7"]
+    assert reported.layers[0].experts == [[0], [1], [2]]
+    assert reported.left_out == 0
 
 
 def test_tokens_that_were_not_recorded_are_counted() -> None:
-    told = inspection(rows(["text"] * 2), SIGLIP, [5, 6, 7], [8, 9], str)
-    assert (len(told.tokens), told.prompt_tokens, told.left_out) == (2, 2, 2)
+    reported = inspection(rows(["text"] * 2), SIGLIP, [5, 6, 7], [8, 9], str)
+    assert (len(reported.tokens), reported.prompt_tokens, reported.left_out) == (2, 2, 2)
 
 
 def test_weights_that_the_kernel_does_not_report_are_none() -> None:
     recorded = rows(["text"] * 2)
     layer = recorded.layers[0].model_copy(update={"weights": None})
-    told = inspection(recorded.model_copy(update={"layers": [layer]}), None, [5], [6, 7], str)
-    assert told.layers[0].weights is None and told.layers[0].experts == [[0], [1]]
+    reported = inspection(recorded.model_copy(update={"layers": [layer]}), None, [5], [6, 7], str)
+    assert reported.layers[0].weights is None and reported.layers[0].experts == [[0], [1]]
 
 
 class Tokenizer:
@@ -311,8 +311,8 @@ class ReplacedEngine(StreamingEngine):
     """Another API server has begun an inspection, so that the worker records another request."""
 
     async def ask(self, method: str, *args: Any) -> list[Any]:
-        told = await super().ask(method, *args)
-        return [None] if method == "prismoe_inspected_rows" else told
+        reported = await super().ask(method, *args)
+        return [None] if method == "prismoe_inspected_rows" else reported
 
 
 def test_a_replaced_inspection_is_reported() -> None:

@@ -227,11 +227,13 @@ def test_one_of_many_experts_alone(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("told", [IMAGE, VIDEO, SOUND], ids=["image", "video", "sound"])
-def test_on_a_desktop_and_on_a_phone(browser: Browser, told: dict[str, Any], width: int, scheme: str) -> None:
+@pytest.mark.parametrize("reported", [IMAGE, VIDEO, SOUND], ids=["image", "video", "sound"])
+def test_on_a_desktop_and_on_a_phone(
+    browser: Browser, reported: dict[str, Any], width: int, scheme: str
+) -> None:
     looks = {"viewport": {"width": width, "height": WIDTHS[width]}, "color_scheme": scheme}
     for page in opened(browser, **looks):
-        serve(page, told)
+        serve(page, reported)
         ask(page)
         assert page.locator("html").evaluate("html => html.scrollWidth") == width
         parts = page.locator(".load-part").evaluate_all("parts => parts.map(part => part.offsetTop)")

@@ -65,15 +65,15 @@ def test_requests_above_the_limit_get_a_retry_after() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(("given", "told"), [([], b"1"), ([(b"retry-after", b"7")], b"7")])
-def test_later_refusals_get_a_retry_after(given: list[tuple[bytes, bytes]], told: bytes) -> None:
+@pytest.mark.parametrize(("given", "reported"), [([], b"1"), ([(b"retry-after", b"7")], b"7")])
+def test_later_refusals_get_a_retry_after(given: list[tuple[bytes, bytes]], reported: bytes) -> None:
     """vLLM refuses if the decoded images hold too much memory."""
 
     async def full(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 429, "headers": given})
 
     answer = asyncio.run(ask(Admission(full, SETTINGS)))
-    assert answer["headers"] == [(b"retry-after", told)]
+    assert answer["headers"] == [(b"retry-after", reported)]
 
 
 def test_one_key_cannot_take_all() -> None:

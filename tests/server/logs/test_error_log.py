@@ -29,8 +29,8 @@ MARK = "zebrafish"
 
 
 def chat(*messages: Any, **options: Any) -> dict[str, Any]:
-    told = list(messages) or [{"role": "user", "content": MARK}]
-    return {"model": "prismoji", "max_tokens": 2, "messages": told, **options}
+    reported = list(messages) or [{"role": "user", "content": MARK}]
+    return {"model": "prismoji", "max_tokens": 2, "messages": reported, **options}
 
 
 def user(*parts: Any) -> dict[str, Any]:

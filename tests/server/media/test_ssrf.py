@@ -271,8 +271,8 @@ def test_tricks_of_url_parsers(targets: Targets, good: Counted, trick: str) -> N
 @pytest.mark.parametrize("to", ["away", "here"])
 def test_a_redirect_is_not_followed(targets: Targets, good: Counted, status: int, to: str) -> None:
     hits = good.hits
-    said = refusal(f"http://{HOST}:{targets.port}/{status}/{to}", f"http://*:{targets.port}")
-    assert "its URL redirects: give the address that it leads to" in said
+    text = refusal(f"http://{HOST}:{targets.port}/{status}/{to}", f"http://*:{targets.port}")
+    assert "its URL redirects: give the address that it leads to" in text
     assert good.hits == hits + 1
 
 

@@ -133,8 +133,10 @@ def test_the_demo_shows_the_load_or_the_reason_why_it_cannot() -> None:
             return self._told[path]
 
     assert load_told(Served(UNSEEN, routing())) == UNSEEN_WHY  # type: ignore[arg-type]
-    told = load_told(Served(LOAD, routing(0, 2)))  # type: ignore[arg-type]
-    assert load_table(ExpertLoad.model_validate(LOAD)) in told and "(ltdr) knows no tail tokens" in told
+    reported = load_told(Served(LOAD, routing(0, 2)))  # type: ignore[arg-type]
+    assert (
+        load_table(ExpertLoad.model_validate(LOAD)) in reported and "(ltdr) knows no tail tokens" in reported
+    )
 
 
 def test_the_sentence_on_tail_tokens() -> None:
@@ -170,7 +172,7 @@ def test_engines_that_see_different_layers_are_refused() -> None:
 
     class Engines(FakeEngine):
         async def ask(self, method: str, *args: Any) -> list[Any]:
-            return [told.model_dump() for told in self.answers]
+            return [reported.model_dump() for reported in self.answers]
 
     assert asyncio.run(routing_in_force(Engines(routing(0, 2), routing(0, 2)))) == routing(0, 2)
     for engines in ((routing(0, 2), routing()), (routing(), routing(0, 2))):
@@ -225,9 +227,9 @@ def test_the_start_describes_the_routing_of_each_kind_of_layer() -> None:
         "MoE layers of 128 experts: 1. The model's gate (softmax) picks 2, "
         "CPUExperts runs them, the policy is topk (checkpoint).",
     ]
-    told = routing(0, 1, policies=policies)
-    told.shadow = routing(0, 1, policies=[{"policy": "ltdr"}, {"policy": "entropy"}]).layers
-    assert told.sentences()[-2:] == [
+    reported = routing(0, 1, policies=policies)
+    reported.shadow = routing(0, 1, policies=[{"policy": "ltdr"}, {"policy": "entropy"}]).layers
+    assert reported.sentences()[-2:] == [
         "In the shadow ltdr is counted in 1 MoE layers, and routes nothing.",
         "In the shadow entropy is counted in 1 MoE layers, and routes nothing.",
     ]
@@ -241,5 +243,5 @@ def test_a_model_whose_layers_cannot_be_seen_has_empty_lists() -> None:
     app.state.routing = routing()
     client = TestClient(app)
     assert client.get("/v1/routing/load").json() == {**UNSEEN, "shadow": None}
-    told = client.get("/v1/routing").json()
-    assert told["layers"] == [] and told["not_supported"] == [UNSEEN_WHY]
+    reported = client.get("/v1/routing").json()
+    assert reported["layers"] == [] and reported["not_supported"] == [UNSEEN_WHY]

@@ -90,8 +90,8 @@ def test_panels_by_modality_have_each_modality(prometheus: Prometheus) -> None:
     by_modality = [query for query in EXPERTS_QUERIES.values() if "by (modality)" in query]
     assert len(by_modality) > 10
     for query in by_modality:
-        told = {labels["modality"] for labels, _ in prometheus.query(with_variables(query))}
-        assert told == set(MODALITIES), query
+        reported = {labels["modality"] for labels, _ in prometheus.query(with_variables(query))}
+        assert reported == set(MODALITIES), query
 
 
 @pytest.mark.parametrize("title", ["per token now", "per token, all", "per token", "per token by layer"])

@@ -60,12 +60,12 @@ class Rig:
 
     def policies(self) -> list[dict[str, Any]]:
         """The policies in the answer of `GET /v1/routing`."""
-        told = self._http.get("/v1/routing", headers={"Authorization": "Bearer client"})
-        return [layer["policy"] for layer in told.json()["layers"]]
+        reported = self._http.get("/v1/routing", headers={"Authorization": "Bearer client"})
+        return [layer["policy"] for layer in reported.json()["layers"]]
 
     def in_force(self) -> str:
-        told = self._http.get("/v1/routing", headers={"Authorization": "Bearer client"})
-        return str(told.json()["in_force"])
+        reported = self._http.get("/v1/routing", headers={"Authorization": "Bearer client"})
+        return str(reported.json()["in_force"])
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, {"model_name": "model", **labels})
@@ -81,12 +81,12 @@ def message(answer: Any) -> str:
 
 
 def test_all_engines_are_switched_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig, said = Rig(), list[str]()
-    monkeypatch.setattr(logger, "info", lambda text, *values: said.append(text % values))
+    rig, sentence = Rig(), list[str]()
+    monkeypatch.setattr(logger, "info", lambda text, *values: sentence.append(text % values))
     assert (rig.in_force(), rig.metric("prismoe_policy_in_force"), rig.switches()) == ("policy", 1, (0, 0))
     answer = rig.put(NATIVE)
     assert (answer.status_code, answer.json()) == (200, NATIVE)
-    assert said == ["The routing is switched to native by the key of the-admin."]
+    assert sentence == ["The routing is switched to native by the key of the-admin."]
     assert rig.engines.routed_by == ["native", "native"]
     assert (rig.in_force(), rig.metric("prismoe_policy_in_force"), rig.switches()) == ("native", 0, (1, 0))
     assert rig.put(POLICY).json() == POLICY
@@ -158,15 +158,15 @@ def test_models_without_a_switch(body: dict[str, str]) -> None:
 
 
 def test_thresholds_are_changed_in_all_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig, said = Rig(), list[str]()
-    monkeypatch.setattr(logger, "info", lambda text, *values: said.append(text % values))
+    rig, sentence = Rig(), list[str]()
+    monkeypatch.setattr(logger, "info", lambda text, *values: sentence.append(text % values))
     skip, heads, entropy = POLICIES
     answer = rig.patch({"vision_threshold": 0.4, "low": 0, "layers": {"1": {"threshold": 0.5}}})
     assert answer.status_code == 200
     expected = [skip | {"vision_threshold": 0.4}, heads | {"threshold": 0.5}, entropy | {"low": 0}]
     assert rig.policies() == [layer["policy"] for layer in answer.json()["layers"]] == expected
     assert rig.engines.policies == [dict(enumerate(expected))] * 2
-    assert said == [
+    assert sentence == [
         "Thresholds are changed by the key of the-admin: "
         "vision_threshold is 0.4, low is 0, threshold of layer 1 is 0.5."
     ]
@@ -180,7 +180,7 @@ def test_thresholds_are_changed_in_all_engines(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "sentence"),
     [
         ({}, "Name a threshold to change: they are high, low, text_threshold, threshold, vision_threshold."),
         ({"top_k": 1}, "top_k is no threshold in force: they are high, "),
@@ -198,10 +198,10 @@ def test_thresholds_are_changed_in_all_engines(monkeypatch: pytest.MonkeyPatch) 
         (None, ""),
     ],
 )
-def test_thresholds_that_no_policy_has_are_refused_with_a_message(body: Any, said: str) -> None:
+def test_thresholds_that_no_policy_has_are_refused_with_a_message(body: Any, sentence: str) -> None:
     rig = Rig()
     answer = rig.patch(body)
-    assert answer.status_code == 400 and said in message(answer) and message(answer).endswith(".")
+    assert answer.status_code == 400 and sentence in message(answer) and message(answer).endswith(".")
     assert rig.engines.policies == [dict(enumerate(POLICIES))] * 2
     assert rig.switch.salted(None) is None
 
@@ -229,10 +229,10 @@ def test_other_keys_cannot_change_thresholds(role: str, status: int) -> None:
 def test_the_metrics_are_in_the_documentation() -> None:
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
     names = {sample.name for family in Rig().registry.collect() for sample in family.samples}
-    told = {name for name in names if not name.endswith("_created")}
-    assert told == {
+    reported = {name for name in names if not name.endswith("_created")}
+    assert reported == {
         "prismoe_routing_switches_total",
         "prismoe_policy_in_force",
         "prismoe_threshold_changes_total",
     }
-    assert all(f"`{name}`" in page for name in told)
+    assert all(f"`{name}`" in page for name in reported)

@@ -57,8 +57,8 @@ def ask_all(server: StockServer, expected: Sequence[Answer], times: int = 1) -> 
 
     asked = [body(chat, stream=stream) for stream in (False, True) for chat in CHATS] * times
     with ThreadPoolExecutor(4) as pool:
-        told = list(pool.map(one, asked))
-    assert told == [(answer.prompt_ids, answer.token_ids) for answer in expected] * 2 * times
+        reported = list(pool.map(one, asked))
+    assert reported == [(answer.prompt_ids, answer.token_ids) for answer in expected] * 2 * times
 
 
 def cells_of(samples: Samples) -> list[float]:
@@ -99,8 +99,8 @@ def test_two_api_servers_with_all_routes(
         for _ in range(6):  # from either API server
             check_metrics(server, expected, times=3)
         with client(server) as http:
-            told = http.get("/v1/routing").raise_for_status().json()
-            assert [layer["policy"] for layer in told["layers"]] == [{"policy": "native"}] * len(LAYERS)
+            reported = http.get("/v1/routing").raise_for_status().json()
+            assert [layer["policy"] for layer in reported["layers"]] == [{"policy": "native"}] * len(LAYERS)
             assert np.array_equal(
                 load(http)["expert_tokens"], 6 * np.sum([one.counts for one in expected], axis=0)
             )
@@ -164,7 +164,7 @@ def test_a_moe_llava_checkpoint_is_routed_like_in_prismoes_server(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (settings(colour=1), "--additional-config: prismoe.colour: Extra inputs are not permitted."),
         (settings(routing={"policy": "ltdr"}), "give it a threshold."),
@@ -173,11 +173,11 @@ def test_a_moe_llava_checkpoint_is_routed_like_in_prismoes_server(
     ids=["setting", "policy", "worker"],
 )
 def test_impossible_settings_end_the_start_with_a_message(
-    options: tuple[str, ...], said: str, vllm: Path, glm: Path, tmp_path: Path
+    options: tuple[str, ...], message: str, vllm: Path, glm: Path, tmp_path: Path
 ) -> None:
     server = StockServer(tmp_path / "log", vllm, str(glm), *OPTIONS, *options)
     assert server.wait() != 0
-    assert said in server.output and "Starting to load model" not in server.output
+    assert message in server.output and "Starting to load model" not in server.output
 
 
 def test_a_dead_engine_ends_the_server_like_in_vllm(vllm: Path, glm: Path, tmp_path: Path) -> None:

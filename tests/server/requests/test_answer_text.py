@@ -40,12 +40,12 @@ def detokenizer(prompt: list[int], request_id: str, mode: str = "prismoe") -> Fa
 
 def answered(mended: FastIncrementalDetokenizer, text: str, delta: bool) -> str:
     """The text of an answer, token by token."""
-    told = []
+    reported = []
     ids = TOKENIZER.encode(text, add_special_tokens=False).ids
     for number, token in enumerate(ids, 1):
         mended.update([token], stop_terminated=False)
-        told.append(mended.get_next_output_text(finished=number == len(ids), delta=delta))
-    return "".join(told) if delta else told[-1]
+        reported.append(mended.get_next_output_text(finished=number == len(ids), delta=delta))
+    return "".join(reported) if delta else reported[-1]
 
 
 PROMPT = TOKENIZER.encode("USER: Hi ASSISTANT:").ids
@@ -53,7 +53,7 @@ PROMPT = TOKENIZER.encode("USER: Hi ASSISTANT:").ids
 
 @pytest.mark.parametrize("delta", [True, False])
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         (" maple leaf", "maple leaf"),
         ("maple leaf", "maple leaf"),
@@ -64,9 +64,9 @@ PROMPT = TOKENIZER.encode("USER: Hi ASSISTANT:").ids
         (' {"a": 1}', '{"a": 1}'),
     ],
 )
-def test_an_answer_has_no_space_after_the_colon(text: str, told: str, delta: bool) -> None:
+def test_an_answer_has_no_space_after_the_colon(text: str, reported: str, delta: bool) -> None:
     for request_id in ("chatcmpl-1", "resp_1"):
-        assert answered(detokenizer(PROMPT, request_id), text, delta) == told
+        assert answered(detokenizer(PROMPT, request_id), text, delta) == reported
     assert answered(detokenizer(PROMPT, "cmpl-1-0"), text, delta) == text
     assert answered(detokenizer(PROMPT, "chatcmpl-1", mode="hf"), text, delta) == text
 
@@ -81,7 +81,7 @@ def test_a_message_that_is_continued_keeps_its_space() -> None:
 
 @pytest.mark.parametrize("delta", [True, False])
 @pytest.mark.parametrize(
-    ("prompt", "text", "told"),
+    ("prompt", "text", "reported"),
     [
         (
             [1135, 284, 360, 279, 85, 222, 174, 255],
@@ -97,9 +97,9 @@ def test_a_message_that_is_continued_keeps_its_space() -> None:
     ],
 )
 def test_a_prompt_that_ends_inside_a_character_adds_no_text(
-    prompt: list[int], text: str, told: str, delta: bool
+    prompt: list[int], text: str, reported: str, delta: bool
 ) -> None:
-    assert answered(detokenizer(prompt, "cmpl-1-0"), text, delta) == told
+    assert answered(detokenizer(prompt, "cmpl-1-0"), text, delta) == reported
 
 
 def test_an_answer_completes_the_character_that_its_prompt_began() -> None:

@@ -97,10 +97,10 @@ def refusal(path: str, body: dict[str, Any], served: Served) -> str:
 
 def body(path: str, api: API, *told: Any, **more: Any) -> dict[str, Any]:
     """A body with a conversation and more messages after it."""
-    said = [{**HI[0]}, *told]
+    message = [{**HI[0]}, *told]
     if api is not RESPONSES:
-        del said[0]["type"]
-    return {api.key: [said] if path.endswith("batch") else said, **more}
+        del message[0]["type"]
+    return {api.key: [message] if path.endswith("batch") else message, **more}
 
 
 @ROUTES

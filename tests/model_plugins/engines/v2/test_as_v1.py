@@ -89,9 +89,9 @@ check = CpuPlatform.check_and_update_config
 
 def check_but_stay_asynchronous(_: type[CpuPlatform], config: VllmConfig) -> None:
     """Check the engine, but keep asynchronous scheduling, which vLLM uses only on GPUs."""
-    wanted = config.scheduler_config.async_scheduling
+    expected = config.scheduler_config.async_scheduling
     check(config)
-    config.scheduler_config.async_scheduling = wanted
+    config.scheduler_config.async_scheduling = expected
 
 
 def test_these_are_the_two_runners(v1: Seen, v2: Seen) -> None:

@@ -26,17 +26,18 @@ def test_the_page_is_made_of_the_table() -> None:
 
 
 def test_each_model_of_vllms_is_in_its_registry_and_listed_once() -> None:
-    told = [name for model in IN_TREE for name in model.architectures]
-    assert {*told} <= {*ModelRegistry.get_supported_archs()}
+    reported = [name for model in IN_TREE for name in model.architectures]
+    assert {*reported} <= {*ModelRegistry.get_supported_archs()}
     assert max(Counter(ARCHITECTURES).values()) == 1
 
 
 @pytest.mark.parametrize("architecture", UNSEEN)
 def test_the_page_matches_the_starts_messages(architecture: str) -> None:
     layers, modalities = STARTS[architecture]
-    said = why_unseen(architecture, moe_layers(*layers), modalities)
+    message = why_unseen(architecture, moe_layers(*layers), modalities)
     assert (
-        said == f"{UNSEEN[architecture]} It is served as vLLM serves it, and nothing of its routing is shown."
+        message
+        == f"{UNSEEN[architecture]} It is served as vLLM serves it, and nothing of its routing is shown."
     )
 
 

@@ -48,13 +48,13 @@ def test_a_tower_is_found(tmp_path: Path, checkpoint: Path, name: str, place: st
     assert find_tower(name, str(checkpoint)).resolve() == tower
 
 
-@pytest.mark.parametrize("said", [".", "../moe"])
+@pytest.mark.parametrize("message", [".", "../moe"])
 def test_a_tower_beside_a_checkpoint_with_a_relative_path(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, said: str
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
     tower = write_tower(tmp_path / "checkpoints" / "clip-336")
     monkeypatch.chdir(checkpoint)
-    assert find_tower("/data1/clip-336", said).resolve() == tower
+    assert find_tower("/data1/clip-336", message).resolve() == tower
 
 
 def test_a_tower_by_an_absolute_path(tmp_path: Path, checkpoint: Path) -> None:
@@ -65,12 +65,12 @@ def test_a_tower_by_an_absolute_path(tmp_path: Path, checkpoint: Path) -> None:
 def test_a_path_of_another_machine_is_refused_with_advice(checkpoint: Path) -> None:
     with pytest.raises(FileNotFoundError) as refused:
         find_tower("/data1/models/clip-336", str(checkpoint))
-    said = str(refused.value)
+    message = str(refused.value)
     for place in ("/data1/models/clip-336", checkpoint / "clip-336", checkpoint.parent / "clip-336"):
-        assert said.count(f"{place},") + said.count(f"{place}.") >= 1, place
-    assert said.count("/data1/models/clip-336") == 2, "once as it is named, once as a place"
-    assert "hf download" not in said
-    assert f"Put the tower's folder beside the checkpoint, as {checkpoint.parent / 'clip-336'}." in said
+        assert message.count(f"{place},") + message.count(f"{place}.") >= 1, place
+    assert message.count("/data1/models/clip-336") == 2, "once as it is named, once as a place"
+    assert "hf download" not in message
+    assert f"Put the tower's folder beside the checkpoint, as {checkpoint.parent / 'clip-336'}." in message
 
 
 @pytest.mark.parametrize("name", [CLIP, IN_A_CACHE])

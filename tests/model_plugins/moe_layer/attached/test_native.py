@@ -17,7 +17,7 @@ SIGMOID = {"scoring_func": "sigmoid", "e_score_correction_bias": torch.zeros(8),
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({}, "softmax"),
         ({"renormalize": True}, "softmax, renormalised"),
@@ -39,8 +39,8 @@ SIGMOID = {"scoring_func": "sigmoid", "e_score_correction_bias": torch.zeros(8),
         (SIGMOID | {"custom_routing_function": max}, "the model's own function"),
     ],
 )
-def test_the_description_of_a_gate(settings: dict[str, Any], said: str) -> None:
-    assert str(gate_of(moe_layer(**settings))) == said
+def test_the_description_of_a_gate(settings: dict[str, Any], message: str) -> None:
+    assert str(gate_of(moe_layer(**settings))) == message
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_two_sets_of_experts_are_observed_if_they_are_for_text_and_vision() -> N
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"do_naive_dispatch_combine": True}, "gathers the tokens of several ranks"),
         ({"moe_config": SimpleNamespace(is_sequence_parallel=True)}, "splits a step's tokens over the ranks"),
@@ -75,9 +75,9 @@ def test_two_sets_of_experts_are_observed_if_they_are_for_text_and_vision() -> N
     ],
 )
 def test_layers_with_other_rows_than_the_steps_are_not_observed(
-    changes: dict[str, Any], said: str | None
+    changes: dict[str, Any], message: str | None
 ) -> None:
     layer = moe_layer(1)
     vars(layer).update(changes)
-    told = why_unseen("AriaForConditionalGeneration", [moe_layer(0), layer], MEDIA[:2])
-    assert told is None if said is None else told is not None and said in told
+    reported = why_unseen("AriaForConditionalGeneration", [moe_layer(0), layer], MEDIA[:2])
+    assert reported is None if message is None else reported is not None and message in reported

@@ -78,7 +78,7 @@ def test_a_reproducible_gate_can_be_routed(gate: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gate", "kernel", "settings", "said"),
+    ("gate", "kernel", "settings", "message"),
     [
         ({"custom_routing_function": max}, {}, {}, "a function of the model's own"),
         # vLLM's router on CPU does not scale a plain softmax, although its settings say so.
@@ -94,10 +94,10 @@ def test_a_reproducible_gate_can_be_routed(gate: dict[str, Any]) -> None:
     ],
 )
 def test_a_layer_that_cannot_be_routed_gives_a_reason(
-    gate: dict[str, Any], kernel: dict[str, Any], settings: dict[str, Any], said: str
+    gate: dict[str, Any], kernel: dict[str, Any], settings: dict[str, Any], message: str
 ) -> None:
     runner = layer(kernel, **gate)
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         check_layer(runner, gate_of(runner), routing(**settings))
 
 

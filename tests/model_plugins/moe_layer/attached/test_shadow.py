@@ -140,9 +140,9 @@ def test_dummy_steps_count_nothing_and_a_reset_clears_both() -> None:
 
 
 def test_the_report_of_a_shadow() -> None:
-    told = routing_of(Model()).describe()
-    assert [layer["policy"] for layer in told["layers"]] == [{"policy": "native"}] * 2
-    for layer, shadow in zip(told["layers"], told["shadow"], strict=True):
+    reported = routing_of(Model()).describe()
+    assert [layer["policy"] for layer in reported["layers"]] == [{"policy": "native"}] * 2
+    for layer, shadow in zip(reported["layers"], reported["shadow"], strict=True):
         assert shadow["policy"].items() >= SHADOW.items()
         assert shadow["sources"]["threshold"] == "--shadow"
         for name in ("layer", "experts", "top_k", "gate", "kernel"):
@@ -151,7 +151,7 @@ def test_the_report_of_a_shadow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shadow", "said"),
+    ("shadow", "message"),
     [
         ({"policy": "native"}, "The routing settings in --shadow cannot be used: policy is 'native'"),
         ({"policy": "ltdr"}, "compares the tokens of a whole image"),
@@ -159,8 +159,8 @@ def test_the_report_of_a_shadow() -> None:
         ({"policy": "dual_threshold", "top_k": 9}, "from 1 to the layer's 4 experts"),
     ],
 )
-def test_a_policy_that_cannot_be_in_force_is_refused(shadow: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_policy_that_cannot_be_in_force_is_refused(shadow: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         routing_of(Model(), shadow)
 
 

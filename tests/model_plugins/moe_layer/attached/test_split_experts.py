@@ -267,11 +267,11 @@ def test_the_self_check_covers_both_kinds(kind: Kind, model: Model, routing: Spl
 
 
 def test_the_description_of_the_layers(routing: SplitRouting) -> None:
-    told = routing.describe()
-    assert told["in_force"] == "native" and not told["not_supported"]
-    assert [layer["experts"] for layer in told["layers"]] == [2 * EXPERTS] * len(LAYERS)
+    reported = routing.describe()
+    assert reported["in_force"] == "native" and not reported["not_supported"]
+    assert [layer["experts"] for layer in reported["layers"]] == [2 * EXPERTS] * len(LAYERS)
     gate = "softmax, with a bias, renormalised; experts"
-    assert [layer["gate"] for layer in told["layers"][:3]] == [
+    assert [layer["gate"] for layer in reported["layers"][:3]] == [
         f"{gate} 0 to 4 are text's, 5 to 9 are vision's",
         f"{gate} 5 to 9 are vision's",
         f"{gate} 0 to 4 are text's",

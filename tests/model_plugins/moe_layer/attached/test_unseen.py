@@ -139,9 +139,13 @@ def test_the_first_reason_is_reported_and_nothing_is_attached(
     model = Model(*runners)
     embed = model.embed_input_ids
     routing = routing_of(model, *modalities)
-    told = routing.describe()
-    assert told["not_supported"] == [f"{sentence} {END}"]
-    assert (told["architecture"], told["modalities"], told["layers"]) == (MODEL, [*modalities], [])
+    reported = routing.describe()
+    assert reported["not_supported"] == [f"{sentence} {END}"]
+    assert (reported["architecture"], reported["modalities"], reported["layers"]) == (
+        MODEL,
+        [*modalities],
+        [],
+    )
     assert {name for name, lists in routing.load().items() if lists} == {"modalities"}
     assert model.embed_input_ids == embed and routing.routers == {}
     assert [runner.routed_experts.routing_sink for runner in runners] == [None] * len(runners)

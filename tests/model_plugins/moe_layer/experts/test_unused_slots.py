@@ -40,8 +40,8 @@ def test_kernels_with_a_row_for_each_slot_can(experts: type, monkeypatch: pytest
 @pytest.mark.parametrize("experts", [FlashInferExperts, TrtLlmBf16ExpertsModular, CutlassExpertsFp8])
 def test_others_cannot_on_cuda(experts: type, on_cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(current_platform, "is_cuda", lambda: on_cuda)
-    said = rf"The policy ltdr leaves slots unused, and the kernel of layer 3 \({experts.__name__}\) "
-    with pytest.raises(ValueError, match=said) if on_cuda else nullcontext():
+    message = rf"The policy ltdr leaves slots unused, and the kernel of layer 3 \({experts.__name__}\) "
+    with pytest.raises(ValueError, match=message) if on_cuda else nullcontext():
         check_unused_slots(moe_layer(3, **kernel_of(experts)), "ltdr")
 
 

@@ -67,10 +67,10 @@ def test_a_right_answer_can_differ_in_case_space_and_a_full_stop(answer: str, is
 def test_wrong_lines_are_reported_with_their_number(folder: Path, lines: list[str], complaint: str) -> None:
     file = folder / "questions.jsonl"
     file.write_text("\n".join(lines))
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as reported:
         read_questions(file)
-    assert complaint in str(told.value)
-    assert str(file) in str(told.value)
+    assert complaint in str(reported.value)
+    assert str(file) in str(reported.value)
 
 
 def test_a_file_that_is_not_text(folder: Path) -> None:
@@ -88,7 +88,7 @@ def test_the_bundled_questions() -> None:
     for entry, number in zip(listed, range(0, 30, 5), strict=True):
         five = questions[number : number + 5]
         assert {question.image.name for question in five} == {entry["file"]}
-        told = [question.accepted for question in five]
-        assert told == [(entry["name"],), (entry["category"],), (entry["kind"],), ("yes",), ("no",)]
+        reported = [question.accepted for question in five]
+        assert reported == [(entry["name"],), (entry["category"],), (entry["kind"],), ("yes",), ("no",)]
         assert five[2].question == f"What kind of {entry['category']} is it?"
         assert entry["name"] in five[3].question and entry["name"] not in five[4].question

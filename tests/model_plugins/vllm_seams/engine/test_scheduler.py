@@ -322,14 +322,14 @@ def test_vllms_limit_of_a_hit_is_passed_on(limit: tuple[int | None, ...]) -> Non
     assert seen == [limit]
 
 
-@pytest.mark.parametrize("told", [24, 16])
-def test_an_image_at_the_start_of_a_replay_waits_for_room(told: int) -> None:
+@pytest.mark.parametrize("reported", [24, 16])
+def test_an_image_at_the_start_of_a_replay_waits_for_room(reported: int) -> None:
     """0.32 passes the number of hit tokens, and 0.33 the start of the computation: 8 tokens are replayed."""
     scheduler: Any = object.__new__(WholeImageScheduler)
     scheduler.prefix_replay_tokens, scheduler.ec_connector, scheduler._passes = 8, None, WeakKeyDictionary()
     request = waiting((16, 10))
     for scheduler._left, waits in [(9, True), (10, False)]:
-        assert scheduler._ec_transfer_pending(request, told) is waits
+        assert scheduler._ec_transfer_pending(request, reported) is waits
 
 
 class Waiting:

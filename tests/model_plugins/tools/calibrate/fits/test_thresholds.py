@@ -110,14 +110,14 @@ def test_the_search_skips_the_share_of_all_uses_with_the_least_change_of_the_out
     text, vision = (
         sum(int((2 - count_T)[of_T].sum()) for count_T in counts) for of_T in (~is_vision_T, is_vision_T)
     )
-    wanted = round(share * 4 * len(is_vision_T))
+    expected = round(share * 4 * len(is_vision_T))
     step = 4 * VISION_TOKENS / dual_threshold.VISION_STEPS + 1
-    assert wanted <= text + vision <= wanted + step + 4 * text_tokens / dual_threshold.TEXT_STEPS
+    assert expected <= text + vision <= expected + step + 4 * text_tokens / dual_threshold.TEXT_STEPS
     assert (text, vision) == min(skips, key=lambda skip: skip[dear == "vision"])
     room = (4 - 2 * keep_best) * (text_tokens if dear == "vision" else VISION_TOKENS)
     if dear == "text":
         step += 4 * text_tokens / dual_threshold.TEXT_STEPS
-    assert (vision if dear == "vision" else text) <= max(0, wanted - room) + step
+    assert (vision if dear == "vision" else text) <= max(0, expected - room) + step
     assert len(skips) <= dual_threshold.TEXT_STEPS + 1
 
 
