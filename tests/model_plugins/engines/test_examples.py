@@ -44,7 +44,7 @@ def test_the_figure_of_an_offline_model_has_the_counted_tokens(ran: tuple[list[s
     definitions = [cell for cell in code_of_notebook() if "import " in cell or "def " in cell]
     notebook = run_notebook(definitions)
     before = np.array(llm.collective_rpc("prismoe_expert_load")[0]["expert_tokens"])
-    found = notebook["by_layer"](*notebook["asked_of"](llm))
+    found = notebook["by_layer"](*notebook["inspect_offline"](llm))
     counted = np.array(llm.collective_rpc("prismoe_expert_load")[0]["expert_tokens"]) - before
     for place, (_, _, uses) in enumerate(found.values()):
         assert [uses["text"].tolist(), uses["image"].tolist()] == counted[place].tolist()
