@@ -107,5 +107,5 @@ def for_vllm(request: Request, placeholders: Mapping[str, str], with_metadata: b
         ]
     if request.sounds:
         media["audio"] = [*request.sounds]
-    told: dict[str, Any] = {"prompt": request.prompt(placeholders), "multi_modal_data": media}
-    return told | ({"mm_processor_kwargs": {"use_audio_in_video": True}} if request.mixes_sound else {})
+    prompt: dict[str, Any] = {"prompt": request.prompt(placeholders), "multi_modal_data": media}
+    return prompt | ({"mm_processor_kwargs": {"use_audio_in_video": True}} if request.mixes_sound else {})

@@ -29,7 +29,7 @@ LIMITS = {"image": 4, "video": 1}
 class Shadowed(NamedTuple):
     """The counts of an engine with a shadow, and transformers' results for the same chats."""
 
-    told: dict[str, Any]
+    load: dict[str, Any]
     native: list[Answer]
     by_rule: np.ndarray
     """The uses by the rule for the recorded logits, `[layer, modality, expert]`."""
@@ -39,8 +39,8 @@ class Shadowed(NamedTuple):
 
 
 def load(llm: LLM) -> dict[str, Any]:
-    told: dict[str, Any] = llm.collective_rpc("prismoe_expert_load")[0]
-    return told
+    expert_load: dict[str, Any] = llm.collective_rpc("prismoe_expert_load")[0]
+    return expert_load
 
 
 def ask(llm: LLM, folder: Path, params: SamplingParams) -> list[list[int]]:
@@ -67,7 +67,7 @@ def shadowed(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPat
         llm.collective_rpc("prismoe_start_recording")
         assert ask(llm, folder, GREEDY) == [answer.token_ids for answer in native]
         llm.collective_rpc("prismoe_save_recording", args=(str(file),))
-        told = load(llm)
+        counts = load(llm)
         assert [
             layer["policy"]["policy"] for layer in llm.collective_rpc("prismoe_routing")[0]["shadow"]
         ] == [
@@ -80,7 +80,7 @@ def shadowed(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPat
         assert not np.any(load(llm)["shadow"]["expert_tokens"])
         ask(llm, folder, PROMPT_ALONE)
         prompts_first = load(llm)["shadow"]["expert_tokens"][0]
-    return Shadowed(told, native, *by_rule(np.load(file), native), prompts_first)
+    return Shadowed(counts, native, *by_rule(np.load(file), native), prompts_first)
 
 
 def by_rule(recorded: Any, native: list[Answer]) -> tuple[np.ndarray, list[int]]:
@@ -98,17 +98,17 @@ def by_rule(recorded: Any, native: list[Answer]) -> tuple[np.ndarray, list[int]]
 
 
 def test_the_shadow_does_not_change_native(shadowed: Shadowed) -> None:
-    assert shadowed.told["expert_tokens"] == counted(shadowed.native)
-    assert shadowed.told["tail_tokens"] == [0] * len(LAYERS)
+    assert shadowed.load["expert_tokens"] == counted(shadowed.native)
+    assert shadowed.load["tail_tokens"] == [0] * len(LAYERS)
 
 
 def test_the_shadow_counts_the_rules_uses_for_the_models_logits(shadowed: Shadowed) -> None:
-    shadow = shadowed.told["shadow"]
+    shadow = shadowed.load["shadow"]
     assert shadow["expert_tokens"] == shadowed.by_rule.tolist()
     assert shadow["tail_tokens"] == shadowed.tails and shadowed.tails[1] > 0
-    assert shadow["tokens"] == shadowed.told["tokens"]
-    assert (shadow["modalities"], shadow["layers"]) == (shadowed.told["modalities"], [*LAYERS])
-    for of_shadow, of_native in zip(shadowed.by_rule, shadowed.told["expert_tokens"], strict=True):
+    assert shadow["tokens"] == shadowed.load["tokens"]
+    assert (shadow["modalities"], shadow["layers"]) == (shadowed.load["modalities"], [*LAYERS])
+    for of_shadow, of_native in zip(shadowed.by_rule, shadowed.load["expert_tokens"], strict=True):
         assert not np.array_equal(of_shadow, of_native)
 
 
@@ -127,6 +127,6 @@ def test_a_compiled_engine_counts_the_same(shadowed: Shadowed, checkpoint: Calla
     folder, options = checkpoint(NAME), engine_options(shadow=SHADOW) | {"enforce_eager": False}
     with engine(folder, limit_mm_per_prompt=LIMITS, enable_prefix_caching=False, **options) as llm:
         assert ask(llm, folder, GREEDY) == [answer.token_ids for answer in shadowed.native]
-        told = load(llm)
+        counts = load(llm)
     for name in ("tokens", "expert_tokens", "tail_tokens"):
-        assert (told[name], told["shadow"][name]) == (shadowed.told[name], shadowed.told["shadow"][name])
+        assert (counts[name], counts["shadow"][name]) == (shadowed.load[name], shadowed.load["shadow"][name])

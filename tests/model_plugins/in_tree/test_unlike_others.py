@@ -77,8 +77,8 @@ def test_ernie_with_experts_for_text_and_for_vision(
     expected = ernie4_5_vl_moe.answers(folder, ERNIE, TOKENS)
     prompts = [for_vllm(one, ernie4_5_vl_moe.RELEASED_PLACEHOLDERS, with_metadata=True) for one in ERNIE]
     with engine(ernie4_5_vl_moe.as_released(folder), runner=runner, **ernie4_5_vl_moe.ENGINE) as llm:
-        told: Any = llm.collective_rpc("prismoe_routing")[0]
-        assert [(layer["layer"], layer["experts"]) for layer in told["layers"]] == [(1, 16), (2, 16)]
+        routing: Any = llm.collective_rpc("prismoe_routing")[0]
+        assert [(layer["layer"], layer["experts"]) for layer in routing["layers"]] == [(1, 16), (2, 16)]
         compare(llm, prompts, expected)
 
 
@@ -98,5 +98,5 @@ def compare(llm: LLM, prompts: Sequence[Any], expected: Sequence[Answer]) -> Non
 
 def load(llm: LLM) -> np.ndarray:
     """The load as `[layer, modality, expert]`."""
-    told: Any = llm.collective_rpc("prismoe_expert_load")[0]
-    return np.array(told["expert_tokens"])
+    expert_load: Any = llm.collective_rpc("prismoe_expert_load")[0]
+    return np.array(expert_load["expert_tokens"])

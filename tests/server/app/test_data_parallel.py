@@ -24,8 +24,8 @@ def inspect(server: Server, picture: bytes) -> dict[str, Any]:
     messages = user(image_part(picture), "What is this?")
     body = {"model": "prismoji", "messages": messages, "max_tokens": 4, "ignore_eos": True}
     answer = httpx.post(f"{server.url}/v1/routing/inspect", json=body, timeout=60)
-    told: dict[str, Any] = answer.raise_for_status().json()
-    return told
+    expert_load: dict[str, Any] = answer.raise_for_status().json()
+    return expert_load
 
 
 def test_expert_load_and_inspections_of_two_engines(tmp_path: Path, picture: bytes) -> None:
@@ -52,8 +52,8 @@ def test_expert_load_and_inspections_of_two_engines(tmp_path: Path, picture: byt
     finally:
         server.stop()
     assert server.survivors() == []
-    for told in inspected:  # vLLM alternates between the engines
-        routing, usage = told["routing"], told["completion"]["usage"]
+    for inspection in inspected:  # vLLM alternates between the engines
+        routing, usage = inspection["routing"], inspection["completion"]["usage"]
         assert routing["left_out"] == 0
         assert len(routing["tokens"]) == usage["prompt_tokens"] + usage["completion_tokens"] - 1
         assert len(routing["layers"]) == len(load["layers"])

@@ -41,17 +41,17 @@ class VideoFile(Video):
     """A video as a file. Its frames are those that the server's loader takes."""
 
     data: bytes
-    told: dict[str, Any]
+    metadata: dict[str, Any]
 
     @classmethod
     def of(cls, data: bytes, processor: str) -> "VideoFile":
         """The video for a model with this video processor."""
         video = RequestMedia().fetch_video(_data_url("video/mp4", data), video_processor=processor)
-        frames, told = video.media
-        return cls(frames, data=data, told=dict(told))
+        frames, metadata = video.media
+        return cls(frames, data=data, metadata=dict(metadata))
 
     def metadata(self) -> dict[str, Any]:
-        return {name: value for name, value in self.told.items() if name != "do_sample_frames"}
+        return {name: value for name, value in self.metadata.items() if name != "do_sample_frames"}
 
 
 def _data_url(kind: str, data: bytes) -> str:
@@ -88,8 +88,8 @@ def ask(http: httpx.Client, asked: dict[str, Any]) -> tuple[list[int], list[int]
     answer = http.post("/v1/chat/completions", json=asked)
     assert answer.status_code == 200, answer.text
     if not asked.get("stream"):
-        told = answer.json()
-        return told["prompt_token_ids"], told["choices"][0]["token_ids"]
+        whole = answer.json()
+        return whole["prompt_token_ids"], whole["choices"][0]["token_ids"]
     lines = [line for line in answer.text.splitlines() if line.startswith("data: {")]
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
@@ -101,8 +101,8 @@ def ask(http: httpx.Client, asked: dict[str, Any]) -> tuple[list[int], list[int]
 def load(http: httpx.Client) -> dict[str, Any]:
     """The current expert load."""
     time.sleep(READ_S)
-    told: dict[str, Any] = http.get("/v1/routing/load").raise_for_status().json()
-    return told
+    expert_load: dict[str, Any] = http.get("/v1/routing/load").raise_for_status().json()
+    return expert_load
 
 
 def since(before: dict[str, Any], now: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -122,9 +122,9 @@ def scrape(http: httpx.Client, start: str = "prismoe_") -> Samples:
     return samples
 
 
-def scrape_when_read(http: httpx.Client, told: dict[str, Any]) -> Samples:
-    """The samples once they have the tokens of `told`, a load that no request followed."""
-    return scrape_until_counted(http, sum(told["tokens"][0]))
+def scrape_when_read(http: httpx.Client, expert_load: dict[str, Any]) -> Samples:
+    """The samples once they have the tokens of `expert_load`, a load that no request followed."""
+    return scrape_until_counted(http, sum(expert_load["tokens"][0]))
 
 
 def scrape_until_counted(http: httpx.Client, tokens: int) -> Samples:

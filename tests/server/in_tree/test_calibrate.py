@@ -40,7 +40,7 @@ class Calibrated(NamedTuple):
     checkpoint: Path
     images: Path
     file: Path
-    told: dict[str, Any]
+    settings: dict[str, Any]
     output: str
     progress: str
 
@@ -79,10 +79,10 @@ def test_the_cost_is_reported(calibrated: Calibrated) -> None:
 
 
 def test_settings_and_model(calibrated: Calibrated) -> None:
-    told = calibrated.told
-    assert told["policy"] == "ltdr" and told.items() >= ROUTING.items()
-    assert [*told["layers"]] == [str(layer) for layer in range(LAYERS)]
-    model = told["calibrated"]["model"]
+    settings = calibrated.settings
+    assert settings["policy"] == "ltdr" and settings.items() >= ROUTING.items()
+    assert [*settings["layers"]] == [str(layer) for layer in range(LAYERS)]
+    model = settings["calibrated"]["model"]
     assert (model["layers"], model["experts"], model["top_k"]) == (LAYERS, EXPERTS, K)
     assert str(calibrated.checkpoint.parent) not in calibrated.file.read_text()
 
@@ -119,8 +119,8 @@ def wait_for_answers(state: Path, count: int) -> None:
 
 
 def test_a_server_skips_the_measured_experts(calibrated: Calibrated) -> None:
-    measured = calibrated.told["calibrated"]["measured"]
-    with engine(calibrated.checkpoint, calibrated.told, enable_prefix_caching=False) as llm:
+    measured = calibrated.settings["calibrated"]["measured"]
+    with engine(calibrated.checkpoint, calibrated.settings, enable_prefix_caching=False) as llm:
         for image, question in zip(PICTURES, QUESTIONS, strict=True):
             llm.chat(chat_about(image, question), SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
         load = llm.collective_rpc("prismoe_expert_load")[0]
@@ -147,15 +147,15 @@ def test_thresholds_are_searched_for_a_share_of_all_uses(calibrated: Calibrated,
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"Thresholds:[^\r]*\| 4/4 ", done.stderr)
-    told = json.loads(file.read_text())
+    settings = json.loads(file.read_text())
     text, vision = (
-        [layer[f"{modality}_importance"] for layer in told["layers"].values()]
+        [layer[f"{modality}_importance"] for layer in settings["layers"].values()]
         for modality in ("text", "vision")
     )
     assert sum(text) == pytest.approx(1) and min(text) > 0
     assert sum(vision) == pytest.approx(1) and min(vision[:-1]) > 0
     assert vision[-1] == 0  # nothing attends to the last layer's output for a picture
-    measured = told["calibrated"]["measured"]
+    measured = settings["calibrated"]["measured"]
     shares = [np.mean(skipped) for skipped in measured["skipped"].values()]
     skipped = np.average(shares, weights=[*measured["tokens"].values()])
     assert 0.27 < skipped < 0.36  # only prompts are measured; their answers were recorded, too
@@ -168,9 +168,11 @@ def test_another_model_is_not_served_with_it(calibrated: Calibrated, tmp_path: P
     replace(MODEL, seed=1).save(other)
     done = prismoe("serve", other, "--routing", f"@{calibrated.file}")
     assert done.returncode == 1
-    said = done.stderr.splitlines()[-1]
-    assert re.match(r"prismoe: The routing settings were calibrated for another model \(.*\) than this", said)
-    assert "run prismoe calibrate on this checkpoint" in said
+    message = done.stderr.splitlines()[-1]
+    assert re.match(
+        r"prismoe: The routing settings were calibrated for another model \(.*\) than this", message
+    )
+    assert "run prismoe calibrate on this checkpoint" in message
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class API(NamedTuple):
     forced: list[Any]
     auto: list[Any]
     none: Any
-    told: list[Any]
+    exchange: list[Any]
     """A call and its result."""
 
 
@@ -95,9 +95,9 @@ def refusal(path: str, body: dict[str, Any], served: Served) -> str:
     return ""
 
 
-def body(path: str, api: API, *told: Any, **more: Any) -> dict[str, Any]:
+def body(path: str, api: API, *messages: Any, **more: Any) -> dict[str, Any]:
     """A body with a conversation and more messages after it."""
-    message = [{**HI[0]}, *told]
+    message = [{**HI[0]}, *messages]
     if api is not RESPONSES:
         del message[0]["type"]
     return {api.key: [message] if path.endswith("batch") else message, **more}
@@ -121,8 +121,8 @@ def test_tools_need_a_template_and_a_parser(path: str, api: API) -> None:
 
 @ROUTES
 def test_calls_and_results_need_a_template(path: str, api: API) -> None:
-    for told in (api.told, api.told[:1], api.told[1:]):
-        asked = body(path, api, *told)
+    for messages in (api.exchange, api.exchange[:1], api.exchange[1:]):
+        asked = body(path, api, *messages)
         assert refusal(path, asked, NOTHING) == NO_PLACE
         assert refusal(path, asked, TEMPLATE) == ""
 
