@@ -41,17 +41,17 @@ class VideoFile(Video):
     """A video as a file. Its frames are those that the server's loader takes."""
 
     data: bytes
-    metadata: dict[str, Any]
+    loader_metadata: dict[str, Any]
 
     @classmethod
     def of(cls, data: bytes, processor: str) -> "VideoFile":
         """The video for a model with this video processor."""
         video = RequestMedia().fetch_video(_data_url("video/mp4", data), video_processor=processor)
-        frames, metadata = video.media
-        return cls(frames, data=data, metadata=dict(metadata))
+        frames, loader_metadata = video.media
+        return cls(frames, data=data, loader_metadata=dict(loader_metadata))
 
     def metadata(self) -> dict[str, Any]:
-        return {name: value for name, value in self.metadata.items() if name != "do_sample_frames"}
+        return {name: value for name, value in self.loader_metadata.items() if name != "do_sample_frames"}
 
 
 def _data_url(kind: str, data: bytes) -> str:
