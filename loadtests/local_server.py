@@ -50,7 +50,7 @@ def serving(
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        if not becomes_healthy(process, url):
+        if not gets_healthy(process, url):
             raise RuntimeError(f"The server did not become ready. Read its log: {log}")
         yield url, process.pid
     finally:
@@ -58,7 +58,7 @@ def serving(
         process.wait()
 
 
-def becomes_healthy(process: subprocess.Popen[bytes], url: str) -> bool:
+def gets_healthy(process: subprocess.Popen[bytes], url: str) -> bool:
     """Wait until a server answers. Returns False if it ends or takes too long."""
     end = time.monotonic() + START_LIMIT_S
     while process.poll() is None and time.monotonic() < end:

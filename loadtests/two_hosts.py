@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-from prismoe.loadtests.local_server import becomes_healthy
+from prismoe.loadtests.local_server import gets_healthy
 from prismoe.loadtests.target import computed_tokens, counters, counters_now, finished, total
 from prismoe.loadtests.traffic import QUESTIONS, chat, picture
 
@@ -203,7 +203,7 @@ def running(
 
 def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until the server is healthy. Raises RuntimeError if it ends or takes too long."""
-    if not becomes_healthy(process, url):
+    if not gets_healthy(process, url):
         raise RuntimeError(f"{url} did not become ready:\n{log.read_text(errors='replace')}")
 
 

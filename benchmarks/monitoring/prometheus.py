@@ -76,16 +76,16 @@ class Prometheus:
         """The rules and their state."""
         return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
 
-    def wait_until(self, condition: Callable[[], bool], limit_s: float) -> float:
-        """Wait until `condition` holds, and return the seconds that it took."""
+    def wait_until(self, true: Callable[[], bool], limit_s: float) -> float:
+        """Wait until `true` returns True, and return the seconds that it took."""
         start = time.monotonic()
-        while not self._holds(condition):
+        while not self._is(true):
             assert self.process.poll() is None and time.monotonic() - start < limit_s, self.log.read_text()
             time.sleep(0.2)
         return time.monotonic() - start
 
-    def _holds(self, condition: Callable[[], bool]) -> bool:
+    def _is(self, true: Callable[[], bool]) -> bool:
         try:
-            return condition()
+            return true()
         except urllib.error.URLError:
             return False  # Prometheus is still starting

@@ -34,12 +34,12 @@ def test_routes_without_a_readable_load_say_so(worker: str) -> None:
 
 
 def test_the_log_has_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    logged: list[str] = []
-    monkeypatch.setattr(endpoint_plugin.logger, "error", lambda text, *values: logged.append(text % values))
+    said: list[str] = []
+    monkeypatch.setattr(endpoint_plugin.logger, "error", lambda text, *values: said.append(text % values))
     app = FastAPI()
     app.state.args = SimpleNamespace(additional_config=None)
     plugin = RoutingEndpoints()
     plugin.attach_router(app)
     asyncio.run(plugin.init_state(engine(ROUTED_WORKER), app.state, app.state.args))
-    [sentence] = logged
+    [sentence] = said
     assert sentence.startswith("The expert load can't be read, so /metrics has none of it.")

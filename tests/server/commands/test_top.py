@@ -57,7 +57,7 @@ def test_queues_of_engines_add_up_and_the_fullest_cache_counts() -> None:
     }
 
 
-def view_lines(load: dict[str, Any], lines: int | None = None) -> list[str]:
+def told(load: dict[str, Any], lines: int | None = None) -> list[str]:
     """The view's lines after its head, two seconds after nothing was counted."""
     nothing = ExpertLoad.model_validate(large_load(0))
     now = Snapshot(2.0, ExpertLoad.model_validate(load), {})
@@ -68,7 +68,7 @@ def view_lines(load: dict[str, Any], lines: int | None = None) -> list[str]:
 
 
 def test_a_large_model_is_shown_by_its_most_and_least_loaded_experts() -> None:
-    lines = view_lines(large_load())
+    lines = told(large_load())
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     assert len(rows) == 48 * 3
     assert rows[2] == ["0", "video", "1,600", "8.00", "127 (1.0%)", "0 (0.5%)"]
@@ -81,11 +81,11 @@ def test_if_not_all_layers_fit_the_most_uneven_are_shown() -> None:
     load["expert_tokens"] = [
         uneven if layer in (7, 30) else rows for layer, rows in enumerate(load["expert_tokens"])
     ]
-    lines = view_lines(load, lines=1 + 12)
+    lines = told(load, lines=1 + 12)
     assert len(lines) == 12 - 1
     assert [line.split()[1] for line in lines if "text" in line] == ["7", "30"]
     assert lines[-1] == "The 2 of 48 layers with the most uneven load."
-    assert len(view_lines(load, lines=1)) == 3 + 5  # one layer, however few lines there are
+    assert len(told(load, lines=1)) == 3 + 5  # one layer, however few lines there are
 
 
 def test_a_model_whose_layers_cannot_be_seen_has_a_reason() -> None:

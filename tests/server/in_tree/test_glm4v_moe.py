@@ -178,11 +178,11 @@ def test_top_and_the_load_table_show_it(glm: Server, glm_http: httpx.Client) -> 
     while top.poll() is None:
         for chat in CHATS:
             ask(glm_http, body(chat, max_tokens=1))
-    message = top.communicate()[0]
-    assert top.returncode == 0, message
-    rows = [asking.cells(line) for line in message.splitlines() if line.startswith("│")]
+    said = top.communicate()[0]
+    assert top.returncode == 0, said
+    rows = [asking.cells(line) for line in said.splitlines() if line.startswith("│")]
     assert [row[:2] for row in rows] == [[str(layer), name] for layer in LAYERS for name in MODALITIES]
-    assert [row[3] for row in rows] == [f"{K}.00"] * len(rows), message
+    assert [row[3] for row in rows] == [f"{K}.00"] * len(rows), said
     table = load_told(Client(glm.url))
     assert table.splitlines()[-1] == "The policy in force (native) knows no tail tokens."
     assert [line.split()[:2] for line in table.splitlines()[3:9]] == [row[:2] for row in rows]

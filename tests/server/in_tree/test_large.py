@@ -129,15 +129,15 @@ def test_top_shows_the_most_and_the_least_loaded(large: Server, large_http: http
 def test_the_load_table_has_a_line_for_each_layer_and_modality(
     large: Server, large_http: httpx.Client
 ) -> None:
-    reported = load(large_http)
+    told = load(large_http)
     _, _, _, *lines, _, sentence = load_told(Client(large.url)).splitlines()
     assert sentence == "The policy in force (native) knows no tail tokens."
     assert [line.split()[:3] for line in lines] == [
-        [str(layer), modality, str(reported["tokens"][layer][number])]
+        [str(layer), modality, str(told["tokens"][layer][number])]
         for layer in range(LAYERS)
         for number, modality in enumerate(MODALITIES)
     ]
-    first, counts = lines[1].split(), reported["expert_tokens"][0][1]
+    first, counts = lines[1].split(), told["expert_tokens"][0][1]
     assert first[3] == str(np.argmax(counts)) and first[-1] == f"{K}.00"
 
 

@@ -81,12 +81,12 @@ def message(answer: Any) -> str:
 
 
 def test_all_engines_are_switched_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig, sentence = Rig(), list[str]()
-    monkeypatch.setattr(logger, "info", lambda text, *values: sentence.append(text % values))
+    rig, said = Rig(), list[str]()
+    monkeypatch.setattr(logger, "info", lambda text, *values: said.append(text % values))
     assert (rig.in_force(), rig.metric("prismoe_policy_in_force"), rig.switches()) == ("policy", 1, (0, 0))
     answer = rig.put(NATIVE)
     assert (answer.status_code, answer.json()) == (200, NATIVE)
-    assert sentence == ["The routing is switched to native by the key of the-admin."]
+    assert said == ["The routing is switched to native by the key of the-admin."]
     assert rig.engines.routed_by == ["native", "native"]
     assert (rig.in_force(), rig.metric("prismoe_policy_in_force"), rig.switches()) == ("native", 0, (1, 0))
     assert rig.put(POLICY).json() == POLICY
@@ -158,15 +158,15 @@ def test_models_without_a_switch(body: dict[str, str]) -> None:
 
 
 def test_thresholds_are_changed_in_all_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig, sentence = Rig(), list[str]()
-    monkeypatch.setattr(logger, "info", lambda text, *values: sentence.append(text % values))
+    rig, said = Rig(), list[str]()
+    monkeypatch.setattr(logger, "info", lambda text, *values: said.append(text % values))
     skip, heads, entropy = POLICIES
     answer = rig.patch({"vision_threshold": 0.4, "low": 0, "layers": {"1": {"threshold": 0.5}}})
     assert answer.status_code == 200
     expected = [skip | {"vision_threshold": 0.4}, heads | {"threshold": 0.5}, entropy | {"low": 0}]
     assert rig.policies() == [layer["policy"] for layer in answer.json()["layers"]] == expected
     assert rig.engines.policies == [dict(enumerate(expected))] * 2
-    assert sentence == [
+    assert said == [
         "Thresholds are changed by the key of the-admin: "
         "vision_threshold is 0.4, low is 0, threshold of layer 1 is 0.5."
     ]
