@@ -69,16 +69,16 @@ def test_differences_are_described() -> None:
     tails = [golden.tail_tokens[0] + 2, *golden.tail_tokens[1:]]
     other = golden.model_copy(update={"answers": answers, "tail_tokens": tails})
     assert differences(other, golden) == [
-        f"request 0 is answered [1], and not {golden.answers[0].tokens}",
+        f"request 0 gets the answer [1] instead of {golden.answers[0].tokens}",
         "1 of 2 tail_tokens differ, by 2 at most",
     ]
     assert differences(golden.model_copy(update={"weights": ""}), golden) == [
-        "the checkpoint that is made here has other weights"
+        "the checkpoint that this host generates has other weights"
     ]
 
 
 def test_a_host_without_a_gpu_is_reported() -> None:
-    with pytest.raises(ValueError, match=r"^PyTorch sees no GPU here: .* rehearse by --dry\.$"):
+    with pytest.raises(ValueError, match=r"^PyTorch sees no GPU here: .* or use --dry\.$"):
         host.described(Host(is_dry=False))
 
 

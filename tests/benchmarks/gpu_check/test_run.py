@@ -53,9 +53,9 @@ def test_after_the_limit_none_starts_and_the_running_one_is_stopped(
     (tmp_path / LINES).write_text("".join(f"{line.model_dump_json()}\n" for line in kept))
     assert run(tmp_path, limit_s=0.5) == 0
     assert kept_lines(tmp_path) == kept
-    assert "Run the same command again for what is left: hangs." in capsys.readouterr().out
+    assert "Run the same command again for the other checks: hangs." in capsys.readouterr().out
     assert run(tmp_path, limit_s=0, again=True) == 0
-    assert "left: works; fails; dies: at once;" in capsys.readouterr().out
+    assert "other checks: works; fails; dies: at once;" in capsys.readouterr().out
 
 
 def test_the_printed_form_of_a_line() -> None:
