@@ -1,9 +1,9 @@
-"""What prismoe's plugin costs under vLLM's own API server, over HTTP on CPU.
+"""Measures the cost of prismoe's plugin under vLLM's own API server, over HTTP on CPU.
 
-`python -m prismoe.benchmarks.serving.plugin_cost`, on a host with nothing else to do. Two servers of the
-model of `native_cost` stand beside each other, one with `VLLM_PLUGINS=prismoe` and one without. A pair is the
-same prompt to both, one behind the other; pairs begin with one and with the other in turns. Printed is the
-speed with the plugin over that without it, the pairs' median and its 95% interval, by the seconds until the
+Run `python -m prismoe.benchmarks.serving.plugin_cost` on an otherwise idle host. Two servers of
+`native_cost`'s model run at the same time, one with `VLLM_PLUGINS=prismoe` and one without. A pair is the
+same prompt to both, one after the other; which comes first alternates. The program prints the speed with the
+plugin over the speed without it: the median over the pairs and its 95% interval. The time is that until the
 last token.
 """
 
@@ -35,7 +35,7 @@ OPTIONS = (
 
 @contextmanager
 def serving(model: Path, plugins: str) -> Iterator[httpx.Client]:
-    """A client of a server that has these plugins."""
+    """Start vLLM's server with these plugins, and yield a client of it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -57,7 +57,7 @@ def serving(model: Path, plugins: str) -> Iterator[httpx.Client]:
 
 
 def wait(server: "subprocess.Popen[bytes]", http: httpx.Client) -> None:
-    """Return when the server answers. Raises RuntimeError where it ends or is not ready in time."""
+    """Wait until the server answers. Raises RuntimeError if it ends or is not ready in time."""
     end = time.monotonic() + START_LIMIT_S
     while server.poll() is None and time.monotonic() < end:
         try:
@@ -69,7 +69,7 @@ def wait(server: "subprocess.Popen[bytes]", http: httpx.Client) -> None:
 
 
 def seconds(http: httpx.Client, prompt: list[int], answer: int) -> float:
-    """Until the last token of an answer."""
+    """Send a prompt, and return the seconds until the last token of the answer."""
     params = {"temperature": 0, "max_tokens": answer, "ignore_eos": True, "detokenize": False}
     start = time.perf_counter()
     http.post(

@@ -1,4 +1,4 @@
-"""What is kept of a step, and that a deprived modality gets nothing of a layer's experts."""
+"""The recording of a step. A deprived modality gets no output from a layer's experts."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ HIDDEN_TD = torch.arange(12.0).view(6, 2)
 
 
 class OneStep(nn.Module):
-    """Two routers, each asked once; gives the hidden states back."""
+    """A model with two routers, each called once. It returns the hidden states unchanged."""
 
     def __init__(self, routing: Any) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class OneStep(nn.Module):
         return hidden_TD
 
     def compute_logits(self, hidden_TD: Tensor) -> Tensor:
-        return hidden_TD * torch.tensor([1.0, 0.5])  # a softmax would not tell rows of one shift apart
+        return hidden_TD * torch.tensor([1.0, 0.5])  # a softmax would hide a constant difference between rows
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The endpoint plugin where the load can't be read: the server is vLLM's, and says why it tells nothing."""
+"""The endpoint plugin if the load can't be read: the server is vLLM's, and reports the reason."""
 
 import asyncio
 from types import SimpleNamespace
@@ -14,12 +14,12 @@ from prismoe.server.app.endpoint_plugin import NO_LOAD, RoutingEndpoints
 
 
 def engine(worker: str) -> Any:
-    """An engine of this worker that answers no question."""
+    """An engine with this worker that answers no RPC."""
     return SimpleNamespace(vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(worker_cls=worker)))
 
 
 @pytest.mark.parametrize("worker", ["another.Worker", ROUTED_WORKER])
-def test_routes_of_a_load_that_is_not_read_say_so(worker: str) -> None:
+def test_routes_without_a_readable_load_say_so(worker: str) -> None:
     app = FastAPI()
     app.state.args = SimpleNamespace(additional_config={"prismoe": {"routes": True}})
     plugin = RoutingEndpoints()
@@ -33,7 +33,7 @@ def test_routes_of_a_load_that_is_not_read_say_so(worker: str) -> None:
             assert (refused.status_code, refused.json()["detail"]) == (503, NO_LOAD)
 
 
-def test_the_log_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_has_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(endpoint_plugin.logger, "error", lambda text, *values: said.append(text % values))
     app = FastAPI()

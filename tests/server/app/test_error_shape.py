@@ -118,10 +118,10 @@ def test_headers_of_an_error_are_kept() -> None:
         (503, "overloaded_error"),
     ],
 )
-def test_anthropics_names(status: int, kind: str) -> None:
-    told = ask("POST", f"/v1/messages/{status}")
-    assert told.status_code == status
-    assert told.json() == {"type": "error", "error": {"type": kind, "message": "A."}}
+def test_errors_have_anthropics_names(status: int, kind: str) -> None:
+    reported = ask("POST", f"/v1/messages/{status}")
+    assert reported.status_code == status
+    assert reported.json() == {"type": "error", "error": {"type": kind, "message": "A."}}
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,17 @@ def test_anthropics_names(status: int, kind: str) -> None:
         ("No point", "No point."),
     ],
 )
-def test_a_message_is_a_sentence(message: str, sentence: str) -> None:
+def test_a_message_becomes_a_sentence(message: str, sentence: str) -> None:
     assert ask("POST", "/v1/chat/raise", {"message": message}).json()["error"]["message"] == sentence
 
 
-def test_what_is_found_wrong_inside_a_route() -> None:
+def test_errors_that_a_route_raises() -> None:
     refused = ask("POST", "/v1/chat/completions/batch", {"stream": 7})
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == "stream must be true or false."
 
 
-def test_what_is_no_error_of_a_request_stays_as_it_is() -> None:
+def test_other_exceptions_are_not_changed() -> None:
     assert ask("GET", "/readyz").json() == {"status": "not ready"}
     assert ask("GET", "/plain").text == "no"
     assert ask("POST", "/v1/messages", {}).json() == {"ok": True}
@@ -167,8 +167,8 @@ def test_what_is_no_error_of_a_request_stays_as_it_is() -> None:
         ([], "The request must be an object."),
     ],
 )
-def test_what_vllms_models_find_wrong_is_one_sentence(body: Any, message: str) -> None:
-    told = ask("POST", "/v1/chat/completions", body)
-    assert (told.status_code, told.json()["error"]["message"]) == (400, message)
+def test_validation_errors_of_vllms_models_become_one_sentence(body: Any, message: str) -> None:
+    reported = ask("POST", "/v1/chat/completions", body)
+    assert (reported.status_code, reported.json()["error"]["message"]) == (400, message)
     anthropic = ask("POST", "/v1/messages", body).json()
     assert anthropic == {"type": "error", "error": {"type": "invalid_request_error", "message": message}}

@@ -60,7 +60,7 @@ def test_one_sentence(tmp_path: Path, spoil: Callable[[Path], None], sentence: s
     spoil(folder)
     command = Command(tmp_path / "log", "serve", str(folder), "--port", "0")
     assert command.wait() == 1
-    (said,) = [line for line in command.output.splitlines() if line.startswith("prismoe: ")]
-    assert sentence in said
-    assert command.output.splitlines()[-1] == said
+    (message,) = [line for line in command.output.splitlines() if line.startswith("prismoe: ")]
+    assert sentence in message
+    assert command.output.splitlines()[-1] == message
     assert "Traceback" not in command.output

@@ -1,4 +1,4 @@
-"""What a server answers while its engine starts."""
+"""A server's answers while its engine starts."""
 
 import multiprocessing
 import socket
@@ -41,7 +41,7 @@ def url() -> Iterator[str]:
         ("GET", "/no/such/route", 503),
     ],
 )
-def test_it_lives_and_is_not_ready(url: str, method: str, path: str, status: int) -> None:
+def test_it_is_alive_and_not_ready(url: str, method: str, path: str, status: int) -> None:
     answer = httpx.request(method, url + path, timeout=LIMIT_S, headers={"X-Request-Id": "mine"})
     assert answer.status_code == status
     assert answer.headers.get_list("x-request-id") == ["mine"]
@@ -49,14 +49,14 @@ def test_it_lives_and_is_not_ready(url: str, method: str, path: str, status: int
     assert status == 200 or "The server is starting" in answer.text
 
 
-def test_clients_are_told_to_come_again(url: str) -> None:
+def test_clients_are_asked_to_retry(url: str) -> None:
     answer = httpx.post(f"{url}/v1/completions", json={"prompt": "x" * 100_000}, timeout=LIMIT_S)
     assert answer.headers["retry-after"] == "10"
     assert answer.json()["error"]["code"] == 503
 
 
 def accepted_from(client: socket.socket, listener: socket.socket) -> socket.socket:
-    """The server's end of this client's connection; one that nobody has taken yet may stand before it."""
+    """The server's end of this client's connection. An older connection may be accepted first."""
     while True:
         accepted, address = listener.accept()
         if address == client.getsockname():
@@ -82,7 +82,7 @@ def test_the_server_takes_over_and_misses_no_connection() -> None:
             each.close()
 
 
-def test_a_process_that_is_forked_meanwhile_keeps_no_connection() -> None:
+def test_a_process_that_is_forked_meanwhile_inherits_no_connection() -> None:
     args = options(*LOOPBACK)
     with listening(args) as listener:
         address = listener.getsockname()
@@ -123,7 +123,7 @@ def test_with_tls() -> None:
 @pytest.mark.parametrize(
     "arguments", [("--ssl-certfile", "/no/such/file"), ("--ssl-keyfile", "/no/such/file")]
 )
-def test_a_certificate_that_cannot_be_read_is_refused_with_a_sentence(arguments: tuple[str, ...]) -> None:
+def test_an_unreadable_certificate_is_refused_with_a_message(arguments: tuple[str, ...]) -> None:
     args = options(*LOOPBACK, *arguments)
     with (
         listening(args) as listener,

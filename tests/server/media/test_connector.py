@@ -1,4 +1,4 @@
-"""Data URLs and local files, as vLLM asks for them."""
+"""Data URLs and local files, through vLLM's interface."""
 
 import asyncio
 import base64
@@ -61,7 +61,7 @@ def test_data_urls_that_are_refused(url: str, reason: str) -> None:
     assert refusal(url) == reason
 
 
-def test_limits_of_the_operator() -> None:
+def test_the_operators_limits() -> None:
     connector = RequestMedia()
     connector.settings = MediaSettings.model_validate({"max_image_mib": "0.001", "max_image_pixels": 100})
     assert refusal(data_url(bytes(1049)), connector) == "it has more than 1,048 bytes."
@@ -74,7 +74,7 @@ def test_no_file_without_a_folder(tmp_path: Path) -> None:
     assert "this server reads no files" in refusal((tmp_path / "a.png").as_uri())
 
 
-def test_files_are_of_the_folder(tmp_path: Path) -> None:
+def test_only_files_in_the_folder_are_read(tmp_path: Path) -> None:
     folder, outside = tmp_path / "pictures", tmp_path / "secret.png"
     (folder / "deep").mkdir(parents=True)
     for path in (folder / "a b.png", folder / "deep" / "c.png", outside, tmp_path / "pictures.png"):
@@ -108,7 +108,7 @@ def test_files_are_of_the_folder(tmp_path: Path) -> None:
             assert str(folder) not in message
 
 
-def test_decoding_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_does_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
 
     def decode(*_: object) -> Image.Image:
@@ -120,7 +120,7 @@ def test_decoding_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) ->
     assert threads and threading.main_thread() not in threads
 
 
-def test_the_background_is_the_operators() -> None:
+def test_the_operator_sets_the_background() -> None:
     clear = encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 0)))
     connector = RequestMedia({"image": {"rgba_background_color": list(RED)}})
     assert connector.fetch_image(data_url(clear)).getpixel((0, 0)) == RED

@@ -1,4 +1,4 @@
-"""Bodies that are refused, by route, each with its sentence."""
+"""Refused bodies by route, each with its message."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ FIRST = "messages[0].content[0]"
 CHAT_HAS_VIDEOS = "Send videos as parts of messages to /v1/chat/completions."
 
 REFUSED: list[tuple[str, Any, str]] = [
-    # Bodies that are no JSON object.
+    # Bodies that are not a JSON object.
     (CHAT, b"", "The request's body is not JSON: EOF while parsing a value at line 1 column 0."),
     (CHAT, b"{", "The request's body is not JSON: EOF while parsing an object at line 1 column 1."),
     (CHAT, b"\xff", "The request's body is not JSON: expected value at line 1 column 1."),
@@ -149,7 +149,7 @@ REFUSED: list[tuple[str, Any, str]] = [
         user({"type": "video_url", "video_url": {"url": URL, "detail": "low"}}),
         f"{FIRST}.video_url.detail is not supported: {LEFT_OUT}",
     ),
-    # What two APIs have no part for.
+    # Parts that two APIs don't have.
     (
         RESPONSES,
         items({"type": "message", "role": "user", "content": [{"type": "input_video", "video_url": URL}]}),
@@ -161,7 +161,7 @@ REFUSED: list[tuple[str, Any, str]] = [
         user({"type": "video", "source": {"type": "url", "url": URL}}),
         f"{FIRST}.type is 'video'. The blocks of a user are: text, image, tool_result. {CHAT_HAS_VIDEOS}",
     ),
-    # Routing that other models than MoE-LLaVA don't take.
+    # Routing settings that only MoE-LLaVA accepts.
     (
         CHAT,
         {**user(IMAGE), "mm_processor_kwargs": {"routing": {}}},
@@ -179,7 +179,7 @@ REFUSED: list[tuple[str, Any, str]] = [
         "messages[0].tool_calls[0].function.arguments must be a JSON text or an object.",
     ),
     (CHAT, {"messages": [{"role": "tool", "content": "4"}]}, "messages[0].tool_call_id is missing."),
-    # Keys of old.
+    # Obsolete keys.
     *(
         (path, {**body, old: given}, f"{old} is no longer supported: send {new} instead.")
         for path, body in ((CHAT, user(TEXT)), (COMPLETIONS, {"prompt": "Hi"}))
@@ -192,7 +192,7 @@ REFUSED: list[tuple[str, Any, str]] = [
             ("guided_grammar", "root ::= 'a'", "structured_outputs"),
         )
     ),
-    # Numbers of answers, and what is the operator's.
+    # Numbers of answers, and settings that only the operator may change.
     *(
         (CHAT, {**user(TEXT), "n": n}, "n must be a whole number.")
         for n in ("1000", 1000.5, [1000], {"a": 1}, True)
@@ -331,4 +331,4 @@ REFUSED: list[tuple[str, Any, str]] = [
         "previous_input_messages is not allowed in requests: leave it out.",
     ),
 ]
-"""Bodies that are refused, and the sentence that says why."""
+"""Refused bodies, and the message with the reason."""

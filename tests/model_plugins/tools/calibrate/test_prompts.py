@@ -1,4 +1,4 @@
-"""Which pictures and questions a checkpoint is calibrated on."""
+"""The pictures and questions for calibration."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_without_a_folder_there_are_drawings() -> None:
     assert len({drawing.tobytes() for drawing in drawings}) == 256
 
 
-def test_folders_that_will_not_do(tmp_path: Path) -> None:
+def test_unsuitable_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="There is no folder"):
         pictures(tmp_path / "none", 3)
     with pytest.raises(ValueError, match="holds no pictures"):
