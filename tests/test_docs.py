@@ -53,7 +53,9 @@ def test_each_option_of_a_serve_command_exists() -> None:
 
 
 def test_make_without_a_target_lists_all_targets() -> None:
-    listed = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["make", "--no-print-directory"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
     [targets] = re.findall(r"^.PHONY: (.*)", (REPOSITORY / "Makefile").read_text(), re.M)
     assert sorted(line.split()[0] for line in listed.splitlines()) == sorted(targets.split())
     assert all(len(line.split()) > 1 for line in listed.splitlines())

@@ -54,7 +54,7 @@ def tail_sentence(load: ExpertLoad, routing: Mapping[str, Any]) -> str:
         if modality in VISION
     )
     policies = ", ".join(sorted({layer["policy"]["policy"] for layer in layers}))
-    if routing["in_force"] == "native":
+    if routing["in_force"] == "native" != policies:
         return f"The model's native routing is in force, not its policy ({policies})."
     layers_with_tail = [layer for layer in layers if "tail_experts" in layer["policy"]]
     if not layers_with_tail:

@@ -163,6 +163,10 @@ def test_the_sentence_on_tail_tokens() -> None:
     assert tail_sentence(ExpertLoad.model_validate(LOAD), switched) == (
         "The model's native routing is in force, not its policy (topk)."
     )
+    native = {"layers": [{"policy": {"policy": "native"}}], "in_force": "native"}
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), native) == (
+        "The policy in force (native) has no tail tokens."
+    )
 
 
 def test_engines_that_see_different_layers_are_refused() -> None:
