@@ -10,6 +10,7 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
+from tests.doc_commands import documented, shell
 from tests.paths import REPOSITORY
 from tests.project import NOT_PACKED, PROJECT, ROOMS, build_wheel
 
@@ -34,6 +35,18 @@ def information(wheel: Path, name: str) -> str:
 
 def metadata(wheel: Path) -> Message:
     return Parser().parsestr(information(wheel, "METADATA"))
+
+
+def test_pip_installs_it(wheel: Path, tmp_path: Path) -> None:
+    readme, page = (
+        *documented("pip install /path/to/prismoe"),
+        *documented("pip install prismoe-0.1.0-py3-none-any.whl"),
+    )
+    assert page == f"pip install {wheel.name}"
+    for command in (readme.replace("/path/to/prismoe", str(wheel)), page.replace(wheel.name, str(wheel))):
+        folder = tmp_path / str(len(command))
+        shell(f"python -m {command} --no-deps --no-index --target {folder}", tmp_path)
+        assert (folder / "prismoe" / "server" / "commands" / "cli.py").is_file()
 
 
 def test_the_wheel_is_small(wheel: Path) -> None:

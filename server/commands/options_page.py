@@ -40,7 +40,7 @@ def _command(parser: ArgumentParser) -> str:
         name = ", ".join(action.option_strings)
         description = (action.help or "") % {**vars(action), "prog": parser.prog}
         rows.append((f"`{' '.join(part for part in (name, str(value)) if part)}`", description))
-    usage = f"```sh\n{parser.usage}\n```\n\n" if parser.usage else ""
+    usage = f"```text\n{parser.usage}\n```\n\n" if parser.usage else ""
     return f"\n## {parser.prog}\n\n{usage}{parser.description}\n\n{_table(('option', 'what'), rows)}"
 
 

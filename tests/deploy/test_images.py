@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from prismoe.model_plugins.vllm_seams.check import CHECKED, TESTED
 from prismoe.server.access.keys import KeyFile, read_keys
 from tests.deploy.conftest import DEPLOY
+from tests.doc_commands import documented, shell
 from tests.paths import REPOSITORY
 from tests.project import PROJECT
 
@@ -199,3 +200,16 @@ def test_the_script_refuses_a_wrong_name(tmp_path: Path, name: str) -> None:
     done = subprocess.run([DEPLOY / "key.sh", name, "client", tmp_path / "k"], capture_output=True, text=True)
     assert done.returncode == 2 and "can't name a key" in done.stderr
     assert not (tmp_path / "k").exists()
+
+
+def test_the_pages_commands_make_keys(tmp_path: Path) -> None:
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    clients, metrics = documented("deploy/key.sh")
+    client_key = shell(clients, tmp_path).strip()
+    assert shell(metrics, tmp_path) == ""
+    metrics_key = (tmp_path / "metrics_key").read_text().strip()
+    found = [KeyFile(tmp_path / "api_keys").find(key) for key in (client_key, metrics_key)]
+    assert [(key.name, key.role.value) for key in found if key] == [
+        ("alice", "client"),
+        ("prometheus", "metrics"),
+    ]

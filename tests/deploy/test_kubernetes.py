@@ -4,6 +4,7 @@ No Python package has a schema of LeaderWorkerSet: its pods are checked as pods,
 """
 
 import json
+import shlex
 import subprocess
 from typing import Any
 
@@ -17,6 +18,8 @@ from pydantic import BaseModel
 
 from prismoe.server.commands.arguments import serve_settings
 from tests.deploy.conftest import CHART, DEPLOY, REQUIRED, render
+from tests.doc_commands import documented
+from tests.paths import REPOSITORY
 
 KUBERNETES = "1.37"
 OTHER_KINDS = ("LeaderWorkerSet", "PodMonitor", "ScaledObject")
@@ -273,6 +276,16 @@ def test_a_server_that_may_fetch_images_reaches_no_private_address() -> None:
         *("10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16"),
         *("172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16"),
     }
+
+
+def test_the_pages_settings_render() -> None:
+    """The client `helm` is not here: the test reads each --set as that would."""
+    [command] = documented("helm install")
+    _, _, _, chart, *options = shlex.split(command)
+    assert REPOSITORY / chart == CHART and set(options[::2]) == {"--set"}
+    values = dict(option.split("=") for option in options[1::2])
+    assert values.keys() >= REQUIRED.keys()
+    assert ("Deployment", "demo") in render(**values)
 
 
 @pytest.mark.parametrize("name", ["image", "model", "apiKeySecret"])

@@ -1,5 +1,6 @@
-"""The examples that use a running server."""
+"""The examples that use a running server, and the README's question to one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
+from tests.doc_commands import documented, shell
 from tests.examples import EXAMPLES, code_of_notebook, run_notebook
+from tests.paths import REPOSITORY
 from tests.server.app.test_counts import load
 from tests.server.running import Server
 
@@ -27,6 +30,12 @@ def run(server: Server, example: str, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_readmes_question_is_answered(server: Server) -> None:
+    [picture], [ask] = documented("PICTURE="), documented("printf")
+    answer = shell(f"{picture}\n{ask}".replace("http://127.0.0.1:8000", server.url), REPOSITORY)
+    assert json.loads(answer)["choices"][0]["message"]["content"] == "maple leaf"
 
 
 def test_openais_client_asks_about_a_picture(server: Server) -> None:

@@ -1,6 +1,7 @@
 """`prismoe calibrate` with a tiny checkpoint: its result can be served, and routes as it was fitted."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from vllm import SamplingParams
 from prismoe.model_plugins.tools.calibrate.calibrate import prepared, recorded_checkpoint
 from prismoe.model_plugins.tools.settings import CalibrateSettings
 from prismoe.server.commands.cli import main
+from tests.doc_commands import documented
 from tests.model_plugins.engine import PHI, engine
 from tests.model_plugins.tools.check.test_check import assert_one_sentence, prismoe
 
@@ -29,6 +31,18 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def routing_of(folder: Path) -> dict[str, Any]:
     routing: dict[str, Any] = json.loads((folder / "config.json").read_text())["prismoe_routing"]
     return routing
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("command", documented("prismoe calibrate MODEL DST"))
+def test_each_command_of_the_page_fits_its_policy(command: str, images: Path, tmp_path: Path) -> None:
+    fitted = tmp_path / "fitted"
+    names = {"MODEL": PHI, "DST": fitted, "DIR": images}
+    _, *arguments = [names.get(word, word) for word in shlex.split(command)]
+    done = prismoe(*arguments)
+    assert done.returncode == 0, done.stderr
+    routing = routing_of(fitted)
+    assert routing["policy"] == arguments[arguments.index("--policy") + 1]
 
 
 @pytest.mark.engine

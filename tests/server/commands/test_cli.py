@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 from pydantic import ValidationError
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
+from prismoe.server.access.keys import KeyFile
 from prismoe.server.commands import key as key_command
 from prismoe.server.commands.arguments import serve_settings
 from prismoe.server.commands.cli import main
 from prismoe.server.commands.parser import COMMANDS, parser_of
 from prismoe.server.settings import ServeSettings
+from tests.doc_commands import documented, shell
 
 LIMIT_S = 60
 
@@ -163,6 +166,38 @@ def test_bash_completes(completion_script: str, typed: str, offered: list[str]) 
     assert reported.stdout.split() == offered and reported.stderr == ""
 
 
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="There is no zsh (Debian: apt-get install zsh).")
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("prismoe eval", "prismoe evaluate "),
+        ("prismoe serve --expert-m", "prismoe serve --expert-metrics "),
+        ("prismoe serve --expert-metrics f", "prismoe serve --expert-metrics full "),
+        ("prismoe key alice key", "prismoe key alice keys.txt "),
+    ],
+)
+def test_zsh_completes_at_the_tab_key(typed: str, line: str, tmp_path: Path) -> None:
+    """In a terminal. Another key writes the line to a file, as it is after the tab key."""
+    (tmp_path / "keys.txt").touch()
+    script = without_an_engine(["completion", "zsh"])
+    write = "write() { print -r -- $BUFFER > line; exit }; zle -N write; bindkey '^X' write"
+    (tmp_path / ".zshrc").write_text(f"autoload -Uz compinit && compinit -u\n{script}{write}\n")
+    terminal, inner = os.openpty()
+    os.write(terminal, f"{typed}\t\x18".encode())
+    environment = {**os.environ, "ZDOTDIR": str(tmp_path)}
+    subprocess.run(
+        ["zsh", "-i"],
+        cwd=tmp_path,
+        env=environment,
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        start_new_session=True,
+        timeout=LIMIT_S,
+    )
+    assert (tmp_path / "line").read_text() == f"{line}\n"
+
+
 @pytest.fixture(scope="module")
 def completion_script() -> str:
     return without_an_engine(["completion", "bash"])
@@ -186,6 +221,16 @@ def test_an_interrupted_command_ends_without_a_traceback(
     monkeypatch.setattr(key_command, "key", interrupted)
     assert main(["key", "alice", "keys"]) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_the_pages_commands_make_keys_of_each_role(tmp_path: Path) -> None:
+    keys = [shell(command, tmp_path).strip() for command in documented("prismoe key")]
+    found = [KeyFile(tmp_path / "keys.txt").find(key) for key in keys]
+    assert {(key.name, key.role.value) for key in found if key} == {
+        ("alice", "client"),
+        ("prometheus", "metrics"),
+        ("carol", "admin"),
+    }
 
 
 def test_the_help_describes_a_value() -> None:

@@ -1,12 +1,14 @@
 """`prismoe evaluate` with the bundled model: its output matches the answers and the policies' k."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.server.commands.cli import main
+from tests.doc_commands import documented
 from tests.model_plugins.engine import PHI
 from tests.model_plugins.in_tree.checkpoints import make_checkpoint
 from tests.model_plugins.tools.check.test_check import assert_one_sentence
@@ -70,11 +72,14 @@ def test_each_k_is_counted_and_each_answer_is_scored(
 def test_a_model_of_vllms_own_is_counted_as_it_routes(questions: Path, tmp_path: Path) -> None:
     file = tmp_path / "written.json"
     model = make_checkpoint("qwen3-vl-moe", tmp_path)
-    options = ("--questions", str(questions), "--max-tokens", "2", "--dtype", "float32", "--json", str(file))
-    assert main(["evaluate", str(model), "--routing", '{"policy": "native"}', *options]) == 0
-    [row] = json.loads(file.read_text())["routings"]
-    assert (row["policies"], row["not_seen"]) == (["native"], [])
-    assert row["experts_per_token"] == {"text": 2, "image": 2}
+    [command] = documented("prismoe evaluate MODEL --routing")
+    names = {"MODEL": str(model), "FILE.jsonl": str(questions), "FILE.json": str(file)}
+    _, *arguments = [names.get(word, word) for word in shlex.split(command)]
+    assert main([*arguments, "--max-tokens", "2", "--dtype", "float32"]) == 0
+    native, one = json.loads(file.read_text())["routings"]
+    assert (native["policies"], native["not_seen"]) == (["native"], [])
+    assert native["experts_per_token"] == {"text": 2, "image": 2}
+    assert one["experts_per_token"] == {"text": 1, "image": 1}
 
 
 @pytest.mark.parametrize(

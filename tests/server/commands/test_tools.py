@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
+from prismoe.model_plugins.files.bundled import bundled_checkpoint
+from tests.doc_commands import documented
 from tests.paths import DATA
 from tests.server.running import Server
 
@@ -64,14 +66,10 @@ RESPONSES = [
 
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    options = (
-        "--chat-template",
-        str(TEMPLATE),
-        "--enable-auto-tool-choice",
-        "--tool-call-parser",
-        "internlm",
-    )
-    server = Server(tmp_path_factory.mktemp("tools") / "log", *options)
+    [command] = documented("prismoe serve MODEL --chat-template")
+    values = {"MODEL": str(bundled_checkpoint()), "FILE": str(TEMPLATE), "NAME": "internlm"}
+    _, _, *arguments = [values.get(word, word) for word in command.split()]
+    server = Server(tmp_path_factory.mktemp("tools") / "log", *arguments)
     try:
         server.wait_until_ready()
         with httpx.Client(base_url=server.url, timeout=60) as client:

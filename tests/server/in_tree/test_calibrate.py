@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 import pytest
 from vllm import SamplingParams
@@ -20,11 +22,13 @@ from vllm import SamplingParams
 from prismoe.model_plugins.tools.calibrate.prompts import QUESTIONS
 from prismoe.model_plugins.tools.chat_engine import chat_about
 from prismoe.server.commands.cli import main
+from tests.doc_commands import documented
 from tests.model_plugins.engine import engine
 from tests.model_plugins.in_tree import qwen3_vl_moe
 from tests.model_plugins.in_tree.chats import picture
 from tests.model_plugins.tools.check.test_check import assert_one_sentence, prismoe
 from tests.server.in_tree.test_large import EXPERTS, LAYERS, MODEL, K
+from tests.server.running import Server
 
 pytestmark = pytest.mark.server
 
@@ -160,6 +164,31 @@ def test_thresholds_are_searched_for_a_share_of_all_uses(calibrated: Calibrated,
     skipped = np.average(shares, weights=[*measured["tokens"].values()])
     assert 0.27 < skipped < 0.36  # only prompts are measured; their answers were recorded, too
     assert measured["divergence"] > 0
+
+
+def test_the_readmes_commands_calibrate_and_serve(calibrated: Calibrated, tmp_path: Path) -> None:
+    model = replace(qwen3_vl_moe.MODEL, config=partial(qwen3_vl_moe.config, num_experts_per_tok=4))
+    model.save(tmp_path / "small")
+    [calibrate] = documented("prismoe calibrate Qwen/Qwen3-VL-30B-A3B-Instruct routing.json")
+    [serve] = documented("prismoe serve Qwen/Qwen3-VL-30B-A3B-Instruct --routing @routing.json")
+    names = {
+        "Qwen/Qwen3-VL-30B-A3B-Instruct": str(tmp_path / "small"),
+        "PICTURES": str(calibrated.images),
+        "routing.json": str(tmp_path / "routing.json"),
+        "@routing.json": f"@{tmp_path / 'routing.json'}",
+    }
+    asked, served = ([names.get(word, word) for word in command.split()] for command in (calibrate, serve))
+    done = prismoe(*asked[1:], "--max-model-len", "512")
+    assert done.returncode == 0, done.stderr
+    server = Server(tmp_path / "log", *served[2:], "--max-model-len", "512")
+    try:
+        server.wait_until_ready()
+        answer = httpx.get(f"{server.url}/v1/routing").raise_for_status().json()
+        skipped = json.loads((tmp_path / "routing.json").read_text())["calibrated"]["measured"]["skipped"]
+    finally:
+        server.stop()
+    assert {layer["policy"]["policy"] for layer in answer["layers"]} == {"dual_threshold"}
+    assert 0.5 < np.mean(skipped["image"]) < 0.7
 
 
 def test_another_model_is_not_served_with_it(calibrated: Calibrated, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from prismoe.benchmarks.monitoring.dashboards import QUERIES, shows_something, with_variables
 from prismoe.benchmarks.monitoring.prometheus import Prometheus
+from tests.doc_commands import documented
 from tests.model_plugins.in_tree.checkpoints import make_checkpoint
 from tests.model_plugins.in_tree.reference import Answer, answers
 from tests.server.in_tree.asking import MAX_TOKENS, OPTIONS, ask, body
@@ -58,8 +59,8 @@ def prometheus(
         port = Server.free_port()
         router = subprocess.Popen(
             [
-                *(sys.executable, "-m", "vllm_router.launch_router", "--policy", "round_robin"),
-                *("--host", "127.0.0.1", "--port", str(port), "--worker-urls", *urls),
+                *(sys.executable, "-m", "vllm_router.launch_router"),
+                *router_arguments(port, urls),
             ],
             stdout=(folder / "router").open("wb"),
             stderr=subprocess.STDOUT,
@@ -77,6 +78,13 @@ def prometheus(
             lambda: shows_something(running.query("prismoe:experts_per_token:ratio_rate5m")), 30
         )
         yield running
+
+
+def router_arguments(port: int, urls: list[str]) -> list[str]:
+    """Those of the page, for servers and a port of this machine."""
+    [command] = documented("vllm-router")
+    command = command.replace("0.0.0.0", "127.0.0.1").replace("8080", str(port))
+    return command.replace("http://host-a:8000 http://host-b:8000", " ".join(urls)).split()[1:]
 
 
 def is_ready(http: httpx.Client) -> bool:

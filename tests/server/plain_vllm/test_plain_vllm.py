@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
+from tests.doc_commands import documented, shell
 from tests.model_plugins.in_tree.reference import Answer
 from tests.server.conftest import image_part, text_part, user
 from tests.server.in_tree.asking import (
@@ -120,6 +121,10 @@ def test_nothing_of_prismoe_runs_unless_it_is_named(
         ask_all(server, expected)
         with client(server) as http:
             assert ("prismoe_" in http.get("/metrics").text) is (plugins is not None)
+        if plugins is not None:
+            [command] = documented("curl -s localhost:8000/metrics")
+            said = shell(command.replace("localhost:8000", server.url), tmp_path)
+            assert said and all(line.startswith("prismoe_") for line in said.splitlines())
     names = imported(vllm)
     assert "prismoe.model_plugins.plugin" in names
     rooms = {room for name in names for room in name.split(".") if room in UNUSED}
