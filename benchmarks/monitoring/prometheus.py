@@ -6,12 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from prismoe.benchmarks.paths import REPOSITORY
 
@@ -63,9 +62,8 @@ class Prometheus:
 
     def get(self, path: str, **parameters: str) -> Any:
         """The data at a path of its API."""
-        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)["data"]
+        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10)
+        return answer.raise_for_status().json()["data"]
 
     def query(self, expr: str) -> list[tuple[dict[str, str], float]]:
         """An expression's samples now: labels and value."""
@@ -87,5 +85,5 @@ class Prometheus:
     def _is(self, true: Callable[[], bool]) -> bool:
         try:
             return true()
-        except urllib.error.URLError:
+        except httpx.HTTPError:
             return False  # it is still starting

@@ -6,7 +6,6 @@ experts a token used, counted by the server. `NAME=FOLDER:JSON` serves with that
 """
 
 import argparse
-import json
 import socket
 import subprocess
 import sys
@@ -78,10 +77,10 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
 def measure(name: str, folder: str, routing: str | None, exam: Exam) -> Row:
     """Score one checkpoint."""
     with serving(folder, routing) as url:
-        replies = ask_all(Server(url), exam)
+        server = Server(url)
+        replies = ask_all(server, exam)
         time.sleep(0.5)  # The server tells a reading of the last half second.
-        with urllib.request.urlopen(f"{url}/v1/routing/load") as response:
-            load: Mapping[str, Any] = json.load(response)
+        load = server.call("/v1/routing/load")
     right = sum(case.answer == reply.strip() for case, reply in zip(exam.cases, replies, strict=True))
     return Row(name, right, len(replies), experts_per_token(load))
 
