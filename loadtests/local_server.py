@@ -34,27 +34,40 @@ def serving(
     module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, int]]:
     """The URL and process id of a Python module that serves HTTP, as long as the block lasts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-P", "-m", module, *arguments]
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-P", "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    with running(command, log, environment) as process:
+        if not gets_healthy(process, url):
+            raise RuntimeError(f"The server did not get ready. Its log is {log}")
+        yield url, process.pid
+
+
+@contextmanager
+def running(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in a process group of its own, as long as the block lasts."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            command,
             stdout=output,
             stderr=subprocess.STDOUT,
             # Not a session: Linux schedules sessions apart, and the engine's busy loops starve others.
             process_group=0,
             env=os.environ | dict(environment or {}),
         )
-    url = f"http://127.0.0.1:{port}"
     try:
-        if not gets_healthy(process, url):
-            raise RuntimeError(f"The server did not get ready. Its log is {log}")
-        yield url, process.pid
+        yield process
     finally:
         process.terminate()
         process.wait()
+
+
+def free_port() -> int:
+    """A port of this host that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def gets_healthy(process: subprocess.Popen[bytes], url: str) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 
 from prismoe.benchmarks.paths import REPOSITORY
+from prismoe.loadtests.local_server import free_port
 
 DEPLOY = REPOSITORY / "deploy"
 RULES = DEPLOY / "prometheus" / "rules" / "prismoe.yaml"
@@ -35,9 +35,7 @@ class Prometheus:
     """Scrapes servers every `interval_s`, within which it needs their pages."""
 
     def __init__(self, folder: Path, *server_urls: str, interval_s: int = 1) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         config = folder / "prometheus.yml"
         targets = json.dumps([url.removeprefix("http://") for url in server_urls])
         config.write_text(CONFIG.format(rules=RULES, targets=targets, interval_s=interval_s))

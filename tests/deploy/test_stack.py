@@ -10,7 +10,6 @@ import json
 import os
 import re
 import secrets
-import socket
 import subprocess
 import time
 import urllib.error
@@ -26,6 +25,7 @@ import pytest
 import yaml
 
 from prismoe.benchmarks.monitoring.prometheus import RULES
+from prismoe.loadtests.local_server import free_port
 from tests.deploy.conftest import DEPLOY
 from tests.deploy.docker_engine import COMPOSE, docker, engine, inspect
 from tests.deploy.stand_ins import in_their_place, torch_index
@@ -167,13 +167,6 @@ def torch_build() -> str:
     found = re.search(r"^(torch==\S+) ", (DEPLOY / "requirements-cpu.lock").read_text(), re.MULTILINE)
     assert found
     return found[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def answer(stack: Stack, line: str) -> str:
