@@ -12,8 +12,6 @@ import re
 import secrets
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 import yaml
 
@@ -91,11 +90,8 @@ class Stack:
         """The status and body of an answer."""
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         url = f"http://127.0.0.1:{self.settings[port]}{path}"
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
+        answer = httpx.get(url, headers=headers, timeout=30)
+        return answer.status_code, answer.text
 
     def query(self, expr: str) -> list[float]:
         """The values that Prometheus has now."""
