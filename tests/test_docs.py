@@ -1,4 +1,4 @@
-"""The documents' links lead somewhere, and the commands that they name are there."""
+"""The documents' links have targets, and their commands exist."""
 
 import re
 import subprocess
@@ -23,13 +23,13 @@ OPTION = re.compile(r"(?<!\S)--[a-z][\w-]*")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_each_link_leads_to_a_file_or_folder(page: Path) -> None:
+def test_each_link_has_a_target(page: Path) -> None:
     targets = [target for groups in LINK.findall(page.read_text()) for target in groups if target]
     assert targets or page.name == "inspector.md"
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
-def test_each_command_is_there() -> None:
+def test_each_command_exists() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     targets, modules = set(TARGET.findall(text)), set(MODULE.findall(text))
     assert {"demo", "load"} <= targets and "prismoe.loadtests.two_servers" in modules
@@ -37,8 +37,8 @@ def test_each_command_is_there() -> None:
     assert [module for module in modules if find_spec(module) is None] == []
 
 
-def test_each_option_of_a_serve_command_is_there() -> None:
-    """By vLLM's own parser, and of `prismoe serve` by prismoe's too."""
+def test_each_option_of_a_serve_command_exists() -> None:
+    """vLLM's own parser checks them, and for `prismoe serve` also prismoe's."""
     vllms = make_arg_parser(FlexibleArgumentParser())._option_string_actions.keys()
     known = {"vllm": vllms, "prismoe": vllms | serve_parser()._option_string_actions.keys()}
     text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
@@ -52,7 +52,7 @@ def test_each_option_of_a_serve_command_is_there() -> None:
     assert used == set()
 
 
-def test_make_alone_lists_every_target() -> None:
+def test_make_without_a_target_lists_all_targets() -> None:
     listed = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     [targets] = re.findall(r"^.PHONY: (.*)", (REPOSITORY / "Makefile").read_text(), re.M)
     assert sorted(line.split()[0] for line in listed.splitlines()) == sorted(targets.split())

@@ -1,4 +1,4 @@
-"""The help of the programs that run by `python -m`: each option has a text, and the example parses."""
+"""The help of the programs for `python -m`: each option has a text, and the example parses."""
 
 import argparse
 import runpy
@@ -23,7 +23,7 @@ MODULES = [f"{package}.{name}" for package, names in PROGRAMS.items() for name i
 
 
 class Asked(Exception):
-    """A program asked its parser for the arguments."""
+    """Raised when a program parses its arguments."""
 
 
 @pytest.mark.slow

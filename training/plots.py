@@ -1,17 +1,18 @@
-"""What the plots of training have in common."""
+"""The common style of the training plots."""
 
 from io import StringIO
+from typing import Any
 
 from matplotlib.figure import Figure
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    # Told apart by colour-blind readers.
+    # Colour-blind readers can distinguish these.
     "axes.prop_cycle": "cycler('color', ['0072b2', 'd55e00'])",
     "axes.titlelocation": "left",
-    "font.sans-serif": "DejaVu Sans",  # which matplotlib brings
+    "font.sans-serif": "DejaVu Sans",  # matplotlib has this font
     "grid.color": "0.8",
     "legend.frameon": False,
     **{f"axes.spines.{side}": False for side in ("bottom", "left", "right", "top")},
@@ -24,7 +25,7 @@ STYLE = {
 
 
 def svg(figure: Figure) -> str:
-    """The figure as text, the same for the same data, whenever it is drawn."""
+    """The figure as SVG. The same data always gives the same text."""
     file = StringIO()
     figure.savefig(file, format="svg", metadata={"Creator": None, "Date": None})
     return file.getvalue()

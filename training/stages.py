@@ -1,8 +1,9 @@
-"""The language model's stages: read, align, teach, upcycle.
+"""Trains the language model in stages: read, align, teach, upcycle.
 
-Read: it learns the questions in words, a thing's name standing in the picture's place. Then MoE-LLaVA's
-three stages (Lin et al. 2024): align the projector alone; teach the dense model with pictures; copy its
-MLPs into experts and train those, and their routers as `RouterSettings` says.
+In the stage read, the model learns the questions from text, with a thing's name in place of its picture. Then
+follow MoE-LLaVA's three stages (Lin et al. 2024): align trains only the projector; teach trains the dense
+model with pictures; upcycle copies its MLPs into experts, and trains them and their routers by
+`RouterSettings`.
 """
 
 import random
@@ -40,11 +41,11 @@ class StageSettings(BaseModel):
     batch: int = 32
     weight_decay: float = 0.05
     router: RouterSettings | None = None
-    """None: as the routing policy's paper says."""
+    """None for the settings of the routing policy's paper."""
 
 
 class PictureSource:
-    """Endless varied pictures of the known concepts, every concept equally often."""
+    """An endless source of augmented pictures of the known concepts, which are equally frequent."""
 
     def __init__(
         self, drawings: list[Drawing], rgba_NHWC: Tensor, indices: Iterable[int], side: int, seed: int
@@ -58,18 +59,18 @@ class PictureSource:
                 self.by_concept.setdefault(concept, []).append(index)
 
     def concepts(self, count: int) -> list[Concept]:
-        """Concepts at random."""
+        """Draw concepts at random."""
         return self.draw.choices(list(self.by_concept), k=count)
 
     def pictures(self, concepts: list[Concept]) -> Tensor:
-        """A varied drawing of each, normalised for the tower."""
+        """An augmented drawing of each concept, normalised for the tower."""
         indices = [self.draw.choice(self.by_concept[concept]) for concept in concepts]
         image_BCHW = self.augment(self.rgba_NHWC[indices], RENDER_SIDE)
         return normalise(functional.interpolate(image_BCHW, self.side, mode="area"))
 
 
 def parameter_groups(model: MoELLaVA, settings: StageSettings) -> list[dict[str, Any]]:
-    """The trained parts with their rates; the others are frozen."""
+    """The parameters to train with their rates. Freezes the others."""
     decoder = model.model
     parts = {"tower": decoder.image_tower, "projector": decoder.mm_projector}
     taken = {id(p) for part in parts.values() for p in part.parameters()}
@@ -91,7 +92,7 @@ def train_stage(
     composer: Composer,
     settings: StageSettings,
 ) -> list[dict[str, float]]:
-    """Train in place; returns the smoothed losses every 50 steps."""
+    """Train the model in place. Returns the smoothed losses of every 50th step."""
     routers = [router_training(moe, settings.router) for moe in model.moe_layers]
     groups = parameter_groups(model, settings)
     own = [parameter for router in routers for parameter in router.parameters()]
@@ -128,7 +129,7 @@ def train_stage(
 def _batch(
     stage: Stage, model: MoELLaVA, source: PictureSource, composer: Composer, batch: int
 ) -> tuple[Tensor, Batch]:
-    """Pictures, none when reading, and questions about them."""
+    """Pictures and questions about them. The stage read has no pictures."""
     concepts = source.concepts(batch)
     if stage == "read":
         return torch.empty(0), composer.words(concepts)
@@ -138,24 +139,26 @@ def _batch(
 
 @torch.no_grad()
 def prepare_routers(
-    model: MoELLaVA, routers: Iterable[RouterTraining], image_BCHW: Tensor, asked: Batch
+    model: MoELLaVA, routers: Iterable[RouterTraining], image_BCHW: Tensor, batch: Batch
 ) -> None:
-    """Start each layer's router from what the layer sees of a batch, the first layer first."""
+    """Initialise each layer's router from the layer's inputs in a batch, from the first layer to the last."""
     for layer, (router, moe) in enumerate(zip(routers, model.moe_layers, strict=True)):
-        _, routings = model(image_BCHW, asked.tokens)
+        _, routings = model(image_BCHW, batch.tokens)
         router.prepare(moe, routings[layer])
 
 
 def batch_losses(
-    model: MoELLaVA, routers: Iterable[RouterTraining], image_BCHW: Tensor, asked: Batch
+    model: MoELLaVA, routers: Iterable[RouterTraining], image_BCHW: Tensor, batch: Batch
 ) -> tuple[dict[str, Tensor], list[LayerDecision]]:
-    """The answers' next-token loss (LTDR, Eq. 5), for a model with experts the routers' own losses, summed
-    over its MoE layers, and what each of those decided.
+    """The losses of a batch, and the decisions of the MoE layers.
+
+    The losses are the answers' next-token loss (LTDR, Eq. 5) and, for a model with experts, the sum of the
+    routers' losses over its MoE layers.
     """
-    wanted_BS = asked.target_BS != IGNORED
+    selected_BS = batch.target_BS != IGNORED
     with torch.autocast("cpu", torch.bfloat16):
-        logits_WY, routings = model(image_BCHW, asked.tokens, wanted_BS)
-    losses = {"answer": functional.cross_entropy(logits_WY.float(), asked.target_BS[wanted_BS])}
+        logits_WY, routings = model(image_BCHW, batch.tokens, selected_BS)
+    losses = {"answer": functional.cross_entropy(logits_WY.float(), batch.target_BS[selected_BS])}
     if routings:
         gradients = token_gradients(losses["answer"], routers, routings)
         layers = zip(routers, model.moe_layers, routings, gradients, strict=True)
@@ -166,7 +169,7 @@ def batch_losses(
 def token_gradients(
     answer_loss: Tensor, routers: Iterable[RouterTraining], routings: list[LayerDecision]
 ) -> list[Tensor | None]:
-    """The answers' loss's gradient by each MoE layer's output, `[T, D]`, where a router's losses need it."""
+    """The gradient of the answers' loss with respect to each MoE layer's output; None if no loss needs it."""
     if not any(router.settings.conflict for router in routers):
         return [None] * len(routings)
     outputs = [routing.output_TD for routing in routings if routing.output_TD is not None]

@@ -1,9 +1,9 @@
-"""What prismoe's plugin costs under vLLM's own API server, over HTTP on CPU.
+"""Measures the cost of prismoe's plugin under vLLM's own API server, over HTTP on CPU.
 
-`python -m prismoe.benchmarks.serving.plugin_cost`, on a host with nothing else to do. Two servers of the
-model of `native_cost` stand beside each other, one with `VLLM_PLUGINS=prismoe` and one without. A pair is the
-same prompt to both, one behind the other; pairs begin with one and with the other in turns. Printed is the
-speed with the plugin over that without it, the pairs' median and its 95% interval, by the seconds until the
+Run `python -m prismoe.benchmarks.serving.plugin_cost` on an otherwise idle host. Two servers of
+`native_cost`'s model run at the same time, one with `VLLM_PLUGINS=prismoe` and one without. A pair is the
+same prompt to both, one after the other; which comes first alternates. The program prints the speed with the
+plugin over the speed without it: the median over the pairs and its 95% interval. The time is that until the
 last token.
 """
 
@@ -23,7 +23,7 @@ from prismoe.loadtests.local_server import serving
 
 WORKLOADS = {"128 tokens in, 1 out": (128, 1), "8 tokens in, 8 out": (8, 8)}
 FOLDER = REPOSITORY / "build" / "plugin_cost"
-"""Of the model and the logs."""
+"""The folder of the model's config and the servers' logs."""
 OPTIONS = (
     *("--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "bfloat16", "--enforce-eager"),
     *("--max-model-len", "1024", "--max-num-seqs", "4", "--kv-cache-memory-bytes", str(2**28)),
@@ -33,7 +33,7 @@ OPTIONS = (
 
 @contextmanager
 def client_of(plugins: str) -> Iterator[httpx.Client]:
-    """A client of a server that has these plugins."""
+    """Start vLLM's server with these plugins, and yield a client of it."""
     environment = {
         "VLLM_PLUGINS": plugins,
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -48,7 +48,7 @@ def client_of(plugins: str) -> Iterator[httpx.Client]:
 
 
 def seconds(http: httpx.Client, prompt: list[int], answer: int) -> float:
-    """Until the last token of an answer."""
+    """Send a prompt, and return the seconds until the last token of the answer."""
     params = {"temperature": 0, "max_tokens": answer, "ignore_eos": True, "detokenize": False}
     start = time.perf_counter()
     http.post(

@@ -1,4 +1,4 @@
-"""The tensors in a folder's weight files, whatever their format, each read when it is asked for."""
+"""Reads the tensors in a folder's weight files, of any format, each when it is needed."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -32,14 +32,15 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""By the names of the safetensors format, but for those that pack several numbers into a byte."""
+"""The dtypes by their names in the safetensors format, without those that pack several numbers into a
+byte."""
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """What a file's header says of a tensor, and how to get it."""
+    """A tensor's dtype and shape from a file's header, and a function that reads it."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -47,16 +48,16 @@ class LazyTensor:
 
     @property
     def count(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
         return self.count * self.dtype.itemsize
 
     def to(self, dtype: torch.dtype | None) -> "LazyTensor":
-        """The same tensor in `dtype` if it is of floating-point numbers; None leaves it as it is."""
+        """The same tensor in `dtype` if it holds floating-point numbers; None leaves it unchanged."""
         if dtype is None or not self.dtype.is_floating_point:
             return self
         return LazyTensor(dtype, self.shape, lambda: self.read().to(dtype))
@@ -68,7 +69,7 @@ def in_memory(tensor: Tensor) -> LazyTensor:
 
 
 def lazy_tensors(folder: Path) -> dict[str, LazyTensor]:
-    """A folder's tensors by name. Raises ValueError with a sentence where a file is damaged."""
+    """The tensors in a folder, by name. Raises ValueError where a file is damaged."""
     return {
         name: tensor
         for path in weight_files(folder)
@@ -89,7 +90,7 @@ def _in_safetensors(path: Path) -> Iterator[tuple[str, LazyTensor]]:
 
 
 def _read(path: Path, name: str) -> Tensor:
-    """From a memory map for this tensor alone: a longer-lived map would keep the pages of all."""
+    """Read a tensor through its own memory map: a map that stays open would keep the pages of all tensors."""
     with open_safetensors(path) as tensors:
         return tensors.get_tensor(name)
 

@@ -1,4 +1,4 @@
-"""The comparison's table, plot and figures, of measurements made up here."""
+"""The comparison's table, plot and figures, for made-up measurements."""
 
 import math
 import re
@@ -44,23 +44,23 @@ def made_up(seed: int, share: float) -> ContenderScores:
 RESULTS = {BASELINE: made_up(0, 0.5), "ltdr": made_up(1, 0.9), "entropy": made_up(2, 0.5)}
 
 
-def test_an_error_takes_drawings_as_independent() -> None:
-    values = [float(case.drawing % 2) for case in CASES]  # all questions of a drawing alike
+def test_an_error_treats_drawings_as_independent() -> None:
+    values = [float(case.drawing % 2) for case in CASES]  # all questions about a drawing have the same result
     by_drawing = np.array([0, 1, 0, 1, 0])
     mean = mean_by_drawing(CASES, values)
     assert mean.value == pytest.approx(0.4)
     assert mean.error == pytest.approx(by_drawing.std(ddof=1) / math.sqrt(5))
 
 
-def test_a_difference_is_taken_question_by_question() -> None:
+def test_a_difference_is_computed_question_by_question() -> None:
     own = RESULTS["ltdr"]
     assert difference(CASES, own, own) == (0, 0)
     more = difference(CASES, own, RESULTS[BASELINE])
     assert more.value * len(CASES) == pytest.approx(sum(own.right) - sum(RESULTS[BASELINE].right))
 
 
-def test_first_choices_are_counted_without_what_tail_tokens_and_all_tokens_get_on_top() -> None:
-    """Of two layers: one whose tail tokens use all four experts, one with a shared expert in front."""
+def test_first_choices_are_counted_without_extra_experts() -> None:
+    """Tail tokens of one layer use all four experts; the other layer has a shared expert in front."""
     segment = torch.tensor([0, 0, TEXT, TEXT, PADDING])
     tail = torch.tensor([[0, 1, 2, 3], [0, 1, 3, 2], [0, 2, 0, 0], [0, 1, 0, 0], [3, 2, 0, 0]])
     shared = torch.tensor([[3, 0], [3, 0], [3, 0], [3, 1], [3, 2]])
@@ -117,7 +117,7 @@ def test_a_contender_can_be_served(name: str) -> None:
 
 
 class Slow(BaseHTTPRequestHandler):
-    """Counts each prompt as so many seconds of prefill as its port says."""
+    """Counts the seconds of prefill that its port stands for, for each prompt."""
 
     seconds: dict[int, float]
     prompts: dict[int, list[bytes]]
@@ -152,7 +152,7 @@ class Slow(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def urls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Two servers; the first takes three times as long."""
+    """Two servers. The first takes three times as long."""
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), Slow) for _ in range(2)]
     ports = [server.server_port for server in servers]
     monkeypatch.setattr(Slow, "seconds", dict(zip(ports, (0.75, 0.25), strict=True)), raising=False)
@@ -165,9 +165,9 @@ def urls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         server.server_close()
 
 
-def test_prefill_time_is_what_the_servers_counted(urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefill_time_is_the_servers_count(urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefill, "ROUNDS", 4)
-    for _ in range(2):  # of two contenders, beside one server
+    for _ in range(2):  # of two contenders, next to one server
         assert prefill_ratio(urls[0], urls[1], pngs=[b"png"] * 9) == pytest.approx((3, 3, 3))
     own, baseline = Slow.prompts.values()
     assert own == baseline

@@ -11,54 +11,59 @@ from prismoe.training.scores.measured import CheckpointScores, LayerScores
 _CARD = """\
 # prismoji
 
-A small mixture-of-experts vision-language model that names what an emoji-like drawing shows.
-{parameters:.1f} million parameters in the layout of MoE-LLaVA on Phi: a CLIP-style tower (64 × 64 pixels,
-64 image tokens), four decoder layers 192 wide, and four experts on layers {moe_layers}. Text tokens and
-vision head tokens take two experts, vision tail tokens all four (LTDR). Weights are stored in bfloat16 and
-served in float32.
+A small mixture-of-experts vision-language model that names the thing in an emoji-like drawing. It is made to
+try prismoe on a CPU.
+
+It has {parameters:.1f} million parameters in the layout of MoE-LLaVA on Phi: a CLIP-style tower (64 × 64
+pixels, 64 image tokens) and four decoder layers of width 192, of which layers {moe_layers} have four experts.
+Text tokens and vision head tokens use two experts, vision tail tokens all four (LTDR). Weights are stored in
+bfloat16 and served in float32.
 
 ## What to ask
 
 {topics}
 
-The {count} things it knows, by category:
+It knows these {count} things, by category:
 
 {concepts}
 
 ## Scores
 
-Answers right to the letter, {asked}. *Unseen style* is Twemoji, no drawing of which was trained on.
-*Held-out drawings* are all drawings by one of the trained teams of a thing that the others' drawings
-taught. The last column is what always giving the commonest answer to a question would score.
+The scores count answers that are right to the letter, {asked}.
+
+- *Unseen style* is Twemoji. No drawing of it was used in training.
+- *Held-out drawings* are by a team whose other drawings were used. The thing that they show was trained with
+  the drawings of the other teams.
+- *Commonest answer* is the score of always giving the commonest answer to a question.
 
 {scores}
 
 ## How it routes
 
-Over the test pictures: the share of vision tokens whose routing-probability variance (RPV) is above their
-picture's mean, the skew of that variance, its mean by modality, and each expert's share of the choices;
-before the experts were trained and after.
+The values are over the test pictures, before and after the experts were trained. *Tail tokens* is the share
+of vision tokens whose routing-probability variance (RPV) is above the mean of their picture. *RPV skew* is
+that of the vision tokens, and *RPV* the mean by modality. *Load* is the share of each expert in the choices.
 
 {routing}
 
-The LTDR paper reports a long tail, about 13% of vision tokens above the mean. This model {verdict}.
+The LTDR paper reports a long tail: about 13% of vision tokens are above the mean. This model {verdict}.
 
 ## How it was trained
 
-From nothing, on two CPU cores, in the stages of `python -m prismoe.training.prismoji`.
+It was trained from random weights on two CPU cores, in the stages of `python -m prismoe.training.prismoji`.
 
 {stages}{notes}
 
 ## Limits
 
-It knows the things listed above, drawn as a single object on a plain ground. It is no general assistant:
-photographs, scenes, several objects, text in pictures and open conversation are beyond it, and it names
-something in any case. Answers are a word or two.
+It knows only the things listed above, each drawn alone on a plain ground. It is not a general assistant: it
+cannot handle photographs, scenes, several objects, text in pictures or open conversation. It always names
+something, even if it is wrong. Answers are one or two words.
 
 ## Licences and credits
 
-The weights are under Apache-2.0. They were trained on drawings by these teams, and none of the drawings is
-in them; the pictures beside this card are under the licences that `pictures/pictures.json` names.
+The weights are under Apache-2.0. They were trained on drawings by the teams below, and contain none of the
+drawings. The pictures beside this card are under the licences that `pictures/pictures.json` names.
 
 {credits}
 """
@@ -74,11 +79,12 @@ _ASKED = {
     "offline": "answered by the training code",
 }
 _STAGES = {
-    "eye": "distil the ImageNet features of EfficientNet-Lite0 into the tower, and tell emoji apart",
-    "read": "learn the questions in words, a thing's name in the picture's place",
-    "align": "train the projector alone",
+    "eye": "distil ImageNet features of EfficientNet-Lite0 into the tower, and learn to distinguish emoji",
+    "read": "learn the questions as text, with the name of a thing instead of its picture",
+    "align": "train only the projector",
     "teach": "train the dense model with pictures",
-    "upcycle": "copy its MLPs into experts; language-only balance loss, all experts for tail tokens",
+    "upcycle": "copy its MLPs into experts, and train them with a balance loss on text tokens only, and all "
+    "experts for tail tokens",
 }
 
 
@@ -134,7 +140,7 @@ def _scores(measured: CheckpointScores) -> str:
         for score in measured.scores
         if score.topic not in measured.advertised()
     )
-    return f"{table}\n\nTrained too, but too weak to advertise: {weak}." if weak else table
+    return f"{table}\n\nAlso trained, but too weak to advertise: {weak}." if weak else table
 
 
 def _routing(measured: CheckpointScores) -> str:
@@ -164,13 +170,13 @@ def _verdict(measured: CheckpointScores) -> str:
     """Whether the trained routers show a long tail: skewed to the right, with few tokens in it."""
     tails = [layer.tail_share for layer in measured.routing]
     skews = [layer.rpv_skew for layer in measured.routing]
-    found = f"{' and '.join(f'{share:.0%}' for share in tails)} above it, at skews of "
+    found = f"{' and '.join(f'{share:.0%}' for share in tails)} are above the mean, with skews of "
     found += " and ".join(f"{skew:.1f}" for skew in skews)
     if min(skews) < 1:
-        return f"does not show one: it has {found}"
+        return f"does not show one: {found}"
     if max(tails) > 0.25:
-        return f"is skewed the same way, but its tail is no rare one: it has {found}"
-    return f"shows one: it has {found}"
+        return f"is skewed the same way, but its tail is not rare: {found}"
+    return f"shows one: {found}"
 
 
 def _stages(measured: CheckpointScores) -> str:

@@ -1,6 +1,4 @@
-"""Score an exported checkpoint with the training model, and measure how its routers treat the two
-modalities.
-"""
+"""Scores an exported checkpoint with the training model, and measures its routing by modality."""
 
 import io
 from collections import defaultdict
@@ -27,7 +25,7 @@ ANSWER_LIMIT = 12  # tokens
 
 
 class Asker:
-    """A checkpoint that answers questions about pictures, as the server would."""
+    """Answers questions about pictures with a checkpoint, as a server does."""
 
     def __init__(self, folder: Path) -> None:
         """Load the checkpoint."""
@@ -37,7 +35,7 @@ class Asker:
         self.side = self.model.model.image_tower.image_tower.config.image_size
 
     def picture(self, png: bytes) -> Tensor:
-        """`[3, H, W]` as CLIP's processor makes it from a square picture."""
+        """A square picture as `[3, H, W]`, processed like CLIP's processor does."""
         image = (
             Image.open(io.BytesIO(png))
             .convert("RGB")
@@ -46,7 +44,7 @@ class Asker:
         return normalise(torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255)
 
     def prompt(self, question: str) -> list[int]:
-        """The chat template's prompt, its image token repeated for every patch."""
+        """The tokens of the chat template's prompt, with one image token for each patch."""
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
         text = self.tokenizer.apply_chat_template([message], tokenize=False)
         patches = self.model.model.image_tower.image_tower.config.tokens
@@ -77,13 +75,13 @@ class Asker:
         return [replies[number] for number in range(len(exam.cases))]
 
     def routing(self, exam: Exam) -> list[LayerScores]:
-        """CheckpointScores over every test picture's question for a name."""
+        """The routing scores of each MoE layer, over the question for a name about every test picture."""
         layers = zip(self.model.config.moe_layers, self.routings(exam), strict=True)
         return [_measure(layer, routing) for layer, routing in layers]
 
     @torch.inference_mode()
     def routings(self, exam: Exam) -> list[LayerDecision]:
-        """What each MoE layer decides for every test picture's question for a name."""
+        """The decisions of each MoE layer for the question for a name about every test picture."""
         cases: list[Case] = [case for case in exam.cases if case.topic == "name"]
         image_BCHW = torch.stack([self.picture(exam.png[case.drawing]) for case in cases])
         token_BS = torch.tensor([self.prompt(case.question) for case in cases])

@@ -1,6 +1,6 @@
-"""Score a running server: `python -m prismoe.training.scores.score --url http://127.0.0.1:8000`.
+"""Scores a running server: `python -m prismoe.training.scores.score --url http://127.0.0.1:8000`.
 
-Asks it every test question over its OpenAI chat endpoint, prints the table, and with `--write` puts the
+It sends every test question to the OpenAI chat endpoint and prints a table. With `--write` it also writes the
 scores into the checkpoint's `measured.json` and model card.
 """
 
@@ -34,7 +34,7 @@ class Server:
         self.model: str = self.call("/v1/models")["data"][0]["id"]
 
     def answer(self, png: bytes, question: str, task: int | None = None) -> str:
-        """The greedy answer to a question about a picture, which may come with its task's label."""
+        """The greedy answer to a question about a picture. The request can have a task label."""
         picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         image = {"type": "image_url", "image_url": {"url": picture}}
         return self.ask([image, {"type": "text", "text": question}], ANSWER_LIMIT, task)
@@ -63,7 +63,7 @@ class Server:
 
 
 def ask_all(server: Server, exam: Exam, with_tasks: bool = False) -> list[str]:
-    """Its answers, in the order of the cases; `with_tasks` where its router wants each question's label."""
+    """The server's answers in the order of the cases. `with_tasks` sends each question's task label."""
 
     def answer(case: Case) -> str:
         return server.answer(exam.png[case.drawing], case.question, TASKS[case.topic] if with_tasks else None)
@@ -80,12 +80,14 @@ def main() -> None:
         epilog="example:\n  python -m prismoe.training.scores.score --url http://127.0.0.1:8000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="server to ask (default: %(default)s)")
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="URL of the server (default: %(default)s)"
+    )
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache"), help="folder of the fetched pictures (default: .cache)"
     )
     parser.add_argument(
-        "--write", type=Path, help="folder of a checkpoint, whose figures and model card to rewrite"
+        "--write", type=Path, help="folder of a checkpoint whose scores and model card to rewrite"
     )
     arguments = parser.parse_args()
     pictures = Pictures(arguments.cache / "emoji")

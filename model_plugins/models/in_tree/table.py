@@ -56,7 +56,7 @@ IN_TREE: list[Model] = [
         ("Glm4vMoeForConditionalGeneration",),
         ("zai-org/GLM-4.5V", "zai-org/GLM-4.6V"),
         BIASED,
-        "A video's frames are spelled with the image's token; they count as video.",
+        "A video's frames count as video, although the prompt has the image's token for them.",
         tested=True,
     ),
     Model(
@@ -70,17 +70,17 @@ IN_TREE: list[Model] = [
         ("Qwen3OmniMoeForConditionalGeneration",),
         ("Qwen/Qwen3-Omni-30B-A3B-Instruct",),
         SOFTMAX,
-        "A video's sound is audio, also where it lies between its frames (use_audio_in_video).",
+        "A video's sound counts as audio, also between its frames (`use_audio_in_video`).",
         tested=True,
     ),
     Model(
         ("Ernie4_5_VLMoeForConditionalGeneration",),
         ("baidu/ERNIE-4.5-VL-28B-A3B-PT", "baidu/ERNIE-4.5-VL-424B-A47B-PT"),
         "softmax, with a bias, renormalised",
-        "A layer's first half of experts is for text, the second for images and videos, each with a router. "
-        "The marks around an image or video are text that vision experts take. It routes by native alone, "
-        "and tells no near ties. Its processor comes with the checkpoint (`--run-checkpoint-code`). On CPU "
-        "vLLM leaves the bias out, and needs "
+        "A layer's first half of experts is for text, the second for images and videos; each has a router. "
+        "The marks around an image or video count as text, but use vision experts. It routes only by "
+        "`native`, and shows no near ties. Its processor comes with the checkpoint "
+        "(`--run-checkpoint-code`). On CPU vLLM leaves the bias out, and needs "
         '`--compilation-config \'{"custom_ops": ["none"]}\'`. It was compared without a bias.',
         tested=True,
     ),
@@ -88,14 +88,14 @@ IN_TREE: list[Model] = [
         ("DiffusionGemmaForBlockDiffusion",),
         ("google/diffusiongemma-26B-A4B-it",),
         SCALED,
-        "As Gemma 4. A position counts each time it is computed, once a denoising step.",
+        "Like Gemma 4. A position counts each time it is computed, once per denoising step.",
     ),
     Model(
         ("InternVLForConditionalGeneration",),
         ("OpenGVLab/InternVL3_5-30B-A3B-HF",),
         SOFTMAX,
-        "It was run with Qwen3-MoE. A video's frames count as video, though transformers spells them with "
-        "the image's token.",
+        "It was run with Qwen3-MoE. A video's frames count as video, although transformers has the image's "
+        "token for them.",
         tested=True,
     ),
     Model(
@@ -106,20 +106,20 @@ IN_TREE: list[Model] = [
             "internlm/Intern-S1",
         ),
         SOFTMAX,
-        "As the text model routes: Qwen3-MoE or gpt-oss. A kernel of gpt-oss that routes by itself is seen "
-        "if it tells its choice; then no confidence is shown.",
+        "It routes like its text model: Qwen3-MoE or gpt-oss. A kernel of gpt-oss that routes by itself is "
+        "seen if it reports its choice, but no confidence is shown.",
     ),
     Model(
         ("InternS1ProForConditionalGeneration",),
         ("internlm/Intern-S1-Pro",),
         OWN,
-        "Softmax, the best of each group: no confidence is shown.",
+        "Softmax, and the best experts of each group. No confidence is shown.",
     ),
     Model(
         ("InternS2PreviewForConditionalGeneration", "InternS2MobiusForConditionalGeneration"),
         ("internlm/Intern-S2-Preview", "internlm/Intern-S2-Mobius"),
         SOFTMAX,
-        "As Qwen3.5.",
+        "Like Qwen3.5.",
     ),
     Model(
         ("Ovis2_6_MoeForCausalLM",),
@@ -132,78 +132,78 @@ IN_TREE: list[Model] = [
         ("KimiVLForConditionalGeneration",),
         ("moonshotai/Kimi-VL-A3B-Instruct", "moonshotai/Kimi-VL-A3B-Thinking"),
         BIASED,
-        "Its decoder is computed as Kimi-K2.5's. transformers has no such model to compare counts with.",
+        "Its decoder is computed like Kimi-K2.5's. transformers has no such model to compare counts with.",
     ),
     Model(
         ("KimiK25ForConditionalGeneration",),
         ("moonshotai/Kimi-K2.5",),
         BIASED,
-        "vLLM takes an image, and each four frames of a video, as a `vision_chunk`. It counts as video where "
-        "it has several frames or the prompt calls it `video`, as Kimi's prompts do; else as image. Its time "
-        "is text.",
+        "vLLM takes an image, or four frames of a video, as a `vision_chunk`. It counts as video if it has "
+        "several frames or the prompt calls it `video`, as Kimi's prompts do, and otherwise as image. Its "
+        "timestamp is text.",
         tested=True,
     ),
     Model(
         ("KimiK3ForConditionalGeneration",),
         ("moonshotai/Kimi-K3",),
         "sigmoid, with a bias",
-        "Groups, renormalisation and factor are the checkpoint's. With `--moe-backend deep_gemm_mega_moe` it "
+        "The checkpoint sets groups, renormalisation and factor. With `--moe-backend deep_gemm_mega_moe` it "
         "has no MoE layer that can be seen.",
     ),
     Model(
         ("DeepseekVLV2ForCausalLM",),
         ("deepseek-ai/deepseek-vl2-tiny", "deepseek-ai/deepseek-vl2-small", "deepseek-ai/deepseek-vl2"),
         DEEPSEEK,
-        "An image's newlines and separators count as image. vLLM gives it an image tower of one size, which "
-        "is not tiny, and transformers has no such model to compare counts with.",
+        "An image's newlines and separators count as image. It was not run, because vLLM fixes the size of "
+        "its image tower, which is not tiny, and transformers has no such model to compare counts with.",
     ),
     Model(
         ("DeepseekOCRForCausalLM", "DeepseekOCR2ForCausalLM", "UnlimitedOCRForCausalLM"),
         ("deepseek-ai/DeepSeek-OCR", "deepseek-ai/DeepSeek-OCR-2", "baidu/Unlimited-OCR"),
         DEEPSEEK,
-        "An image's newlines and separators count as image. Where the decoder is dense nothing is shown. "
-        "vLLM gives them image towers of one size, which are not tiny: none was run.",
+        "An image's newlines and separators count as image. If the decoder is dense, nothing is shown. None "
+        "was run, because vLLM fixes the size of their image towers, which are not tiny.",
     ),
     Model(
         ("DeepseekV4ForConditionalGeneration", "DeepseekV41ForCausalLM"),
         ("deepseek-ai/DeepSeek-V4-Flash-Vision-Exp",),
         OWN,
-        "Square root of softplus, with a bias of its own for image tokens; the first layers choose by token "
-        "id: no confidence is shown. Markers around an image's rows are text in V4 and image in V4.1. With "
-        "MegaMoE it has no MoE layer that can be seen. vLLM has it on GPUs alone.",
+        "Square root of softplus, with a separate bias for image tokens; the first layers choose by token "
+        "id. No confidence is shown. Markers around an image's rows are text in V4 and image in V4.1. With "
+        "MegaMoE it has no MoE layer that can be seen. vLLM has it only on GPUs.",
     ),
     Model(
         ("Mistral3ForConditionalGeneration",),
         ("mistralai/Mistral-Large-3-675B-Instruct-2512",),
         SOFTMAX,
-        "As the text model routes; it was run with Mixtral. `[IMG_BREAK]` and `[IMG_END]` are text. Most "
-        "checkpoints are dense.",
+        "It routes like its text model; it was run with Mixtral. `[IMG_BREAK]` and `[IMG_END]` are text. "
+        "Most checkpoints are dense.",
         tested=True,
     ),
     Model(
         ("PixtralForConditionalGeneration",),
         ("mistralai/Mistral-Large-3-675B-Instruct-2512",),
         SOFTMAX,
-        "A checkpoint in Mistral's own format. Otherwise as Mistral 3.",
+        "For checkpoints in Mistral's own format. Otherwise like Mistral 3.",
     ),
     Model(
         ("Llama4ForConditionalGeneration",),
         ("meta-llama/Llama-4-Scout-17B-16E-Instruct", "meta-llama/Llama-4-Maverick-17B-128E-Instruct"),
         OWN,
-        "One expert by the sigmoid of its logit: no confidence is shown. Tile separators are text.",
+        "One expert, weighted by the sigmoid of its logit. No confidence is shown. Tile separators are text.",
         tested=True,
     ),
     Model(
         ("Step3VLForConditionalGeneration",),
         ("stepfun-ai/step3",),
         "softmax",
-        "An image's newlines are text. Renormalised where the checkpoint says so.",
+        "An image's newlines are text. Renormalised if the checkpoint says so.",
     ),
     Model(
         ("Step3p7ForConditionalGeneration",),
         ("stepfun-ai/Step-3.7-Flash",),
         "softmax or sigmoid, renormalised",
-        "Function, bias and factor are the checkpoint's. An image's newlines are text. vLLM's decoder "
+        "The checkpoint sets function, bias and factor. An image's newlines are text. vLLM's decoder "
         "refuses the configuration that transformers makes, so no tiny checkpoint was run.",
     ),
     Model(
@@ -215,14 +215,14 @@ IN_TREE: list[Model] = [
         ),
         ("nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-BF16",),
         BIASED,
-        "A video's frame labels count as video. Its sound follows behind it, and counts as audio. vLLM needs "
-        "the configuration that a checkpoint brings as code; with transformers' own it does not start.",
+        "A video's frame labels count as video. Its sound follows the video, and counts as audio. vLLM needs "
+        "the configuration that comes with a checkpoint as code; with transformers' own it does not start.",
     ),
     Model(
         ("MiMoV2OmniForCausalLM",),
         ("XiaomiMiMo/MiMo-V2.5-Omni",),
         BIASED,
-        "The sound inside a video counts as video, for vLLM calls both one item.",
+        "The sound inside a video counts as video, because vLLM treats both as one item.",
     ),
     Model(
         ("Dots3NoteForCausalLM",),
@@ -234,34 +234,35 @@ IN_TREE: list[Model] = [
         ("MiniMaxM3SparseForConditionalGeneration",),
         ("MiniMaxAI/MiniMax-M3",),
         BIASED,
-        "Then times a factor of the checkpoint's. A video's timestamps are text. vLLM has it on GPUs alone.",
+        "Then multiplied by the checkpoint's factor. A video's timestamps are text. vLLM has it only on "
+        "GPUs.",
     ),
     Model(
         ("Lfm2VlForConditionalGeneration",),
         ("LiquidAI/LFM2-VL-8B-A1B",),
         BIASED,
-        "It was run, and its counts are not transformers': on CPU vLLM computes other logits from a prompt's "
-        "second token on, and so routes otherwise. Most checkpoints are dense.",
+        "It was run, and its counts differ from transformers': on CPU vLLM computes other logits from a "
+        "prompt's second token on, and so routes differently. Most checkpoints are dense.",
     ),
     Model(
         ("Cohere2VisionForConditionalGeneration",),
         ("CohereLabs/command-a-plus-05-2026",),
         f"{SOFTMAX}; or {OWN}",
-        "The second is a sigmoid: no confidence is shown. The line breaks between tiles are text. Most "
-        "checkpoints are dense.",
+        "Its own function is a sigmoid, for which no confidence is shown. The line breaks between tiles are "
+        "text. Most checkpoints are dense.",
         tested=True,
     ),
     Model(
         ("BailingMoeV3VLForConditionalGeneration",),
         ("inclusionAI/Ling-3.0-flash-VL",),
         "sigmoid, with a bias, in the best groups, renormalised",
-        "Then times a factor of the checkpoint's.",
+        "Then multiplied by the checkpoint's factor.",
     ),
     Model(
         ("Glm5NextForConditionalGeneration",),
         (),
         BIASED,
-        "The function is the checkpoint's. A video's frames: as for GLM-4.5V.",
+        "The checkpoint sets the function. A video's frames: as for GLM-4.5V.",
     ),
     Model(("Qwen4ExpForConditionalGeneration",), (), SOFTMAX),
     Model(
@@ -274,8 +275,8 @@ IN_TREE: list[Model] = [
         ("TransformersMultiModalMoEForCausalLM",),
         (),
         f"as the model's; or {OWN}",
-        "Models that vLLM runs through transformers (`--model-impl transformers`); it was run with GLM-4.5V. "
-        "Where transformers computes the gate, no confidence is shown.",
+        "For models that vLLM runs through transformers (`--model-impl transformers`); it was run with "
+        "GLM-4.5V. If transformers computes the gate, no confidence is shown.",
         tested=True,
     ),
     Model(

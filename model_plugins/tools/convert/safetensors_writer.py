@@ -17,9 +17,9 @@ GB = 10**9
 
 
 def write_sharded(folder: Path, tensors: Mapping[str, LazyTensor], max_bytes: int) -> None:
-    """Write files of `max_bytes` of tensors at most, and an index where there are several.
+    """Write files with at most `max_bytes` of tensors each, and an index if there are several.
 
-    A tensor that is larger has a file of its own. Shows its progress. Raises OSError where the disk is full.
+    A larger tensor gets its own file. Shows a progress bar. Raises OSError where the disk is too full.
     """
     split = split_state_dict_into_shards_factory(
         dict(tensors),
@@ -29,7 +29,10 @@ def write_sharded(folder: Path, tensors: Mapping[str, LazyTensor], max_bytes: in
     )
     total = split.metadata["total_size"]
     if total > (free := shutil.disk_usage(folder).free):
-        raise OSError(f"The disk of {folder.parent} has {free / GB:.1f} GB free for {total / GB:.1f} GB.")
+        raise OSError(
+            f"The disk of {folder.parent} has {free / GB:.1f} GB free, and the weights need "
+            f"{total / GB:.1f} GB: make room, or name another destination."
+        )
     with tqdm(total=total, unit="B", unit_scale=True, desc="Weights") as progress:
         for file, names in split.filename_to_tensors.items():
             for written in write_safetensors(folder / file, {name: tensors[name] for name in names}):
@@ -42,7 +45,7 @@ def write_sharded(folder: Path, tensors: Mapping[str, LazyTensor], max_bytes: in
 def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[int]:
     """Write one file; yields each tensor's size in bytes once it is written.
 
-    The widest dtypes come first, so that each tensor lies at a multiple of its own width.
+    The widest dtypes come first, so that each tensor starts at a multiple of its width.
     """
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
     with path.open("wb") as file:

@@ -1,4 +1,4 @@
-"""`prismoe evaluate` on the bundled model: what it writes is what the answers and the policies' k say."""
+"""`prismoe evaluate` with the bundled model: its output matches the answers and the policies' k."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.model_plugins.tools.check.test_check import assert_one_sentence
 PICTURES = bundled_checkpoint() / "pictures"
 IMAGE_TOKENS, MOE_LAYERS = 64, 2
 LONG = "Is it a star? " * 30
-"""It fills a block of the KV cache: asked twice, it would come out of a prefix cache."""
+"""The question fills a block of the KV cache. If it came twice, it would come from a prefix cache."""
 ASKED = [
     ("jeans.png", LONG, ["perhaps"]),
     ("maple-leaf.png", "What is this?", ["maple leaf"]),
@@ -80,7 +80,7 @@ def test_a_model_of_vllms_own_is_counted_as_it_routes(questions: Path, tmp_path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--questions", "/none.jsonl"), "There is no file /none.jsonl."),
+        (("--questions", "/none.jsonl"), "There is no file /none.jsonl: name a file of questions."),
         (("--routing", "{"), "--routing: '{' is not JSON"),
         (
             ("--routing", '{"policy": "native"}', "--routing", '{"policy": "best"}'),
@@ -88,11 +88,11 @@ def test_a_model_of_vllms_own_is_counted_as_it_routes(questions: Path, tmp_path:
         ),
         (("--routing", '{"policy": "topk", "top_k": 9}'), "top_k is 9"),
         (("--max-tokens", "0"), "--max-tokens: Input should be greater than or equal to 1"),
-        (("--json", "/none/written.json"), "There is no folder /none to write written.json to."),
-        (("--trust-remote-code",), "give --run-checkpoint-code."),
+        (("--json", "/none/written.json"), "There is no folder /none for written.json: create it first."),
+        (("--trust-remote-code",), "use --run-checkpoint-code."),
     ],
 )
-def test_what_can_not_be_done_is_said_before_anything_starts(
+def test_impossible_settings_are_reported_before_anything_starts(
     options: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(PHI), *options]) == 1
@@ -102,11 +102,11 @@ def test_what_can_not_be_done_is_said_before_anything_starts(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--routing", "{}", str(PHI)], "MODEL comes first"),
+        (["--routing", "{}", str(PHI)], "put MODEL first"),
         ([str(PHI), "--question", "FILE"], "unrecognized arguments: --question FILE"),
     ],
 )
-def test_what_is_no_option_is_told_as_argparse_does(
+def test_an_unknown_option_is_reported_as_by_argparse(
     arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

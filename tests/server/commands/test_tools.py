@@ -1,4 +1,4 @@
-"""Tools on a running server whose template has them: told to the model alike, and called, on all routes."""
+"""Tools on a server whose template supports them: the model sees and calls them the same on all routes."""
 
 import json
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ def post(client: httpx.Client, path: str, body: dict[str, Any]) -> Any:
     return answer.json()
 
 
-def test_the_model_is_told_the_same_on_all_routes(tools: httpx.Client) -> None:
+def test_the_model_sees_the_same_prompt_on_all_routes(tools: httpx.Client) -> None:
     asked = {"messages": CHAT, "tools": [CHAT_TOOL]}
     ids = post(tools, "/tokenize", asked)["tokens"]
     prompt = post(tools, "/detokenize", {"tokens": ids})["prompt"]
@@ -101,7 +101,9 @@ def test_the_model_is_told_the_same_on_all_routes(tools: httpx.Client) -> None:
     assert chat["prompt_token_ids"] == ids
     messages = {"messages": MESSAGES, "tools": [MESSAGES_TOOL]}
     assert post(tools, "/v1/messages/count_tokens", messages)["input_tokens"] == len(ids)
-    used = post(tools, "/v1/messages", {**messages, "max_tokens": 1})["usage"]  # what is cached is told apart
+    used = post(tools, "/v1/messages", {**messages, "max_tokens": 1})[
+        "usage"
+    ]  # different tools are not confused in the cache
     new = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
     assert sum(used[key] or 0 for key in new) == len(ids)
     responses = {"input": RESPONSES, "tools": [RESPONSES_TOOL], "max_output_tokens": 1}
@@ -149,7 +151,7 @@ def test_a_forced_call_in_responses(tools: httpx.Client, choice: Any) -> None:
     check_call(call["name"], json.loads(call["arguments"]))
 
 
-def test_the_model_may_answer_without_a_call(tools: httpx.Client) -> None:
+def test_the_model_can_answer_without_a_call(tools: httpx.Client) -> None:
     chat = post(tools, "/v1/chat/completions", {"messages": [ASKED], "tools": [CHAT_TOOL], "max_tokens": 4})
     assert chat["choices"][0]["message"]["content"]
     messages = {"messages": [ASKED], "tools": [MESSAGES_TOOL], "max_tokens": 4}

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.server, pytest.mark.prometheus]
 
 TIMES = 10
 OWN_SERVER = "prismoe_refused_requests_total"
-"""What only prismoe's own server tells."""
+"""Metrics that only prismoe's own server has."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def expected(qwen: Path) -> list[Answer]:
 def prometheus(
     vllm: Path, qwen: Path, expected: list[Answer], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
-    """Has scraped both servers while clients asked the router."""
+    """A Prometheus that has scraped both servers while clients used the router."""
     folder = tmp_path_factory.mktemp("behind")
     options = (*OPTIONS, *settings(expert_metrics="full"))
     with ExitStack() as stack:
