@@ -34,13 +34,23 @@ def serving(
     module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, int]]:
     """Run a Python module that serves HTTP during the block, and yield its URL and process id."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-P", "-m", module, *arguments]
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-P", "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    with running(command, log, environment) as process:
+        if not gets_healthy(process, url):
+            raise RuntimeError(f"The server did not become ready. Read its log: {log}")
+        yield url, process.pid
+
+
+@contextmanager
+def running(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in its own process group, and end it with the block."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            command,
             stdout=output,
             stderr=subprocess.STDOUT,
             # A process group, not a session: Linux schedules sessions separately, and the engine's busy
@@ -48,14 +58,17 @@ def serving(
             process_group=0,
             env=os.environ | dict(environment or {}),
         )
-    url = f"http://127.0.0.1:{port}"
     try:
-        if not gets_healthy(process, url):
-            raise RuntimeError(f"The server did not become ready. Read its log: {log}")
-        yield url, process.pid
+        yield process
     finally:
         process.terminate()
         process.wait()
+
+
+def free_port() -> int:
+    """A port of this host on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def gets_healthy(process: subprocess.Popen[bytes], url: str) -> bool:

@@ -16,14 +16,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from prismoe.loadtests.local_server import gets_healthy
+from prismoe.loadtests.local_server import gets_healthy, running
 from prismoe.loadtests.target import computed_tokens, counters, counters_now, finished, total
 from prismoe.loadtests.traffic import QUESTIONS, chat, picture
 
@@ -178,27 +178,6 @@ def replica(host: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     environment = {"VLLM_CPU_OMP_THREADS_BIND": str(core)}
     with running(["ip", "netns", "exec", host, *serve, *options], log, environment) as process:
         yield process
-
-
-@contextmanager
-def running(
-    command: Sequence[str], log: Path, environment: dict[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command in its own process group, and kill the group at the end of the block."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-            env=os.environ | (environment or {}),
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -2,18 +2,17 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from prismoe.benchmarks.paths import REPOSITORY
+from prismoe.loadtests.local_server import free_port
 
 DEPLOY = REPOSITORY / "deploy"
 RULES = DEPLOY / "prometheus" / "rules" / "prismoe.yaml"
@@ -36,9 +35,7 @@ class Prometheus:
     """A running Prometheus, which scrapes servers every `interval_s` seconds."""
 
     def __init__(self, folder: Path, *server_urls: str, interval_s: int = 1) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         config = folder / "prometheus.yml"
         targets = json.dumps([url.removeprefix("http://") for url in server_urls])
         config.write_text(CONFIG.format(rules=RULES, targets=targets, interval_s=interval_s))
@@ -63,9 +60,8 @@ class Prometheus:
 
     def get(self, path: str, **parameters: str) -> Any:
         """The data at a path of Prometheus' API."""
-        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)["data"]
+        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10)
+        return answer.raise_for_status().json()["data"]
 
     def query(self, expr: str) -> list[tuple[dict[str, str], float]]:
         """The current samples of an expression: labels and value."""
@@ -87,5 +83,5 @@ class Prometheus:
     def _is(self, true: Callable[[], bool]) -> bool:
         try:
             return true()
-        except urllib.error.URLError:
+        except httpx.HTTPError:
             return False  # Prometheus is still starting

@@ -1,8 +1,6 @@
 """Reads the tensors in a folder's weight files, of any format, each when it is needed."""
 
-import json
 import math
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -80,37 +78,23 @@ def lazy_tensors(folder: Path) -> dict[str, LazyTensor]:
 
 
 def _in_safetensors(path: Path) -> Iterator[tuple[str, LazyTensor]]:
-    open_safetensors(path)  # The library checks the header and the file's size.
-    with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            if (dtype := DTYPES.get(entry["dtype"])) is None:
+    with open_safetensors(path) as tensors:
+        for name in tensors.offset_keys():
+            stored = tensors.get_slice(name)
+            if (dtype := DTYPES.get(stored.get_dtype())) is None:
                 raise ValueError(
-                    f"{path} stores {name} as {entry['dtype']}, which prismoe can't read: "
+                    f"{path} stores {name} as {stored.get_dtype()}, which prismoe can't read: "
                     f"save it as one of {', '.join(DTYPES)}."
                 )
-            shape = tuple(entry["shape"])
-            start, end = (8 + length + offset for offset in entry["data_offsets"])
-            yield name, LazyTensor(dtype, shape, partial(_read, path, start, end - start, dtype, shape))
+            yield name, LazyTensor(dtype, tuple(stored.get_shape()), partial(_read, path, name))
 
 
-def _read(path: Path, start: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """Read a tensor with a plain read: the pages of a memory map would stay in the process."""
-    if size == 0:
-        return torch.empty(shape, dtype=dtype)
-    content = bytearray(size)
-    with path.open("rb") as file:
-        file.seek(start)
-        file.readinto(content)
-    return torch.frombuffer(content, dtype=dtype).reshape(shape)
+def _read(path: Path, name: str) -> Tensor:
+    """Read a tensor through its own memory map: a map that stays open would keep the pages of all tensors."""
+    with open_safetensors(path) as tensors:
+        return tensors.get_tensor(name)
 
 
 def _in_pickle(path: Path) -> Iterator[tuple[str, LazyTensor]]:
     for name, tensor in load_pickled(path, "cpu").items():
-        yield name, LazyTensor(tensor.dtype, tuple(tensor.shape), partial(_itself, tensor))
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
+        yield name, in_memory(tensor)

@@ -10,11 +10,8 @@ import json
 import os
 import re
 import secrets
-import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,10 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 import yaml
 
 from prismoe.benchmarks.monitoring.prometheus import RULES
+from prismoe.loadtests.local_server import free_port
 from tests.deploy.conftest import DEPLOY
 from tests.deploy.docker_engine import COMPOSE, docker, engine, inspect
 from tests.deploy.stand_ins import in_their_place, torch_index
@@ -91,11 +90,8 @@ class Stack:
         """The status and body of an answer."""
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         url = f"http://127.0.0.1:{self.settings[port]}{path}"
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
+        answer = httpx.get(url, headers=headers, timeout=30)
+        return answer.status_code, answer.text
 
     def query(self, expr: str) -> list[float]:
         """The current values of a query in Prometheus."""
@@ -167,13 +163,6 @@ def torch_build() -> str:
     found = re.search(r"^(torch==\S+) ", (DEPLOY / "requirements-cpu.lock").read_text(), re.MULTILINE)
     assert found
     return found[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def answer(stack: Stack, line: str) -> str:

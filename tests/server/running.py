@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from prismoe.loadtests.local_server import free_port
 from tests.runners import Runner, runner_environment
 
 START_LIMIT_S = 240
@@ -110,17 +110,10 @@ class Server(Command):
         port: int = 0,
         **options: Any,
     ) -> None:
-        port = port or self.free_port()
+        port = port or free_port()
         self.url = f"http://127.0.0.1:{port}"
         address = ("--host", "127.0.0.1", "--port", str(port))
         super().__init__(log, "serve", *arguments, *address, **options)
-
-    @staticmethod
-    def free_port() -> int:
-        """A port that nothing listens on."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
 
     def wait_until_ready(self) -> None:
         """Wait until the server answers."""

@@ -1,10 +1,8 @@
 """Serve a contender beside the baseline, ask it the exam, and time both."""
 
-import json
 import math
 import statistics
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,9 +29,10 @@ def measure(folder: Path, baseline_url: str, exam: Exam) -> ContenderScores:
     model knows besides.
     """
     with serving(str(folder), None) as url:
-        replies = ask_all(Server(url), exam, with_tasks=_knows_tasks(_read(f"{url}/v1/routing")))
+        server = Server(url)
+        replies = ask_all(server, exam, with_tasks=_knows_tasks(server.call("/v1/routing")))
         time.sleep(0.5)  # The server tells a reading of the last half second.
-        load = _read(f"{url}/v1/routing/load")
+        load = server.call("/v1/routing/load")
         prefill = prefill_ratio(url, baseline_url, list(exam.png.values())[:PICTURES])
     experts = experts_per_token(load)
     asker = Asker(folder)
@@ -53,11 +52,6 @@ def measure(folder: Path, baseline_url: str, exam: Exam) -> ContenderScores:
 
 def _knows_tasks(routing: Mapping[str, Any]) -> bool:
     return all("tasks" in layer["policy"] for layer in routing["layers"])
-
-
-def _read(url: str) -> Any:
-    with urllib.request.urlopen(url) as response:
-        return json.load(response)
 
 
 def entropy_bits(routings: Sequence[LayerDecision]) -> float:

@@ -7,7 +7,6 @@ number over the first checkpoint's, and the server's mean number of experts for 
 """
 
 import argparse
-import json
 import socket
 import subprocess
 import sys
@@ -79,10 +78,10 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
 def measure(name: str, folder: str, routing: str | None, exam: Exam) -> Row:
     """Serve and score one checkpoint."""
     with serving(folder, routing) as url:
-        replies = ask_all(Server(url), exam)
+        server = Server(url)
+        replies = ask_all(server, exam)
         time.sleep(0.5)  # The server answers with a reading that is up to half a second old.
-        with urllib.request.urlopen(f"{url}/v1/routing/load") as response:
-            load: Mapping[str, Any] = json.load(response)
+        load = server.call("/v1/routing/load")
     right = sum(case.answer == reply.strip() for case, reply in zip(exam.cases, replies, strict=True))
     return Row(name, right, len(replies), experts_per_token(load))
 

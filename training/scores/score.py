@@ -31,7 +31,7 @@ class Server:
     def __init__(self, url: str) -> None:
         """Use the first model that `url` serves."""
         self.url = url.rstrip("/")
-        self.model: str = self._call("/v1/models")["data"][0]["id"]
+        self.model: str = self.call("/v1/models")["data"][0]["id"]
 
     def answer(self, png: bytes, question: str, task: int | None = None) -> str:
         """The greedy answer to a question about a picture. The request can have a task label."""
@@ -42,7 +42,7 @@ class Server:
     def ask(self, content: list[dict[str, Any]], max_tokens: int, task: int | None = None) -> str:
         """The greedy answer to a user's message of texts and pictures."""
         label = {} if task is None else {"vllm_xargs": {"task": task}}
-        reply = self._call(
+        reply = self.call(
             "/v1/chat/completions",
             {
                 "model": self.model,
@@ -54,7 +54,8 @@ class Server:
         )
         return str(reply["choices"][0]["message"]["content"])
 
-    def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The JSON at `path`; `body` is posted there."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -47,6 +48,16 @@ def assert_same(actual: dict[str, Tensor]) -> None:
 def test_files_of_the_library_are_read(tmp_path: Path) -> None:
     save_file({name: weight.contiguous() for name, weight in WEIGHTS.items()}, tmp_path / "w.safetensors")
     assert_same({name: tensor.read() for name, tensor in lazy_tensors(tmp_path).items()})
+
+
+def test_a_tensor_that_was_read_leaves_the_memory(tmp_path: Path) -> None:
+    save_file({str(number): torch.ones(2**22) for number in range(8)}, tmp_path / "w.safetensors")
+    first, *others = lazy_tensors(tmp_path).values()
+    assert first.read().sum() == 2**22
+    before = psutil.Process().memory_info().rss
+    for tensor in others:
+        assert tensor.read().sum() == 2**22
+    assert psutil.Process().memory_info().rss - before < first.size
 
 
 def test_the_library_reads_our_files(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from prismoe.loadtests.local_server import free_port
 from prismoe.server.access.keys import Role, add_key, read_keys
 from tests.server.running import Server
 
@@ -267,7 +268,7 @@ def restarted(tmp_path: Path, port: int) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    return Server.free_port()
+    return free_port()
 
 
 @pytest.mark.parametrize("victim", ["EngineCore", "Worker"])

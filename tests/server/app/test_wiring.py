@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from prismoe.loadtests.local_server import free_port
 from prismoe.server.access.keys import Role, add_key
 from tests.paths import REPOSITORY
 from tests.server.app.route_lister import HEADER, RouteLister
@@ -88,7 +89,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
-        port = Server.free_port()
+        port = free_port()
         servers = [Server(folder / name, *options, port=port) for name in ("first", "second")]
     try:
         meanwhile: set[tuple[str, int]] = set()

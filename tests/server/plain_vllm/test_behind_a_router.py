@@ -12,13 +12,13 @@ import pytest
 
 from prismoe.benchmarks.monitoring.dashboards import QUERIES, shows_something, with_variables
 from prismoe.benchmarks.monitoring.prometheus import Prometheus
+from prismoe.loadtests.local_server import free_port
 from tests.doc_commands import documented
 from tests.model_plugins.in_tree.checkpoints import make_checkpoint
 from tests.model_plugins.in_tree.reference import Answer, answers
 from tests.server.in_tree.asking import MAX_TOKENS, OPTIONS, ask, body
 from tests.server.plain_vllm.conftest import CHATS
 from tests.server.plain_vllm.stock import StockServer, settings
-from tests.server.running import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.prometheus]
 
@@ -56,7 +56,7 @@ def prometheus(
         running = Prometheus(folder, *urls)
         stack.callback(running.stop)
         running.wait_until(lambda: len(running.query("prismoe_window_tokens")) == 6, 60)
-        port = Server.free_port()
+        port = free_port()
         router = subprocess.Popen(
             [
                 *(sys.executable, "-m", "vllm_router.launch_router"),
