@@ -1,4 +1,4 @@
-"""What measures in process, beside vLLM, under a real Prometheus or on a GPU.
+"""Measurements that run in process, beside vLLM, under a real Prometheus or on a GPU.
 
-May import everything. Only tests import it.
+They may import everything. Only tests import them.
 """

@@ -1,6 +1,6 @@
-"""The repository, whose documents, dashboards and rules the measurements read and write."""
+"""The path of the repository."""
 
 from pathlib import Path
 
-# This file is found under prismoe/, through a link.
+# prismoe/benchmarks is a link to the folder of this file.
 REPOSITORY = Path(__file__).resolve().parents[1]

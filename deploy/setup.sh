@@ -1,12 +1,11 @@
 #!/bin/sh
-# What `docker compose up` runs first. It refuses settings and hosts that can't work, with a sentence, and makes the
-# secrets that nobody has made yet. Each lies in the volume of the one service that needs it; of a client's key there is
-# only the digest.
+# `docker compose up` runs this first. It stops with a message if the settings or the host can't work, and makes the secrets
+# that don't exist yet. Each secret is in the volume of the service that needs it; client keys are kept as digests only.
 #
-#     docker compose run --rm setup key [NAME]      prints a new key for NAME (client); NAME's old ones open nothing now
-#     docker compose run --rm setup remove NAME     NAME's keys open nothing now
+#     docker compose run --rm setup key [NAME]      prints a new key for NAME (client); NAME's old keys no longer work
+#     docker compose run --rm setup remove NAME     NAME's keys no longer work
 set -eu
-root=${ROOT:-} # empty but in tests
+root=${ROOT:-} # set only in tests
 keys=$root/run/prismoe/server/api_keys
 metrics_key=$root/run/prismoe/prometheus/metrics_key
 password=$root/run/prismoe/grafana/password
@@ -29,7 +28,7 @@ main() {
             keep_all_but "$2"
             mv "$keys.new" "$keys"
             ;;
-        *) refuse "Say nothing, key [NAME] or remove NAME after setup." ;;
+        *) refuse "Give no arguments, or key [NAME], or remove NAME." ;;
     esac
 }
 
@@ -39,22 +38,22 @@ refuse() {
 }
 
 check_settings() {
-    echo "$GPUS" | grep -Eqx '[1-9][0-9]*' || refuse "GPUS=$GPUS is no number of GPUs: 1, for example."
-    echo "$RETENTION" | grep -Eqx '([0-9]+(ms|s|m|h|d|w|y))+' || refuse "RETENTION=$RETENTION is no time: 30d, for example."
+    echo "$GPUS" | grep -Eqx '[1-9][0-9]*' || refuse "GPUS=$GPUS is not a number of GPUs. Give one like 1."
+    echo "$RETENTION" | grep -Eqx '([0-9]+(ms|s|m|h|d|w|y))+' || refuse "RETENTION=$RETENTION is not a time. Give one like 30d."
     case "$MODEL" in
         "") return ;;
         /* | *..* | .* | "~"* | */ | *" "*)
-            refuse "MODEL=$MODEL is no name: say in CHECKPOINTS which folder it lies in, and in MODEL its name there." ;;
+            refuse "MODEL=$MODEL is not a name. Set CHECKPOINTS to the folder that has the model, and MODEL to the model's name in it." ;;
     esac
     if [ -d "$root/checkpoints/$MODEL" ]; then
         [ -r "$root/checkpoints/$MODEL/config.json" ] ||
             refuse "MODEL=$MODEL: the folder of that name in CHECKPOINTS=$CHECKPOINTS has no config.json that everyone can read."
     elif ! echo "$MODEL" | grep -Eqx '[[:alnum:]][[:alnum:]._-]*/[[:alnum:]._-]+'; then
-        refuse "MODEL=$MODEL is neither a folder in CHECKPOINTS=$CHECKPOINTS nor a name on the Hugging Face Hub (OWNER/NAME)."
+        refuse "MODEL=$MODEL is neither a folder in CHECKPOINTS=$CHECKPOINTS nor a name on the Hugging Face Hub (OWNER/NAME). Set it to one of these."
     fi
 }
 
-# A container sees the host's kernel, and so which NVIDIA driver it has; but for WSL, whose driver is Windows's.
+# A container sees the host's kernel, and so the version of its NVIDIA driver, except on WSL, which uses Windows's driver.
 check_host() {
     driver=$root/proc/driver/nvidia/version
     if [ "$DEVICE" = cpu ] || grep -qi microsoft "$root/proc/version"; then
@@ -65,9 +64,9 @@ check_host() {
     fi
     release=$(sed -n 's/^NVRM.* \([0-9][0-9]*\)\.[0-9.]* .*/\1/p' "$driver")
     if [ "${release:-0}" -lt 580 ]; then
-        echo "This host's NVIDIA driver is older than 580, which CUDA 13 wants: if the server does not start, renew it."
+        echo "This host's NVIDIA driver is older than 580, which CUDA 13 needs: update it if the server does not start."
     fi
-    echo 'If Docker finds no device driver "nvidia" now, install the NVIDIA Container Toolkit and start Docker anew.'
+    echo 'If Docker reports that there is no device driver "nvidia", install the NVIDIA Container Toolkit and restart Docker.'
 }
 
 make_secrets() {
@@ -76,21 +75,21 @@ make_secrets() {
         replace_key prometheus metrics > "$metrics_key"
     fi
     if grep -q '^[^ ]* client ' "$keys"; then
-        echo "The keys are those of the first run. A lost one is replaced by: $COMPOSE run --rm setup key"
+        echo "The keys are those of the first run. To replace a lost key, run: $COMPOSE run --rm setup key"
         return
     fi
     key=$(replace_key client client)
-    echo "This line holds your key, which is shown once, and asks the model about a picture:"
+    echo "The next line asks the model about a picture. It has your key, which is only shown now:"
     question "$key"
-    echo "If the key gets lost, this makes another: $COMPOSE run --rm setup key"
-    echo "Grafana's user is admin, and this tells the password: $COMPOSE exec grafana cat /run/prismoe/password"
+    echo "If you lose the key, run this to make another: $COMPOSE run --rm setup key"
+    echo "Grafana's user is admin, and this command prints the password: $COMPOSE exec grafana cat /run/prismoe/password"
 }
 
 random() {
     od -An -N16 -tx1 /dev/urandom | tr -d ' \n'
 }
 
-# Prints a key that takes the place of those of the name $1.
+# Prints a new key that replaces those of the name $1.
 replace_key() {
     keep_all_but "$1"
     sh "$root/key.sh" "$1" "$2" "$keys.new"

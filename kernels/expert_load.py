@@ -1,8 +1,8 @@
-"""Counting expert load by modality, and how sure the router was, on the device and without a sync.
+"""Counts expert load and router confidence by modality, on the device and without a sync.
 
-The counts of a model are one int64 tensor `load_LMC`: for each MoE layer a row for each of the model's
-modalities. Its columns: for each expert the tokens that used it, then SUMS, then for each number of experts
-from 0 to E the tokens that used as many. E is the largest number of experts of a layer.
+The counts of a model are one int64 tensor `load_LMC`, with a row for each MoE layer and each of the model's
+modalities. Its columns are: for each expert the tokens that used it; the SUMS; and for each number of experts
+from 0 to E the tokens that used that many. E is the largest number of experts of a layer.
 """
 
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from prismoe.kernels.modalities import VISION
 from prismoe.kernels.routing import router_probabilities, routing_entropy
 
 SUMS = ("tokens", "tail_tokens", "scored_tokens", "near_ties", "entropy", "variance")
-"""Scored tokens are those whose router gives probabilities: what the three sums behind are about."""
+"""The last three are sums over the scored tokens, whose router gives probabilities."""
 
 NOT_COUNTED = -1
 """The modality of padding."""
 NEAR_TIE = 0.01
-"""A token is a near tie when its last used expert scores less than this above the best unused one."""
+"""A token is a near tie when its last used expert scores less than this above its best unused one."""
 UNIT = 2**20
-"""Entropy (nats) and RPV · E are summed in parts of this: integer sums are the same in any order."""
+"""Entropy (nats) and RPV · E are summed in units of 1 / UNIT: integer sums are the same in any order."""
 
 
 class Confidence(NamedTuple):
-    """What a router made of each token, over the experts that are not shared.
+    """A router's probabilities and scores for each token, over the experts that are not shared.
 
-    The softmax of `logits_TE` are its probabilities. `scores_TE` ranked the experts, those at -inf were out
-    of the question; None where the probabilities did.
+    The softmax of `logits_TE` gives the probabilities. `scores_TE` ranked the experts, with -inf for those
+    that could not be chosen; None where the probabilities ranked them.
     """
 
     logits_TE: Tensor
@@ -42,25 +42,25 @@ class Confidence(NamedTuple):
 
 
 class LayerShape(NamedTuple):
-    """What counting has to know of a MoE layer."""
+    """The facts about a MoE layer that counting needs."""
 
     experts: int
     slots: int
     """The most experts that a token uses."""
     scored: int
-    """The experts that the router has probabilities of: the first ones; 0 where it has none."""
+    """How many experts, from the first on, the router gives probabilities; 0 where it gives none."""
     has_scores: bool = False
     """Whether scores rank the experts, not the probabilities."""
     uses_all_slots: bool = False
     """Whether every token uses all slots."""
     has_tails: bool = False
     """Whether some tokens may be tail tokens."""
-    tells_ties: bool = True
-    """Whether the ranking decides alone, so that a near tie means something."""
+    has_near_ties: bool = True
+    """Whether the ranking alone chooses the experts. Only then are near ties counted."""
 
 
 class RoutedTokens(NamedTuple):
-    """Where T tokens went in L layers. Slot a of token t is used in layer l when `a < count_LT[l, t]`."""
+    """The experts of T tokens in L layers. Token t uses slot a in layer l when `a < count_LT[l, t]`."""
 
     modality_T: Tensor  # int64: the row of `load_LMC`, or NOT_COUNTED
     experts_LTA: Tensor  # int32
@@ -69,7 +69,7 @@ class RoutedTokens(NamedTuple):
 
 
 class ScoredTokens(NamedTuple):
-    """Tokens whose routers are asked how sure they were. Columns that a layer doesn't have hold anything."""
+    """Tokens whose router confidence is counted. Columns that a layer doesn't have may hold anything."""
 
     modality_T: Tensor
     experts_LTA: Tensor
@@ -79,7 +79,7 @@ class ScoredTokens(NamedTuple):
 
 
 def empty_load(layers: int, modalities: int, experts: int) -> Tensor:
-    """The counts of L layers of at most E experts that have seen nothing, `[L, M, 2 E + 1 + len(SUMS)]`."""
+    """The zero counts of L layers of at most E experts, `[L, M, 2 E + 1 + len(SUMS)]`."""
     return torch.zeros(layers, modalities, 2 * experts + 1 + len(SUMS), dtype=torch.int64)
 
 
@@ -89,7 +89,7 @@ def experts_of(load_LMC: Tensor) -> int:
 
 
 class LayerLoad(NamedTuple):
-    """A layer's counts as plain numbers, by modality; the server's `ExpertLoad` tells what each is."""
+    """A layer's counts as plain numbers, by modality; the server's `ExpertLoad` documents each field."""
 
     expert_tokens: list[list[int]]
     tokens: list[int]
@@ -102,7 +102,7 @@ class LayerLoad(NamedTuple):
 
     @classmethod
     def read(cls, load_MC: Tensor, shape: LayerShape, modalities: Sequence[str]) -> Self:
-        """The counts of one layer."""
+        """Read one layer's counts."""
         most = experts_of(load_MC)
         rows = load_MC.tolist()
         sums = {name: [row[most + column] for row in rows] for column, name in enumerate(SUMS)}
@@ -114,17 +114,17 @@ class LayerLoad(NamedTuple):
             tail_tokens=sum(tokens for modality, tokens in tail if modality in VISION),
             tokens_by_experts=[row[first : first + shape.slots + 1] for row in rows],
             scored_tokens=sums["scored_tokens"],
-            near_ties=sums["near_ties"] if shape.tells_ties else [None] * len(rows),
+            near_ties=sums["near_ties"] if shape.has_near_ties else [None] * len(rows),
             routing_entropy=[value / UNIT for value in sums["entropy"]],
             routing_variance=[value / UNIT / most for value in sums["variance"]],
         )
 
 
 def count_routed(load_LMC: Tensor, routed: RoutedTokens) -> None:
-    """Add tokens to `load_LMC` in place: what they used, and which were tail tokens."""
+    """Add the tokens, their experts and the tail tokens to `load_LMC` in place."""
     layers, modalities, columns = load_LMC.shape
     slots, most = routed.experts_LTA.shape[2], experts_of(load_LMC)
-    table_LRC = load_LMC.new_zeros(layers, 1 + modalities, columns)  # row 0 takes what doesn't count
+    table_LRC = load_LMC.new_zeros(layers, 1 + modalities, columns)  # row 0 collects what is not counted
     layer_L1 = torch.arange(layers, device=load_LMC.device)[:, None] * (1 + modalities)
     row_LT = layer_L1 + routed.modality_T + 1
     slot_A = torch.arange(slots, device=load_LMC.device)
@@ -139,13 +139,13 @@ def count_routed(load_LMC: Tensor, routed: RoutedTokens) -> None:
 
 
 def _add(table_LRC: Tensor, rows: Tensor, columns: Tensor) -> None:
-    """Count one in each cell. `rows` run over the rows of all layers."""
+    """Add 1 to each cell of `table_LRC`. `rows` number the rows of all layers in one sequence."""
     cells = (rows * table_LRC.shape[-1] + columns).flatten()
     table_LRC.view(-1).index_add_(0, cells, table_LRC.new_ones(()).expand(len(cells)))
 
 
 def count_confidence(load_LMC: Tensor, scored: ScoredTokens, shapes: Sequence[LayerShape]) -> None:
-    """Add to `load_LMC` in place how sure the routers were of some tokens."""
+    """Add near ties, entropy and RPV of the scored tokens to `load_LMC` in place."""
     most = experts_of(load_LMC)
     ties_LT, entropy_LT, variance_LT = _confidence(scored, shapes, most)
     is_scored_L = torch.tensor([shape.scored > 0 for shape in shapes], device=load_LMC.device)
@@ -162,7 +162,7 @@ def count_confidence(load_LMC: Tensor, scored: ScoredTokens, shapes: Sequence[La
 def _confidence(
     scored: ScoredTokens, shapes: Sequence[LayerShape], most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each layer and token: whether it is a near tie, its entropy and its RPV, in float64."""
+    """For each layer and token: whether it is a near tie, its entropy and its RPV, in float64."""
     device = scored.logits_LTE.device
     expert_E = torch.arange(most, device=device)
 

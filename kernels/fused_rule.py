@@ -1,4 +1,4 @@
-"""What a fused router is told of a step, by a policy that can say its rule in these words.
+"""The rules that fused routers can follow, as policies describe them.
 
 See `prismoe.kernels.triton.router`, and `prismoe.kernels.triton.mixture` for a `MixtureRule`.
 """
@@ -11,23 +11,23 @@ from prismoe.kernels.expert_load import Confidence
 
 
 class ByModality(NamedTuple):
-    """As many experts for all tokens of a modality."""
+    """The same number of experts for all tokens of a modality."""
 
     text: int
     vision: int
 
 
 Threshold = float | Tensor
-"""A number, or where it may change while requests run a float32 one of no dimensions on the device."""
+"""A number, or a 0-d float32 tensor on the device, which may change while requests run."""
 
 
 class ByTail(NamedTuple):
     """`selected` experts for some vision tokens, `vision` for the others (LTDR, Eqs. 9, 11 and 12).
 
-    Tail tokens are selected, with `selects_head` those that are none. A tail token's RPV is above the mean of
-    the vision tokens with its number in `compared_T`, by default of its image, or above the `threshold`.
-    Instead a request may ask for numbers of its own, up to the slots, in `asked_T2`: for selected tokens and
-    for others, 0 asking nothing.
+    Tail tokens are selected, or with `selects_head` all other vision tokens. A tail token's RPV is above the
+    `threshold`, or without one above the mean of the vision tokens with the same number in `compared_T` (by
+    default: of the same image). `asked_T2` holds the numbers of experts that a request asks for, for selected
+    and for other tokens; they replace the rule's, up to the slots, and 0 asks for nothing.
     """
 
     text: int
@@ -40,7 +40,7 @@ class ByTail(NamedTuple):
 
 
 class ByEntropy(NamedTuple):
-    """From `least` experts to all slots, as entropy over log E goes from `low` to `high` (GeMoE)."""
+    """From `least` experts to all slots, as entropy / log E goes from `low` to `high` (GeMoE)."""
 
     least: int
     low: Threshold
@@ -48,7 +48,7 @@ class ByEntropy(NamedTuple):
 
 
 class ByImportance(NamedTuple):
-    """The slots whose weight times the modality's importance reaches its threshold, but `least` (MoDES)."""
+    """The slots whose weight times importance reaches the modality's threshold; at least `least` (MoDES)."""
 
     least: int
     text_importance: float
@@ -58,7 +58,7 @@ class ByImportance(NamedTuple):
 
 
 class MixtureRule(NamedTuple):
-    """For each mixture the expert of the token's most probable component (IDA-MoE, Eqs. 14 and 16 to 19)."""
+    """The expert of the token's most probable component, by mixture (IDA-MoE, Eqs. 14 and 16 to 19)."""
 
     latent_TL: Tensor
     log_mixing_KEM: Tensor
@@ -67,10 +67,10 @@ class MixtureRule(NamedTuple):
 
 
 class FusedRule(NamedTuple):
-    """A token's `slots` best experts by `scores_TE`, of which it uses as many as `uses` says.
+    """A token's `slots` best experts by `scores_TE`, or by its logits; `uses` says how many of them it uses.
 
-    Without scores the logits rank. The weights are the router's probabilities, with `renormalize` scaled to a
-    sum of 1. Behind the E experts with a score come the `shared` ones of every token, at weight 1.
+    The weights are the router's probabilities, with `renormalize` scaled to a sum of 1. The E experts with a
+    score are followed by the `shared` ones, which every token uses at weight 1.
     """
 
     confidence: Confidence

@@ -1,4 +1,4 @@
-"""Writing down what one MoE layer decided for a step's tokens, in buffers that outlive the step."""
+"""Writes one MoE layer's decisions for a step's tokens to buffers that outlive the step."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from prismoe.kernels.expert_load import Confidence
 
 
 class LayerRows(NamedTuple):
-    """One layer's rows in the buffers of a step of at most T tokens. None is written where a part is None."""
+    """One layer's rows in the buffers of a step of at most T tokens. Fields that are None are not written."""
 
     sampled_S: Tensor  # int64: the tokens whose confidence is kept
     experts_TA: Tensor  # int32
@@ -28,10 +28,10 @@ def write_rows(
     tail_T: Tensor | None = None,
     confidence: Confidence | None = None,
 ) -> None:
-    """Write the decision for the first tokens of `to`.
+    """Write the decision to the first rows of `to`.
 
-    Without `count_T` each token uses the slots that there are, without `tail_T` none is a tail token. Unknown
-    weights become NaN.
+    Without `count_T` each token uses all slots; without `tail_T` no token is a tail token. Unknown weights
+    become NaN.
     """
     num_tokens, slots = experts_TA.shape
     to.experts_TA[:num_tokens, :slots] = experts_TA
@@ -51,5 +51,5 @@ def _write_sampled(to_SE: Tensor, sampled_S: Tensor, values_TE: Tensor) -> None:
     num_tokens, experts = values_TE.shape
     if not torch.compiler.is_compiling() and num_tokens <= len(sampled_S):
         to_SE[:num_tokens, :experts] = values_TE
-    else:  # a compiled graph has to hold for any number of tokens
+    else:  # a compiled graph must work for any number of tokens
         to_SE[:, :experts] = values_TE[sampled_S.clamp(max=num_tokens - 1)]

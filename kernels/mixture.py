@@ -14,8 +14,8 @@ def log_joint(
 ) -> Tensor:
     """log(π N(z; μ, Σ)) of every component with diagonal Σ, `[T, K, E, M]` in float64.
 
-    The squares are expanded so that one matrix product serves all components; float64 keeps what the
-    difference of large squares would lose.
+    The squares are expanded so that one matrix product serves all components. float64 keeps the digits that
+    cancel between the large squares.
     """
     precisions_KEML = torch.exp(-log_variances_KEML.double())
     means_KEML = means_KEML.double()
@@ -32,9 +32,10 @@ def log_joint(
 
 
 def best_posteriors(log_joint_TKEM: Tensor) -> tuple[Tensor, Tensor]:
-    """For each mixture the expert of the most probable component and that posterior, both `[T, K]`.
+    """The expert of each mixture's most probable component and that component's posterior, both `[T, K]`.
 
-    A posterior is taken over all components of its mixture (Eqs. 16 to 18); equal ones take the lower expert.
+    A posterior is relative to all components of its mixture (Eqs. 16 to 18); equal ones take the lower
+    expert.
     """
     best_TKE = log_joint_TKEM.amax(dim=-1)
     best_TK, experts_TK = best_TKE.max(dim=-1)
@@ -42,7 +43,7 @@ def best_posteriors(log_joint_TKEM: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def expert_posteriors(log_joint_TKEM: Tensor) -> Tensor:
-    """For each mixture the posterior of every expert, summed over its components, `[T, K, E]`."""
+    """The posterior of every expert in each mixture, summed over its components, `[T, K, E]`."""
     return (
         torch.softmax(log_joint_TKEM.flatten(start_dim=-2), dim=-1)
         .unflatten(-1, log_joint_TKEM.shape[-2:])

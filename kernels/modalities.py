@@ -1,6 +1,6 @@
-"""The modalities of tokens, in the order of every list by modality. Imports no torch.
+"""The modalities of tokens, in the order that every list by modality has. Imports no torch.
 
-A model has some of them, text always.
+A model has some of them, and always text.
 """
 
 MODALITIES = ("text", "image", "video", "audio")

@@ -1,10 +1,10 @@
-"""Running just the (token, expert) pairs that routing used, on CPU: work proportional to Σ k_i.
+"""Runs only the (token, expert) pairs that routing used, on CPU: work proportional to Σ k_i.
 
-A router gives every token the same number of slots A, and a slot that a token does not use weighs 0. Two
-forms skip those, for two kinds of expert kernels. Both add up a token's experts in the order of its slots, so
-that its result does not depend on the other tokens.
+A router gives every token the same number of slots A; a slot that a token does not use has weight 0.
+`flat_experts` and `sorted_experts` skip these slots for two kinds of expert kernels. Both sum a token's
+experts in the order of its slots, so that its result does not depend on the other tokens.
 
-Shapes beyond `prismoe.kernels.routing`: P used pairs, by token and then by slot.
+Shapes beyond `prismoe.kernels.routing`: P used pairs, ordered by token and then by slot.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,30 +15,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 FixedExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A kernel with as many experts for each token: (`hidden_TD`, `weights_TA`, `experts_TA`) -> `output_TD`."""
+"""A kernel with the same number of experts for each token: (`hidden_TD`, `weights_TA`, `experts_TA`) ->
+`output_TD`."""
 
 OneExpert = Callable[[Tensor], Tensor]
 """One expert on R rows: `hidden_RD` -> `output_RD`."""
 
 LEAST_SLOTS = {torch.float32: 32, torch.bfloat16: 128, torch.float16: 128}
-"""Where all tokens together have fewer, an unused one costs next to nothing: it repeats an expert that is
-computed anyway."""
+"""The least number of slots, over all tokens, at which skipping pays. With fewer, an unused slot costs next
+to nothing: it repeats an expert that is computed anyway."""
 LEAST_WORK = {torch.float32: 2**21, torch.bfloat16: 3 * 2**21, torch.float16: 3 * 2**21}
-"""Skipping pairs · D² below this saves less time than it takes. Both were measured by
-`python -m prismoe.benchmarks.kernels.bench` where experts are four times as wide as D, bfloat16 with AMX."""
+"""The least unused pairs · D² at which skipping saves more time than it takes. Both limits were measured by
+`python -m prismoe.benchmarks.kernels.bench` with experts four times as wide as D, and bfloat16 with AMX."""
 
 FUSED: bool = torch.cpu._is_avx512_supported()
-"""Whether vLLM's kernel adds up experts in float32 by fused multiply-adds: its AVX-512 build does."""
+"""Whether vLLM's kernel sums experts in float32 by fused multiply-adds, as its AVX-512 build does."""
 
 
 def flat_experts(
     hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, fixed_experts: FixedExperts
 ) -> Tensor:
-    """`fixed_experts` on the used pairs, each as a token of its own with one expert.
+    """Run `fixed_experts` on the used pairs, each as a separate token with one expert.
 
-    In small steps, and where nearly all slots are used, it is `fixed_experts` on the tokens, without the
-    slots that no token uses. In float32 that gives the same bits: both round Σ weight · output as vLLM's
-    kernel does, with AVX-512 like a chain of fused multiply-adds, and else product by product. In bfloat16
+    In small steps, and where nearly all slots are used, it runs `fixed_experts` on the tokens, without the
+    slots that no token uses. In float32 both ways give the same bits, since both round Σ weight · output as
+    vLLM's kernel does: with AVX-512 as a chain of fused multiply-adds, else product by product. In bfloat16
     each pair's output is rounded before the sum.
     """
     if weights_TA.numel() < LEAST_SLOTS[hidden_TD.dtype]:
@@ -74,7 +75,7 @@ def _is_worth_skipping(hidden_TD: Tensor, weights: NDArray[np.float32]) -> bool:
 def sorted_experts(
     hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, experts: Sequence[OneExpert]
 ) -> Tensor:
-    """The used pairs sorted by expert, and each of the `experts` once on all its rows."""
+    """Sort the used pairs by expert, and run each of `experts` once on all its rows."""
     weights = weights_TA.numpy()
     pair_P = np.flatnonzero(weights)
     if not len(pair_P):
@@ -103,7 +104,7 @@ def sorted_experts(
 def _sum_by_token(
     output_PD: Tensor, row_P: Tensor, token_P: NDArray[np.int64], tokens: int, weight_P: Tensor | None
 ) -> Tensor:
-    """For each token the sum, weighted or not, of its rows of `output_PD`, in the order of its slots."""
+    """Each token's sum of its rows of `output_PD`, weighted or not, in the order of its slots."""
     first_T = torch.from_numpy(np.searchsorted(token_P, np.arange(tokens)))
     output_TD: Tensor = torch.embedding_bag(output_PD, row_P, first_T, False, 0, False, weight_P)[0]
     return output_TD

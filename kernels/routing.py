@@ -11,7 +11,8 @@ TEXT = -1
 PADDING = -2
 
 MOST_COMPARED = 8
-"""Up to as many experts, a compiled graph compares each pair of scores, which unlike a sort can be fused."""
+"""The most experts for which a compiled graph compares each pair of scores. Unlike a sort, that can be
+fused."""
 
 
 def router_probabilities(logits_TE: Tensor, dim: int = -1) -> Tensor:
@@ -31,15 +32,15 @@ def routing_entropy(probs_TE: Tensor, dtype: torch.dtype | None = None) -> Tenso
 
 
 def segment_mean(values_T: Tensor, segment_T: Tensor) -> Tensor:
-    """For each vision token the mean of `values_T` over its own image, `[T]` in float64.
+    """The mean of `values_T` over each vision token's own image, `[T]` in float64.
 
-    Of other tokens it says nothing.
+    The values at other tokens mean nothing.
 
-    Summing float32 values in float64 makes the mean of equal values exact. Of other values the sum rounds
-    some 29 bits below float32, in an order that may differ on a GPU: a token as close to the mean as that
-    can fall on either side.
+    Summing float32 values in float64 makes the mean of equal values exact. For other values the sum is
+    rounded some 29 bits below float32, and a GPU may add in another order: a token that is that close to the
+    mean can fall on either side.
     """
-    slot_T = segment_T.clamp(min=-1) + 1  # slot 0 is not of an image; a step holds at most T images
+    slot_T = segment_T.clamp(min=-1) + 1  # slot 0 takes the tokens of no image; a step holds at most T images
     value_T = values_T.double()
     empty_S = value_T.new_zeros(len(value_T) + 1)
     sum_S = empty_S.index_add(0, slot_T, value_T)
@@ -50,14 +51,14 @@ def segment_mean(values_T: Tensor, segment_T: Tensor) -> Tensor:
 def tail_tokens(probs_TE: Tensor, segment_T: Tensor, threshold: float | Tensor | None = None) -> Tensor:
     """Vision tail tokens, boolean `[T]`: RPV above the mean RPV of the token's image (LTDR, Eq. 11).
 
-    With a `threshold` (a number, or 0-d) the RPV is held against that instead.
+    With a `threshold` (a number, or a 0-d tensor) RPV is compared with that instead.
     """
     rpv_T = routing_probability_variance(probs_TE).double()
     return (segment_T >= 0) & (rpv_T > (segment_mean(rpv_T, segment_T) if threshold is None else threshold))
 
 
 def by_modality(is_vision_T: Tensor, rows_2X: Tensor) -> Tensor:
-    """For each token the first row where it is text, the second where it is vision, `[T, X]`."""
+    """The first row for each text token and the second for each vision token, `[T, X]`."""
     return torch.where(is_vision_T[:, None], rows_2X[1], rows_2X[0])
 
 
@@ -70,12 +71,12 @@ def ranked_experts(scores_TE: Tensor, slots: int) -> tuple[Tensor, Tensor]:
 
 
 def ranked_by_comparison(scores_TE: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-    """`ranked_experts` without a sort, for the compiler, which makes one vectorised loop of it."""
+    """`ranked_experts` without a sort, so that the compiler can make one vectorised loop of it."""
     score_ET = scores_TE.unbind(dim=1)
     rank_ET = []
-    for i, ours_T in enumerate(score_ET):
-        before = [theirs_T >= ours_T for theirs_T in score_ET[:i]]
-        before += [theirs_T > ours_T for theirs_T in score_ET[i + 1 :]]
+    for i, own_T in enumerate(score_ET):
+        before = [other_T >= own_T for other_T in score_ET[:i]]
+        before += [other_T > own_T for other_T in score_ET[i + 1 :]]
         rank_ET.append(torch.stack(before).sum(dim=0))
     experts_AT, scores_AT = [], []
     for slot in range(slots):
@@ -94,8 +95,8 @@ def top_experts(
     """The k most probable experts of each token, most probable first (LTDR, Eqs. 6 and 7).
 
     Returns `experts_TA` (int64) and `weights_TA` (float32); equal logits take the lower expert index. The
-    weights are the experts' probabilities; with `renormalize` those of a softmax over the k alone, which is
-    the same as scaling a token's probabilities to a sum of 1. With `scores_TE` the best scores are chosen.
+    weights are the experts' probabilities, or with `renormalize` a softmax over the k alone, which equals the
+    probabilities scaled to a sum of 1. With `scores_TE`, the k best scores choose the experts.
     """
     experts_TA, logits_TA = _ranked_with_logits(logits_TE, k, scores_TE)
     if renormalize:
@@ -104,7 +105,7 @@ def top_experts(
 
 
 def _ranked_with_logits(logits_TE: Tensor, slots: int, scores_TE: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The `slots` best experts of each token by scores, else by logits, and their logits."""
+    """The `slots` best experts of each token, by scores if given, else by logits, and their logits."""
     if scores_TE is None:
         return ranked_experts(logits_TE, slots)
     experts_TA, _ = ranked_experts(scores_TE, slots)
@@ -114,7 +115,7 @@ def _ranked_with_logits(logits_TE: Tensor, slots: int, scores_TE: Tensor | None)
 def top_experts_by_count(
     logits_TE: Tensor, count_T: Tensor, slots: int, renormalize: bool, scores_TE: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`top_experts`, where token t has `count_T[t]` of them (LTDR, Eqs. 7 and 12); see `use_first`."""
+    """`top_experts` with `count_T[t]` experts for token t (LTDR, Eqs. 7 and 12); see `use_first`."""
     experts_TA, logits_TA = _ranked_with_logits(logits_TE, slots, scores_TE)
     return weighed_by_count(logits_TE, experts_TA, logits_TA, count_T, renormalize)
 
@@ -122,7 +123,7 @@ def top_experts_by_count(
 def weighed_by_count(
     logits_TE: Tensor, experts_TA: Tensor, logits_TA: Tensor, count_T: Tensor, renormalize: bool
 ) -> tuple[Tensor, Tensor]:
-    """The first `count_T` of each token's experts, whose logits are `logits_TA`, as `top_experts` weighs."""
+    """Each token's first `count_T` experts, weighed as in `top_experts`; their logits are `logits_TA`."""
     if renormalize:
         is_used_TA = used_slots(count_T, experts_TA.shape[1])
         weights_TA = router_probabilities(torch.where(is_used_TA, logits_TA, -torch.inf))
@@ -132,7 +133,7 @@ def weighed_by_count(
 
 
 def used_slots(count_T: Tensor, slots: int) -> Tensor:
-    """Which slots a token uses, boolean `[T, A]`: its first `count_T`."""
+    """Whether a token uses each slot, boolean `[T, A]`: it uses the first `count_T`."""
     return torch.arange(slots, device=count_T.device) < count_T[:, None]
 
 
@@ -143,7 +144,7 @@ def use_first(experts_TA: Tensor, weights_TA: Tensor, count_T: Tensor) -> tuple[
 
 
 def picked_experts(scores_TE: Tensor, probs_TE: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
-    """The k experts with the best scores, weighed by `probs_TE`: some other view of the same token."""
+    """The k experts with the best scores; their weights come from `probs_TE`, not from the scores."""
     experts_TA, _ = ranked_experts(scores_TE, k)
     weights_TA = probs_TE.gather(1, experts_TA)
     if renormalize:
@@ -155,7 +156,7 @@ def picked_experts(scores_TE: Tensor, probs_TE: Tensor, k: int, renormalize: boo
 def with_shared_experts(
     experts_TA: Tensor, weights_TA: Tensor, count_T: Tensor, shared: int, num_experts: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The routing of each token with the layer's last `shared` experts in front, at weight 1."""
+    """Put the layer's last `shared` experts in front of each token's routing, at weight 1."""
     first_shared, num_tokens = num_experts - shared, len(experts_TA)
     used_TA = used_slots(count_T, experts_TA.shape[1])
     routed_TA = torch.where(used_TA, experts_TA, first_shared)

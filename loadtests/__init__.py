@@ -1,1 +1,1 @@
-"""Measurements of a running server, over its HTTP API alone."""
+"""Measures a running server through its HTTP API only."""

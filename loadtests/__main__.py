@@ -1,7 +1,7 @@
-"""`python -m prismoe.loadtests [URL]`: loads a server, and reports how it did.
+"""`python -m prismoe.loadtests [URL]`: puts load on a server, and reports the results.
 
-Without a URL it starts `prismoe serve` with the bundled model. It ends with status 1 where a request
-failed, a bad one was not refused, or the server counted other totals than the client.
+Without a URL it starts `prismoe serve` with the bundled model. It ends with status 1 if a request failed,
+if a bad request was not refused, or if the server's totals differ from the client's.
 """
 
 import argparse
@@ -33,7 +33,7 @@ QUESTIONS = 48
 
 
 def main() -> int:
-    """Run the load test; the exit status."""
+    """Run the load test, and return the exit status."""
     args = _parser().parse_args()
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,8 +49,8 @@ def main() -> int:
         ):
             run = asyncio.run(_run(args, url, pid, folder))
     except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
-        words = _sentence(error) if isinstance(error, ValidationError) else str(error)
-        print(f"loadtests: {words}", file=sys.stderr)
+        message = _sentence(error) if isinstance(error, ValidationError) else str(error)
+        print(f"loadtests: {message}", file=sys.stderr)
         return 1
     print(f"The report is {write_report(run, against, folder)}")
     for check in run.checks:
@@ -63,7 +63,9 @@ def main() -> int:
 
 async def _run(args: argparse.Namespace, url: str, pid: int | None, folder: Path) -> Run:
     if pid is not None and not psutil.pid_exists(pid):
-        raise ValueError(f"There is no process {pid}: name the server's with --pid, or leave it out.")
+        raise ValueError(
+            f"There is no process {pid}: give the id of the server's process as --pid, or leave it out."
+        )
     target = await find(url, args.tokenizer or (str(CHECKPOINT) if args.url is None else None))
     print(f"{target.model} at {url}: a picture is {target.image_tokens:g} vision tokens.", flush=True)
     scenarios, ramps = _chosen(args, standard(target, args.scale, _one_picture(folder)))
@@ -98,7 +100,7 @@ async def _run(args: argparse.Namespace, url: str, pid: int | None, folder: Path
 
 
 def _chosen(args: argparse.Namespace, known: list[Scenario]) -> tuple[list[Scenario], bool]:
-    """The scenarios to run, and whether to ramp. Raises ValueError where a name is unknown."""
+    """The scenarios to run, and whether to ramp. Raises ValueError if a name is unknown."""
     by_name = {scenario.name: scenario for scenario in known}
     names = args.scenario or ([] if args.soak is not None else [*by_name, RAMP])
     ramps = RAMP in names or (args.soak is not None and args.rate is None)
@@ -108,14 +110,14 @@ def _chosen(args: argparse.Namespace, known: list[Scenario]) -> tuple[list[Scena
             continue
         if name not in by_name and not Path(name).is_file():
             raise ValueError(
-                f"There is no scenario or file {name}. There are: {', '.join([*by_name, RAMP])}."
+                f"There is no scenario or file {name}. The scenarios are: {', '.join([*by_name, RAMP])}."
             )
         scenarios.append(by_name.get(name) or Scenario.model_validate_json(Path(name).read_text()))
     return scenarios, ramps
 
 
 def _one_picture(folder: Path) -> Path:
-    """A custom image set: many questions about one picture."""
+    """Write a custom image set with many questions about one picture, and return its path."""
     image = {"type": "image_url", "image_url": {"url": picture(0)}}
     lines = [
         json.dumps({"content": [image, {"type": "text", "text": f"Is this number {number}?"}]})
@@ -163,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scenario",
         action="append",
-        help="name of a scenario, or a JSON file with one; repeat it for more (default: all)",
+        help="name of a scenario, or a JSON file with one; repeat the option for more (default: all)",
     )
     parser.add_argument(
         "--scale", type=_positive, default=1.0, help="factor on the number of requests (default: 1)"
@@ -183,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         help="load of a soak, as a share of the saturation point (default: 0.8)",
     )
     parser.add_argument(
-        "--rate", type=_positive, help="load of a soak in requests a second, in place of --share"
+        "--rate", type=_positive, help="load of a soak in requests a second, instead of --share"
     )
     parser.add_argument(
         "--bad", type=_share, default=0.0, help="share of bad requests in a soak (default: 0)"

@@ -1,4 +1,4 @@
-"""Runs a scenario by `vllm bench serve`, inside this process."""
+"""Runs a scenario with `vllm bench serve`, inside this process."""
 
 import gc
 import os
@@ -16,7 +16,7 @@ from prismoe.loadtests.target import Counters, Target, counters, difference
 
 
 class Bench:
-    """Runs scenarios against one server, and appends what vLLM's benchmark prints to a log."""
+    """Runs scenarios against one server, and appends the output of vLLM's benchmark to a log."""
 
     def __init__(
         self, target: Target, session: httpx.AsyncClient, objective: Sequence[str], log: Path
@@ -24,13 +24,13 @@ class Bench:
         self.target = target
         self.phases: list[Phase] = []
         self.counters: Counters = {}
-        """The server's, after the latest phase."""
+        """The server's counters after the latest phase."""
         self._session = session
         self._objective = objective
         self._log = log
 
     async def run(self, scenario: Scenario) -> Phase:
-        """Send the scenario's requests, wait for the last answer, and note what the server counted."""
+        """Send the scenario's requests, wait for the last answer, and read the server's counters."""
         arguments = scenario.arguments(self.target, self._objective)
         before = self.counters or await counters(self._session)
         with output_to(self._log):
@@ -49,7 +49,7 @@ class Bench:
 
 @contextmanager
 def output_to(log: Path) -> Iterator[None]:
-    """Append what this process and its libraries print to a file, as long as the block lasts."""
+    """Append the output of this process and its libraries to a file during the block."""
     sys.stdout.flush()
     kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     with log.open("ab") as file:
@@ -65,8 +65,8 @@ def output_to(log: Path) -> Iterator[None]:
 
 
 async def vllm_bench_serve(arguments: Sequence[str]) -> dict[str, Any]:
-    """What `vllm bench serve` with these arguments finds."""
-    # Imported late: vLLM takes ten seconds, and a wrong option should be told sooner.
+    """Run `vllm bench serve` with these arguments, and return its result."""
+    # Imported here, because it takes ten seconds, and wrong options should be reported before.
     from vllm.benchmarks.serve import add_cli_args, main_async
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -75,5 +75,5 @@ async def vllm_bench_serve(arguments: Sequence[str]) -> dict[str, Any]:
     try:
         return dict(await main_async(parser.parse_args(list(arguments))))
     finally:
-        # It froze the heap against pauses; thawed, its libraries end without complaints of leaks.
+        # vLLM froze the heap to avoid pauses. Its libraries report leaks at exit unless it is unfrozen.
         gc.unfreeze()

@@ -1,4 +1,4 @@
-"""Servers of this machine, for as long as a measurement takes."""
+"""Starts servers on this machine for a measurement."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ from prismoe.loadtests.scenarios import MOST_IMAGES
 
 START_LIMIT_S = 300
 CHECKPOINT = Path(__file__).parents[1] / "model_plugins" / "checkpoints" / "prismoji"
-"""The bundled model's folder, which its server does not tell."""
+"""The bundled model's folder. The server does not report it to clients."""
 OPTIONS = (
     *("--expert-metrics", "full"),
     *("--expert-load-interval", "0.5"),
@@ -24,7 +24,7 @@ OPTIONS = (
 
 @contextmanager
 def local_server(log: Path) -> Iterator[tuple[str, int]]:
-    """The URL and process id of a server of the bundled model. Raises RuntimeError where it fails."""
+    """Start a server of the bundled model; yield its URL and process id. Raises RuntimeError if it fails."""
     with serving("prismoe.server.commands.cli", ["serve", *OPTIONS], log) as server:
         yield server
 
@@ -33,32 +33,46 @@ def local_server(log: Path) -> Iterator[tuple[str, int]]:
 def serving(
     module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, int]]:
-    """The URL and process id of a Python module that serves HTTP, as long as the block lasts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-P", "-m", module, *arguments]
+    """Run a Python module that serves HTTP during the block, and yield its URL and process id."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-P", "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    with running(command, log, environment) as process:
+        if not gets_healthy(process, url):
+            raise RuntimeError(f"The server did not become ready. Read its log: {log}")
+        yield url, process.pid
+
+
+@contextmanager
+def running(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in its own process group, and end it with the block."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # Not a session: Linux schedules sessions apart, and the engine's busy loops starve others.
+            # A process group, not a session: Linux schedules sessions separately, and the engine's busy
+            # loops would starve other processes.
             process_group=0,
             env=os.environ | dict(environment or {}),
         )
-    url = f"http://127.0.0.1:{port}"
     try:
-        if not gets_healthy(process, url):
-            raise RuntimeError(f"The server did not get ready. Its log is {log}")
-        yield url, process.pid
+        yield process
     finally:
         process.terminate()
         process.wait()
 
 
+def free_port() -> int:
+    """A port of this host on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 def gets_healthy(process: subprocess.Popen[bytes], url: str) -> bool:
-    """Wait until a server answers; False where it ends, or takes too long."""
+    """Wait until a server answers. Returns False if it ends or takes too long."""
     end = time.monotonic() + START_LIMIT_S
     while process.poll() is None and time.monotonic() < end:
         try:

@@ -1,4 +1,4 @@
-"""Plots as SVG: lines over numbers or names, and a table of shares as shades."""
+"""Draws plots as SVG: lines over numbers or names, and a table of shares as colours."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    # Told apart by colour-blind readers.
+    # Colour-blind readers can distinguish these.
     "axes.prop_cycle": "cycler('color', ['0072b2', 'd55e00', '009e73', 'cc79a7', 'e69f00', '56b4e9'])",
     "axes.titlelocation": "left",
-    "font.sans-serif": "DejaVu Sans",  # which matplotlib brings; its default names ten more, at each text
+    "font.sans-serif": "DejaVu Sans",  # matplotlib has it; its default writes ten more names into each text
     "grid.color": "0.8",
     "legend.frameon": False,
     **{f"axes.spines.{side}": False for side in ("bottom", "left", "right", "top")},
@@ -27,14 +27,14 @@ STYLE: dict[Any, Any] = {
     "ytick.left": False,
 }
 MARKED = 20
-"""The most points of a line that are dots, too."""
+"""Lines with at most this many points have dots."""
 
 Points = Sequence[tuple[float, float]] | Sequence[tuple[str, float]]
 
 
 @rc_context(STYLE)
 def lines(title: str, x_title: str, series: Mapping[str, Points]) -> str:
-    """A line by name through its points (x, y), from 0 up; names as x stand at equal distances."""
+    """An SVG with a line for each series, through its points (x, y). Names as x are equally spaced."""
     figure = Figure((5.5, 3.5))
     axes = figure.subplots()
     for name, points in series.items():
@@ -47,7 +47,7 @@ def lines(title: str, x_title: str, series: Mapping[str, Points]) -> str:
 
 @rc_context(STYLE | {"axes.grid": False})
 def shares(title: str, rows: Mapping[str, Sequence[Sequence[float]]], columns: Sequence[str]) -> str:
-    """A row of cells by name, in groups with a gap between: white is 0, the darkest 1."""
+    """An SVG with a row of cells for each name, in groups with gaps between: white is 0, the darkest 1."""
     cells = [[share for group in groups for share in (*group, math.nan)] for groups in rows.values()]
     starts = [column for column in range(len(cells[0])) if column == 0 or math.isnan(cells[0][column - 1])]
     figure = Figure((0.2 * len(cells[0]), 0.3 * len(cells)))
@@ -62,7 +62,7 @@ def shares(title: str, rows: Mapping[str, Sequence[Sequence[float]]], columns: S
 
 
 def _svg(figure: Figure) -> str:
-    """The same for the same data, whenever it is drawn."""
+    """The figure as SVG. The same data always gives the same text."""
     file = StringIO()
     figure.savefig(file, format="svg", metadata={"Creator": None, "Date": None})
     return file.getvalue()

@@ -1,7 +1,7 @@
-"""How much sooner the first token comes when a picture and its question are asked again.
+"""Measures how much sooner the first token comes when a request with a picture is repeated.
 
-`python -m prismoe.loadtests.repeated_image URL`: every round asks about new pictures twice; the first time
-nothing of them is cached.
+`python -m prismoe.loadtests.repeated_image URL` sends requests about new pictures, each of them twice. The
+first time the server has nothing of them in its caches.
 """
 
 import argparse
@@ -16,7 +16,7 @@ QUESTION = "What do you see here? Name its colours, the largest thing in it, and
 
 
 async def measure(url: str, pictures: int, rounds: int) -> dict[str, Any]:
-    """First-token times of both askings, in seconds (medians), and the median of their ratios."""
+    """The median seconds to the first token of new and repeated requests, and the median of their ratios."""
     new = random.Random()
     cold, repeated = [], []
     async with client(url) as session:
@@ -43,7 +43,7 @@ def main() -> None:
         epilog="example:\n  python -m prismoe.loadtests.repeated_image http://127.0.0.1:8000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("url", help="server to ask")
+    parser.add_argument("url", help="URL of the server")
     parser.add_argument("--pictures", type=int, default=1, help="pictures of a request (default: 1)")
     parser.add_argument("--rounds", type=int, default=30, help="rounds to measure (default: 30)")
     args = parser.parse_args()

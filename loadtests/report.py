@@ -1,4 +1,4 @@
-"""A load test's report: Markdown, with plots beside it."""
+"""Writes a load test's report: Markdown and plots."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ COMPARED: Mapping[str, Callable[[Phase], float]] = {
 
 
 def write_report(run: Run, against: Run | None, folder: Path) -> Path:
-    """Write report.md, report.json and the plots into the folder; the path of the first."""
+    """Write report.md, report.json and the plots into the folder; return the path of report.md."""
     plots = _plots(run)
     for name, svg in plots.items():
         (folder / f"{name}.svg").write_text(svg)
@@ -56,7 +56,7 @@ def markdown(run: Run, against: Run | None, plots: Sequence[str] = ()) -> str:
                 for phase in run.phases
             ),
         ),
-        "Milliseconds: time to first token (TTFT), between tokens (ITL), and from end to end.",
+        "Milliseconds: time to the first token (TTFT), time between tokens (ITL), and time from end to end.",
         table(
             ["phase", *(f"{word} p{p}" for word in ("TTFT", "ITL", "end to end") for p in (50, 90, 99))],
             (
@@ -107,26 +107,30 @@ def _saturation(run: Run) -> list[str]:
         return []
     found = run.saturation
     rate = f"{found.requests_per_s:.2f} requests/s of mixed traffic"
-    words = f"**Saturation: {rate}, reached with {found.at_once} at once.**"
-    return [words if found.reached else f"{words} The ramp ended before it got flat."]
+    sentence = f"**Saturation: {rate}, reached with {found.at_once} at once.**"
+    return [sentence if found.reached else f"{sentence} The ramp ended before it became flat."]
 
 
 def _errors(run: Run) -> list[str]:
-    said = [
+    errors = [
         (phase.scenario.name, text, count) for phase in run.phases for text, count in phase.errors.items()
     ]
-    return ["## Errors", table(["phase", "error", "times"], said) if said else "None."]
+    return ["## Errors", table(["phase", "error", "times"], errors) if errors else "None."]
 
 
 def _soak(run: Run) -> list[str]:
     if run.soak is None:
         return []
     grown = growth(run.soak.memory)
-    memory = "" if grown is None else f" Resident memory in the last quarter is {grown:.3f} of the second's."
+    memory = (
+        ""
+        if grown is None
+        else f" Median memory in the last quarter is {grown:.3f} times that in the second."
+    )
     return [
         "## Soak",
-        f"{run.soak.rate:.2f} requests/s. Bad requests that got no 4xx: {run.soak.unexpected}.{memory}",
-        *(f"**Broken off:** {what}." for what in run.soak.broken_off),
+        f"{run.soak.rate:.2f} requests/s. Bad requests without a 4xx answer: {run.soak.unexpected}.{memory}",
+        *(f"**Stopped early:** {what}." for what in run.soak.broken_off),
         table(
             ["bad request", "statuses"],
             (
@@ -151,7 +155,7 @@ def _expert_load(run: Run) -> list[str]:
 
 
 def _comparison(run: Run, against: Run) -> list[str]:
-    """Each phase that both runs have with the same scenario: this run's figure over the other's."""
+    """A table of this run's figures over the other's, for each phase with the same scenario in both runs."""
     others = {phase.scenario: phase for phase in against.phases}
     rows = [
         [phase.scenario.name, *(_ratio(of(phase), of(others[phase.scenario])) for of in COMPARED.values())]
@@ -160,7 +164,7 @@ def _comparison(run: Run, against: Run) -> list[str]:
     ]
     return [
         "## Against the other run",
-        f"This run over that of {against.started} (`{against.command}`); above 1 is more.",
+        f"This run's figures over those of {against.started} (`{against.command}`). Above 1 is more.",
         table(["phase", *COMPARED], rows) if rows else "No phase has the same scenario in both.",
     ]
 

@@ -1,4 +1,4 @@
-"""What a load test found, as JSON keeps it."""
+"""The results of a load test, in the form of report.json."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Frozen(BaseModel):
 
 
 class Latency(Frozen):
-    """Milliseconds: the mean and percentiles over requests, or over tokens for the time between tokens."""
+    """Mean and percentiles in milliseconds, over requests, or over tokens for the time between tokens."""
 
     mean: float
     p50: float
@@ -29,7 +29,7 @@ class Latency(Frozen):
 
 
 class Totals(Frozen):
-    """Requests answered to their end, and their tokens."""
+    """The number of completed requests, and of their tokens."""
 
     requests: int
     prompt_tokens: int
@@ -40,20 +40,20 @@ class Totals(Frozen):
 
 
 class ExpertUse(Frozen):
-    """What prismoe counted in a phase, each by modality, of those that the model has."""
+    """prismoe's counts of a phase, by each modality that the model has."""
 
     tokens: dict[str, int]
     experts_per_token: dict[str, float | None]
     by_layer: dict[str, dict[str, list[int]]]
-    """Tokens by layer, modality and expert; empty where the server exports the summary alone."""
+    """Tokens by layer, modality and expert; empty if the server exports only the summary."""
 
     @classmethod
     def of(cls, counted: Counters) -> "ExpertUse | None":
-        """None where the server is not prismoe's."""
-        told = {dict(labels)["modality"] for name, labels in counted if name == "prismoe_tokens_total"}
-        if not told:
+        """Read the counts from the server's counters. Returns None if the server is not prismoe."""
+        present = {dict(labels)["modality"] for name, labels in counted if name == "prismoe_tokens_total"}
+        if not present:
             return None
-        modalities = [name for name in MODALITIES if name in told]
+        modalities = [name for name in MODALITIES if name in present]
         routed = {name: total(counted, "prismoe_routed_tokens_total", modality=name) for name in modalities}
         used = {name: total(counted, "prismoe_used_experts_total", modality=name) for name in modalities}
         return cls(
@@ -70,23 +70,23 @@ class Phase(Frozen):
 
     scenario: Scenario
     arguments: list[str]
-    """Those of `vllm bench serve`."""
+    """The arguments of `vllm bench serve`."""
     duration_s: float
     client: Totals
     server: Totals
     failed: int
     errors: dict[str, int]
-    """What the failed requests said, and how often."""
+    """The messages of failed requests, and how often each came."""
     requests_per_s: float
     generated_tokens_per_s: float
     good_requests_per_s: float
-    """Those that met the objective."""
+    """Requests that met the objective, a second."""
     latency: dict[Annotated[str, Field(pattern="^(ttft|tpot|itl|e2el)$")], Latency]
     expert_load: ExpertUse | None
 
     @property
     def vision_per_text(self) -> float | None:
-        """Vision tokens, of images and videos, computed for each of text."""
+        """The number of computed vision tokens (of images and videos) for each text token."""
         if self.expert_load is None or not self.expert_load.tokens["text"]:
             return None
         tokens = self.expert_load.tokens
@@ -94,14 +94,14 @@ class Phase(Frozen):
 
 
 class Saturation(Frozen):
-    """Where more requests at once no longer bring more answers."""
+    """The point where more requests at once no longer give more answers a second."""
 
     at_once: int
-    """The fewest requests under way that reach 95% of the most."""
+    """The smallest number of requests at once that reaches 95% of the highest rate."""
     requests_per_s: float
-    """The most that the server answered."""
+    """The highest rate of answers."""
     reached: bool
-    """False where the ramp ended before it got flat."""
+    """False if the ramp ended before it became flat."""
 
 
 class Check(Frozen):
@@ -114,7 +114,7 @@ class Check(Frozen):
 
     @property
     def holds(self) -> bool:
-        """Whether they differ by no more than the tolerance allows, relative to the right one."""
+        """Whether they differ by at most the tolerance, relative to the right one."""
         return abs(self.left - self.right) <= self.tolerance * abs(self.right)
 
 
@@ -126,16 +126,16 @@ class Memory(Frozen):
 
 
 class Soak(Frozen):
-    """What only a soak tells."""
+    """The results that only a soak has."""
 
     rate: float
     bad_requests: dict[str, Counter[str]]
-    """By kind: how often each status came."""
+    """How often each status came, by kind of bad request."""
     unexpected: int
-    """Bad requests that got no 4xx."""
+    """The number of bad requests without a 4xx answer."""
     memory: list[Memory]
     broken_off: list[str] = []
-    """What ended before the soak did, and why."""
+    """The background tasks that failed before the soak ended, and their errors."""
 
 
 class Run(Frozen):
@@ -152,7 +152,7 @@ class Run(Frozen):
 
     @property
     def errors(self) -> int:
-        """Requests that failed and should not have, bad ones that were not refused, and what broke off."""
+        """The number of failed requests, bad requests that were not refused, and failed background tasks."""
         in_soak = self.soak.unexpected + len(self.soak.broken_off) if self.soak else 0
         return sum(phase.failed for phase in self.phases) + in_soak
 
@@ -163,7 +163,7 @@ class Run(Frozen):
 
 
 def server_totals(counted: Counters) -> Totals:
-    """What the server counted."""
+    """The totals from the server's counters."""
     return Totals(
         requests=int(finished(counted)),
         prompt_tokens=int(total(counted, "vllm:prompt_tokens_total")),
@@ -172,7 +172,7 @@ def server_totals(counted: Counters) -> Totals:
 
 
 def totals_agree(phases: Sequence[Phase]) -> list[Check]:
-    """Whether the client and the server counted alike, over all phases."""
+    """Check that the totals of client and server agree, over all phases."""
     nothing = Totals(requests=0, prompt_tokens=0, generated_tokens=0)
     client = sum((phase.client for phase in phases), nothing)
     server = sum((phase.server for phase in phases), nothing)
@@ -187,7 +187,7 @@ def totals_agree(phases: Sequence[Phase]) -> list[Check]:
 
 
 def of_bench(scenario: Scenario, arguments: Sequence[str], found: dict[str, Any], counted: Counters) -> Phase:
-    """A phase out of `vllm bench serve`'s result and of what the server counted meanwhile."""
+    """A phase from the result of `vllm bench serve` and the growth of the server's counters."""
     failures = [error.strip().rpartition("\n")[2] for error in found["errors"] if error]
     return Phase(
         scenario=scenario,

@@ -1,4 +1,4 @@
-"""Finds where a server saturates: twice as many requests at once, until that brings no more answers."""
+"""Finds a server's saturation point: doubles the requests at once until the rate no longer grows."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from prismoe.loadtests.scenarios import mixed_traffic
 
 MOST_AT_ONCE = 256
 FIRST_SEED = 100
-"""No step repeats a request of another, which would be cached."""
+"""Each step has its own seed, since repeated requests would be cached."""
 WORTHWHILE = 1.05
-"""A step that answers fewer than 5% more requests a second than the best before is flat."""
+"""A step is flat if its rate is less than 5% above the best before it."""
 NEARLY = 0.95
 
 
 async def ramp(bench: Bench, scale: float) -> Saturation:
-    """Double the requests under way until two steps in succession are flat."""
+    """Double the number of requests at once until two consecutive steps are flat."""
     steps: list[Phase] = []
     at_once = 1
     while at_once <= MOST_AT_ONCE and not _flat(steps):

@@ -1,4 +1,4 @@
-"""What is sent to a server: each scenario is a phase of a load test, run by `vllm bench serve`."""
+"""Scenarios: each is a phase of a load test, run by `vllm bench serve`."""
 
 import json
 from collections.abc import Sequence
@@ -17,41 +17,41 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Scenario(BaseModel):
-    """One phase. Its requests are seeded: the same scenario sends the same requests."""
+    """The requests of one phase. The same scenario always sends the same requests."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     requests: Positive
     text_tokens: Positive = 32
-    """Random words that a request asks with."""
+    """The number of random words in a request."""
     answer_tokens: Positive = 32
-    """Tokens that each answer runs to."""
+    """The number of tokens in each answer."""
     images: Annotated[int, Field(ge=0, le=MOST_IMAGES)] = 0
-    """Random pictures in a request."""
+    """The number of random pictures in a request."""
     varied: bool = False
-    """Whether pictures (none to twice as many) and lengths (half to three halves) differ by request."""
+    """Whether requests differ in pictures (from none to twice as many) and lengths (half to 1.5 times)."""
     image_side: Positive = 224
     image_set: Path | None = None
-    """Requests in a file instead of random ones: vLLM's custom_image JSON lines."""
+    """A file with requests instead of random ones, as vLLM's custom_image JSON lines."""
     at_once: Positive | None = 8
-    """The most requests under way; None for no bound."""
+    """The most requests at once; None for no limit."""
     rate: Annotated[float, Field(gt=0)] | None = None
-    """Requests a second; None sends as fast as `at_once` allows."""
+    """Requests a second; None for as many as `at_once` allows."""
     burstiness: Annotated[float, Field(gt=0)] = 1.0
-    """1: as a Poisson process; below, in bursts; above, more evenly."""
+    """1 is a Poisson process; smaller values give bursts, larger ones more even arrivals."""
     seed: int = 0
 
     @model_validator(mode="after")
     def _check_bound(self) -> Self:
         if self.at_once is None and self.rate is None:
-            raise ValueError("A scenario needs at_once or rate: without both, all requests come at once.")
+            raise ValueError("A scenario needs at_once or rate: set one of them.")
         if self.image_set is not None and (self.images or self.varied):
-            raise ValueError("A scenario takes its pictures from image_set or makes them: leave one out.")
+            raise ValueError("A scenario with image_set can't have images or varied: leave them out.")
         return self
 
     def arguments(self, target: Target, objective: Sequence[str]) -> list[str]:
-        """This scenario as arguments of `vllm bench serve`; `objective` as its --goodput takes it."""
+        """The scenario as arguments of `vllm bench serve`. `objective` has the form of its --goodput."""
         options: dict[str, object] = {
             "backend": "openai-chat",
             "endpoint": "/v1/chat/completions",
@@ -93,16 +93,16 @@ class Scenario(BaseModel):
 
 
 def mixed_traffic(name: str, requests: int, **changes: object) -> Scenario:
-    """What the ramp and the soak send: no, one or two pictures, questions and answers of many lengths."""
+    """The traffic of the ramp and the soak: zero to two pictures, questions and answers of many lengths."""
     settings = {"text_tokens": 32, "answer_tokens": 32, "images": 1, "varied": True}
     return Scenario.model_validate(settings | {"name": name, "requests": requests} | changes)
 
 
 def at_ratio(ratio: int, requests: int, target: Target) -> Scenario | None:
-    """Requests whose vision tokens are `ratio` times their text tokens, with as few pictures as that takes.
+    """Requests with `ratio` times as many vision tokens as text tokens, with as few pictures as possible.
 
-    Text is the chat template's, the question's and the answer's but its last token, which is not computed.
-    None where not even the most pictures of a request suffice.
+    Text tokens are those of the chat template, of the question, and of the answer without its last token,
+    which is not computed. Returns None if even the most pictures are not enough.
     """
     answer = 4
     for images in range(1, MOST_IMAGES + 1):
@@ -120,8 +120,10 @@ def at_ratio(ratio: int, requests: int, target: Target) -> Scenario | None:
 
 
 def standard(target: Target, scale: float, image_set: Path) -> list[Scenario]:
-    """The scenarios of `make load`, but for the ramp. `scale` multiplies how many requests each has;
-    `image_set` holds one picture with many questions."""
+    """The scenarios of `make load` without the ramp.
+
+    `scale` multiplies the number of requests. `image_set` has many questions about one picture.
+    """
 
     def count(requests: int) -> int:
         return max(1, round(requests * scale))
@@ -136,5 +138,5 @@ def standard(target: Target, scale: float, image_set: Path) -> list[Scenario]:
         Scenario(name="long-decode", requests=count(12), images=1, answer_tokens=384),
         Scenario(name="burst", requests=count(64), images=1, at_once=None, rate=16, burstiness=0.1),
     ]
-    # No scenario repeats a request of another, which would be cached.
+    # Each scenario has its own seed, since repeated requests would be cached.
     return [scenario.model_copy(update={"seed": seed}) for seed, scenario in enumerate(scenarios)]

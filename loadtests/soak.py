@@ -1,4 +1,4 @@
-"""Mixed traffic for many minutes at a fixed rate, a share of it bad, while memory is recorded."""
+"""Sends mixed traffic at a fixed rate for many minutes, some of it bad, and records the server's memory."""
 
 import asyncio
 import json
@@ -19,11 +19,11 @@ from prismoe.loadtests.target import Counters, computed_tokens, total
 ROUND_S = 60
 MEMORY_EVERY_S = 5
 FIRST_SEED = 1000
-"""No round repeats a request of another, or of a phase before."""
+"""Each round has its own seed, since repeated requests would be cached."""
 
 
 def bad_requests(model: str) -> dict[str, bytes]:
-    """Bodies that a server has to refuse with a 4xx, by what is wrong with each."""
+    """Bodies that a server has to refuse with a 4xx, by their fault."""
 
     def chat(*content: dict[str, Any], **changes: Any) -> bytes:
         body = {"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": [*content]}]}
@@ -51,22 +51,22 @@ async def soak(
     """Send `rate` requests a second for `minutes`, in rounds of a minute, `bad_share` of them bad.
 
     Between two rounds vLLM's benchmark waits for the last answers and makes the next round's requests.
-    Memory is that of the process `pid` and its descendants.
+    The recorded memory is that of the process `pid` and its descendants.
     """
     outcomes: dict[str, Counter[str]] = {}
     memory: list[Memory] = []
-    beside = {}
+    background = {}
     if pid is not None:
-        beside["the record of memory"] = asyncio.create_task(_record_memory(pid, memory))
+        background["the recording of memory"] = asyncio.create_task(_record_memory(pid, memory))
     if bad_share:
         sending = _send_bad(session, bench.target.model, rate * bad_share, outcomes)
-        beside["the sending of bad requests"] = asyncio.create_task(sending)
+        background["the sending of bad requests"] = asyncio.create_task(sending)
     try:
         await _send_good(bench, minutes, rate * (1 - bad_share))
     finally:
-        for task in beside.values():
+        for task in background.values():
             task.cancel()
-        ends = await asyncio.gather(*beside.values(), return_exceptions=True)
+        ends = await asyncio.gather(*background.values(), return_exceptions=True)
     unexpected = sum(
         count
         for statuses in outcomes.values()
@@ -75,14 +75,14 @@ async def soak(
     )
     broken_off = [
         f"{what}: {type(end).__name__}: {end}"
-        for what, end in zip(beside, ends, strict=True)
-        if isinstance(end, Exception)  # no cancellation, which is how they end
+        for what, end in zip(background, ends, strict=True)
+        if isinstance(end, Exception)  # a cancellation is their normal end, and not an Exception
     ]
     return Soak(rate=rate, bad_requests=outcomes, unexpected=unexpected, memory=memory, broken_off=broken_off)
 
 
 async def _send_good(bench: Bench, minutes: float, rate: float) -> None:
-    """Rounds of mixed traffic."""
+    """Send rounds of mixed traffic."""
     end = time.monotonic() + 60 * minutes
     number = 0
     while (left := end - time.monotonic()) > 0:
@@ -94,9 +94,11 @@ async def _send_good(bench: Bench, minutes: float, rate: float) -> None:
 
 
 def consistent(counted: Counters, under_way: dict[str, float]) -> list[Check]:
-    """Whether the server's counters agree with each other, and nothing is left under way."""
+    """Check that the server's counters agree with each other, and that no request is left."""
     checks = [
-        Check(what=f"requests {name} when all is answered: found, expected", left=value, right=0, tolerance=0)
+        Check(
+            what=f"requests {name} after the last answer: found, expected", left=value, right=0, tolerance=0
+        )
         for name, value in under_way.items()
     ]
     if not any(name == "prismoe_tokens_total" for name, _ in counted):
@@ -105,8 +107,8 @@ def consistent(counted: Counters, under_way: dict[str, float]) -> list[Check]:
     preempted = total(counted, "vllm:num_preemptions_total")
     cached = total(counted, "vllm:prompt_tokens_cached_total")
     what = "tokens computed: by the experts' counters, by vLLM's"
-    # What a preempted request had computed is computed again, and counted by the experts again; so is an
-    # image inside which what was cached ends.
+    # The experts' counters count some tokens twice: those that a preempted request computes again, and
+    # those of an image that the prefix cache has only a part of.
     again = tokens - expected
     if 0 < again <= (math.inf if preempted else cached):
         what += f", but for {again:g} after {preempted:g} preemptions and {cached:g} cached tokens"
@@ -119,7 +121,7 @@ def consistent(counted: Counters, under_way: dict[str, float]) -> list[Check]:
 
 
 def growth(memory: list[Memory]) -> float | None:
-    """Resident memory in the last quarter over that in the second, as medians; None for a short record."""
+    """Median resident memory in the last quarter over that in the second; None if the record is short."""
     sums = [sum(sample.bytes_by_process.values()) for sample in memory]
     quarter = len(sums) // 4
     if quarter < 2:
@@ -155,7 +157,7 @@ async def _send_bad(
                 "/v1/chat/completions", content=bodies[kind], headers={"Content-Type": "application/json"}
             )
             outcome = str(response.status_code)
-        except Exception as error:  # Whatever it is, it is no 4xx.
+        except Exception as error:  # Any error counts as an outcome that is not a 4xx.
             outcome = type(error).__name__
         outcomes.setdefault(kind, Counter())[outcome] += 1
 

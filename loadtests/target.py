@@ -1,4 +1,4 @@
-"""The server under test: what it serves, and what it counts."""
+"""Describes the server under test, and reads its counters."""
 
 import asyncio
 from pathlib import Path
@@ -14,39 +14,39 @@ SETTLED_S = 6
 """Longer than prismoe's default --expert-load-interval."""
 
 OWN = ("vllm:", "prismoe_")
-"""How the names begin that matter; others, such as the process's CPU seconds, never stand still."""
+"""Prefixes of the series that are read. Others, such as the process's CPU seconds, never stop changing."""
 
 Labels = frozenset[tuple[str, str]]
 Counters = dict[tuple[str, Labels], float]
-"""The value of each series by its name and labels, but for labels that tell servers or engines apart."""
+"""The value of each series by its name and labels, without the labels that identify an engine."""
 
 
 class Target(BaseModel):
-    """A server, and how its prompts are made."""
+    """A server, and the token counts of its prompts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str
     model: str
-    """The name that it serves the model by."""
+    """The name under which it serves the model."""
     tokenizer: str
-    """The folder that its tokenizer is read from."""
+    """The folder of the tokenizer."""
     image_tokens: float
-    """Vision tokens of a picture."""
+    """The number of vision tokens of a picture."""
     tokens_beside_image: float
-    """Text tokens that each further picture brings along."""
+    """The number of text tokens that each further picture adds."""
     template_tokens: int
-    """Text tokens of a prompt that are not the question's."""
+    """The number of text tokens in a prompt that don't belong to the question."""
 
 
 async def find(url: str, tokenizer: str | None) -> Target:
-    """What is served at `url`, by requests with one and two pictures. Raises ValueError, httpx.HTTPError."""
+    """Examine the server at `url` with two requests. Raises ValueError or httpx.HTTPError."""
     async with client(url) as session:
         served = (await _get(session, "/v1/models"))["data"][0]
         folder = tokenizer or str(served.get("root") or "")
         if not Path(folder).exists():
             raise ValueError(
-                f"The tokenizer of {served['id']} is not on this machine: name its folder with --tokenizer."
+                f"The tokenizer of {served['id']} is not on this machine: give its folder as --tokenizer."
             )
         before = await counters(session)
         one = await _prompt_tokens(session, served["id"], [picture(1)])
@@ -64,10 +64,10 @@ async def find(url: str, tokenizer: str | None) -> Target:
 
 
 async def counters(session: httpx.AsyncClient, since: Counters | None = None) -> Counters:
-    """The counters of /metrics, once those of the experts have caught up with the engine's `since` then.
+    """The counters of /metrics, once the experts' counters have caught up with vLLM's since `since`.
 
-    They do so at an interval, and never where more was computed than vLLM counts, as for a request that its
-    client left: then they are taken as they are after `SETTLED_S` seconds without a change.
+    The experts' counters are updated at an interval. They stay ahead if the engine computed more than vLLM
+    counts, for example for an aborted request. Then this returns after `SETTLED_S` seconds without a change.
     """
     latest = await counters_now(session)
     unchanged = 0
@@ -85,34 +85,34 @@ def _ahead(counted: Counters) -> float:
 
 
 async def running_requests(session: httpx.AsyncClient) -> dict[str, float]:
-    """Requests that the server works on, and that wait."""
+    """The numbers of running and of waiting requests."""
     gauges = parse(await _metrics(session), "gauge")
     return {name: total(gauges, f"vllm:num_requests_{name}") for name in ("running", "waiting")}
 
 
 def total(counted: Counters, name: str, **labels: str) -> float:
-    """The sum over the series of `name` that have these labels."""
+    """The sum over the series called `name` that have these labels."""
     return sum(value for (series, own), value in counted.items() if series == name and labels.items() <= own)
 
 
 def difference(before: Counters, after: Counters) -> Counters:
-    """How much each counter grew."""
+    """The growth of each counter."""
     return {series: value - before.get(series, 0) for series, value in after.items()}
 
 
 def computed_tokens(counted: Counters) -> float:
-    """Tokens that the engine computed: prompts but for what was cached, answers but for their last."""
+    """The number of computed tokens: prompts without cached tokens, answers without their last token."""
     prompt = total(counted, "vllm:prompt_tokens_total") - total(counted, "vllm:prompt_tokens_cached_total")
     return prompt + total(counted, "vllm:generation_tokens_total") - finished(counted)
 
 
 def finished(counted: Counters) -> float:
-    """Requests that the server answered to their end."""
+    """The number of completed requests."""
     return total(counted, "vllm:request_success_total")
 
 
 async def counters_now(session: httpx.AsyncClient) -> Counters:
-    """The counters of /metrics as they stand."""
+    """The current counters of /metrics."""
     return parse(await _metrics(session), "counter", "_total")
 
 
@@ -124,7 +124,7 @@ async def _metrics(session: httpx.AsyncClient) -> str:
 
 
 def parse(exposition: str, kind: str, ending: str = "") -> Counters:
-    """vLLM's and prismoe's series of this kind whose names end so, added up over engines."""
+    """The series of vLLM and prismoe with this kind and ending, added up over engines."""
     found: Counters = {}
     for family in text_string_to_metric_families(exposition):
         if family.type != kind:
@@ -144,7 +144,7 @@ async def _get(session: httpx.AsyncClient, path: str) -> Any:
 
 
 async def _prompt_tokens(session: httpx.AsyncClient, model: str, pictures: list[str]) -> int:
-    """The prompt tokens of a question of one word."""
+    """The number of prompt tokens of a question with one word and these pictures."""
     images = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
     content = [*images, {"type": "text", "text": "a"}]
     body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": content}]}

@@ -1,4 +1,4 @@
-"""Chat requests to measure with: seeded pictures and questions, sent as a stream and timed."""
+"""Makes, sends and times streamed chat requests with seeded pictures and questions."""
 
 import asyncio
 import base64
@@ -20,7 +20,7 @@ QUESTIONS = ["What is this?", "What kind of thing is shown in this picture?", "I
 
 @dataclass(frozen=True)
 class Timing:
-    """How long after its start a request brought its first token, and how many it brought."""
+    """The seconds from a request's start to its first token, and its number of tokens."""
 
     first_token_s: float
     tokens: int
@@ -35,7 +35,7 @@ def picture(seed: int) -> str:
 
 
 def chat(pictures: Sequence[str], question: str, max_tokens: int) -> dict[str, Any]:
-    """An OpenAI chat request that always runs to `max_tokens`."""
+    """An OpenAI chat request whose answer always has `max_tokens` tokens."""
     images = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
     return {
         "messages": [{"role": "user", "content": [*images, {"type": "text", "text": question}]}],
@@ -48,7 +48,7 @@ def chat(pictures: Sequence[str], question: str, max_tokens: int) -> dict[str, A
 
 
 async def send(client: httpx.AsyncClient, request: dict[str, Any]) -> Timing:
-    """Send one request and time it. Raises httpx.HTTPStatusError where it is refused."""
+    """Send one request and time it. Raises httpx.HTTPStatusError if it is refused."""
     start, first, tokens = time.perf_counter(), None, 0
     async with client.stream("POST", "/v1/chat/completions", json=request) as response:
         if response.is_error:
@@ -67,7 +67,7 @@ async def send(client: httpx.AsyncClient, request: dict[str, Any]) -> Timing:
 async def send_all(
     client: httpx.AsyncClient, requests: Sequence[dict[str, Any]], at_once: int
 ) -> list[Timing]:
-    """Send the requests in order, `at_once` of them under way at any time."""
+    """Send the requests in order, with at most `at_once` of them at a time."""
     free = asyncio.Semaphore(at_once)
 
     async def one(request: dict[str, Any]) -> Timing:
@@ -78,7 +78,7 @@ async def send_all(
 
 
 def report(measurement: Coroutine[Any, Any, dict[str, Any]]) -> None:
-    """Print what a measurement gives as JSON, or end with a sentence where a server does not answer."""
+    """Print a measurement's result as JSON. Exits with a message if a server does not answer."""
     try:
         print(json.dumps(asyncio.run(measurement), indent=2))
     except httpx.HTTPError as error:
@@ -86,7 +86,7 @@ def report(measurement: Coroutine[Any, Any, dict[str, Any]]) -> None:
 
 
 def client(url: str) -> httpx.AsyncClient:
-    """A client of the server at `url` with the key in OPENAI_API_KEY, where it is set."""
+    """A client of the server at `url`, with the key in OPENAI_API_KEY if it is set."""
     return httpx.AsyncClient(base_url=url, timeout=300, headers=authorization("OPENAI_API_KEY"))
 
 

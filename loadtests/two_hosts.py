@@ -1,11 +1,10 @@
-"""Two hosts with a replica each behind vLLM's router on a third; one is killed under load.
+"""Runs two hosts with one replica each behind vLLM's router on a third, and kills one host under load.
 
     make two-hosts
 
-The hosts are network namespaces of this machine, which end with the command: nothing outside can reach
-them, nor they anything outside. Every request has to be answered; the router repeats those that the dead host
-leaves unanswered, and the client those whose stream breaks. What the replicas counted has to add up to what
-was answered.
+The hosts are network namespaces of this machine without a connection to the outside. They end with the
+command. Every request has to be answered: the router repeats those that the dead host leaves unanswered, and
+the client repeats those whose stream breaks. The replicas' counts have to add up to the answered requests.
 
 Needs iproute2, and root or the right to make user namespaces. Takes about a minute.
 """
@@ -17,14 +16,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from prismoe.loadtests.local_server import gets_healthy
+from prismoe.loadtests.local_server import gets_healthy, running
 from prismoe.loadtests.target import computed_tokens, counters, counters_now, finished, total
 from prismoe.loadtests.traffic import QUESTIONS, chat, picture
 
@@ -35,7 +34,7 @@ INSIDE = "--inside"
 
 
 def main() -> int:
-    """Run it in namespaces of its own; the exit status."""
+    """Run the test in new namespaces, and return the exit status."""
     if INSIDE in sys.argv:
         print(json.dumps(asyncio.run(measure()), indent=1))
         return 0
@@ -44,16 +43,17 @@ def main() -> int:
     try:
         subprocess.run([*own, "ip", "-Version"], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        words = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         print(
-            f"No network namespace can be made here: {words}. Run it as root, with iproute2.", file=sys.stderr
+            f"This host can't make a network namespace: {reason}. Install iproute2, and run this as root.",
+            file=sys.stderr,
         )
         return 1
     return subprocess.run([*own, sys.executable, "-m", "prismoe.loadtests.two_hosts", INSIDE]).returncode
 
 
 async def measure() -> dict[str, Any]:
-    """What became of the requests. Raises AssertionError where one is lost or the metrics don't add up."""
+    """The counts of the requests. Raises AssertionError if one is lost or the metrics don't add up."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         make_hosts()
@@ -79,8 +79,8 @@ async def measure() -> dict[str, Any]:
 
 
 def make_hosts() -> None:
-    """Two namespaces, each joined to this one by a cable of its own."""
-    # What `ip netns` mounts stays in this mount namespace, and what it names ends with it.
+    """Make two namespaces, each with a virtual cable to this one."""
+    # Private mounts, so that the named namespaces disappear with this mount namespace.
     run("mount", "--make-rprivate", "/")
     Path("/run/netns").mkdir(exist_ok=True)
     run("mount", "-t", "tmpfs", "hosts", "/run/netns")
@@ -122,7 +122,7 @@ async def kill_one_under_load(victim: subprocess.Popen[bytes]) -> dict[str, Any]
                     answers[index] = await answer(front, bodies[index % DIFFERENT])
                 except (httpx.HTTPError, IncompleteStream) as error:
                     assert bodies[index % DIFFERENT]["stream"], (
-                        f"The router lost a request that it could repeat: {error}"
+                        f"The router lost a request that it could have repeated: {error}"
                     )
                     broken += 1
                     answers[index] = await answer(front, bodies[index % DIFFERENT])
@@ -149,7 +149,7 @@ class IncompleteStream(Exception):
 
 
 async def answer(front: httpx.AsyncClient, body: dict[str, Any]) -> str:
-    """The text of an answer."""
+    """Send a request, and return the text of its answer."""
     if not body["stream"]:
         plain = {name: value for name, value in body.items() if name != "stream_options"}
         response = await front.post("/v1/chat/completions", json=plain)
@@ -170,7 +170,7 @@ async def answer(front: httpx.AsyncClient, body: dict[str, Any]) -> str:
 
 @contextmanager
 def replica(host: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`prismoe serve` on a host, on a core of its own where there are two."""
+    """Run `prismoe serve` on a host; with two cores or more, each replica has its own core."""
     cores = sorted(os.sched_getaffinity(0))
     core = cores[list(HOSTS).index(host) % len(cores)]
     serve = [sys.executable, "-P", "-m", "prismoe.server.commands.cli", "serve", "--host", f"{HOSTS[host]}.2"]
@@ -180,35 +180,14 @@ def replica(host: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
-@contextmanager
-def running(
-    command: Sequence[str], log: Path, environment: dict[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in a process group of its own, killed at the end."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-            env=os.environ | (environment or {}),
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when it is healthy."""
+    """Wait until the server is healthy. Raises RuntimeError if it ends or takes too long."""
     if not gets_healthy(process, url):
-        raise RuntimeError(f"{url} did not get ready:\n{log.read_text(errors='replace')}")
+        raise RuntimeError(f"{url} did not become ready:\n{log.read_text(errors='replace')}")
 
 
 def run(*command: str) -> None:
-    """Run a command that has to succeed."""
+    """Run a command. Raises an error if it fails."""
     subprocess.run(command, check=True)
 
 

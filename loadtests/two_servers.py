@@ -1,7 +1,7 @@
-"""Whether one of two servers gets more done: the same mixed load to both, in turns.
+"""Compares the throughput of two servers under the same mixed load.
 
-`python -m prismoe.loadtests.two_servers URL_A URL_B`: a round sends its requests to one server and then to
-the other, and which is first changes from round to round. It prints A's tokens per second over B's.
+`python -m prismoe.loadtests.two_servers URL_A URL_B` sends the requests of each round to one server and then
+to the other; which comes first alternates. It prints A's tokens per second over B's.
 """
 
 import argparse
@@ -18,7 +18,7 @@ TEXT_SHARE = 0.4
 
 
 def mixed_requests(count: int, seed: int) -> list[dict[str, Any]]:
-    """Requests with no, one or two pictures and answers of 4 to 48 tokens. No picture comes twice."""
+    """Requests with zero to two pictures and answers of 4 to 48 tokens. All pictures differ."""
     dice = random.Random(seed)
     requests = []
     for _ in range(count):
@@ -31,17 +31,17 @@ def mixed_requests(count: int, seed: int) -> list[dict[str, Any]]:
 async def tokens_per_second(
     session: httpx.AsyncClient, requests: list[dict[str, Any]], at_once: int
 ) -> float:
-    """Answer tokens per second of the whole load."""
+    """Send all requests, and return the answer tokens per second."""
     start = time.perf_counter()
     timings = await send_all(session, requests, at_once)
     return sum(timing.tokens for timing in timings) / (time.perf_counter() - start)
 
 
 async def compare(url_a: str, url_b: str, rounds: int, requests: int, at_once: int) -> dict[str, Any]:
-    """The ratio A / B: its median over the rounds, and the middle half of them."""
+    """The ratio A / B: its median over the rounds, and the bounds of their middle half."""
     ratios = []
     async with client(url_a) as a, client(url_b) as b:
-        for turn in range(-1, rounds):  # the first warms up
+        for turn in range(-1, rounds):  # the first round warms up
             load = mixed_requests(requests, seed=turn)
             order = [a, b] if turn % 2 else [b, a]
             speed = {session: await tokens_per_second(session, load, at_once) for session in order}

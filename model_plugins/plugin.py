@@ -1,7 +1,7 @@
-"""What vLLM calls in each of its processes. Importing this imports neither torch nor vLLM.
+"""The plugin that vLLM loads in each of its processes. Importing this imports neither torch nor vLLM.
 
-vLLM loads every general plugin that is installed. Unless `VLLM_PLUGINS` names prismoe, this one makes
-MoE-LLaVA's names known and does nothing else: no worker, router or scheduler of vLLM's is replaced.
+vLLM loads every installed general plugin. Unless `VLLM_PLUGINS` names prismoe, this one only registers
+MoE-LLaVA: it replaces none of vLLM's workers, routers or schedulers.
 """
 
 import os
@@ -11,19 +11,19 @@ from prismoe.model_plugins.models.moe_llava.names import RENDERER
 from prismoe.model_plugins.processes import end_with_parent_if_asked
 
 NAME = "prismoe"
-"""What `VLLM_PLUGINS` calls it."""
+"""The plugin's name in `VLLM_PLUGINS`."""
 
 
 def add_to_vllm_plugins() -> None:
-    """Name this plugin in `VLLM_PLUGINS`, where that is set: engines of prismoe's commands need it."""
+    """Add this plugin to `VLLM_PLUGINS` if that is set: engines of prismoe's commands need it."""
     named = os.environ.get("VLLM_PLUGINS")
     if named is not None and NAME not in named.split(","):
         os.environ["VLLM_PLUGINS"] = ",".join(filter(None, [named, NAME]))
 
 
-@cache  # A second call would have vLLM warn of every name.
+@cache  # On a second call vLLM would warn about every name.
 def register() -> None:
-    """Make the MoE-LLaVA models known to vLLM, and watch any model's experts where that is asked for."""
+    """Register the MoE-LLaVA models with vLLM, and watch any model's experts if `VLLM_PLUGINS` names this."""
     end_with_parent_if_asked()
     if NAME in os.environ.get("VLLM_PLUGINS", "").split(","):
         from prismoe.model_plugins.worker.plain_vllm import watch_experts

@@ -1,7 +1,7 @@
-"""The engine's processes end with the one that started them, even if that is killed or they are stuck.
+"""Ends the engine's processes with the process that started them, even if that is killed or they hang.
 
-Only where that one asks for it: Linux takes the end of the *thread* that started a process for its parent's,
-so an engine that a program starts in a thread of its own would end with that thread.
+This happens only on request: Linux treats the end of the *thread* that started a process as its parent's end,
+so an engine started in a short-lived thread would end with that thread.
 """
 
 import ctypes
@@ -15,19 +15,19 @@ ASKED = "PRISMOE_END_WITH_PARENT"
 
 
 def ask_to_end_with_parent() -> None:
-    """From now on the engine's processes that this one starts, from a thread that stays, end with it."""
+    """Make the engine's processes end with this one, if a thread that lives as long starts them."""
     os.environ[ASKED] = "1"
 
 
 def end_with_parent_if_asked() -> None:
-    """Do so if this is a process of an engine, not the one that asked, which a shell may have started."""
+    """End this process with its parent, if that asked for it and this is a process of an engine."""
     parent = parent_process()
     if ASKED in os.environ and parent is not None and parent.pid is not None:
         _end_with(parent.pid)
 
 
 def end_forks_with_parent() -> None:
-    """From now on processes that are forked from this one end with it."""
+    """Make processes that are forked from this one from now on end with it."""
     forking = 0
 
     def before_fork() -> None:
@@ -38,8 +38,8 @@ def end_forks_with_parent() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Have Linux kill this process when `parent`, which started it, is gone: at once if it is already."""
+    """Let Linux kill this process when its parent ends; kill it now if the parent has already ended."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # It ended before Linux was asked, which then tells nothing.
+        if os.getppid() != parent:  # It ended before prctl, so Linux sends no signal.
             os.kill(os.getpid(), signal.SIGKILL)

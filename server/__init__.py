@@ -1,6 +1,6 @@
-"""The API process: the command line, the HTTP app, metrics and the inspector. Starts without torch.
+"""The API process: the command line, the HTTP app, metrics and the inspector. It starts without torch.
 
-Its rooms: commands; app; inspector, health and requests; metrics, logs and media; limits; access. Each may
-import those of the groups behind its own. Of model_plugins it imports what needs no torch; it
-knows no kernel.
+The groups of rooms, from top to bottom: commands; app; inspector, health and requests; metrics, logs and
+media; limits; access. A room may import rooms of lower groups. The server imports only modules of
+model_plugins and kernels that need no torch.
 """

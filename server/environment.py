@@ -8,19 +8,19 @@ from prismoe.model_plugins.plugin import add_to_vllm_plugins
 from prismoe.model_plugins.processes import ask_to_end_with_parent
 
 MEDIA_CONNECTOR = "prismoe"
-"""The name in vLLM's registry of what fetches a request's images (`prismoe.server.media`)."""
+"""The name of `prismoe.server.media` in vLLM's registry of classes that read images and videos."""
 
 
 def prepare_environment(model: str) -> None:
-    """Set what prismoe wants where the user has not said otherwise."""
+    """Set the variables that the user has not set, and unset PROMETHEUS_MULTIPROC_DIR."""
     ask_to_end_with_parent()
     add_to_vllm_plugins()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("VLLM_MEDIA_CONNECTOR", MEDIA_CONNECTOR)
-    # Half as many series: nothing here asks when a counter was made.
+    # This halves the number of series: nothing here uses the time at which a counter was created.
     os.environ.setdefault("PROMETHEUS_DISABLE_CREATED_SERIES", "True")
-    if Path(model) == bundled_checkpoint():  # Others may need a tower that is on the Hub.
+    if Path(model) == bundled_checkpoint():  # Other checkpoints may need a vision tower from the Hub.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # There is one API process: metrics of several would hide those that prismoe adds to the registry.
+    # There is one API process. In multiprocess mode the metrics that prismoe registers would not be exported.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)

@@ -1,4 +1,4 @@
-"""What the user is told where a command can't go on."""
+"""Error messages for the user of a command."""
 
 import re
 import sys
@@ -10,32 +10,32 @@ CODE_OPTION = "--run-checkpoint-code"
 
 
 class StartRefused(Exception):
-    """The server can't start; the message tells the user why."""
+    """The server can't start. The message tells the user why."""
 
 
 class EngineFailed(Exception):
-    """The server ended because its engine died or is stuck."""
+    """The server ended because its engine died or is stuck, or because its HTTP server failed."""
 
 
 def fail(message: str) -> int:
-    """Say why the command stops; the exit status to return."""
+    """Print why the command stops, and return its exit status, 1."""
     print(f"prismoe: {message}", file=sys.stderr)
     return 1
 
 
 def sentence(error: Exception) -> str:
-    """What an error says, without pydantic's framing."""
+    """Return an error's message, without the text that pydantic adds around it."""
     if isinstance(error, ValidationError):
         text = " ".join(_fault(fault["loc"], fault["msg"]) for fault in error.errors())
     else:
         text = str(error)
-    # vLLM and transformers advise an option that is not taken here.
-    advises = re.search("trust.remote.code", text) and CODE_OPTION not in text
-    return f"{text} prismoe's option for this is {CODE_OPTION}." if advises else text
+    # vLLM and transformers recommend an option that prismoe refuses.
+    needs_option = re.search("trust.remote.code", text) and CODE_OPTION not in text
+    return f"{text} prismoe's option for this is {CODE_OPTION}." if needs_option else text
 
 
 def explained(error: Exception) -> str:
-    """What an unforeseen error says, with its class and place where it may be no sentence."""
+    """Return the message of an unexpected error, with its class and place if it may not be a sentence."""
     text = sentence(error)
     if text and isinstance(error, ValueError | TypeError | RuntimeError | OSError):
         return text

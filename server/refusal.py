@@ -1,4 +1,4 @@
-"""What a request gets that prismoe doesn't pass on to vLLM: an OpenAI error whose message is a sentence."""
+"""Refusals: the OpenAI errors with which prismoe answers requests that it does not pass on to vLLM."""
 
 import json
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ REASONS = ("key", "role", "draining", "busy", "key_busy", "memory", "body_size",
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is refused. `reason` is one of REASONS, if it is counted."""
+    """Why a request is refused. If the refusal is counted, `reason` is one of REASONS."""
 
     status: HTTPStatus
     reason: str
     message: str
     retry_after: int | None = None
-    """In how many seconds it may be asked again."""
+    """After how many seconds the client may try again."""
 
     @property
     def body(self) -> bytes:
-        """As vLLM writes errors."""
+        """The JSON body of the error, in the form of vLLM's errors."""
         error = {
             "message": self.message,
             "type": self.status.phrase,
@@ -47,12 +47,12 @@ class RefusalCounter:
             self._counter.labels(model_name, reason)
 
     def add(self, refusal: Refusal) -> None:
-        """Count one."""
+        """Count a refusal."""
         self._counter.labels(self._model_name, refusal.reason).inc()
 
 
 async def refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
-    """Answer a request with a refusal, and leave it in the request's scope for the log."""
+    """Answer a request with a refusal, and store the refusal in the request's scope for the log."""
     scope["prismoe.refusal"] = refusal
     if scope["type"] != "http":
         await send({"type": "websocket.close", "code": 1008, "reason": refusal.message})

@@ -1,4 +1,4 @@
-"""What `prismoe serve` is told, apart from vLLM's own options."""
+"""The settings of `prismoe serve`, apart from vLLM's own options."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.model_plugins.routing.setting import ShadowSetting
 from prismoe.model_plugins.worker.settings import CodeSettings, LogSettings, MetricsSettings
 from prismoe.server.access.settings import AccessSettings
-from prismoe.server.health.settings import LifeSettings
+from prismoe.server.health.settings import HealthSettings
 from prismoe.server.limits.settings import LimitSettings
 from prismoe.server.media.settings import MediaSettings
 
@@ -20,10 +20,10 @@ class ServeSettings(
     MetricsSettings,
     AccessSettings,
     LimitSettings,
-    LifeSettings,
+    HealthSettings,
     MediaSettings,
 ):
-    """One server's settings. `engine_options` are vLLM's own, still as the user typed them."""
+    """One server's settings. `engine_options` are vLLM's options as the user typed them."""
 
     model: str = Field(default_factory=lambda: str(bundled_checkpoint()), validate_default=True)
     engine_options: tuple[str, ...] = ()
@@ -32,7 +32,9 @@ class ServeSettings(
     @classmethod
     def _find_folder(cls, value: str) -> str:
         if value.startswith(("/", ".", "~")) and not Path(value).is_dir():
-            raise ValueError(f"There is no folder {value}.")
+            raise ValueError(
+                f"There is no folder {value}: give the folder of a checkpoint, or a name on the Hub."
+            )
         return value
 
     @property

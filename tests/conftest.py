@@ -1,4 +1,4 @@
-"""Settings that every vLLM process of the tests needs, and the markers that say what a test needs."""
+"""Settings for every vLLM process of the tests, and the markers for the needs of a test."""
 
 import os
 import sys
@@ -12,8 +12,8 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     VLLM_NO_USAGE_STATS="1",
     VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_ALLOW_INSECURE_SERIALIZATION="1",  # lets a test look into the model with a function of its own
-    # The models are tiny, and tests run side by side: threads would wait for each other at every op.
+    VLLM_ALLOW_INSECURE_SERIALIZATION="1",  # lets a test run its own function in a worker
+    # The models are tiny, and tests run in parallel: with threads, each operation would wait for others.
     OMP_NUM_THREADS="1",
     VLLM_CPU_OMP_THREADS_BIND="nobind",
 )
@@ -23,13 +23,13 @@ ENGINES = REPOSITORY / "tests" / "model_plugins" / "engines"
 NEEDS = {"engine", "server", "browser", "network_namespaces", "docker", "prometheus", "slow"}
 LIMIT_WITHOUT_NEEDS_S = 300
 LIMIT_WITH_BROWSER_S = 3000
-"""Tests with a browser wait for those of Docker (`network`)."""
+"""Browser tests wait for Docker tests (`network`)."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures that they use and their folder; a test that needs nothing gets less time.
+    """Mark tests by their fixtures and their folder.
 
-    A module that starts engines or servers by itself says so in its `pytestmark`.
+    A test without a marker gets less time. A module that starts engines or servers itself sets `pytestmark`.
     """
     for item in items:
         for fixture in MARKER_OF_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
@@ -44,7 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """vLLM looks at each object of every module, and numba's LLVM library makes a function of any name."""
+    """Make vLLM and numba's LLVM library compatible.
+
+    vLLM looks at each object of every module, and numba's LLVM library makes a function of any name.
+    """
     ffi: Any = sys.modules.get("llvmlite.binding.ffi")
     if ffi is None or hasattr(type(ffi.lib), "own_getattr"):
         return

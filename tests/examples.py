@@ -1,4 +1,4 @@
-"""Where the examples are, and how a test runs the notebook among them."""
+"""The paths of the examples, and a way to run the notebook."""
 
 import json
 from typing import Any
@@ -19,7 +19,7 @@ def code_of_notebook() -> list[str]:
 
 
 def run_notebook(cells: list[str]) -> dict[str, Any]:
-    """What is defined when the cells have run; skipped where nothing can draw."""
+    """The variables after the notebook's cells ran. Skips the test if nothing can draw."""
     pytest.importorskip("matplotlib").use("agg")
     names: dict[str, Any] = {}
     for cell in cells:

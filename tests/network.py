@@ -1,4 +1,4 @@
-"""The machine's network: some tests change it, and others need it to stay as it is."""
+"""The machine's network: some tests change it, and others need it unchanged."""
 
 import fcntl
 import tempfile
@@ -11,7 +11,7 @@ LOCK = Path(tempfile.gettempdir()) / "prismoe-tests-network.lock"
 
 @contextmanager
 def network(*, changes: bool) -> Iterator[None]:
-    """Wait until no other process of pytest changes the network; one that changes it waits for all others.
+    """Wait until no other pytest process changes the network. One that changes it waits for all others.
 
     Docker adds an interface for each container, and Chromium drops all its requests when one comes or goes
     ("net::ERR_NETWORK_CHANGED").

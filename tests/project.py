@@ -1,4 +1,4 @@
-"""What pyproject.toml says of the project, and what it packs."""
+"""The contents of pyproject.toml, and the packages that it builds."""
 
 import shutil
 import subprocess
@@ -11,11 +11,11 @@ from tests.paths import REPOSITORY
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 ROOMS = sorted(part.name for part in (REPOSITORY / "prismoe").iterdir() if part.is_symlink())
 NOT_PACKED = {REPOSITORY / "benchmarks" / name for name in ("gpu_check", "monitoring", "serving", "skipping")}
-"""They import tests, or what only tests have installed."""
+"""They import tests, or packages that only tests need."""
 
 
 def build_wheel(folder: Path) -> Path:
-    """Built in a folder from an sdist, as `python -m build` does, by the backend that is installed."""
+    """Build a wheel in a folder from an sdist, like `python -m build`, with the installed backend."""
     source, built = folder / "source", folder / "built"
     source.mkdir()
     built.mkdir()

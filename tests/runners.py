@@ -14,7 +14,7 @@ V2_HOOK = REPOSITORY / "tests" / "v2_runner"
 
 
 def runner_environment(runner: Runner) -> dict[str, str]:
-    """What a process that is started with this runner has in its environment."""
+    """The environment variables of a process with this runner."""
     if runner == "v1":
         return {}
     path = [str(V2_HOOK), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -23,11 +23,11 @@ def runner_environment(runner: Runner) -> dict[str, str]:
 
 @contextmanager
 def started_with(runner: Runner) -> Iterator[None]:
-    """Processes that are started within the block have this runner."""
+    """Processes that are started in the block have this runner."""
     with pytest.MonkeyPatch.context() as environment:
         for name, value in runner_environment(runner).items():
             environment.setenv(name, value)
         if runner == "v2":
-            # This process only makes the configuration; the others have the Triton that it asks for.
+            # This process only makes the configuration. The other processes have a suitable Triton.
             environment.setattr("vllm.config.vllm.HAS_TRITON", True)
         yield

@@ -1,4 +1,4 @@
-"""What docs/architecture.md names is there: symbols in the files that it links, and the contracts' rooms."""
+"""The names in docs/architecture.md exist: symbols in the linked files, and the rooms of the contracts."""
 
 import ast
 import re
@@ -35,11 +35,11 @@ def test_the_rooms_are_those_of_the_contracts() -> None:
         *numbered_rooms("2.", layers["The rooms of the server"]),
         *numbered_rooms("3.", layers["The rooms of the plugin"]),
     ]
-    told = [(number, room) for number, rooms in ROWS for room in re.findall(r"`(\w+)`", rooms)]
-    assert sorted(told) == sorted(numbered)
+    reported = [(number, room) for number, rooms in ROWS for room in re.findall(r"`(\w+)`", rooms)]
+    assert sorted(reported) == sorted(numbered)
 
 
-def test_a_symbol_is_found_wherever_a_module_may_have_it(tmp_path: Path) -> None:
+def test_a_symbol_is_found_in_all_places_of_a_module(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
     file.write_text(
         "A = 1\nB: int = 2\ndef f():\n    inner = 3\nasync def g(): ...\n"
@@ -50,7 +50,7 @@ def test_a_symbol_is_found_wherever_a_module_may_have_it(tmp_path: Path) -> None
 
 @cache
 def symbols_of(file: Path) -> set[str]:
-    """The classes, functions and constants of a module, and a class's own as `Class.name`."""
+    """The classes, functions and constants of a module, and the members of a class as `Class.name`."""
     return set(names(ast.parse(file.read_text()).body))
 
 
@@ -68,7 +68,7 @@ def names(body: list[ast.stmt]) -> list[str]:
 
 
 def numbered_rooms(before: str, layers: list[str]) -> list[tuple[str, str]]:
-    """Each room of a contract's layers, the top one first, with its number."""
+    """Each room in the layers of a contract with its number, from the top."""
     return [
         (f"{before}{number}", room.split(".")[-1])
         for number, layer in enumerate(layers, 1)

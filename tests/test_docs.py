@@ -1,4 +1,4 @@
-"""The documents' links lead somewhere, and the commands that they name are there."""
+"""The documents' links have targets, and their commands exist."""
 
 import re
 import subprocess
@@ -9,27 +9,26 @@ import pytest
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from prismoe.model_plugins.vllm_seams.front.cli_args import make_arg_parser
-from prismoe.server.commands.arguments import serve_parser
+from prismoe.server.commands.parser import COMMANDS, parser_of
+from tests.doc_commands import PAGES
 from tests.paths import REPOSITORY
 
-TOP = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md")
-PAGES = [*(REPOSITORY / name for name in TOP), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 TARGET = re.compile(r"(?:^|`)make ([a-z-]+)", re.M)
 MODULE = re.compile(r"python -m ((?:prismoe|tests)[\w.]+)")
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)[^)]*\)|(?:src|srcset)=\"(?!https?://)([^\"]+)\"")
 
-SERVE = re.compile(r"^(?:\w+=\S+ )*(vllm|prismoe) serve (.+?)(?:  # .*)?$", re.M)
-OPTION = re.compile(r"(?<!\S)--[a-z][\w-]*")
+USE = re.compile(rf"\b(vllm serve|prismoe (?:{'|'.join(COMMANDS)})) ([^`\n]+)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_each_link_leads_to_a_file_or_folder(page: Path) -> None:
+def test_each_link_has_a_target(page: Path) -> None:
     targets = [target for groups in LINK.findall(page.read_text()) for target in groups if target]
     assert targets or page.name == "inspector.md"
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
-def test_each_command_is_there() -> None:
+def test_each_command_exists() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     targets, modules = set(TARGET.findall(text)), set(MODULE.findall(text))
     assert {"demo", "load"} <= targets and "prismoe.loadtests.two_servers" in modules
@@ -37,23 +36,24 @@ def test_each_command_is_there() -> None:
     assert [module for module in modules if find_spec(module) is None] == []
 
 
-def test_each_option_of_a_serve_command_is_there() -> None:
-    """By vLLM's own parser, and of `prismoe serve` by prismoe's too."""
+def test_each_option_of_a_command_exists() -> None:
+    """Also of a command in a sentence. An option may be vLLM's where the command takes those."""
     vllms = make_arg_parser(FlexibleArgumentParser())._option_string_actions.keys()
-    known = {"vllm": vllms, "prismoe": vllms | serve_parser()._option_string_actions.keys()}
+    known = {f"prismoe {name}": {"--help", *parser_of(name)._option_string_actions} for name in COMMANDS}
+    known["prismoe demo"] |= known["prismoe serve"]
+    for name in ("demo", "serve", "calibrate", "evaluate"):
+        known[f"prismoe {name}"] |= vllms
+    known["vllm serve"] = set(vllms)
     text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
-    used = {
-        (server, option)
-        for server, command in SERVE.findall(text)
-        for option in OPTION.findall(command)
-        if option not in known[server]
-    }
-    assert {"vllm", "prismoe"} == {server for server, _ in SERVE.findall(text)}
-    assert used == set()
+    used = [(command, option) for command, rest in USE.findall(text) for option in OPTION.findall(rest)]
+    assert {"vllm serve", "prismoe serve", "prismoe check", "prismoe convert"} <= {use for use, _ in used}
+    assert [(command, option) for command, option in used if option not in known[command]] == []
 
 
-def test_make_alone_lists_every_target() -> None:
-    listed = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+def test_make_without_a_target_lists_all_targets() -> None:
+    listed = subprocess.run(
+        ["make", "--no-print-directory"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
     [targets] = re.findall(r"^.PHONY: (.*)", (REPOSITORY / "Makefile").read_text(), re.M)
     assert sorted(line.split()[0] for line in listed.splitlines()) == sorted(targets.split())
     assert all(len(line.split()) > 1 for line in listed.splitlines())

@@ -1,4 +1,4 @@
-"""The examples of docs/examples that need no engine and no server; tests beside the others run those."""
+"""The examples of docs/examples that need no engine and no server. Other tests run the others."""
 
 import json
 import os
@@ -28,8 +28,8 @@ def test_the_index_names_each_example() -> None:
 
 
 @pytest.mark.slow
-def test_a_policy_in_a_package_of_its_own_is_installed_and_routes(tmp_path: Path) -> None:
-    """By the package's own test, which runs beside what pip installed, not beside the source."""
+def test_a_policy_in_its_own_package_is_installed_and_routes(tmp_path: Path) -> None:
+    """The package's own test runs in the folder where pip installed it, not in the source."""
     package, installed = tmp_path / "package", tmp_path / "installed"
     shutil.copytree(EXAMPLES / "policy_package", package)
     run("pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--target", installed, package)
@@ -40,19 +40,19 @@ def test_a_policy_in_a_package_of_its_own_is_installed_and_routes(tmp_path: Path
 
 
 def run(module: str, *arguments: str | Path, **environment: str) -> str:
-    """What a Python module prints as a command."""
+    """The output of a Python module as a command."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_the_task_of_lmms_eval_calls_functions_that_are_there() -> None:
-    """lmms-eval itself is not installed here: docs/evaluation.md has what it scored."""
+def test_the_task_of_lmms_eval_names_existing_functions() -> None:
+    """lmms-eval is not installed here. docs/evaluation.md has its scores."""
     tagged: list[str] = []
 
     class Loader(yaml.SafeLoader):
-        """Notes the functions that lmms-eval would import."""
+        """Records the functions that lmms-eval would import."""
 
     Loader.add_constructor("!function", lambda _, node: tagged.append(str(node.value)))
     task = yaml.load((LMMS_EVAL / "prismoji_exam.yaml").read_text(), Loader)
@@ -65,7 +65,7 @@ def test_the_task_of_lmms_eval_calls_functions_that_are_there() -> None:
 
 
 @pytest.mark.parametrize("answer", ["maple leaf", " Maple leaf. ", "maple leaf .", "leaf", "maple leaf!", ""])
-def test_the_task_of_lmms_eval_scores_as_evaluate_does(answer: str) -> None:
+def test_the_task_of_lmms_eval_scores_like_evaluate(answer: str) -> None:
     functions = runpy.run_path(str(LMMS_EVAL / "answers.py"))
     is_right = Question(Path(), "", ("Maple leaf",)).is_right(answer)
     assert functions["results"]({"answer": "Maple leaf"}, [answer]) == {"right": is_right}
@@ -82,8 +82,8 @@ def test_the_task_of_lmms_eval_opens_the_picture_of_a_question(
 
 
 @pytest.mark.parametrize("file", ["production_stack.yaml", "llm_d.yaml"])
-def test_the_values_switch_prismoe_on_by_settings_that_it_takes(file: str) -> None:
-    """Whether the charts take the values was checked by hand: docs/plugin.md."""
+def test_the_values_enable_prismoe_with_valid_settings(file: str) -> None:
+    """It was checked by hand that the charts accept the values: docs/plugin.md."""
     values = yaml.safe_load((EXAMPLES / file).read_text())
     if file == "llm_d.yaml":
         [container] = values["decode"]["containers"]

@@ -1,4 +1,4 @@
-"""What docs/papers.md names is there, and each row of it says something."""
+"""The names in docs/papers.md exist, and each row has contents."""
 
 import re
 
@@ -18,23 +18,23 @@ ROUTER_NAMES = re.compile(r"rows? (`[^`]+`(?: and `[^`]+`)*)")
 
 
 def routers(text: str) -> list[str]:
-    """The names of the comparison's rows."""
+    """The names in the rows of the comparison."""
     return [name for names in ROUTER_NAMES.findall(text) for name in re.findall(r"`([^`]+)`", names)]
 
 
 def symbols(text: str) -> list[tuple[str, str]]:
-    """Files, and what is named in them, if anything is."""
+    """The files, and the symbols in them that are named."""
     return re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", text)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:40])
-def test_each_row_says_where_or_why_not(row: list[str]) -> None:
+def test_each_row_has_a_place_or_a_reason(row: list[str]) -> None:
     paper, here = row
     assert paper
     assert symbols(here) or routers(here) or "](" in here or "not here, because" in here
 
 
-def test_each_file_and_symbol_is_there() -> None:
+def test_each_file_and_symbol_exists() -> None:
     named = symbols(PAGE)
     assert len(named) > 60
     for path, name in named:
@@ -42,7 +42,7 @@ def test_each_file_and_symbol_is_there() -> None:
         assert not name or re.search(rf"^ *(def |class )?{name}\b *[(:=\[]", text, re.M), (path, name)
 
 
-def test_each_row_of_the_comparison_is_one_and_its_measurement_is_told_as_it_is() -> None:
+def test_each_row_of_the_comparison_exists_with_its_measurement() -> None:
     for _, here in ROWS:
         for part in here.split("; "):
             for name in routers(part):

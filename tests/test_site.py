@@ -1,4 +1,4 @@
-"""The docs as a site: every link and anchor leads somewhere, and nothing comes from another host."""
+"""The docs as a site: every link and anchor has a target, and nothing is loaded from another host."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ IMPORTED = re.compile(r"@import|url\([\"']?(?:https?:)?//")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as `make docs` builds it, which fails at a warning."""
+    """The site, built like `make docs` does. It fails on warnings."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(CONFIG)]
     built = subprocess.run(
@@ -43,7 +43,7 @@ def test_no_page_loads_from_another_host(site: Path) -> None:
     assert sheets and not [sheet.name for sheet in sheets if IMPORTED.search(sheet.read_text())]
 
 
-def test_each_page_of_the_docs_is_there(site: Path) -> None:
+def test_each_page_of_the_docs_exists(site: Path) -> None:
     docs = REPOSITORY / "docs"
     for page in docs.rglob("*.md"):
         name = page.relative_to(docs).with_suffix(".html").as_posix()
@@ -82,5 +82,5 @@ def on_site(markdown: str, page: str, repo_url: str | None = None) -> str:
         ("index.md", "a\n```mermaid\nflowchart\n```\nb", "a\n\nb"),
     ],
 )
-def test_links_lead_where_the_site_or_the_repository_has_it(page: str, markdown: str, made: str) -> None:
+def test_links_lead_to_the_site_or_the_repository(page: str, markdown: str, made: str) -> None:
     assert on_site(markdown, page, "https://git.example/p/") == made

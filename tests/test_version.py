@@ -1,4 +1,4 @@
-"""pyproject.toml says the version; what else has to say it says the same."""
+"""pyproject.toml has the version, and all other places have the same."""
 
 import re
 
@@ -36,12 +36,12 @@ def test_the_chart_has_the_projects_version() -> None:
     assert chart["version"] == chart["appVersion"] == VERSION
 
 
-def test_the_changelog_begins_with_the_projects_version() -> None:
+def test_the_changelog_starts_with_the_projects_version() -> None:
     text = (REPOSITORY / "CHANGELOG.md").read_text()
     assert re.findall(r"^## \[(.+?)\]", text, re.M)[0] == VERSION
 
 
-def test_the_citation_has_the_projects_version_and_what_the_format_asks_for() -> None:
+def test_the_citation_has_the_projects_version_and_required_fields() -> None:
     """Citation File Format 1.2.0."""
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
     assert citation["version"] == VERSION and citation["license"] == PROJECT["license"]

@@ -1,4 +1,4 @@
-"""The wheel that people install beside a vLLM of their own: what it holds, and what it says of itself."""
+"""The wheel for an environment with vLLM: its files and its metadata."""
 
 import ast
 from configparser import ConfigParser
@@ -10,6 +10,7 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
+from tests.doc_commands import documented, shell
 from tests.paths import REPOSITORY
 from tests.project import NOT_PACKED, PROJECT, ROOMS, build_wheel
 
@@ -36,12 +37,24 @@ def metadata(wheel: Path) -> Message:
     return Parser().parsestr(information(wheel, "METADATA"))
 
 
+def test_pip_installs_it(wheel: Path, tmp_path: Path) -> None:
+    readme, page = (
+        *documented("pip install /path/to/prismoe"),
+        *documented("pip install prismoe-0.1.0-py3-none-any.whl"),
+    )
+    assert page == f"pip install {wheel.name}"
+    for command in (readme.replace("/path/to/prismoe", str(wheel)), page.replace(wheel.name, str(wheel))):
+        folder = tmp_path / str(len(command))
+        shell(f"python -m {command} --no-deps --no-index --target {folder}", tmp_path)
+        assert (folder / "prismoe" / "server" / "commands" / "cli.py").is_file()
+
+
 def test_the_wheel_is_small(wheel: Path) -> None:
     assert 8 * MEBIBYTE < wheel.stat().st_size < 16 * MEBIBYTE
 
 
-def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel: Path) -> None:
-    """Each file of the rooms, but for what measures beside the tests."""
+def test_the_wheel_has_exactly_the_packages_files(wheel: Path) -> None:
+    """It has each file of the rooms, except for measurements that need the tests."""
     packed = {"prismoe/__init__.py", "prismoe/py.typed"} | {
         f"prismoe/{file.relative_to(REPOSITORY).as_posix()}"
         for room in ROOMS
@@ -60,7 +73,7 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel: Path) -> None
     assert f"{information}licenses/LICENSE" in names(wheel)
 
 
-def test_the_wheel_offers_the_command_and_both_plugins(wheel: Path) -> None:
+def test_the_wheel_has_the_command_and_both_plugins(wheel: Path) -> None:
     offered = ConfigParser()
     offered.read_string(information(wheel, "entry_points.txt"))
     plugins = ("vllm.general_plugins", "vllm.endpoint_plugins")
@@ -75,12 +88,12 @@ def test_the_wheel_offers_the_command_and_both_plugins(wheel: Path) -> None:
         }
 
 
-def test_the_wheel_says_what_it_is(wheel: Path) -> None:
-    said = metadata(wheel)
-    assert (said["Name"], said["Version"]) == ("prismoe", PROJECT["version"])
-    assert said["License-Expression"] == "Apache-2.0"
-    assert said["Requires-Python"] == "<3.14,>=3.11"
-    assert said["Description-Content-Type"] == "text/markdown"
-    assert str(said.get_payload()).strip() == (REPOSITORY / "README.md").read_text().strip()
-    required = [Requirement(text) for text in said.get_all("Requires-Dist", [])]
+def test_the_wheels_metadata(wheel: Path) -> None:
+    sentence = metadata(wheel)
+    assert (sentence["Name"], sentence["Version"]) == ("prismoe", PROJECT["version"])
+    assert sentence["License-Expression"] == "Apache-2.0"
+    assert sentence["Requires-Python"] == "<3.14,>=3.11"
+    assert sentence["Description-Content-Type"] == "text/markdown"
+    assert str(sentence.get_payload()).strip() == (REPOSITORY / "README.md").read_text().strip()
+    required = [Requirement(text) for text in sentence.get_all("Requires-Dist", [])]
     assert sorted(str(each) for each in required if each.marker is None) == sorted(PROJECT["dependencies"])

@@ -1,8 +1,8 @@
-"""Triton kernels without a GPU. A conftest.py has to import this before any test imports a kernel."""
+"""Triton kernels without a GPU. A conftest.py has to import this before a test imports a kernel."""
 
 import pytest
 
-# Triton chooses its interpreter when kernels are imported; the engines' processes must not get this.
+# Triton chooses its interpreter when kernels are imported. The engines' processes must not inherit this.
 with pytest.MonkeyPatch.context() as _environment:
     _environment.setenv("TRITON_INTERPRET", "1")
     import prismoe.kernels.triton.experts
@@ -13,5 +13,5 @@ with pytest.MonkeyPatch.context() as _environment:
 
 @pytest.fixture(autouse=True)
 def interpret_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter looks at this when a kernel runs."""
+    """Triton's interpreter reads this when a kernel runs."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")

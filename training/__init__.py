@@ -1,4 +1,4 @@
-"""How prismoji, the bundled model, is trained: `python -m prismoe.training.prismoji`; and the papers' losses.
+"""Trains prismoji, the bundled model: `python -m prismoe.training.prismoji`. Has the papers' losses.
 
-May import routing, the calibration's fits and kernels. Nothing imports it but benchmarks.
+It may import routing, the calibration's fits and kernels. Only benchmarks import it.
 """

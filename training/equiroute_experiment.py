@@ -1,19 +1,21 @@
-"""EquiRoute's experiment (osf.io/hfvbc): how many experts text reaches as vision outnumbers it.
+"""Repeats EquiRoute's experiment (osf.io/hfvbc): how many experts text reaches when most tokens are vision.
 
     python -m prismoe.training.equiroute_experiment [--seeds N] [--plot FILE.svg]
 
-Of the paper the abstract is at hand. It gives 16 experts, two modalities, vision:text from 4:1 to 32:1 and
-the results in PUBLISHED, and neither the number of tokens, nor the router, nor a formula. What is inferred:
+Only the paper's abstract is available. It gives 16 experts, two modalities, vision:text ratios from 4:1 to
+32:1 and the results in PUBLISHED. It does not give the number of tokens, the router or a formula. These are
+inferred:
 
-- The tokens: 128 of vision, so 32, 16, 8 and 4 of text, each with 16 independent normal logits.
-- Standard routing: top-1. Then text reaches 16 (1 - (15/16)^n) of 16 experts, 14.0 for 32 tokens and 3.6 for
-  4: the published 0.875 and 0.250 to the nearest sixteenth.
+- Tokens: 128 vision tokens, and so 32, 16, 8 and 4 text tokens, each with 16 independent normal logits.
+- Standard routing: top-1. Then text reaches 16 (1 - (15/16)^n) of 16 experts: 14.0 for 32 tokens and 3.6 for
+  4. These are the published 0.875 and 0.250 to the nearest sixteenth.
 - MEI: the share of experts that both modalities use (`prismoe.kernels.balance.modality_equity`).
-- EquiRoute: the published values at 4:1 and 32:1 lie half way between the standard ones and 1,
-  (1 + 0.875) / 2 and (1 + 0.250) / 2. So Cross-Modality Expert Reservation is read as reserving for text half
-  of the experts that it does not reach; each goes to the token of text that scores it highest, on top of its
-  own. That comes near the other two values as well, so nothing more is modelled: Entropy-Guided Token
-  Budgeting leaves no trace in them, and Modality-Contrastive Routing acts in training alone.
+- EquiRoute: the published values at 4:1 and 32:1 are half way between the standard ones and 1:
+  (1 + 0.875) / 2 and (1 + 0.250) / 2. So Cross-Modality Expert Reservation is modelled like this: half of the
+  experts that text does not reach are reserved for text, and each goes to the text token that scores it
+  highest, in addition to the token's own expert. The other two values are close to this model too, so nothing
+  else is modelled: Entropy-Guided Token Budgeting has no visible effect on the values, and
+  Modality-Contrastive Routing only acts in training.
 """
 
 import argparse
@@ -31,15 +33,15 @@ from prismoe.training.plots import STYLE, svg
 
 EXPERTS, VISION_TOKENS, RATIOS, MOST_LOADED = 16, 128, (4, 8, 16, 32), 4
 RESERVED = 0.5
-"""The share of the experts that text does not reach which is reserved for it."""
+"""The share of the experts out of text's reach that are reserved for text."""
 
 
 @dataclass(frozen=True)
 class Equity:
-    """What the paper reports for one ratio; None where it does not."""
+    """The results for one ratio. A value that the paper does not report is None."""
 
     text_share: float | None
-    """Text's share of the load of the four most loaded experts, under standard routing."""
+    """The text share of the four most loaded experts' load, under standard routing."""
     standard_mei: float | None
     equiroute_mei: float
 
@@ -53,12 +55,12 @@ PUBLISHED = {
 
 
 def top_1_load(logits_TE: Tensor) -> Tensor:
-    """How many tokens each expert gets, `[E]`."""
+    """The number of tokens of each expert, `[E]`."""
     return logits_TE.argmax(dim=-1).bincount(minlength=logits_TE.shape[1])
 
 
 def with_reservation(load_E: Tensor, logits_TE: Tensor) -> Tensor:
-    """The load once reserved experts got a token each: those out of reach that some token scores highest."""
+    """The load after the unreached experts with the best scores are reserved and got one token each."""
     missed_E = load_E == 0
     count = round(RESERVED * int(missed_E.sum()))
     best_score_E = logits_TE.amax(dim=0).masked_fill(~missed_E, -torch.inf)
@@ -66,7 +68,7 @@ def with_reservation(load_E: Tensor, logits_TE: Tensor) -> Tensor:
 
 
 def equity(ratio: int, generator: torch.Generator) -> Equity:
-    """One draw of the experiment."""
+    """Run one draw of the experiment."""
     vision_TE = torch.randn(VISION_TOKENS, EXPERTS, generator=generator, dtype=torch.float64)
     text_TE = torch.randn(VISION_TOKENS // ratio, EXPERTS, generator=generator, dtype=torch.float64)
     vision_E, text_E = top_1_load(vision_TE), top_1_load(text_TE)
@@ -90,13 +92,13 @@ def mean_equity(ratio: int, seeds: int) -> Equity:
 
 
 def table(results: dict[int, Equity]) -> str:
-    """Published beside simulated, a line for each ratio."""
+    """A table of the published and the simulated values, with a line for each ratio."""
     lines = ["vision:text   text share   MEI standard   MEI EquiRoute   (published, simulated)"]
     for ratio, found in results.items():
-        said = PUBLISHED[ratio]
+        published = PUBLISHED[ratio]
         pairs = [
             f"{'–' if a is None else format(a, '.3f')} {b:.3f}"
-            for a, b in zip(vars(said).values(), vars(found).values(), strict=True)
+            for a, b in zip(vars(published).values(), vars(found).values(), strict=True)
         ]
         lines.append(f"{ratio:>9}:1   {pairs[0]:>10}   {pairs[1]:>12}   {pairs[2]:>13}")
     return "\n".join(lines)
@@ -104,7 +106,7 @@ def table(results: dict[int, Equity]) -> str:
 
 @rc_context(STYLE)
 def plot(results: dict[int, Equity]) -> str:
-    """MEI by ratio as SVG, simulated as lines and published as dots."""
+    """An SVG of MEI by ratio: lines for the simulated values, dots for the published ones."""
     figure = Figure((5.5, 3.5))
     axes = figure.subplots()
     ratios = [f"{ratio}:1" for ratio in results]
@@ -118,7 +120,7 @@ def plot(results: dict[int, Equity]) -> str:
 
 
 def main() -> None:
-    """Print the table, and draw the plot where one is asked for."""
+    """Print the table, and write the plot of --plot."""
     parser = argparse.ArgumentParser(
         description="EquiRoute's experiment: how many experts text reaches.",
         epilog="example:\n  python -m prismoe.training.equiroute_experiment --plot equiroute.svg",

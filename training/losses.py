@@ -1,7 +1,7 @@
-"""The losses that the literature's routers are trained with. None of them acts when serving.
+"""Training losses for the routers of the literature. None of them acts when serving.
 
-Shape legend: that of kernels/routing.py, and L latent, K mixtures, M mixture components of an expert, P pairs
-of a token and an expert.
+Shape legend: that of kernels/routing.py, plus L latent, K mixtures, M mixture components of an expert, P
+(token, expert) pairs.
 """
 
 import math
@@ -15,25 +15,25 @@ from prismoe.training.model.moe_llava import LayerDecision
 
 
 def balance_loss(routing: LayerDecision, is_counted_T: Tensor) -> Tensor:
-    """Load balance over the tokens that count: K · Σᵢ FᵢGᵢ, 1 where it is perfect.
+    """The load-balance loss over the counted tokens: K · Σᵢ FᵢGᵢ, which is 1 for perfect balance.
 
-    (LTDR, Eq. 8; IDA-MoE, Eqs. 9 to 11.) K is the number of experts that one of those tokens may choose:
-    another modality's are left out, as shared ones are.
+    (LTDR, Eq. 8; IDA-MoE, Eqs. 9 to 11.) K is the number of experts that these tokens can choose. It excludes
+    shared experts and those of other modalities.
     """
     share_E, mean_E = _load_and_probability(routing, is_counted_T)
     return (mean_E > 0).sum() * (share_E * mean_E).sum()
 
 
 def text_balance_loss(routing: LayerDecision) -> Tensor:
-    """Load balance of text alone: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯), as printed without the factor K (LTDR, Eq. 10)."""
+    """The load-balance loss of text tokens: Σᵢ Fᵢ(𝒯) · Gᵢ(𝒯), without the factor K (LTDR, Eq. 10)."""
     share_E, mean_E = _load_and_probability(routing, routing.segment_T == TEXT)
     return (share_E * mean_E).sum()
 
 
 def _load_and_probability(routing: LayerDecision, is_counted_T: Tensor) -> tuple[Tensor, Tensor]:
-    """F and G: the share of the counted tokens' choices that fall on each expert, and its mean probability.
+    """F and G: each expert's share of the counted tokens' choices, and its mean probability.
 
-    Of the experts that are chosen among; F has no gradient.
+    They cover the experts that a router chooses from. F has no gradient.
     """
     counted_T1 = is_counted_T[:, None].float()
     chosen_TE = chosen_experts(routing)[:, : routing.probs_TE.shape[1]] * counted_T1
@@ -49,10 +49,10 @@ def chosen_experts(routing: LayerDecision) -> Tensor:
 
 
 def utilisation_floor_loss(routing: LayerDecision, is_counted_T: Tensor, floor: float) -> Tensor:
-    """Keeps each expert in use: 0 once each has `floor` of its fair share, 1 / K, of the choices.
+    """A loss that keeps every expert in use: the mean over the experts of max(0, floor - K · Fᵢ)(1 - Gᵢ).
 
-    Else the mean over the experts of max(0, floor - K · Fᵢ)(1 - Gᵢ). The critique of arXiv 2604.08134 would
-    have experts "maintain minimum utilization", whatever the modality, and gives no formula.
+    It is 0 once every expert has the share `floor` of its fair share, 1 / K, of the choices. The critique of
+    arXiv 2604.08134 asks that experts "maintain minimum utilization" for any modality; it has no formula.
     """
     share_E, mean_E = _load_and_probability(routing, is_counted_T)
     lack_E = (floor - len(share_E) * share_E).clamp(min=0)
@@ -60,9 +60,9 @@ def utilisation_floor_loss(routing: LayerDecision, is_counted_T: Tensor, floor: 
 
 
 def entropy_floor_loss(probs_TE: Tensor, is_counted_T: Tensor, floor: float) -> Tensor:
-    """How many bits the tokens' routing entropy lacks to `floor`, a mean over the tokens that count.
+    """The bits by which routing entropy is below `floor`, as a mean over the counted tokens.
 
-    The same critique's "routing entropy exceed a modality-independent threshold".
+    The same critique asks that "routing entropy exceed a modality-independent threshold".
     """
     lack_T = (floor - _entropy(probs_TE) / math.log(2)).clamp(min=0)
     return (lack_T * is_counted_T).sum() / is_counted_T.sum().clamp(min=1)
@@ -76,25 +76,26 @@ def z_loss(logits_TE: Tensor) -> Tensor:
 def conflict_loss(
     logits_TE: Tensor, experts_T: Tensor, gradients_TD: Tensor, threshold: float = 0.0
 ) -> Tensor:
-    """Sends conflicting tokens from their experts `experts_T` to others (STGC, arXiv 2406.19905).
+    """A loss that moves conflicting tokens away from their experts `experts_T` (STGC, arXiv 2406.19905).
 
-    A token conflicts when the cosine of its gradient and the mean gradient of its expert's tokens is below
-    `threshold`. Inferred, as the text at hand says no more than that their routing score is lowered: the loss
-    is the mean cross-entropy of those tokens' negated logits. Without such tokens it is 0.
+    A token conflicts if the cosine of its gradient and the mean gradient of its expert's tokens is below
+    `threshold`. The available text only says that the routing scores of such tokens are lowered. The formula
+    is inferred: the mean cross-entropy of their negated logits. Without such tokens the loss is 0.
     """
     gradients_TD = gradients_TD.detach()
     sum_ED = gradients_TD.new_zeros(logits_TE.shape[1], gradients_TD.shape[1])
-    sum_ED = sum_ED.index_add(0, experts_T, gradients_TD)  # a cosine is that of the mean
+    sum_ED = sum_ED.index_add(0, experts_T, gradients_TD)  # a sum has the same cosine as the mean
     conflicts_T = functional.cosine_similarity(gradients_TD, sum_ED[experts_T], dim=-1) < threshold
     loss_T = functional.cross_entropy(-logits_TE, experts_T, reduction="none")
     return (loss_T * conflicts_T).sum() / conflicts_T.sum().clamp(min=1)
 
 
 def routed_conflict_loss(routing: LayerDecision, gradient_TD: Tensor) -> Tensor:
-    """`conflict_loss` of each token and each expert that it chose.
+    """The `conflict_loss` of all pairs of a token and an expert that it chose.
 
-    `gradient_TD` is that of the answers' loss by the layer's output; times the expert's weight it is a
-    token's gradient by the bias of the expert's last map, which stands for all of the expert's parameters.
+    `gradient_TD` is the gradient of the answers' loss with respect to the layer's output. Multiplied by the
+    expert's weight it is the token's gradient with respect to the bias of the expert's last map, which is
+    used in place of the gradient of all the expert's parameters.
     """
     assert routing.logits_TE is not None
     is_chosen_TA = (routing.weights_TA > 0) & (routing.experts_TA < routing.logits_TE.shape[1])
@@ -106,11 +107,11 @@ def routed_conflict_loss(routing: LayerDecision, gradient_TD: Tensor) -> Tensor:
 
 
 def modality_contrast(logits_TE: Tensor, segment_T: Tensor) -> Tensor:
-    """Modality-Contrastive Routing: 0 when modalities share no expert, 1 when they route alike (EquiRoute).
+    """EquiRoute's Modality-Contrastive Routing: 0 if modalities share no expert, 1 if they route alike.
 
-    The abstract at hand says that it "encourages distinct modality-level routing distributions while
-    retaining a shared expert pool". Inferred: 1 minus the Jensen–Shannon divergence, in bits, of the
-    modalities' mean routing probabilities; 1, and no gradient, in a batch of one modality.
+    Only the abstract is available: it "encourages distinct modality-level routing distributions while
+    retaining a shared expert pool". The formula is inferred: 1 minus the Jensen–Shannon divergence, in bits,
+    of the modalities' mean routing probabilities. For a batch with one modality it is 1, without a gradient.
     """
     probs_TE = router_probabilities(logits_TE)
     weights_2T = torch.stack([segment_T == TEXT, segment_T >= 0]).float()
@@ -122,12 +123,12 @@ def modality_contrast(logits_TE: Tensor, segment_T: Tensor) -> Tensor:
 
 
 def _entropy(probs_XE: Tensor) -> Tensor:
-    """The entropy of each row in nats, with a finite gradient where a probability is 0."""
+    """The entropy of each row in nats, with a finite gradient at probability 0."""
     return -(probs_XE * probs_XE.clamp(min=torch.finfo(probs_XE.dtype).tiny).log()).sum(dim=-1)
 
 
 def diversity_loss(embeddings_ED: Tensor) -> Tensor:
-    """Keeps experts' embeddings apart and short: ‖WᵀW − I‖ + the mean ‖w_e‖ (DynMoE, Eqs. 7 and 8)."""
+    """Keeps experts' embeddings different and short: ‖WᵀW − I‖ + the mean ‖w_e‖ (DynMoE, Eqs. 7 and 8)."""
     gram_EE = embeddings_ED @ embeddings_ED.T
     apart = (gram_EE - torch.eye(len(gram_EE), dtype=gram_EE.dtype)).norm()
     return apart + embeddings_ED.norm(dim=1).mean()
@@ -136,13 +137,13 @@ def diversity_loss(embeddings_ED: Tensor) -> Tensor:
 def log_mixing_weights(log_mixing_KEM: Tensor) -> Tensor:
     """log π, scaled so that a mixture's π sum to 1 (IDA-MoE, Eq. 14).
 
-    Without it Eq. 15 has no minimum, as all π would grow.
+    Without the scaling, Eq. 15 has no minimum, because all π would grow.
     """
     return log_mixing_KEM - log_mixing_KEM.logsumexp(dim=(-2, -1), keepdim=True)
 
 
 def reconstruction_loss(hidden_TD: Tensor, reconstructed_TD: Tensor) -> Tensor:
-    """The autoencoder's squared error, mean over the tokens (IDA-MoE, Eq. 13).
+    """The autoencoder's squared error as a mean over the tokens (IDA-MoE, Eq. 13).
 
     The hidden states get no gradient.
     """
@@ -153,13 +154,13 @@ def mixture_loss(log_joint_TKEM: Tensor) -> Tensor:
     """The tokens' mean negative log-likelihood, summed over the K mixtures (IDA-MoE, Eqs. 15 and 24).
 
     `log_joint_TKEM` is `prismoe.kernels.mixture.log_joint` of latents without a gradient. The paper sums over
-    the tokens; a mean keeps the loss's size apart from the batch's.
+    the tokens; a mean does not depend on the batch size.
     """
     return -log_joint_TKEM.logsumexp(dim=(-2, -1)).mean(dim=0).sum()
 
 
 def reactivation_loss(log_joint_TKEM: Tensor, slow_KEM: Tensor) -> Tensor:
-    """`mixture_loss` of the slow components alone, which pulls them to the tokens (IDA-MoE, Eq. 23).
+    """The `mixture_loss` of the slow components only, which pulls them to the tokens (IDA-MoE, Eq. 23).
 
     A mixture without slow components adds nothing.
     """

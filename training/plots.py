@@ -1,4 +1,4 @@
-"""What the plots of training have in common."""
+"""The common style of the training plots."""
 
 from io import StringIO
 from typing import Any
@@ -13,7 +13,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid.axis": "y",
     "axes.prop_cycle": f"cycler('color', {list(COLOURS)})",
     "axes.titlelocation": "left",
-    "font.sans-serif": "DejaVu Sans",  # which matplotlib brings
+    "font.sans-serif": "DejaVu Sans",  # matplotlib has this font
     "grid.color": "0.8",
     "legend.frameon": False,
     **{f"axes.spines.{side}": False for side in ("bottom", "left", "right", "top")},
@@ -26,7 +26,7 @@ STYLE: dict[Any, Any] = {
 
 
 def svg(figure: Figure) -> str:
-    """The figure as text, the same for the same data, whenever it is drawn."""
+    """The figure as SVG. The same data always gives the same text."""
     file = StringIO()
     figure.savefig(file, format="svg", metadata={"Creator": None, "Date": None})
     return file.getvalue()

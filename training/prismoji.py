@@ -1,8 +1,8 @@
-"""Train prismoji, the bundled model, from nothing: `python -m prismoe.training.prismoji`.
+"""Trains prismoji, the bundled model, from scratch: `python -m prismoe.training.prismoji`.
 
-Fetch and render the pictures, distil the eye, teach the language model in four stages, export, measure,
-write the model card. Every stage leaves a file in the cache, so an interrupted run goes on where it
-stopped.
+The steps: fetch and render the pictures, distil the image tower, train the language model in four stages,
+export, measure, write the model card. Every stage writes a file into the cache, so an interrupted run
+continues where it stopped.
 """
 
 import argparse
@@ -41,7 +41,7 @@ STAGES: tuple[Stage, ...] = ("read", "align", "teach", "upcycle")
 
 
 class Recipe(BaseModel):
-    """Every choice of the training."""
+    """All settings of the training."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,14 +56,14 @@ class Recipe(BaseModel):
 
     @classmethod
     def quick(cls) -> "Recipe":
-        """The same path in a minute or so, for a test; nothing is learnt."""
+        """A recipe that runs all stages in about a minute, for tests. The model learns nothing."""
         short = {"steps": 2, "batch": 4}
         recipe = cls(eye=TowerSettings(rounds=1, steps_per_round=2, batch=16), exam_questions=8)
         return recipe.model_copy(update={s: getattr(recipe, s).model_copy(update=short) for s in STAGES})
 
 
 class Trainer:
-    """Runs the stages in order, each only if the cache lacks its file."""
+    """Runs the stages in order, and skips those that have a file in the cache."""
 
     def __init__(self, recipe: Recipe, pictures: Pictures, cache: Path) -> None:
         """Load the pictures, and build the tokenizer."""
@@ -77,13 +77,13 @@ class Trainer:
         torch.manual_seed(recipe.seed)
 
     def model(self) -> MoELLaVA:
-        """Run what is still to run; the trained model."""
+        """Run the remaining stages, and return the trained model."""
         model = self._upcycled(self.taught())
         self._stage("upcycle", model, partial(self._train, "upcycle", model))
         return model
 
     def taught(self) -> MoELLaVA:
-        """Run what is still to run before the model has experts; the dense model."""
+        """Run the remaining stages before the upcycling, and return the dense model."""
         model = MoELLaVA(ModelConfig(vocab_size=len(self.tokenizer)), TowerConfig())
         tower = model.model.image_tower.image_tower
         self._stage("eye", tower, partial(self._train_tower, tower))
@@ -92,13 +92,13 @@ class Trainer:
         return model
 
     def untrained_experts(self) -> MoELLaVA:
-        """The taught model, upcycled, its experts still alike: what the routing is compared with."""
+        """The upcycled model before its experts train. The final routing is compared with its routing."""
         dense = MoELLaVA(ModelConfig(vocab_size=len(self.tokenizer)), TowerConfig())
         dense.load_state_dict(torch.load(self.cache / "teach.pt")["weights"])
         return self._upcycled(dense)
 
     def _upcycled(self, dense: MoELLaVA) -> MoELLaVA:
-        """The same new routers each time."""
+        """Upcycle the model. Its new routers are the same each time."""
         torch.manual_seed(self.recipe.seed)
         return upcycle(dense, self.recipe.moe_layers)
 
@@ -116,7 +116,7 @@ class Trainer:
         self.records.append(StageRecord(**saved["record"]))
 
     def _train_tower(self, tower: ImageTower) -> list[dict[str, float]]:
-        """On every training drawing, those of the candidates twice."""
+        """Train on every training drawing, and on those of the candidates twice."""
         names = [self._label(drawing) for drawing in self.drawings]
         labels = {name: number for number, name in enumerate(sorted({names[i] for i in self.splits.train}))}
         candidates = {candidate.name for candidate in CANDIDATES}
@@ -140,7 +140,7 @@ class Trainer:
         seed: int,
         watch: Watch | None = None,
     ) -> list[dict[str, float]]:
-        """Train `model` in place on this trainer's drawings."""
+        """Train `model` in place on the trainer's drawings, and return the loss curve."""
         config = model.model.image_tower.image_tower.config
         source = PictureSource(self.drawings, self.rgba_NHWC, self.splits.train, config.image_size, seed)
         composer = Composer(self.tokenizer, config.tokens, tuple(TEMPLATES), seed)
@@ -148,7 +148,7 @@ class Trainer:
 
 
 def train(recipe: Recipe, pictures: Pictures, cache: Path, output: Path) -> CheckpointScores:
-    """Train, export to `output`, measure there, and write the model card."""
+    """Train, export to `output`, measure the exported model, and write the model card."""
     trainer = Trainer(recipe, pictures, cache)
     model = trainer.model()
     export(model, trainer.tokenizer, output)
@@ -185,7 +185,7 @@ def main() -> None:
         "--cache",
         type=Path,
         default=Path(".cache"),
-        help="folder of packages, pictures and stage files (default: .cache)",
+        help="folder for packages, pictures and stage files (default: .cache)",
     )
     parser.add_argument(
         "--output",
@@ -196,7 +196,7 @@ def main() -> None:
         "--threads",
         type=int,
         default=torch.get_num_threads(),
-        help="CPU threads to use (default: as PyTorch does)",
+        help="CPU threads to use (default: PyTorch's)",
     )
     parser.add_argument(
         "--quick", action="store_true", help="run all stages in a minute, without learning anything"

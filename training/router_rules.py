@@ -1,6 +1,6 @@
-"""How the parameters train that a policy owns and the answers' loss does not: fitted, moved or explained.
+"""Trains the policies' parameters that the answers' loss does not train, each by its own rule.
 
-None of it acts when serving.
+None of the rules acts when serving.
 """
 
 from collections.abc import Mapping
@@ -33,42 +33,42 @@ from prismoe.training.router_settings import RouterSettings
 COEFFICIENT = 0.01
 """The weight of the autoencoder's and the mixtures' losses (IDA-MoE, Sec. 5.1: α and β)."""
 BIAS_STEP = 0.01
-"""How far a step moves `bias_corrected`'s bias. AuxFree-MoE's 0.001 is for runs of many thousand steps."""
+"""The change of `bias_corrected`'s bias in a step. AuxFree-MoE's 0.001 is for many thousand steps."""
 
 
 class OwnRule(nn.Module):
-    """One MoE layer's router without parameters of this kind: nothing to do.
+    """The base of the rules, for one MoE layer. By itself it does nothing.
 
-    The parameters of a rule train with the model and are no part of a checkpoint.
+    A rule's own parameters train with the model. They are not part of a checkpoint.
     """
 
     def __init__(self, moe: DeepSpeedMoE, settings: RouterSettings) -> None:
         super().__init__()
 
     def prepare(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
-        """Start the router from what the layer sees in one batch."""
+        """Initialise the router from the layer's inputs in one batch."""
 
     def loss(self, moe: DeepSpeedMoE, routing: LayerDecision) -> Tensor:
         """The weighted loss of one batch."""
         return torch.zeros(())
 
     def after_step(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
-        """Called when the optimizer has stepped."""
+        """Runs after each step of the optimizer."""
 
 
 class ClusterCentres(OwnRule):
-    """CLUSTER's centres are the instructions' k-means and stay so (LTDR, App. A.3)."""
+    """CLUSTER's centres are the k-means centres of the instructions, and never change (LTDR, App. A.3)."""
 
     @torch.no_grad()
     def prepare(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
         assert routing.asked is not None
         centres_CD = moe.router["centroids"]
-        draw = torch.Generator().manual_seed(0)  # in every layer the same
+        draw = torch.Generator().manual_seed(0)  # the same in every layer
         centres_CD.copy_(k_means_centres(routing.asked.requests.instruction_RD, len(centres_CD), draw))
 
 
 class BiasCorrection(OwnRule):
-    """AuxFree-MoE's rule (Algorithm 1): the bias of an expert with too little load rises, else it falls."""
+    """AuxFree-MoE's rule (Algorithm 1): an expert with too little load gets a higher bias, others a lower."""
 
     @torch.no_grad()
     def after_step(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
@@ -88,7 +88,7 @@ class Mixtures(OwnRule):
 
     @torch.no_grad()
     def prepare(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
-        """Fit autoencoder and mixtures, as the paper does in its first two stages."""
+        """Fit the autoencoder and the mixtures, as in the paper's first two stages."""
         own = moe.router
         hidden_TD = routing.step.hidden_TD[routing.segment_T != PADDING].double()
         encoder_LD, bias_L = linear_encoder(hidden_TD, len(own["encoder"]))
@@ -113,7 +113,7 @@ class Mixtures(OwnRule):
 
     @torch.no_grad()
     def after_step(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
-        """No component is a spike, and a checkpoint's mixing weights sum to 1, as the loss takes them."""
+        """Keep variances above the floor, and scale the mixing weights to sum 1, as the loss does."""
         own = moe.router
         own["log_mixing"].copy_(log_mixing_weights(own["log_mixing"]))
         own["log_variances"].clamp_(min=torch.tensor(VARIANCE_FLOOR).log().item())
@@ -122,10 +122,10 @@ class Mixtures(OwnRule):
 def start_mixture(
     latent_TL: Tensor, experts: int, components: int, draw: torch.Generator, reactivates: bool = True
 ) -> Mixture:
-    """One mixture of all experts' components over all tokens, dealt to the experts at random.
+    """Fit one mixture to all tokens, and give each expert random components of it.
 
-    No expert has a domain before the mixture does (IDA-MoE, Eqs. 14 and 15): an expert of components from all
-    over the space has a load nearer to the mean than one of a single cluster.
+    At the start no expert has a domain (IDA-MoE, Eqs. 14 and 15). An expert with components from the whole
+    space has a load closer to the mean than one with the components of a single cluster.
     """
     everyone_T = torch.zeros(len(latent_TL), dtype=torch.int64)
     steps = REACTIVATION_STEPS if reactivates else 0
@@ -135,9 +135,9 @@ def start_mixture(
 
 
 def mixtures_loss(latent_TL: Tensor, own: Mapping[str, Tensor], draw: torch.Generator | None) -> Tensor:
-    """What the mixtures `own` have to lose on latents without a gradient (IDA-MoE, Eqs. 15, 23 and 24).
+    """The loss of the mixtures `own` on latents without a gradient (IDA-MoE, Eqs. 15, 23 and 24).
 
-    `draw` draws the slow components (Eq. 22) from the mixing weights; None reactivates nothing.
+    `draw` draws the slow components (Eq. 22) from the mixing weights. None means no reactivation.
     """
     log_mixing_KEM = log_mixing_weights(own["log_mixing"])
     joint_TKEM = log_joint(latent_TL, log_mixing_KEM, own["means"], own["log_variances"])

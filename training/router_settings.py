@@ -1,4 +1,4 @@
-"""What a router trains with beside the answers' loss."""
+"""The settings of a router's training, in addition to the answers' loss."""
 
 from typing import Literal
 
@@ -6,35 +6,35 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class RouterSettings(BaseModel):
-    """The losses and rules of one run. Given nothing, they are MoE-LLaVA's."""
+    """The losses and rules of one run. The defaults are MoE-LLaVA's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     balance: Literal["all", "text", "vision", "modality", "none"] = "all"
-    """Whose load is balanced: that of all tokens (LTDR, Eq. 8), of text alone (LTDR, Eq. 10), of vision alone
-    (LTDR, Table 3, "- LLB"), of each modality by itself, or nobody's.
+    """The tokens whose load is balanced: all (LTDR, Eq. 8), text (LTDR, Eq. 10), vision (LTDR, Table 3,
+    "- LLB"), each modality separately, or none.
     """
     z_loss: bool = False
     """Keep the router's logits small (ST-MoE, Eq. 5)."""
     conflict: bool = False
-    """Send tokens away from experts whose other tokens pull the other way (STGC)."""
+    """Move tokens away from experts whose other tokens have opposite gradients (STGC)."""
     modality_contrast: bool = False
-    """Keep the modalities' routing apart (EquiRoute's MCR)."""
+    """Keep the modalities' routing different (EquiRoute's MCR)."""
     utilisation_floor: float = Field(default=0, ge=0, le=1)
-    """The least share of its fair share that each expert is to get; 0: none."""
+    """The part of its fair share that each expert should get at least. 0 switches this off."""
     entropy_floor: float = Field(default=0, ge=0)
-    """The least routing entropy of a token, in bits; 0: none."""
+    """The routing entropy that a token should have at least, in bits. 0 switches this off."""
     diversity: bool = False
-    """Of `top_any`: keep the experts' embeddings apart (DynMoE, Eqs. 7 and 8)."""
+    """For `top_any`: keep the experts' embeddings different (DynMoE, Eqs. 7 and 8)."""
     reactivation: bool = True
-    """Of `gmm`: pull slow components to the tokens (IDA-MoE, Eqs. 22 and 23)."""
+    """For `gmm`: pull slow components to the tokens (IDA-MoE, Eqs. 22 and 23)."""
     tail_mean: Literal["image", "batch"] = "image"
-    """Of `ltdr`: over whose RPV the mean of Eq. 11 is taken. "image" is as it serves; "batch" is over all of
-    the batch's images together, as the paper says that it trains (Sec. 4.1).
+    """For `ltdr`: the tokens whose RPV the mean of Eq. 11 covers. "image" is those of each image, as in
+    serving; "batch" is those of all images of the batch, as in the paper's training (Sec. 4.1).
     """
 
     def check(self, policy: str) -> None:
-        """Raise ValueError with a sentence where a choice means nothing to the policy."""
+        """Raise ValueError if a setting has no meaning for the policy."""
         has_logits = policy not in ("gmm", "top_any")
         compares_all = has_logits and policy != "modality_groups"
         choices = [
@@ -47,7 +47,7 @@ class RouterSettings(BaseModel):
         ]
         for name, is_chosen, fits in choices:
             if is_chosen and not fits:
-                raise ValueError(f"{name} means nothing to a router of {policy}: leave it out.")
+                raise ValueError(f"{name} has no meaning for a router of {policy}: leave it out.")
 
 
 _UNBALANCED = RouterSettings(balance="none")
@@ -63,7 +63,8 @@ _PUBLISHED = {
 
 
 def published(policy: str) -> RouterSettings:
-    """How the paper of a policy trains it. `cluster` and `instruction` are without balance in LTDR, App. A.3;
-    a policy that isn't named here balances its load as MoE-LLaVA does.
+    """The settings of the policy's paper.
+
+    `cluster` and `instruction` have no balance loss in LTDR, App. A.3. Other policies have MoE-LLaVA's.
     """
     return _PUBLISHED.get(policy, RouterSettings())

@@ -1,5 +1,6 @@
-"""How a router trains beside the answers' loss: by the losses that its settings choose, and a rule for what
-it owns. None of it acts when serving.
+"""Trains a router with the losses of its settings and its own rule, in addition to the answers' loss.
+
+None of this acts when serving.
 """
 
 from collections.abc import Iterator
@@ -23,13 +24,13 @@ from prismoe.training.router_rules import OWN_RULES, OwnRule
 from prismoe.training.router_settings import RouterSettings, published
 
 COEFFICIENT = 0.01
-"""The weight of a router's losses, as in MoE-LLaVA and LTDR; of those whose weight is not at hand, too."""
+"""The weight of a router's losses, from MoE-LLaVA and LTDR. Losses of unknown weight have it, too."""
 Z_COEFFICIENT = 0.001
-"""ST-MoE's, of its z-loss."""
+"""The weight of the z-loss in ST-MoE."""
 
 
 class RouterTraining(nn.Module):
-    """One MoE layer's router. Its parameters train with the model and are no part of a checkpoint."""
+    """The training of one MoE layer's router. Its own parameters are not part of a checkpoint."""
 
     def __init__(self, moe: DeepSpeedMoE, settings: RouterSettings) -> None:
         super().__init__()
@@ -38,13 +39,13 @@ class RouterTraining(nn.Module):
         moe.mean_over_batch = settings.tail_mean == "batch"
 
     def prepare(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
-        """Start the router from what the layer sees in one batch."""
+        """Initialise the router from the layer's inputs in one batch."""
         self.own.prepare(moe, routing)
 
     def loss(self, moe: DeepSpeedMoE, routing: LayerDecision, gradient_TD: Tensor | None = None) -> Tensor:
         """The weighted loss of one batch.
 
-        `gradient_TD` is that of the answers' loss by the layer's output, which `conflict` needs.
+        `gradient_TD` is the gradient of the answers' loss with respect to the layer's output, for `conflict`.
         """
         chosen = COEFFICIENT * torch.stack(list(self._chosen(moe, routing, gradient_TD))).sum()
         if self.settings.z_loss:
@@ -72,7 +73,7 @@ class RouterTraining(nn.Module):
             yield entropy_floor_loss(routing.probs_TE, is_counted_T, settings.entropy_floor)
 
     def after_step(self, moe: DeepSpeedMoE, routing: LayerDecision) -> None:
-        """Called when the optimizer has stepped."""
+        """Runs after each step of the optimizer."""
         self.own.after_step(moe, routing)
 
     def _balance(self, routing: LayerDecision) -> Tensor:
@@ -91,9 +92,9 @@ class RouterTraining(nn.Module):
 
 
 def router_training(moe: DeepSpeedMoE, settings: RouterSettings | None = None) -> RouterTraining:
-    """How this layer's router trains: by `settings`, else as its paper says.
+    """The training of this layer's router: by `settings`, or else as in its paper.
 
-    Raises ValueError where the settings choose what means nothing to the layer's policy.
+    Raises ValueError if a setting has no meaning for the layer's policy.
     """
     settings = settings or published(moe.policy.policy)
     settings.check(moe.policy.policy)

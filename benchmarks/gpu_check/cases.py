@@ -1,4 +1,4 @@
-"""Models, policies and requests whose answers and expert load are kept in golden.json."""
+"""Models, policies and requests whose expected answers and expert load are in golden.json."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,28 +24,28 @@ NEW_TOKENS = 5
 
 @dataclass(frozen=True)
 class Case:
-    """What an engine is started with, and asked."""
+    """A model, the settings of its engine, and the requests to it."""
 
     checkpoint: Callable[[Path], Path]
-    """Its folder. One that is made is written into the folder given."""
+    """Returns the checkpoint's folder. A generated checkpoint is written into the folder that is passed."""
     requests: Callable[[Path], Sequence[Any]]
-    """As `LLM.generate` takes them, for the checkpoint."""
+    """Returns the prompts for `LLM.generate`, given the checkpoint."""
     routing: Mapping[str, Any] | None = None
     step: int = 48
-    """Tokens of a step: fewer than the requests hold together, so that some prompts are cut."""
+    """The most tokens of a step: fewer than all requests together have, so that some prompts are split."""
     tasks: int = 0
-    """Requests are of so many tasks in turns, which policy `task` reads."""
+    """How many tasks the requests take turns with; policy `task` reads them."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """The checkpoint's, for as long as the block lasts."""
+        """The checkpoint's folder, which is deleted after the block if it was generated."""
         with TemporaryDirectory() as folder:
             yield self.checkpoint(Path(folder))
 
 
 def weights_digest(checkpoint: Path) -> str:
-    """Of all tensors of a checkpoint, whatever their order in the file."""
+    """A digest of all tensors of a checkpoint; it does not depend on their order in the file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(checkpoint / "model.safetensors").items()):
         digest.update(name.encode())
@@ -109,4 +109,4 @@ CASES = {
         {"policy": "dual_threshold", "vision_threshold": 0.45, "text_threshold": 0.1}
     ),
 }
-"""`phi` has two image policies, chunks and two images a request; `prismoji` routes as it says itself."""
+"""`phi` has two policies, split prompts and requests with two images; `prismoji` keeps its own routing."""

@@ -1,4 +1,4 @@
-"""What a check is, and the line that it leaves."""
+"""Checks, and the line that each of them prints."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,35 +8,35 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 Figures = Mapping[str, float | str]
-"""What a check has measured, or done, by name."""
+"""What a check measured or did, by name."""
 
 
 class Host(NamedTuple):
-    """Where checks run: on a GPU or, dry, on CPU by Triton's interpreter."""
+    """Where checks run: on a GPU, or in a dry run on CPU with Triton's interpreter."""
 
     is_dry: bool
 
     @property
     def device(self) -> str:
-        """PyTorch's name of it."""
+        """PyTorch's name of the device."""
         return "cpu" if self.is_dry else "cuda"
 
 
 class Skip(Exception):
-    """A check can't run on this host. The sentence says why."""
+    """A check can't run on this host. The message says why."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """Runs in a process of its own. It fails by an exception, whose first line is told."""
+    """A check. It runs in its own process, and fails by raising an exception, whose first line is printed."""
 
     name: str
     limit_s: int
-    """On a GPU; dry, it gets twice as long."""
+    """The time limit on a GPU. A dry run gets twice as long."""
     run: Callable[[Host], Figures]
     needs_gpu: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Of its process."""
+    """Environment variables of its process."""
 
 
 class Result(BaseModel):
@@ -49,21 +49,21 @@ class Result(BaseModel):
 
 
 class Line(Result):
-    """What is printed and kept of a check."""
+    """The line that is printed and kept for a check."""
 
     name: str
     seconds: float
 
     def __str__(self) -> str:
-        told = [f"{name}: {_shown(value)}" for name, value in self.figures.items()]
-        said = "; ".join([self.why] * bool(self.why) + told)
-        return f"{self.outcome:8}{self.seconds:6.1f} s  {self.name}" + f": {said}" * bool(said)
+        figures = [f"{name}: {_shown(value)}" for name, value in self.figures.items()]
+        details = "; ".join([self.why] * bool(self.why) + figures)
+        return f"{self.outcome:8}{self.seconds:6.1f} s  {self.name}" + f": {details}" * bool(details)
 
 
 class Later:
-    """A function of a module of this folder, which the check's own process imports.
+    """A function of a module of this folder, which only the check's own process imports.
 
-    So an import that breaks fails the checks that need it, and no others.
+    So a failing import fails only the checks that need it.
     """
 
     def __init__(self, module: str, function: str, **arguments: Any) -> None:
@@ -71,7 +71,7 @@ class Later:
         self.arguments = arguments
 
     def function(self) -> Callable[..., Figures]:
-        """It takes the host and `arguments`."""
+        """The imported function. It takes the host and `arguments`."""
         function: Callable[..., Figures] = getattr(
             import_module(f"{__package__}.{self._module}"), self._function
         )

@@ -1,15 +1,15 @@
-"""The checks, in their order: eager engines come before graphs, so that a failure says which broke."""
+"""The checks in order. Eager engines come before CUDA graphs, so that a failure shows which of them broke."""
 
 from prismoe.benchmarks.gpu_check.check import Check, Later
 from prismoe.model_plugins.tools.precise_float32 import PRECISE_FLOAT32
 
 PLAIN = {"PRISMOE_PLAIN_KERNELS": "1", "VLLM_DISABLE_COMPILE_CACHE": "1"}
-"""A graph that was kept of another check would have the kernels."""
+"""Without the compile cache: a cached graph of another check would contain prismoe's kernels."""
 EAGER_S, GRAPHS_S = 120, 150
 
 
 def _engine(name: str, case: str, *, eager: bool = False, plain: bool = False) -> Check:
-    """`case` in an engine, against the golden figures."""
+    """Run `case` in an engine, and compare the results with golden.json."""
     return Check(
         name,
         EAGER_S if eager else GRAPHS_S,

@@ -1,4 +1,4 @@
-"""Whether an engine answers and counts as vLLM's V2 runner does on CPU."""
+"""Checks that an engine gives the same answers and counts as vLLM's V2 runner on CPU."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from prismoe.model_plugins.worker.engine_options import engine_options
 
 
 def same_as_golden(host: Host, name: str, is_eager: bool) -> Figures:
-    """Every token and every cell of the load. Raises AssertionError with a sentence where one differs."""
+    """Compare every token and every cell of the expert load. Raises AssertionError if one differs."""
     case, golden = CASES[name], read()[name]
     with case.folder() as folder:
         seen, mode = run(case, folder, is_eager)
@@ -27,7 +27,7 @@ def same_as_golden(host: Host, name: str, is_eager: bool) -> Figures:
 
 
 def run(case: Case, folder: Path, is_eager: bool) -> tuple[Golden, str]:
-    """What a float32 engine does for the case's requests, asked at once, and which CUDA graphs it has."""
+    """The results of a float32 engine for the case's requests, sent at once, and its CUDA graph mode."""
     requests = case.requests(folder)
     options: dict[str, Any] = {
         "dtype": "float32",
@@ -36,14 +36,14 @@ def run(case: Case, folder: Path, is_eager: bool) -> tuple[Golden, str]:
         "max_num_batched_tokens": case.step,
         "max_num_seqs": 8,
         "kv_cache_memory_bytes": 2**28,
-        "gpu_memory_utilization": 0.3,  # so much of it has to be free
-        "enable_prefix_caching": False,  # its blocks are of other sizes on CPU
+        "gpu_memory_utilization": 0.3,  # this share has to be free
+        "enable_prefix_caching": False,  # its blocks have other sizes on CPU
         "limit_mm_per_prompt": {"image": 2},
         "disable_log_stats": True,
     }
     llm = LLM(str(folder), **options, **engine_options(case.routing))
     try:
-        outputs = llm.generate(requests, _asks(case, len(requests)), use_tqdm=False)
+        outputs = llm.generate(requests, _sampling(case, len(requests)), use_tqdm=False)
         load = llm.collective_rpc("prismoe_expert_load")[0]
         mode = llm.llm_engine.vllm_config.compilation_config.cudagraph_mode
     finally:
@@ -61,7 +61,7 @@ def run(case: Case, folder: Path, is_eager: bool) -> tuple[Golden, str]:
     return golden, mode.name if mode else "NONE"
 
 
-def _asks(case: Case, requests: int) -> list[SamplingParams]:
+def _sampling(case: Case, requests: int) -> list[SamplingParams]:
     return [
         SamplingParams(
             temperature=0,
@@ -75,17 +75,17 @@ def _asks(case: Case, requests: int) -> list[SamplingParams]:
 
 
 def differences(seen: Golden, golden: Golden) -> list[str]:
-    """In words; none where all is the same."""
+    """The differences as sentences; an empty list if there are none."""
     if seen.weights != golden.weights:
-        return ["the checkpoint that is made here has other weights"]
-    told = []
+        return ["the checkpoint that this host generates has other weights"]
+    found = []
     for place, (mine, theirs) in enumerate(zip(seen.answers, golden.answers, strict=True)):
         if mine.prompt != theirs.prompt:
-            told.append(f"the prompt of request {place} has other tokens")
+            found.append(f"the prompt of request {place} has other tokens")
         elif mine.tokens != theirs.tokens:
-            told.append(f"request {place} is answered {mine.tokens}, and not {theirs.tokens}")
+            found.append(f"request {place} gets the answer {mine.tokens} instead of {theirs.tokens}")
     for name in ("expert_tokens", "tail_tokens"):
         apart = np.abs(np.subtract(getattr(seen, name), getattr(golden, name)))
         if apart.any():
-            told.append(f"{np.count_nonzero(apart)} of {apart.size} {name} differ, by {apart.max()} at most")
-    return told
+            found.append(f"{np.count_nonzero(apart)} of {apart.size} {name} differ, by {apart.max()} at most")
+    return found

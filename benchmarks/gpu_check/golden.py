@@ -1,7 +1,7 @@
-"""What vLLM's V2 runner answers and counts on CPU, in float32: `golden.json`.
+"""The answers and counts of vLLM's V2 runner on CPU, in float32: `golden.json`.
 
-`python -m prismoe.benchmarks.gpu_check.golden` makes the file anew, in the repository and on a host without a
-GPU: Triton's interpreter runs what V2 has in Triton. It takes some minutes.
+`python -m prismoe.benchmarks.gpu_check.golden` writes the file again. Run it in the repository, on a host
+without a GPU: Triton's interpreter runs V2's Triton kernels. It takes some minutes.
 """
 
 import json
@@ -24,35 +24,35 @@ class _Model(BaseModel):
 
 
 class Answer(_Model):
-    """Tokens of a request."""
+    """The tokens of a request."""
 
     prompt: list[int]
-    """With one token for each of an image's."""
+    """The prompt's tokens, with the placeholders of its images."""
     tokens: list[int]
-    """Of the answer."""
+    """The answer's tokens."""
 
 
 class Golden(_Model):
-    """What one case of `cases.CASES` gives."""
+    """The results of one case of `cases.CASES`."""
 
     weights: str
-    """The digest of the checkpoint's (`weights_digest`)."""
+    """The digest of the checkpoint's weights (`weights_digest`)."""
     answers: list[Answer]
     expert_tokens: list[list[list[int]]]
-    """By MoE layer, modality and expert: how often it was used."""
+    """How often each expert was used, by MoE layer, modality and expert."""
     tail_tokens: list[int]
-    """By MoE layer."""
+    """The number of tail tokens by MoE layer."""
 
 
 def read() -> Mapping[str, Golden]:
-    """By the name of its case."""
+    """The contents of the file, by the name of the case."""
     found = json.loads(GOLDEN.read_text())
     return {name: Golden.model_validate(each) for name, each in found["cases"].items()}
 
 
 def main() -> None:
     """Write the file."""
-    if os.environ.get(V2) != "1":  # what sets it runs as Python starts
+    if os.environ.get(V2) != "1":  # tests/v2_runner's sitecustomize.py sets it when Python starts
         again = subprocess.run(
             [sys.executable, "-m", "prismoe.benchmarks.gpu_check.golden"],
             env={**os.environ, **dry_environment()},

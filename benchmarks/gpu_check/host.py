@@ -1,4 +1,4 @@
-"""What the host is, and whether it has what the other checks need."""
+"""Describes the host, and checks that it has what the other checks need."""
 
 import platform
 from importlib.metadata import entry_points
@@ -12,11 +12,11 @@ from prismoe.model_plugins.vllm_seams.check import all_needs, check
 
 
 def described(host: Host) -> Figures:
-    """Its GPU and versions. Raises ValueError with a sentence where something is missing."""
+    """The host's GPU and versions. Raises ValueError if something is missing."""
     if "prismoe" not in entry_points(group="vllm.general_plugins").names:
         raise ValueError(
-            "vLLM doesn't find prismoe: install it in this environment, without a network by "
-            "pip install --no-deps --no-build-isolation ., or by its wheel."
+            "vLLM doesn't find prismoe: install its wheel in this environment, or run "
+            "pip install --no-deps --no-build-isolation . in the repository, which needs no network."
         )
     check(all_needs())
     found = {
@@ -28,6 +28,6 @@ def described(host: Host) -> Figures:
     if host.is_dry:
         return found
     if not torch.cuda.is_available():
-        raise ValueError("PyTorch sees no GPU here: run this on a host with one, or rehearse by --dry.")
+        raise ValueError("PyTorch sees no GPU here: run this on a host with one, or use --dry.")
     properties = torch.cuda.get_device_properties(0)
     return {"gpu": properties.name, "capability": f"{properties.major}.{properties.minor}"} | found

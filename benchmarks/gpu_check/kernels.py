@@ -1,4 +1,4 @@
-"""Checks of kernels against plain PyTorch."""
+"""Checks that compare kernels with plain PyTorch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,13 +17,13 @@ DRY_CASES = ("ltdr", "gmm", "two thresholds")
 
 
 def written_rows(host: Host) -> Figures:
-    """What a router decided, written down by the kernel."""
+    """Check the kernel that writes down a router's decisions."""
     check_write_rows(host.device)
     return {}
 
 
 def fused_routing(host: Host, experts: int) -> Figures:
-    """Every policy of the tests, routed by the kernels."""
+    """Check the routing kernels with every policy of the tests."""
     names = DRY_CASES if host.is_dry else tuple(CASES)
     return _all(
         {name: partial(check_fused_routing, make(CASES[name]), experts, host.device) for name in names}
@@ -31,7 +31,7 @@ def fused_routing(host: Host, experts: int) -> Figures:
 
 
 def grouped_product(host: Host, experts: int) -> Figures:
-    """prismoe's experts, gated or not, in each precision."""
+    """Check prismoe's experts, with and without a gate, in each precision."""
     dtypes = [torch.float32] if host.is_dry else [torch.float32, torch.bfloat16, torch.float16]
     return _all(
         {
@@ -45,7 +45,7 @@ def grouped_product(host: Host, experts: int) -> Figures:
 
 
 def left_out_slots(host: Host, tokens: int = 600, hidden: int = 256, width: int = 512) -> Figures:
-    """vLLM's Triton experts with unused slots at expert -1, in memory that begins as NaN."""
+    """Check vLLM's Triton experts with unused slots at expert -1, in memory that is filled with NaN."""
     experts = 4
     draw = torch.Generator().manual_seed(0)
     w13 = (torch.randn(experts, 2 * width, hidden, generator=draw) * hidden**-0.5).to(host.device)
@@ -53,7 +53,7 @@ def left_out_slots(host: Host, tokens: int = 600, hidden: int = 256, width: int 
     hidden_TD = torch.randn(tokens, hidden, generator=draw).to(host.device)
     weights_TA, experts_TA = (each.to(host.device) for each in routing(tokens, True, experts))
     expected_TD = loop_over_experts(hidden_TD.double(), weights_TA, experts_TA, w13.double(), w2.double())
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fills what `torch.empty` gives
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
     try:
         output_TD = vllm_triton_experts(w13, w2, leaves_out=True)(hidden_TD, weights_TA, experts_TA)
     finally:
@@ -63,7 +63,7 @@ def left_out_slots(host: Host, tokens: int = 600, hidden: int = 256, width: int 
 
 
 def _all(checks: dict[str, Callable[[], None]]) -> Figures:
-    """Runs each. Raises AssertionError with the names of those that fail, and why."""
+    """Run all checks. Raises AssertionError with the name and message of each that fails."""
     wrong = []
     for name, check in checks.items():
         try:

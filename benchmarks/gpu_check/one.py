@@ -1,4 +1,4 @@
-"""Runs one check, in the process that `run` starts for it: `… one MODULE NAME FILE gpu|dry`."""
+"""Runs one check in the process that `run` starts for it: `… one MODULE NAME FILE gpu|dry`."""
 
 import sys
 import traceback
@@ -9,7 +9,7 @@ from prismoe.benchmarks.gpu_check.check import Check, Host, Result, Skip
 
 
 def result(check: Check, host: Host) -> Result:
-    """How the check ends here. A traceback goes to stderr."""
+    """Run the check, and return how it ended. A traceback goes to stderr."""
     if check.needs_gpu and host.is_dry:
         return Result(outcome="skipped", why="needs a GPU")
     try:
@@ -23,7 +23,7 @@ def result(check: Check, host: Host) -> Result:
 
 
 def main() -> None:
-    """Write the result to the file."""
+    """Run the check, and write the result to the file."""
     module, name, file, where = sys.argv[1:]
     [check] = [each for each in import_module(module).CHECKS if each.name == name]
     Path(file).write_text(result(check, Host(where == "dry")).model_dump_json())

@@ -1,4 +1,4 @@
-"""What is how many times as fast as what, on a GPU. Figures are ratios unless they name a unit."""
+"""Compares speeds on a GPU. Figures are ratios unless they name a unit."""
 
 import json
 import random
@@ -31,7 +31,7 @@ BASE = "fixed k = 2, ms"
 
 
 class Shape(NamedTuple):
-    """A MoE layer's."""
+    """The sizes of a MoE layer."""
 
     experts: int
     top_k: int
@@ -40,13 +40,14 @@ class Shape(NamedTuple):
 
 
 QWEN3_VL = Shape(experts=128, top_k=8, hidden=2048, width=768)
-"""Qwen3-VL-30B-A3B's."""
+"""The sizes of Qwen3-VL-30B-A3B."""
 
 
 def ragged_experts(host: Host, tokens: int, hidden: int = 2048) -> Figures:
-    """Ways to run experts of which tokens use different numbers: times over vLLM's with 2 for every token.
+    """The time of each way to run ragged experts, over that of vLLM's experts with 2 for every token.
 
-    Unused slots are padding at weight 0, or left out as expert -1, or not there in the grouped product.
+    Tokens use different numbers of experts. Unused slots have weight 0, or are left out as expert -1, or
+    don't exist in the grouped product.
     """
     row = experts_on_gpu(torch.bfloat16, hidden, tokens)
     ways = ("left out", "weight 0", "grouped", "grouped_mm", "loop", "floor")
@@ -55,9 +56,10 @@ def ragged_experts(host: Host, tokens: int, hidden: int = 2048) -> Figures:
 
 
 def skipped_experts(host: Host, tokens: int, shape: Shape = QWEN3_VL) -> Figures:
-    """`dual_threshold` in one MoE layer: how many times as fast as with all k experts, and what uses predict.
+    """The speed of one MoE layer under `dual_threshold` over that with all k experts, and the prediction.
 
-    The share is of vision's uses, of four fifths of the tokens. Routing is timed beside, in microseconds.
+    Four fifths of the tokens are vision tokens. Each share is the share of their expert uses that is skipped;
+    the prediction is the ratio of all expert uses to those that remain. Routing is timed in microseconds.
     """
     with torch.device(host.device):
         w13 = torch.randn(shape.experts, 2 * shape.width, shape.hidden, dtype=torch.bfloat16) / 45
@@ -92,7 +94,7 @@ def skipped_experts(host: Host, tokens: int, shape: Shape = QWEN3_VL) -> Figures
 
 
 class Load(NamedTuple):
-    """Requests that are asked at once, and the tokens of each prompt and answer."""
+    """Requests that are sent at once, and the tokens of each prompt and answer."""
 
     requests: int
     prompt: int
@@ -115,10 +117,10 @@ DRY_SIZES = {
 
 
 def watched_engine(host: Host) -> Figures:
-    """The speed of `native` over stock vLLM, and of an engine that inspects a request over itself.
+    """The speed of `native` over stock vLLM, and its speed with an inspected request over that without one.
 
-    Two engines of Qwen3-VL-30B-A3B's decoder layers with random weights take turns; each figure is the
-    median of rounds. One of the requests is inspected.
+    Two engines with Qwen3-VL-30B-A3B's decoder layers and random weights take turns; each figure is the
+    median over the rounds. One of the requests is inspected.
     """
     rounds, loads = (1, DRY_LOADS) if host.is_dry else (9, LOADS)
     with TemporaryDirectory() as name:
@@ -158,7 +160,7 @@ def _engine(host: Host, folder: Path, options: dict[str, Any]) -> LLM:
 
 
 def _ratios(stock: LLM, native: LLM, load: Load, rounds: int) -> tuple[float, float]:
-    """Medians over the rounds; the first warms up."""
+    """The medians over the rounds. An additional first round warms up."""
     draw = random.Random(0)
     counting, inspecting = [], []
     for turn in range(rounds + 1):
@@ -177,7 +179,7 @@ def _ratios(stock: LLM, native: LLM, load: Load, rounds: int) -> tuple[float, fl
 
 
 def seconds(llm: LLM, prompts: Sequence[list[int]], answer: int, is_inspected: bool = False) -> float:
-    """Of all requests. Where one is inspected, each of its tokens is recorded; ValueError where not."""
+    """The seconds that all requests take. Raises ValueError if the inspected request lacks tokens."""
     params = SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True, detokenize=False)
     names = [str(uuid4()) for _ in prompts]
     if is_inspected:
@@ -192,5 +194,5 @@ def seconds(llm: LLM, prompts: Sequence[list[int]], answer: int, is_inspected: b
         rows = llm.collective_rpc("prismoe_inspected_rows", args=(names[0],))[0]
         llm.collective_rpc("prismoe_end_inspection", args=(names[0],))
         if len(rows["positions"]) < len(prompts[0]) + answer - 1:
-            raise ValueError(f"The inspection has {len(rows['positions'])} of the request's tokens.")
+            raise ValueError(f"The inspection has only {len(rows['positions'])} of the request's tokens.")
     return taken

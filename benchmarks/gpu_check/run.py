@@ -1,4 +1,4 @@
-"""Runs checks one behind the other, each in a process of its own, and keeps a line of each."""
+"""Runs checks one after the other, each in its own process, and keeps the line of each."""
 
 import os
 import re
@@ -17,11 +17,11 @@ from prismoe.benchmarks.paths import REPOSITORY
 
 LINES = "lines.jsonl"
 ALONE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-"""Nothing asks the network."""
+"""No check uses the network."""
 
 
 def dry_environment() -> Mapping[str, str]:
-    """Of a process with vLLM's V2 runner on CPU, on one core, and with Triton's interpreter."""
+    """The environment of a process that runs vLLM's V2 runner and Triton's interpreter on one CPU core."""
     path = [str(REPOSITORY / "tests" / "v2_runner"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         "PYTHONPATH": os.pathsep.join(path),
@@ -32,7 +32,7 @@ def dry_environment() -> Mapping[str, str]:
 
 
 def kept_lines(out: Path) -> Sequence[Line]:
-    """Of earlier runs with the same folder."""
+    """The lines of earlier runs with the same folder."""
     file = out / LINES
     texts = file.read_text().splitlines() if file.exists() else []
     return [Line.model_validate_json(text) for text in texts]
@@ -41,8 +41,8 @@ def kept_lines(out: Path) -> Sequence[Line]:
 def run_checks(module: str, out: Path, *, is_dry: bool, limit_s: float, again: bool = False) -> int:
     """Run the module's CHECKS that have no line in `out` yet, or all of them `again`.
 
-    After `limit_s` none starts; the one that runs is stopped, and has no line. Returns how many failed, those
-    of earlier runs too where they don't run again.
+    After `limit_s` seconds no further check starts, and the running one is stopped without a line. Returns
+    how many checks failed, including those of earlier runs that don't run again.
     """
     checks: Sequence[Check] = import_module(module).CHECKS
     out.mkdir(parents=True, exist_ok=True)
@@ -50,12 +50,12 @@ def run_checks(module: str, out: Path, *, is_dry: bool, limit_s: float, again: b
     end = time.monotonic() + limit_s
     left = [check for check in checks if check.name not in lines]
     if lines:
-        print(f"{len(lines)} checks have a line in {out / LINES}, and don't run again.", flush=True)
+        print(f"{len(lines)} checks have a line in {out / LINES} and don't run again.", flush=True)
     for place, check in enumerate(left):
         line = _run(module, check, out, is_dry, end)
         if line is None:
             names = "; ".join(check.name for check in left[place:])
-            print(f"{limit_s:.0f} s are over. Run the same command again for what is left: {names}.")
+            print(f"{limit_s:.0f} s are over. Run the same command again for the other checks: {names}.")
             break
         print(line, flush=True)
         with (out / LINES).open("a") as file:
@@ -65,7 +65,7 @@ def run_checks(module: str, out: Path, *, is_dry: bool, limit_s: float, again: b
 
 
 def _run(module: str, check: Check, out: Path, is_dry: bool, end: float) -> Line | None:
-    """The check's line; None where the end of all checks comes first. Its output is in a log beside."""
+    """The check's line, or None if the time of all checks runs out. Its output goes to a log in `out`."""
     start = time.monotonic()
     own_limit_s = check.limit_s * (2 if is_dry else 1)
     if start >= end:
@@ -80,7 +80,7 @@ def _run(module: str, check: Check, out: Path, is_dry: bool, end: float) -> Line
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # an engine's processes end with it
+            start_new_session=True,  # so that an engine's processes end with it
         )
         status: int | None = None
         try:

@@ -1,8 +1,7 @@
-"""Times the ragged experts against their baselines, interleaved in one run so that the ratios mean something.
+"""Times the ragged experts and their baselines in turns, so that the ratios are fair.
 
-Run: `python -m prismoe.benchmarks.kernels.bench [--full] [--json FILE]`, on a host with nothing else to do.
-On CPU it times what the plugin runs, beside vLLM; on a host with a GPU it checks and times the Triton
-kernels.
+Run `python -m prismoe.benchmarks.kernels.bench [--full] [--json FILE]` on an otherwise idle host. On CPU it
+times the plugin's experts and vLLM's; on a host with a GPU it checks and times the Triton kernels.
 """
 
 import argparse
@@ -26,19 +25,20 @@ EXPERTS = 4
 WIDTHS, ALL_WIDTHS = (256, 1024), (256, 512, 1024, 2048)
 TOKENS, ALL_TOKENS = (1, 8, 64, 600), (1, 2, 4, 8, 16, 64, 600, 2048)
 PREFILL = (torch.bfloat16, 2048, 4608)
-"""Eight images of 576 tokens at once: a GPU's case."""
+"""Eight images of 576 tokens at once, for GPUs only."""
 Row = dict[str, Any]
 SQUARE = 1024
-"""The side of a large product's matrices."""
+"""The side of the matrices in a large product."""
 
 Experts = Callable[[Tensor, Tensor, Tensor], Tensor]
 Variants = Mapping[str, Callable[[], object]]
 
 
 def routing(tokens: int, is_mixed: bool, experts: int = EXPERTS) -> tuple[Tensor, Tensor]:
-    """`weights_TA` and `experts_TA` as a router gives them, with 2 slots and experts for each token.
+    """`weights_TA` and `experts_TA` as a router returns them, with 2 slots and 2 experts for each token.
 
-    Mixed, there is a slot for each expert; a fifth of the tokens uses all experts, a fifth 1 and the rest 2.
+    With `is_mixed` there is a slot for each expert: a fifth of the tokens uses all experts, a fifth uses 1,
+    and the rest use 2.
     """
     generator = torch.Generator().manual_seed(tokens)
     share_T = torch.rand(tokens, generator=generator)
@@ -52,9 +52,9 @@ def routing(tokens: int, is_mixed: bool, experts: int = EXPERTS) -> tuple[Tensor
 
 
 def interleaved(variants: Variants, seconds: float) -> dict[str, float]:
-    """Median seconds of each, run in turns for `seconds` or five times, whichever is longer.
+    """The median seconds of each variant. They run in turns for `seconds`, and at least five times.
 
-    Each round has an order of its own: who comes behind a twin finds the caches filled.
+    The order changes with each round, since a variant finds the caches filled by the one before it.
     """
     shuffle, order = random.Random(0).shuffle, list(variants)
     times: dict[str, list[float]] = {name: [] for name in variants}
@@ -73,10 +73,10 @@ def interleaved(variants: Variants, seconds: float) -> dict[str, float]:
 def floor_seconds(
     weights_TA: Tensor, experts_TA: Tensor, w13: Tensor, measure: Callable[[Variants], dict[str, float]]
 ) -> float:
-    """What the operations, or the weights' bytes, take at the speed of a large product or a large copy."""
+    """The least possible seconds: for the operations as one large product, or for reading the weights."""
     pairs = int(weights_TA.count_nonzero())
     touched = len(experts_TA[weights_TA != 0].unique())
-    expert = w13[0].numel() * 3 // 2  # with the way down
+    expert = w13[0].numel() * 3 // 2  # with the down projection
     square = torch.randn(SQUARE, SQUARE, device=w13.device).to(w13.dtype)
     weights = w13.new_empty(touched * expert)
     copy = torch.empty_like(weights)
@@ -86,7 +86,7 @@ def floor_seconds(
 
 
 def vllm_experts(w13: Tensor, w2: Tensor) -> Experts:
-    """vLLM's CPU kernel, which takes the same number of experts for each token."""
+    """vLLM's CPU kernel, which uses the same number of experts for each token."""
     from vllm.platforms import current_platform
 
     current_platform.import_kernels()
@@ -108,7 +108,7 @@ def vllm_experts(w13: Tensor, w2: Tensor) -> Experts:
 def loop_over_experts(
     hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, w13: Tensor, w2: Tensor
 ) -> Tensor:
-    """What one would write first: for each expert, its tokens."""
+    """The simplest way: a loop over the experts, each with its tokens."""
     output_TD = torch.zeros_like(hidden_TD)
     for expert in range(len(w13)):
         token_R, slot_R = ((experts_TA == expert) & (weights_TA != 0)).nonzero(as_tuple=True)
@@ -121,7 +121,7 @@ def loop_over_experts(
 def sort_and_grouped_product(
     hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor, w13: Tensor, w2: Tensor
 ) -> Tensor:
-    """Slots sorted by expert, unused ones last, and PyTorch's one product for all experts."""
+    """The slots sorted by expert, unused ones last, and one grouped product of PyTorch for all experts."""
     expert_P = torch.where(weights_TA != 0, experts_TA, len(w13)).flatten()
     order_P = expert_P.argsort(stable=True)
     token_P = order_P // weights_TA.shape[1]
@@ -132,12 +132,12 @@ def sort_and_grouped_product(
     weight_P1 = weights_TA.flatten()[order_P, None].to(output_PD.dtype)
     output_PD = torch.where(
         weight_P1 != 0, output_PD * weight_P1, 0
-    )  # what is behind the ends is not written
+    )  # the rows of unused slots are never written
     return torch.zeros_like(hidden_TD).index_add_(0, token_P, output_PD)
 
 
 def experts_on_cpu(dtype: torch.dtype, hidden: int, tokens: int, seconds: float) -> Row:
-    """One row of the table: ratios to vLLM's kernel at k = 2, beside the ratio of the experts used."""
+    """One row of the table: the times over that of vLLM's kernel at k = 2, and the ratio of experts used."""
     width = 4 * hidden
     w13 = (torch.randn(EXPERTS, 2 * width, hidden) * hidden**-0.5).to(dtype)
     w2 = (torch.randn(EXPERTS, hidden, width) * width**-0.5).to(dtype)
@@ -167,7 +167,7 @@ def experts_on_cpu(dtype: torch.dtype, hidden: int, tokens: int, seconds: float)
 
 
 def print_table(rows: list[Row]) -> None:
-    """The rows, aligned, under their names."""
+    """Print the rows as a table with aligned columns."""
     cells = [list(rows[0])] + [
         [f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows
     ]
@@ -178,14 +178,14 @@ def print_table(rows: list[Row]) -> None:
 
 
 def main() -> None:
-    """Print the tables, and write them as JSON where asked."""
+    """Print the tables, and write them as JSON with --json."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0],
         epilog="example:\n  python -m prismoe.benchmarks.kernels.bench --json figures.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--full", action="store_true", help="measure all widths and numbers of tokens, in ten minutes"
+        "--full", action="store_true", help="measure all widths and numbers of tokens; takes ten minutes"
     )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()

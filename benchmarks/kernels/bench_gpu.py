@@ -31,13 +31,13 @@ from prismoe.kernels.triton.router_check import (
 
 DEVICE = "cuda"
 IMAGE_TOKENS = 576
-"""Of MoE-LLaVA's images."""
+"""The tokens of one of MoE-LLaVA's images."""
 
 
 def vllm_triton_experts(w13: Tensor, w2: Tensor, leaves_out: bool) -> Experts:
-    """vLLM's own Triton kernels; with `leaves_out` they skip slots of weight 0, as in serving.
+    """vLLM's own Triton kernels. With `leaves_out` they skip slots of weight 0, as in serving.
 
-    Without a gate in `w13` they have Phi's activation.
+    If `w13` has no gate, they use Phi's activation.
     """
     from vllm.model_executor.layers.fused_moe.activation import MoEActivation
     from vllm.model_executor.layers.fused_moe.config import (
@@ -96,9 +96,9 @@ def vllm_triton_experts(w13: Tensor, w2: Tensor, leaves_out: bool) -> Experts:
 def experts_on_gpu(
     dtype: torch.dtype, hidden: int, tokens: int, experts: int = EXPERTS, width: int | None = None
 ) -> Row:
-    """Checks the ways to run ragged experts against float64; their times, a loop's and the floor.
+    """Check the ways to run ragged experts against float64; return their times, a loop's time and the floor.
 
-    In float32 vLLM's kernels round products to TF32, the grouped product does not.
+    In float32, vLLM's kernels round products to TF32; the grouped product does not.
     """
     width = width or 4 * hidden
     w13 = (torch.randn(experts, 2 * width, hidden, device=DEVICE) * hidden**-0.5).to(dtype)
@@ -121,7 +121,7 @@ def experts_on_gpu(
         "weight 0": lambda: vllm(hidden_TD, *ragged),
         "grouped": grouped,
     }
-    baselines = {  # not in a CUDA graph, as they may ask the device
+    baselines = {  # not in a CUDA graph, as they may wait for the device
         "loop": loop_over_experts,
         "grouped_mm": sort_and_grouped_product,
     }
@@ -147,12 +147,12 @@ def experts_on_gpu(
 
 
 def milliseconds(variants: Variants) -> dict[str, float]:
-    """Of each, captured in a CUDA graph, as serving runs them."""
+    """The milliseconds of each variant in a CUDA graph, as in serving."""
     return {name: do_bench_cudagraph(run) for name, run in variants.items()}
 
 
 def router_on_gpu(tokens: int) -> Row:
-    """Checks `ltdr`'s fused router against the plain one, and times both."""
+    """Check `ltdr`'s fused router against the plain one, and time both."""
     segment_T = torch.arange(tokens, device=DEVICE) // IMAGE_TOKENS
     check_routing(segment_T, EXPERTS)
     step = random_logits(segment_T, EXPERTS), segment_T
@@ -160,7 +160,7 @@ def router_on_gpu(tokens: int) -> Row:
 
 
 def mixture_on_gpu(tokens: int) -> Row:
-    """Checks `gmm`'s fused routing behind its encoder against the plain one, and times both."""
+    """Check `gmm`'s fused routing after its encoder against the plain one, and time both."""
     rule = random_mixture(tokens, EXPERTS, DEVICE)
     check_mixture(rule)
     return _fused_beside_plain(tokens, partial(mixture_router, *rule), partial(mixture_plain, rule))

@@ -1,8 +1,8 @@
 """Times block sizes of vLLM's Triton experts on this GPU, and writes the tables of sizes that vLLM reads.
 
-Run: `python -m prismoe.benchmarks.kernels.tune FOLDER`, on a GPU with nothing else to do, then serve with
-FOLDER as VLLM_TUNED_CONFIG_FOLDER: vLLM ships no tables for MoE-LLaVA's experts. Tested with a made-up
-clock; not yet run on a GPU.
+Run `python -m prismoe.benchmarks.kernels.tune FOLDER` on an otherwise idle GPU, then serve with
+VLLM_TUNED_CONFIG_FOLDER=FOLDER. vLLM ships no tables for MoE-LLaVA's experts. The program was tested with
+made-up times; it has not run on a GPU yet.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from prismoe.benchmarks.kernels.bench import routing
 from prismoe.benchmarks.kernels.bench_gpu import vllm_triton_experts
 
 TOKENS = tuple(2**power for power in range(13))
-"""vLLM takes the sizes of the nearest."""
+"""For other numbers of tokens, vLLM uses the entry of the nearest."""
 SIZES = {
     "BLOCK_SIZE_M": (16, 32, 64, 128),
     "BLOCK_SIZE_N": (64, 128, 256),
@@ -38,7 +38,7 @@ Timer = Callable[[Callable[[], object]], float]
 
 
 class Widths(NamedTuple):
-    """Of a checkpoint's experts."""
+    """The widths of a checkpoint's experts."""
 
     hidden: int
     width: int
@@ -53,7 +53,7 @@ MODELS = {
 
 
 def candidates(tokens: int, experts: int, widths: Widths) -> list[Config]:
-    """vLLM's choice without a table, and all combinations whose blocks have not far more rows than tokens."""
+    """vLLM's default, and all combinations whose blocks don't have far more rows than there are tokens."""
     from vllm.model_executor.layers.fused_moe.fused_moe import get_default_config
 
     default = get_default_config(tokens, experts, widths.width, widths.hidden, experts, None)
@@ -62,21 +62,21 @@ def candidates(tokens: int, experts: int, widths: Widths) -> list[Config]:
 
 
 def fastest(run: Callable[[], object], configs: Iterable[Config], timer: Timer) -> Config:
-    """The configuration under which `timer(run)` is least, of those that fit this GPU."""
+    """The configuration with the smallest `timer(run)`, of those that fit this GPU."""
     from vllm.model_executor.layers.fused_moe import override_config
 
     def measured(config: Config) -> float:
         with override_config(config):
             try:
                 return timer(run)
-            except (TritonError, RuntimeError):  # of a size that this GPU does not take
+            except (TritonError, RuntimeError):  # this size does not fit the GPU
                 return inf
 
     return min(configs, key=measured)
 
 
 def tuned(experts: int, widths: Widths, timer: Timer, device: str = "cuda") -> dict[int, Config]:
-    """By number of tokens, of which a fifth uses all experts, a fifth 1 and the rest 2."""
+    """The fastest configuration by number of tokens, which use experts like `routing`'s mixed tokens."""
     hidden, width, is_gated = widths
     w13 = torch.randn(experts, (1 + is_gated) * width, hidden, device=device, dtype=torch.bfloat16)
     w2 = torch.randn(experts, hidden, width, device=device, dtype=torch.bfloat16)
@@ -92,7 +92,7 @@ def tuned(experts: int, widths: Widths, timer: Timer, device: str = "cuda") -> d
 
 
 def write(folder: Path, experts: int, width: int, table: dict[int, Config]) -> None:
-    """Under the name that vLLM looks for on this GPU: of experts that are not quantised, in 16 bits."""
+    """Write the table under the name that vLLM reads on this GPU for 16-bit experts without quantisation."""
     from vllm.model_executor.layers.fused_moe.fused_moe import get_config_file_name
 
     text = json.dumps({str(tokens): config for tokens, config in table.items()}, indent=4)
@@ -100,7 +100,7 @@ def write(folder: Path, experts: int, width: int, table: dict[int, Config]) -> N
 
 
 def main() -> None:
-    """A table for each model and number of experts."""
+    """Write a table for each model and number of experts."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0],
         epilog="example:\n  python -m prismoe.benchmarks.kernels.tune tables --experts 4 8",
@@ -121,7 +121,7 @@ def main() -> None:
     for widths, experts in product(MODELS.values(), arguments.experts):
         if widths.width % arguments.tensor_parallel_size:
             parser.error(
-                f"experts of {widths.width} can't be split over {arguments.tensor_parallel_size} ranks."
+                f"--tensor-parallel-size: give a number that divides the experts' width {widths.width}."
             )
         of_rank = widths._replace(width=widths.width // arguments.tensor_parallel_size)
         write(arguments.folder, experts, of_rank.width, tuned(experts, of_rank, do_bench_cudagraph))

@@ -1,1 +1,1 @@
-"""What a real Prometheus and a real browser see of a server under load; they take the README's pictures."""
+"""Observes a server under load with a real Prometheus and a real browser; takes the README's pictures."""

@@ -1,7 +1,7 @@
-"""Minutes of mixed load on a real server that a real Prometheus scrapes: `make monitored`.
+"""Puts minutes of mixed load on a real server that a real Prometheus scrapes: `make monitored`.
 
-Every panel and rule must find something, Prometheus' totals must be the engine's, and after the engine was
-killed its alert must fire in time. With --pictures the dashboard Experts is drawn.
+Every panel and rule must have data, Prometheus' totals must equal the engine's, and after the engine is
+killed its alert must fire in time. With --pictures the program also draws the dashboard Experts.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from prismoe.loadtests.two_servers import mixed_requests
 
 
 async def send_for(url: str, seconds: float, at_once: int) -> dict[str, float]:
-    """A mixed load for so long; how many requests it held, and the tokens of their answers."""
+    """Send a mixed load; return its seconds, its number of requests and the tokens of their answers."""
     requests, tokens, start = 0, 0, time.monotonic()
     async with client(url) as session:
         while time.monotonic() - start < seconds:
@@ -33,7 +33,7 @@ async def send_for(url: str, seconds: float, at_once: int) -> dict[str, float]:
 
 
 def seen(prometheus: Prometheus, url: str, answer_tokens: float) -> dict[str, float]:
-    """What Prometheus found; fails where a panel or a rule found nothing, or the totals differ."""
+    """Prometheus' figures. Raises AssertionError if a panel or rule has no data, or the totals differ."""
     totals = wait_for_totals(prometheus, url)
     (_, generated), *_ = prometheus.query("sum(vllm:generation_tokens_total)")
     assert generated == answer_tokens, (generated, answer_tokens)
@@ -56,7 +56,7 @@ def seen(prometheus: Prometheus, url: str, answer_tokens: float) -> dict[str, fl
 
 
 def main() -> None:
-    """Print what was seen as JSON; fails where something was not."""
+    """Print the figures as JSON. Raises AssertionError if something is missing."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0],
         epilog="example:\n  python -m prismoe.benchmarks.monitoring --minutes 2",

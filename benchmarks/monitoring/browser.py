@@ -1,4 +1,4 @@
-"""A real browser."""
+"""Starts a real browser."""
 
 import os
 import shutil
@@ -11,10 +11,10 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def chromium() -> str:
-    """The machine's Chromium, or the one that CHROMIUM names."""
+    """The path of the Chromium that CHROMIUM names, or else of the machine's."""
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
-        raise RuntimeError("There is no Chromium: run `make browser`, or name one in CHROMIUM.")
+        raise RuntimeError("There is no Chromium: run `make browser`, or set CHROMIUM to the path of one.")
     return found
 
 

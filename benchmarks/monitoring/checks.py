@@ -1,4 +1,4 @@
-"""What Prometheus has to find of a server: the rules' series, the engine's totals, the alert of its death."""
+"""Checks of what Prometheus has: the rules' series, the engine's totals, and the alert of a dead engine."""
 
 import re
 import time
@@ -16,7 +16,7 @@ Totals = dict[tuple[str, ...], float]
 
 
 def check_rule(prometheus: Prometheus, rule: dict[str, Any]) -> None:
-    """A rule is evaluated on what there is, and no alert fires."""
+    """Check that a rule is healthy, that all of its series exist, and that it fires no alert."""
     assert rule["health"] == "ok", rule
     if rule["type"] == "recording":
         assert prometheus.query(rule["name"]), rule["name"]
@@ -30,8 +30,8 @@ def check_rule(prometheus: Prometheus, rule: dict[str, Any]) -> None:
 
 
 def counted(url: str) -> Totals:
-    """The own counts of the engine of the server at `url`, by the series that tell of them."""
-    time.sleep(0.5)  # A client gets a reading of the last half second.
+    """The engine's own counts at `url`, by the Prometheus series that export them."""
+    time.sleep(0.5)  # The server answers with a reading that is up to half a second old.
     load = httpx.get(f"{url}/v1/routing/load", timeout=60).raise_for_status().json()
     totals: Totals = {}
     for index, layer in enumerate(map(str, load["layers"])):
@@ -58,7 +58,7 @@ def counted(url: str) -> Totals:
 
 
 def scraped(prometheus: Prometheus, names: set[str]) -> Totals:
-    """The same series in Prometheus."""
+    """The values of the same series in Prometheus."""
     return {
         (name, *(labels[label] for label in ("layer", "modality", "expert") if label in labels)): value
         for name in names
@@ -67,7 +67,7 @@ def scraped(prometheus: Prometheus, names: set[str]) -> Totals:
 
 
 def wait_for_totals(prometheus: Prometheus, url: str) -> Totals:
-    """Returns the totals once Prometheus has the engine's."""
+    """Wait until Prometheus has the engine's totals, and return them."""
     expected = counted(url)
     names = {key[0] for key in expected}
     prometheus.wait_until(lambda: scraped(prometheus, names) == expected, 20)
@@ -75,7 +75,7 @@ def wait_for_totals(prometheus: Prometheus, url: str) -> Totals:
 
 
 def seconds_to_alert(prometheus: Prometheus, process_id: int) -> float:
-    """Kill the server's engine; how long it takes until the alert of a dead engine fires."""
+    """Kill the server's engine, and return the seconds until the alert of a dead engine fires."""
 
     def firing() -> bool:
         alerts = [rule for rule in prometheus.rules() if rule["name"] == "PrismoeEngineDead"]

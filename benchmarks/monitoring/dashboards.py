@@ -1,4 +1,4 @@
-"""The queries of Grafana's dashboards, as a Prometheus without Grafana can be asked them."""
+"""The queries of Grafana's dashboards, in a form that Prometheus accepts without Grafana."""
 
 import json
 import math
@@ -19,7 +19,7 @@ QUERIES = {
 
 
 def with_variables(query: str, interval: str = "5m") -> str:
-    """A panel's query, with every choice of a variable."""
+    """A panel's query with all values for each variable."""
     query = re.sub(r"\[\$__(rate_interval|range)\]", f"[{interval}]", query)
     query = re.sub(r'=~"\$(job|model|layer|modality)"', '=~".+"', query)
     assert "$" not in query

@@ -1,6 +1,6 @@
-"""Draws a dashboard's panels with the answers of a Prometheus to their queries, in the inspector's style.
+"""Draws a dashboard's panels from a Prometheus' answers to their queries, in the inspector's style.
 
-This is not Grafana, which does not come as a package: it shows what the queries of the dashboard's JSON find.
+This is not Grafana, which is not available as a package. It shows the data that the dashboard's queries find.
 """
 
 import html
@@ -35,14 +35,14 @@ UNIT_WIDTH = 43  # of the dashboard's 24 columns
 
 
 class Line(NamedTuple):
-    """A series over time, with gaps where there was no value."""
+    """A series over time, with a gap for each missing value."""
 
     label: str
     values: list[tuple[float, float]]
 
 
 def page(dashboard: dict[str, Any], prometheus: Prometheus, seconds: float) -> str:
-    """The dashboard over the last seconds, as HTML that needs nothing else."""
+    """The dashboard over the last seconds, as one self-contained HTML page."""
     end = time.time()
     panels = "".join(_panel(panel, prometheus, end - seconds, end) for panel in dashboard["panels"])
     style = STYLE.read_text() + OWN_STYLE
@@ -74,7 +74,7 @@ def _panel(panel: dict[str, Any], prometheus: Prometheus, start: float, end: flo
 
 
 def _values(panel: dict[str, Any], prometheus: Prometheus) -> str:
-    """The newest values, or just their names where the panel says so."""
+    """The newest values, or only their names if the panel shows names."""
     [target], unit = panel["targets"], panel["fieldConfig"]["defaults"].get("unit", "short")
     names_alone = panel["options"]["textMode"] == "name"
     parts = []
@@ -134,9 +134,9 @@ def _number(value: float, unit: str) -> str:
 
 
 def _heatmap(lines: list[Line], width: int, start: float, end: float) -> str:
-    """A row for each line; of a histogram's buckets, what each adds to the one before."""
+    """A row for each line. Cumulative histogram buckets are shown as differences."""
     if any(line.label == "+Inf" for line in lines):
-        lines = _apart(lines)
+        lines = _separate(lines)
     most = max((value for line in lines for _, value in line.values), default=0) or 1.0
     height, step = HEIGHT / max(1, len(lines)), (width - LEFT) / POINTS
     parts = []
@@ -152,15 +152,16 @@ def _heatmap(lines: list[Line], width: int, start: float, end: float) -> str:
     return _svg(parts, width)
 
 
-def _apart(buckets: list[Line]) -> list[Line]:
-    """Buckets without what the smaller ones hold, and without those that stay empty."""
+def _separate(buckets: list[Line]) -> list[Line]:
+    """The buckets without the counts of the smaller ones, and without empty buckets."""
     ordered = sorted(buckets, key=lambda line: float(line.label))
     below: dict[float, float] = {}
-    apart = []
+    separate = []
     for line in ordered:
-        apart.append(Line(line.label, [(at, max(0, value - below.get(at, 0))) for at, value in line.values]))
+        values = [(at, max(0, value - below.get(at, 0))) for at, value in line.values]
+        separate.append(Line(line.label, values))
         below = dict(line.values)
-    return [line for line in apart if any(value > 0 for _, value in line.values)]
+    return [line for line in separate if any(value > 0 for _, value in line.values)]
 
 
 def _svg(parts: list[str], width: int) -> str:

@@ -1,4 +1,4 @@
-"""Takes the README's pictures by a real browser: of a real server's inspector, and of other pages."""
+"""Takes the README's pictures with a real browser: of a real server's inspector, and of other pages."""
 
 import io
 import sys
@@ -13,7 +13,7 @@ from prismoe.loadtests.local_server import local_server
 
 LOG = REPOSITORY / "build" / "monitoring" / "server.log"
 SIZE = {"width": 1280, "height": 1000}
-COLOURS = 128  # makes a picture a third of its size, with no difference to be seen
+COLOURS = 128  # makes a file a third of its size without a visible difference
 
 
 def main(folder: Path) -> None:
@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
 
 
 def take(browser: Browser, url: str, scheme: str, file: Path) -> None:
-    """Ask about a picture, and write the page as it is seen then."""
+    """Ask about a picture in the inspector, and write a screenshot of the page."""
     page = browser.new_page(viewport=SIZE, color_scheme=scheme)  # type: ignore[arg-type]
     page.goto(f"{url}/inspector")
     page.get_by_role("radio", name="jeans").check(force=True)

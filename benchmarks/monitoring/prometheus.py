@@ -2,18 +2,17 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from prismoe.benchmarks.paths import REPOSITORY
+from prismoe.loadtests.local_server import free_port
 
 DEPLOY = REPOSITORY / "deploy"
 RULES = DEPLOY / "prometheus" / "rules" / "prismoe.yaml"
@@ -26,19 +25,17 @@ scrape_configs: [{{job_name: prismoe, static_configs: [{{targets: {targets}}}]}}
 
 
 def program(name: str) -> str:
-    """The path of `prometheus` or `promtool`, which the Makefile puts beside Python."""
+    """The path of `prometheus` or `promtool`; the Makefile installs both next to Python."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     assert found, f"{name} is not installed: run `deploy/prometheus/install.sh .venv/bin`."
     return found
 
 
 class Prometheus:
-    """Scrapes servers every `interval_s`, within which it needs their pages."""
+    """A running Prometheus, which scrapes servers every `interval_s` seconds."""
 
     def __init__(self, folder: Path, *server_urls: str, interval_s: int = 1) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         config = folder / "prometheus.yml"
         targets = json.dumps([url.removeprefix("http://") for url in server_urls])
         config.write_text(CONFIG.format(rules=RULES, targets=targets, interval_s=interval_s))
@@ -57,18 +54,17 @@ class Prometheus:
             )
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the process."""
         self.process.terminate()
         self.process.wait(30)
 
     def get(self, path: str, **parameters: str) -> Any:
-        """The data at a path of its API."""
-        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)["data"]
+        """The data at a path of Prometheus' API."""
+        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10)
+        return answer.raise_for_status().json()["data"]
 
     def query(self, expr: str) -> list[tuple[dict[str, str], float]]:
-        """An expression's samples now: labels and value."""
+        """The current samples of an expression: labels and value."""
         result = self.get("query", query=expr)["result"]
         return [(sample["metric"], float(sample["value"][1])) for sample in result]
 
@@ -77,7 +73,7 @@ class Prometheus:
         return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
 
     def wait_until(self, true: Callable[[], bool], limit_s: float) -> float:
-        """Wait for something; how many seconds it took."""
+        """Wait until `true` returns True, and return the seconds that it took."""
         start = time.monotonic()
         while not self._is(true):
             assert self.process.poll() is None and time.monotonic() - start < limit_s, self.log.read_text()
@@ -87,5 +83,5 @@ class Prometheus:
     def _is(self, true: Callable[[], bool]) -> bool:
         try:
             return true()
-        except urllib.error.URLError:
-            return False  # it is still starting
+        except httpx.HTTPError:
+            return False  # Prometheus is still starting

@@ -1,1 +1,1 @@
-"""How fast prismoe is beside stock vLLM and plain PyTorch, on the same machine in the same run."""
+"""Compares prismoe's speed with stock vLLM's and plain PyTorch's, on the same machine in the same run."""

@@ -1,7 +1,8 @@
-"""`python -m prismoe.benchmarks.serving`: prismoe, stock vLLM and plain PyTorch, for docs/performance.md.
+"""`python -m prismoe.benchmarks.serving`: measures the systems of docs/performance.md, and writes the page.
 
-Each system's figures are kept in build/performance and not measured again; remove the folder for a new run.
-`--only NAME…` measures these alone. It takes some forty minutes on two cores, and 8 GB of disk.
+The figures of each system are kept in build/performance and not measured again; remove the folder for a new
+run. `--only NAME…` measures only these systems. A full run takes about forty minutes on two cores, and 8 GB
+of disk.
 """
 
 import argparse
@@ -23,7 +24,7 @@ def main() -> None:
         "--only",
         nargs="+",
         choices=[system.name for system in SYSTEMS],
-        help="measure these systems (default: all)",
+        help="measure only these systems (default: all)",
     )
     parser.add_argument(
         "--folder",

@@ -1,4 +1,4 @@
-"""Random-weight checkpoints to measure with, and their twins among the models that vLLM brings."""
+"""Makes checkpoints with random weights, and their twins: models of vLLM with the same shape."""
 
 import json
 import shutil
@@ -16,37 +16,37 @@ TWIN_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder whose layers all have gated experts of which each token uses two."""
+    """The sizes of a decoder. All of its layers have gated experts, and each token uses two."""
 
     hidden: int
     layers: int
     heads: int
     width: int
-    """Of an expert."""
+    """The width of an expert."""
     experts: int
     vocabulary: int
     dtype: str
     image_size: int = 224
-    """Of the tiny tower's pictures, whose patches are 14 pixels wide."""
+    """The side of the tiny tower's images, in pixels; a patch is 14 pixels wide."""
 
     @property
     def parameters(self) -> int:
-        """Of the decoder."""
+        """The number of the decoder's parameters."""
         layer = 4 * self.hidden**2 + 3 * self.experts * self.hidden * self.width
         return self.layers * layer + 2 * self.vocabulary * self.hidden
 
 
 def shape_of_size(experts: int = 8, layers: int = 12) -> Shape:
-    """Half a billion parameters with the defaults."""
+    """A shape that has half a billion parameters with the defaults."""
     return Shape(1024, layers, 16, 1408, experts, 32000, "bfloat16")
 
 
 SMALL = Shape(192, 4, 6, 768, 4, 1136, "float32", image_size=112)
-"""The bundled model's sizes with StableLM's layers: vLLM brings no MoE with experts like Phi's."""
+"""The bundled model's sizes with StableLM's layers, since vLLM has no MoE model with experts like Phi's."""
 
 
 def moe_llava(shape: Shape, routing: dict[str, Any], folder: Path) -> Path:
-    """A MoE-LLaVA checkpoint on StableLM in `folder`, made unless it is there."""
+    """A MoE-LLaVA checkpoint on StableLM in `folder`, written unless it exists."""
     checkpoint = folder / "stablelm-clip"
     if (checkpoint / "done").exists():
         return checkpoint
@@ -75,7 +75,7 @@ def moe_llava(shape: Shape, routing: dict[str, Any], folder: Path) -> Path:
 
 
 def twin(shape: Shape, folder: Path) -> Path:
-    """A Mixtral of the same shape, for vLLM's random weights: a config and a tokenizer."""
+    """The folder of a Mixtral of the same shape: config and tokenizer. vLLM makes its random weights."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["MixtralForCausalLM"],

@@ -1,11 +1,11 @@
-"""How long a large checkpoint takes to load, and how much memory beyond the weights' own size it takes.
+"""Measures how long a large checkpoint takes to load, and how much memory it needs.
 
     python -m prismoe.benchmarks.serving.loading --family stablelm --dtype bfloat16
 
-It makes a random checkpoint of about a gigabyte, starts an engine on it and on a tiny one, and reports by how
-much the worker differs, which is the engine's largest process. Time is its processor time, which does not
-depend on what else the machine does. Memory is its anonymous memory (RssAnon), sampled every 10 ms: the pages
-of a mapped safetensors file are not in it, since the system takes them back when it needs them.
+It makes a random checkpoint of about a gigabyte and a tiny one, starts an engine on each, and reports the
+difference between the two workers. The worker is the engine's largest process. Time is the worker's processor
+time, which does not depend on the machine's other load. Memory is its anonymous memory (RssAnon), sampled
+every 10 ms. It does not include the pages of a mapped safetensors file, which the system can drop.
 """
 
 import argparse
@@ -37,18 +37,18 @@ WIDTHS = {"phi": 4096, "stablelm": 2816, "qwen": 2 * 2816}
 
 @dataclass
 class Start:
-    """A worker's start."""
+    """The time and memory of a worker's start."""
 
     seconds: float
-    """Processor time."""
+    """Processor time in seconds."""
     peak: int
-    """Bytes of anonymous memory at its peak."""
+    """The most bytes of anonymous memory."""
     after: int
-    """The same, when the engine is ready."""
+    """The bytes of anonymous memory when the engine is ready."""
 
 
 def main() -> None:
-    """Load a checkpoint, and print how long that took and how much memory."""
+    """Load a checkpoint, and print the time and memory that it took."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example:\n  python -m prismoe.benchmarks.serving.loading --family stablelm --dtype bfloat16",
@@ -64,7 +64,7 @@ def main() -> None:
         help="number format of the weights (default: bfloat16)",
     )
     parser.add_argument(
-        "--pickled", action="store_true", help="save the weights as .bin in place of safetensors"
+        "--pickled", action="store_true", help="save the weights as .bin instead of safetensors"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -83,14 +83,14 @@ def main() -> None:
 
 
 def pickle_weights(folder: Path) -> None:
-    """Replace the checkpoint's safetensors by a pickled file."""
+    """Replace the checkpoint's safetensors file with a pickled one."""
     with safe_open(folder / "model.safetensors", "pt") as tensors:
         torch.save({name: tensors.get_tensor(name) for name in tensors.offset_keys()}, folder / "model.bin")
     (folder / "model.safetensors").unlink()
 
 
 def start(checkpoint: Path, dtype: str) -> Start:
-    """Start an engine with a small cache, watching its worker."""
+    """Start an engine with a small cache, and measure its worker."""
     samples: list[tuple[int, float]] = []
     ready = threading.Event()
     watcher = threading.Thread(target=watch, args=(samples, ready))
@@ -112,7 +112,7 @@ def watch(samples: list[tuple[int, float]], ready: threading.Event) -> None:
 
 
 def sample(process: psutil.Process) -> tuple[int, float]:
-    """A process's anonymous memory in bytes and its processor time in seconds; zeros where it has ended."""
+    """A process's anonymous memory in bytes and its processor time in seconds; zeros if it has ended."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
         times = process.cpu_times()

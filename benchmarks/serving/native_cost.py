@@ -1,12 +1,12 @@
-"""What watching a model's own routing costs on CPU, beside stock vLLM.
+"""Measures the cost of observing a model's own routing on CPU, compared with stock vLLM.
 
-`python -m prismoe.benchmarks.serving.native_cost`, on a host with nothing else to do and 16 GiB of memory.
-The model has random weights and the decoder layers of Qwen3-VL-30B-A3B (hidden size 2048, 128 experts of
-width 768, 8 a token), as many as asked for. One eager engine, in this process and on one core, takes its
-steps in turns as vLLM has them and as prismoe watches them: a pair is two steps, one behind the other, and
-pairs begin with one and with the other in turns. Printed is the speed of `native` over stock, the pairs'
-median and its 95% interval, for prefill (128 tokens of one prompt a step) and for decode (one token a step).
-Seconds are the process's CPU seconds.
+Run `python -m prismoe.benchmarks.serving.native_cost` on an otherwise idle host with 16 GiB of memory. The
+model has random weights and --layers decoder layers of Qwen3-VL-30B-A3B (hidden size 2048, 128 experts of
+width 768, 8 for each token). One eager engine, in this process and on one core, alternates steps of stock
+vLLM and steps that prismoe observes. A pair is two consecutive steps; which comes first alternates. The
+program prints the speed of `native` over stock vLLM: the median over the pairs and its 95% interval, for
+prefill (a step has 128 tokens of one prompt) and decode (a step has one token). Seconds are the process's
+CPU seconds.
 """
 
 import argparse
@@ -46,7 +46,7 @@ PREFILL_TOKENS = 128
 
 
 def write_config(folder: Path, layers: int, longest: int = 2048) -> None:
-    """A config.json of so many of the layers; vLLM makes the weights up."""
+    """Write a config.json with this number of layers; vLLM makes random weights for it."""
     config = {
         "architectures": ["Qwen3MoeForCausalLM"],
         "model_type": "qwen3_moe",
@@ -65,7 +65,7 @@ def write_config(folder: Path, layers: int, longest: int = 2048) -> None:
 
 
 def start_engine(folder: Path, routing: Mapping[str, Any] | None = None, longest: int = 2048) -> LLM:
-    """An engine in this process and on one core, which takes a prompt in one step."""
+    """An engine in this process and on one core that computes a prompt in one step."""
     return LLM(
         str(folder),
         load_format="dummy",
@@ -82,7 +82,7 @@ def start_engine(folder: Path, routing: Mapping[str, Any] | None = None, longest
 
 
 def unwatched(worker: Any) -> Callable[[], Any]:
-    """To be run in the worker: what takes prismoe away from the model for as long as it lasts."""
+    """Runs in the worker. Returns a context manager that removes prismoe from the model for the block."""
     routers: list[Any] = [runner.router for runner in runners_of(worker.model_runner.get_model())]
 
     @contextmanager
@@ -98,14 +98,13 @@ def unwatched(worker: Any) -> Callable[[], Any]:
 
 
 def prefill_ratios(llm: LLM, stock: Callable[[], Any], pairs: int) -> list[float]:
-    """By pair of prompts, each in a step: the seconds that vLLM alone takes over those of `native`."""
+    """Stock vLLM's seconds over those of `native`, for each pair of prompts; each prompt is one step."""
     draw = random.Random(0)
-
     return _ratios(llm, stock, pairs, before_step=partial(add_prompt, llm, draw, PREFILL_TOKENS))
 
 
 def decode_ratios(llm: LLM, stock: Callable[[], Any], pairs: int) -> list[float]:
-    """The same by pair of an answer's tokens."""
+    """The same ratios for each pair of an answer's tokens."""
     _add(llm, prompt=[1] * 8, answer=2 * pairs + 3)
     llm.llm_engine.step()  # the prompt
     return _ratios(llm, stock, pairs, before_step=lambda: None)
@@ -127,7 +126,7 @@ def _ratios(llm: LLM, stock: Callable[[], Any], pairs: int, before_step: Callabl
 
 
 def add_prompt(llm: LLM, draw: random.Random, tokens: int) -> None:
-    """Ask for one token behind a prompt of so many."""
+    """Add a request with a random prompt of this many tokens, and an answer of one token."""
     _add(llm, draw.choices(range(VOCABULARY), k=tokens), answer=1)
 
 
@@ -137,11 +136,10 @@ def _add(llm: LLM, prompt: list[int], answer: int) -> None:
 
 
 def median_interval(values: list[float]) -> tuple[float, float, float]:
-    """Low end, median and high end of the median's 95% interval, by the order of the values.
+    """The low end of the median's 95% interval, the median, and the high end, from order statistics.
 
-    Of less than six values it is from the least to the largest, which says less.
-
-    The host's other load makes some steps much slower, and would move a mean.
+    For less than six values the interval is from the smallest to the largest, which covers less than 95%.
+    A mean would be worse, because the host's other load makes some steps much slower.
     """
     values = sorted(values)
     half = 1.96 * len(values) ** 0.5 / 2

@@ -1,4 +1,4 @@
-"""docs/performance.md, out of what was measured."""
+"""Writes docs/performance.md from the measurements."""
 
 import os
 import platform
@@ -76,15 +76,15 @@ def plots(measured: Mapping[str, SystemSpeed]) -> dict[str, str]:
 
 
 def _ratios(measured: Mapping[str, SystemSpeed]) -> str:
-    """prismoe with top-k over the sequential loop and over stock vLLM, beside what is wanted."""
+    """The speed of prismoe with top-k over the sequential loop and over stock vLLM, and the targets."""
     rows: list[list[object]] = []
     for size in ("bundled", "large"):
         for what in ("text", "image"):
-            for at_once, wanted in ((MANY, 3), (1, 0.7)):
+            for at_once, target in ((MANY, 3), (1, 0.7)):
                 loop = measured.get(f"{size}-pytorch", SystemSpeed()).plain.get(what)
                 load = f"{what} at {at_once}"
                 ours = _median(measured.get(f"{size}-topk", SystemSpeed()), load, _speed)
-                rows.append(_ratio(size, load, ours, "the loop", loop, wanted))
+                rows.append(_ratio(size, load, ours, "the loop", loop, target))
     for size in ("small", "large"):
         beside = measured.get(f"{size}-beside-vllm", SystemSpeed())
         for at_once in (MANY, 1):
@@ -92,13 +92,14 @@ def _ratios(measured: Mapping[str, SystemSpeed]) -> str:
                 _median(beside, f"{name} text at {at_once}", _speed) for name in ("prismoe", "vllm")
             )
             rows.append(_ratio(size, f"text at {at_once}", ours, "stock vLLM", stock, 0.97))
-    return table(["model", "load", "prismoe", "against", "it", "ratio", "wanted"], filter(all, rows))
+    head = ["model", "load", "prismoe", "compared with", "its speed", "ratio", "target"]
+    return table(head, filter(all, rows))
 
 
 def _ratio(
-    size: str, load: str, ours: float | None, other: str, theirs: float | None, wanted: float
+    size: str, load: str, ours: float | None, other: str, theirs: float | None, target: float
 ) -> list[object]:
-    return [size, load, ours, other, theirs, ours / theirs if ours and theirs else None, f"≥ {wanted}"]
+    return [size, load, ours, other, theirs, ours / theirs if ours and theirs else None, f"≥ {target}"]
 
 
 def _is_policy(name: str) -> bool:

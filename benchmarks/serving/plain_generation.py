@@ -1,4 +1,4 @@
-"""Plain PyTorch generation of a MoE-LLaVA checkpoint: one request at a time, a KV cache, top-k."""
+"""Generates answers of a MoE-LLaVA checkpoint in plain PyTorch: one request at a time, KV cache, top-k."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Cache = dict[str, tuple[Tensor, Tensor]]
 
 
 class PlainGenerator(PlainMoELLaVA):
-    """Greedy generation. Routes all tokens by top-k, whatever the checkpoint says."""
+    """Greedy generation. It routes all tokens by top-k and ignores the checkpoint's routing."""
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype) -> None:
         self.folder = checkpoint
@@ -32,7 +32,7 @@ class PlainGenerator(PlainMoELLaVA):
 
     @torch.inference_mode()
     def generate(self, token_ids: Sequence[int], images: Tensor, count: int) -> list[int]:
-        """`count` tokens after a prompt that says IMAGE for an image."""
+        """Generate `count` tokens after a prompt in which IMAGE marks each image."""
         self.cache, self.length = {}, 0
         x, _ = self._embed(list(token_ids), images.to(self.dtype))
         answer: list[int] = []
@@ -92,7 +92,7 @@ class PlainGenerator(PlainMoELLaVA):
 def tokens_per_second(
     generator: PlainGenerator, requests: int, text: int, answer: int, images: int, image_side: int
 ) -> float:
-    """Generated tokens a second over `requests` prompts of `text` random tokens, all answered in turn."""
+    """Generated tokens a second over `requests` prompts of `text` random tokens, one after the other."""
     dice = torch.Generator().manual_seed(0)
     vocabulary = generator.config["vocab_size"]
     pixels = torch.randn(images, 3, image_side, image_side, generator=dice)

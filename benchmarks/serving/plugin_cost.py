@@ -1,75 +1,54 @@
-"""What prismoe's plugin costs under vLLM's own API server, over HTTP on CPU.
+"""Measures the cost of prismoe's plugin under vLLM's own API server, over HTTP on CPU.
 
-`python -m prismoe.benchmarks.serving.plugin_cost`, on a host with nothing else to do. Two servers of the
-model of `native_cost` stand beside each other, one with `VLLM_PLUGINS=prismoe` and one without. A pair is the
-same prompt to both, one behind the other; pairs begin with one and with the other in turns. Printed is the
-speed with the plugin over that without it, the pairs' median and its 95% interval, by the seconds until the
+Run `python -m prismoe.benchmarks.serving.plugin_cost` on an otherwise idle host. Two servers of
+`native_cost`'s model run at the same time, one with `VLLM_PLUGINS=prismoe` and one without. A pair is the
+same prompt to both, one after the other; which comes first alternates. The program prints the speed with the
+plugin over the speed without it: the median over the pairs and its 95% interval. The time is that until the
 last token.
 """
 
 import argparse
 import os
 import random
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 
 from prismoe.benchmarks.kernels.bench import print_table
+from prismoe.benchmarks.paths import REPOSITORY
 from prismoe.benchmarks.serving.native_cost import VOCABULARY, median_interval, write_config
+from prismoe.loadtests.local_server import serving
 
 WORKLOADS = {"128 tokens in, 1 out": (128, 1), "8 tokens in, 8 out": (8, 8)}
-START_LIMIT_S = 240
+FOLDER = REPOSITORY / "build" / "plugin_cost"
+"""The folder of the model's config and the servers' logs."""
 OPTIONS = (
     *("--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "bfloat16", "--enforce-eager"),
     *("--max-model-len", "1024", "--max-num-seqs", "4", "--kv-cache-memory-bytes", str(2**28)),
-    *("--no-enable-prefix-caching", "--enable-scale-out", "--host", "127.0.0.1"),
+    *("--no-enable-prefix-caching", "--enable-scale-out"),
 )
 
 
 @contextmanager
-def serving(model: Path, plugins: str) -> Iterator[httpx.Client]:
-    """A client of a server that has these plugins."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    environment = os.environ | {
+def client_of(plugins: str) -> Iterator[httpx.Client]:
+    """Start vLLM's server with these plugins, and yield a client of it."""
+    environment = {
         "VLLM_PLUGINS": plugins,
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_CPU_OMP_THREADS_BIND": str(min(os.sched_getaffinity(0))),
     }
+    arguments, log = ["--model", str(FOLDER), *OPTIONS], FOLDER / f"{plugins or 'without'}.log"
     with (
-        subprocess.Popen([*command, *OPTIONS, "--port", port], env=environment) as server,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http,
+        serving("vllm.entrypoints.openai.api_server", arguments, log, environment) as (url, _),
+        httpx.Client(base_url=url, timeout=120) as http,
     ):
-        try:
-            wait(server, http)
-            yield http
-        finally:
-            server.terminate()
-
-
-def wait(server: "subprocess.Popen[bytes]", http: httpx.Client) -> None:
-    """Return when the server answers. Raises RuntimeError where it ends or is not ready in time."""
-    end = time.monotonic() + START_LIMIT_S
-    while server.poll() is None and time.monotonic() < end:
-        try:
-            if http.get("/health").is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    raise RuntimeError("vLLM's server did not start; see its log above.")
+        yield http
 
 
 def seconds(http: httpx.Client, prompt: list[int], answer: int) -> float:
-    """Until the last token of an answer."""
+    """Send a prompt, and return the seconds until the last token of the answer."""
     params = {"temperature": 0, "max_tokens": answer, "ignore_eos": True, "detokenize": False}
     start = time.perf_counter()
     http.post(
@@ -91,21 +70,21 @@ def main() -> None:
     if args.pairs < 30:
         parser.error("--pairs: give 30 or more.")
     draw = random.Random(0)
-    with tempfile.TemporaryDirectory() as folder:
-        write_config(Path(folder), args.layers)
-        with serving(Path(folder), "") as without, serving(Path(folder), "prismoe") as plugged:
-            rows = []
-            for workload, (tokens, answer) in WORKLOADS.items():
-                ratios = []
-                for pair in range(args.pairs + 1):
-                    prompt = draw.choices(range(VOCABULARY), k=tokens)
-                    order = (without, plugged) if pair % 2 else (plugged, without)
-                    taken = {http: seconds(http, prompt, answer) for http in order}
-                    if pair:  # the first pair warms up
-                        ratios.append(taken[without] / taken[plugged])
-                low, median, high = median_interval(ratios)
-                speed = f"{median:.4f} ({low:.4f}-{high:.4f})"
-                rows.append({"workload": workload, "pairs": len(ratios), "with over without": speed})
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    write_config(FOLDER, args.layers)
+    with client_of("") as without, client_of("prismoe") as plugged:
+        rows = []
+        for workload, (tokens, answer) in WORKLOADS.items():
+            ratios = []
+            for pair in range(args.pairs + 1):
+                prompt = draw.choices(range(VOCABULARY), k=tokens)
+                order = (without, plugged) if pair % 2 else (plugged, without)
+                taken = {http: seconds(http, prompt, answer) for http in order}
+                if pair:  # the first pair warms up
+                    ratios.append(taken[without] / taken[plugged])
+            low, median, high = median_interval(ratios)
+            speed = f"{median:.4f} ({low:.4f}-{high:.4f})"
+            rows.append({"workload": workload, "pairs": len(ratios), "with over without": speed})
     print_table(rows)
 
 

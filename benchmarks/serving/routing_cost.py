@@ -1,15 +1,15 @@
-"""What routing costs a served model on CPU, from end to end.
+"""Measures the cost of routing on CPU, over whole requests.
 
-`python -m prismoe.benchmarks.serving.routing_cost [MODEL]`, on a host with nothing else to do: the same
-prompts to the same model, routed in different ways and by vLLM's own router and experts. It prints the
-tokens per second of each way as multiples of another's, for prefill of pictures, prefill of text, and
-decode: the median over the rounds, and between which values the middle half of them lies. What vLLM's own
-gets over itself is noise.
+Run `python -m prismoe.benchmarks.serving.routing_cost [MODEL]` on an otherwise idle host. It sends the same
+prompts to the same model under different routings and under vLLM's own router and experts. It prints the
+speed of each routing over that of another, for prefill of pictures, prefill of text, and decode: the median
+over the rounds, and the bounds of their middle half. vLLM's own routing is measured twice; the difference
+between the two is noise.
 
-Two engines that do the same work differ by more than routing costs, so the ways take turns in one engine,
-in this process and on one core. It is eager, as `prismoe serve` is on CPU: a compiled graph has its routers
-inside, where they cannot be swapped. Seconds are the process's CPU seconds: another job on the machine
-stretches them far less than the time of day.
+Two engines that do the same work differ by more than routing costs. So the routings take turns in one
+engine, in this process and on one core. The engine is eager, like `prismoe serve` on CPU, since the routers
+in a compiled graph can't be swapped. Seconds are the process's CPU seconds, which other jobs on the machine
+affect far less than wall-clock time.
 """
 
 import argparse
@@ -40,15 +40,15 @@ WORKLOADS = {  # requests, tokens of a prompt, tokens of an answer
     "decode, 16 requests": (BATCH, 8, ANSWER),
 }
 TURNS = 4
-"""Of each routing in a round: short ones, so that all have the same luck."""
+"""Turns of each routing in a round. They are short, so that noise affects all routings alike."""
 
 
 class RoutingSpeed(TypedDict):
-    """What one routing did with a workload."""
+    """The measurement of one routing with a workload."""
 
-    seconds: list[float]  # by round
-    experts_seconds: float  # of these, those that prismoe's experts ran
-    pairs: int  # (token, expert) pairs that prismoe's routers used
+    seconds: list[float]  # of each round
+    experts_seconds: float  # of all rounds: the time in prismoe's experts
+    pairs: int  # (token, expert) pairs that prismoe's routers chose
 
 
 Measurement = Mapping[str, RoutingSpeed]
@@ -57,14 +57,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def on_one_core() -> None:
-    """From now on engines run in this process and on one core."""
+    """Make engines run in this process and on one core from now on."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # `collective_rpc` takes functions
         "VLLM_CPU_OMP_THREADS_BIND": str(min(os.sched_getaffinity(0))),
     }
-    # Memory given back to the system costs page faults later, and whose they are is luck: keep it.
+    # Keep freed memory: giving it back causes page faults later, in whichever routing runs then.
     libc = ctypes.CDLL(None)
     libc.mallopt(M_TRIM_THRESHOLD, 2**30)
     libc.mallopt(M_MMAP_THRESHOLD, 2**25)
@@ -82,14 +82,14 @@ def start_engine(model: str) -> LLM:
         limit_mm_per_prompt={"image": 1},
         seed=0,
         enforce_eager=True,
-        **engine_options({"policy": "ltdr", "tail_experts": 4}),  # all that any of the routings needs
+        **engine_options({"policy": "ltdr", "tail_experts": 4}),  # includes what the other routings need
     )
 
 
 def measure(llm: LLM, workload: str, rounds: int) -> Measurement:
-    """What each routing does with the workload.
+    """Measure each routing with the workload.
 
-    Raises ValueError with a sentence where the model's experts have none of vLLM's to be compared with.
+    Raises ValueError if vLLM has no experts to compare the model's with.
     """
     (ways,) = llm.apply_model(routings)
     vocabulary = llm.get_tokenizer().vocab_size
@@ -109,7 +109,7 @@ def measure(llm: LLM, workload: str, rounds: int) -> Measurement:
 
 
 def requests(workload: str, seed: int, vocabulary: int) -> tuple[list[Any], SamplingParams]:
-    """The workload's prompts, which differ by seed, and how long their answers are."""
+    """The workload's prompts, which depend on the seed, and the sampling parameters of their answers."""
     dice = random.Random(seed)
     number, tokens, answer = WORKLOADS[workload]
     prompts: list[Any] = [
@@ -120,13 +120,13 @@ def requests(workload: str, seed: int, vocabulary: int) -> tuple[list[Any], Samp
 
 
 def question(dice: random.Random) -> dict[str, Any]:
-    """About a picture of random coloured squares."""
+    """A question about a picture of random coloured squares."""
     squares = Image.frombytes("RGB", (8, 8), dice.randbytes(8 * 8 * 3)).resize((224, 224))
     return {"prompt": "USER: <image>\nWhat is this? ASSISTANT:", "multi_modal_data": {"image": squares}}
 
 
 def speed(measured: Measurement, name: str, base: str) -> str:
-    """How many times as fast as `base`: the median, and the bounds of the middle half."""
+    """The speed over that of `base`: the median, and the bounds of the middle half."""
     rounds = zip(measured[name]["seconds"], measured[base]["seconds"], strict=True)
     ratios = [base_seconds / seconds for seconds, base_seconds in rounds]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
@@ -134,7 +134,7 @@ def speed(measured: Measurement, name: str, base: str) -> str:
 
 
 def prediction(measured: Measurement, name: str) -> Row:
-    """Its speed over top-k's, if just the experts' seconds grew with the experts used, and as measured."""
+    """A routing's speed over top-k's: measured, and predicted if only the experts' time grows with uses."""
     topk = measured[TOP_K]
     share = topk["experts_seconds"] / sum(topk["seconds"])
     used = measured[name]["pairs"] / topk["pairs"]
@@ -147,7 +147,7 @@ def prediction(measured: Measurement, name: str) -> Row:
 
 
 def main() -> None:
-    """Print the speeds, and what the experts used predict."""
+    """Print the measured speeds, and the predictions from the experts used."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0],
         epilog="example:\n  python -m prismoe.benchmarks.serving.routing_cost --rounds 12",
@@ -181,7 +181,7 @@ def main() -> None:
             for name, base in pairs
         ]
     )
-    print("Speed over top-k's, and what the experts used predict, by the share of its seconds they take:\n")
+    print("Speed over top-k's, measured and predicted from the experts used and their share of the time:\n")
     print_table(
         [
             {"routing": name, "workload": workload} | prediction(measured, name)

@@ -1,10 +1,10 @@
-"""What counting, reading and exporting expert load cost at the sizes of large models, by made-up routing.
+"""Measures the cost of counting, reading and exporting expert load at the sizes of large models.
 
-`python -m prismoe.benchmarks.serving.scale`, on a host with nothing else to do. No model is loaded: the
-routing is random, and goes through the code that a worker and a server run. *write* and *count* are a step's
-cost in each engine, beside the model's own work. *read* is what an engine does when the server asks it, every
-few seconds; *total* is what the server then does with the answers of all data-parallel engines. *page* is one
-scrape. Times are CPU seconds of one core.
+Run `python -m prismoe.benchmarks.serving.scale` on an otherwise idle host. It loads no model: random routing
+goes through the code that a worker and a server run. *write* and *count* are the costs of a step in each
+engine, in addition to the model's own work. *read* is an engine's work when the server reads the load, every
+few seconds; *total* is the server's work on the answers of all data-parallel engines. *page* is one scrape.
+Times are CPU seconds of one core.
 """
 
 import argparse
@@ -35,7 +35,7 @@ MAX_TOKENS = 8192
 LEVELS: tuple[MetricsLevel, ...] = ("summary", "full")
 STEPS = {"1 token": 1, "64": 64, "2,048": 2048, "8,192": 8192}
 TEXT_EVERY = 5
-"""In a step of more than one token each fifth is text, the rest are an image's."""
+"""Every fifth token of a step is text, the others belong to an image. A single token is text."""
 
 
 class Size(NamedTuple):
@@ -55,11 +55,11 @@ SIZES = {
 
 
 class Engine:
-    """The counters of one engine, and steps of made-up routing."""
+    """The counters of one engine, and steps with random routing."""
 
     def __init__(self, size: Size) -> None:
         shape = LayerShape(
-            size.experts, size.top_k, scored=size.experts, uses_all_slots=True, tells_ties=True
+            size.experts, size.top_k, scored=size.experts, uses_all_slots=True, has_near_ties=True
         )
         self._layers = size.layers
         self._step = RoutingStep(MODALITIES, [shape] * size.layers, MAX_TOKENS)
@@ -71,7 +71,7 @@ class Engine:
         self._weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
 
     def write(self, tokens: int) -> None:
-        """What the routers of a step write down."""
+        """Write the routers' decisions of one step."""
         is_media_T = torch.arange(tokens) % TEXT_EVERY != 0
         media = [Media("image", int(is_media_T.sum()))] if is_media_T.any() else []
         self._step.tokens.mark(is_media_T, media, tokens)
@@ -81,7 +81,7 @@ class Engine:
             self._step.write(layer, *routed, confidence)
 
     def count(self, steps: int) -> None:
-        """What is done behind each of some steps."""
+        """Count the tokens of this many steps."""
         for _ in range(steps):
             self._counter.add(self._step)
 
@@ -95,7 +95,7 @@ def _with_scores(written: ScoredTokens) -> ScoredTokens:
 
 
 class Answers:
-    """The engines' last answers, in the place of vLLM's client."""
+    """A client that gives the engines' recorded answers."""
 
     errored = False
 
@@ -107,7 +107,7 @@ class Answers:
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
-    """The median CPU seconds of a call; one more warms up."""
+    """The median CPU seconds of `times` calls after one that warms up."""
     taken = []
     for _ in range(times + 1):
         start = time.process_time()
@@ -117,18 +117,18 @@ def seconds(work: Callable[[], object], times: int) -> float:
 
 
 def step_costs(engine: Engine, times: int) -> dict[str, str]:
-    """By the tokens of a step, the milliseconds that writing and counting it take."""
+    """The milliseconds for writing and counting a step, by its number of tokens."""
     costs = {}
     for name, tokens in STEPS.items():
         write = seconds(partial(engine.write, tokens), times)
-        many = MAX_TOKENS // tokens  # as many as fill a page, which is then counted
+        many = MAX_TOKENS // tokens  # as many steps as fill a page, which is then counted
         count = seconds(partial(engine.count, many), times) / many
         costs[name] = f"{write * 1000:.1f} + {count * 1000:.1f}"
     return costs
 
 
 def routing(size: Size) -> ServedRouting:
-    """What the server knows of the layers."""
+    """The server's description of the layers."""
     return ServedRouting(
         source="model",
         in_force="policy",
@@ -152,7 +152,7 @@ def routing(size: Size) -> ServedRouting:
 
 
 def server_costs(size: Size, answer: dict[str, Any], times: int) -> dict[str, str]:
-    """Of one reading of all engines and of one scrape, the milliseconds and what they give."""
+    """The milliseconds and sizes of one reading of all engines and of one scrape."""
     reader = ExpertLoadReader(Answers([answer] * size.engines))
     total = seconds(lambda: asyncio.run(reader.read()), times)
     costs = {"total, ms": f"{total * 1000:.0f}"}
@@ -166,7 +166,7 @@ def server_costs(size: Size, answer: dict[str, Any], times: int) -> dict[str, st
 
 
 def main() -> None:
-    """Measure each size, and print two tables."""
+    """Measure each model size, and print two tables."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0],
         epilog="example:\n  python -m prismoe.benchmarks.serving.scale --times 7",

@@ -1,16 +1,17 @@
-"""What skipping experts buys in prefill, on CPU, at the shapes of Qwen3-VL-30B-A3B.
+"""Measures how much faster prefill gets on CPU when experts are skipped, at the sizes of Qwen3-VL-30B-A3B.
 
-`python -m prismoe.benchmarks.serving.skip_gain`, on a host with nothing else to do. The model is that of
-`native_cost`, with random weights. Four fifths of a prompt's tokens are taken for vision, and a share of
-their uses of experts is skipped: each keeps the best experts of its choice, as many as the share leaves, in
-turns the whole number below and above. One eager engine, in this process and on one core, takes its steps in
-turns as `native` and with experts skipped: a pair is two steps, one behind the other.
+Run `python -m prismoe.benchmarks.serving.skip_gain` on an otherwise idle host. The model is that of
+`native_cost`, with random weights. Four fifths of a prompt's tokens are treated as vision tokens, and a share
+of their expert uses is skipped. Each vision token keeps the best of its chosen experts; if the number to keep
+is not whole, it alternates between the whole numbers below and above. One eager engine, in this process and
+on one core, alternates steps with `native` and steps with experts skipped. A pair is two consecutive steps.
 
-Printed is how many times as fast as `native` the MoE layers and the whole prefill are, the pairs' median and
-its 95% interval. Beside them stands what the uses predict: of the MoE layers all uses over those that are
-left, of the prefill the same for the part of its time that the MoE layers take. The floor is what is left of
-a MoE layer's time if its weights were only read. Seconds are the process's CPU seconds. With `--json` each
-case is written when it is measured, and one that the file has is not measured again.
+The program prints the speed over that of `native` for the MoE layers and for the whole prefill: the median
+over the pairs and its 95% interval. It also prints a prediction. For the MoE layers this is the ratio of all
+expert uses to those that remain; for the prefill only the MoE layers' share of the time shrinks by that
+ratio. "if only read" is the ratio if the MoE layers only read their weights. Seconds are the process's CPU
+seconds. With `--json` each case is written as soon as it is measured, and cases in the file are not measured
+again.
 """
 
 import argparse
@@ -41,14 +42,14 @@ from prismoe.model_plugins.routing.policy import RouterInputs, Routing
 TOKENS = (512, 2048, 8192)
 SKIPPED = (0.0, 0.3, 0.6, 0.88)
 TEXT_EVERY = 5
-"""Each fifth token is text, and keeps all of its experts."""
+"""Every fifth token is text, and keeps all of its experts."""
 MOST_OPERATIONS = 12
 SKIPPING = {"policy": "dual_threshold"}
-"""Any policy that leaves slots unused: how many, the benchmark says."""
+"""Any policy that leaves slots unused works; the benchmark replaces its choice."""
 
 
 class Pair(NamedTuple):
-    """The seconds of two steps: of the MoE layers, and of the whole."""
+    """The seconds of two steps: those of the MoE layers, and those of the whole step."""
 
     native_layers: float
     native_step: float
@@ -57,7 +58,7 @@ class Pair(NamedTuple):
 
 
 def kept_uses(num_tokens: int, top_k: int, skipped: float) -> Tensor:
-    """How many experts each token keeps, `[T]`: vision tokens `top_k * (1 - skipped)` on average."""
+    """How many experts each token keeps, `[T]`: on average `top_k * (1 - skipped)` for a vision token."""
     places_T = torch.arange(num_tokens)
     vision_T = places_T - places_T // TEXT_EVERY - 1
     kept = top_k * (1 - skipped)
@@ -66,7 +67,7 @@ def kept_uses(num_tokens: int, top_k: int, skipped: float) -> Tensor:
 
 
 def keep(counts_T: Tensor, top_k: int, step: RouterInputs) -> Routing:
-    """The first `counts_T` of the gate's own choice, at their weights."""
+    """The first `counts_T` experts of the gate's own choice, with their weights."""
     confidence = step.confidence
     count_T = counts_T[: len(step.logits_TE)]
     experts_TA, weights_TA = top_experts(confidence.logits_TE, top_k, True)
@@ -74,7 +75,7 @@ def keep(counts_T: Tensor, top_k: int, step: RouterInputs) -> Routing:
 
 
 class Bench:
-    """To be made in the worker: it runs the model's steps either way."""
+    """Switches the model between both ways of running a step. It is created in the worker."""
 
     def __init__(self, worker: Any) -> None:
         self.routing = worker.routing
@@ -93,7 +94,7 @@ class Bench:
 
     @contextmanager
     def native(self) -> Iterator[None]:
-        """vLLM's own routers and kernels for as long as it lasts."""
+        """Use vLLM's own routers and kernels in the block."""
         with ExitStack() as stack:
             for runner in self.runners:
                 kernel = runner.routed_experts.quant_method.moe_kernel.fused_experts
@@ -104,14 +105,14 @@ class Bench:
 
     @contextmanager
     def skipping(self, counts_T: Tensor) -> Iterator[None]:
-        """The first `counts_T` of each token's experts for as long as it lasts."""
+        """Use only the first `counts_T` of each token's experts in the block."""
         with ExitStack() as stack:
             for layer in self.routing.routers.values():
                 stack.enter_context(patch.object(layer, "_route", partial(keep, counts_T, self.top_k)))
             yield
 
     def floor(self) -> float:
-        """The seconds that reading the weights of all MoE layers once takes."""
+        """The seconds for reading the weights of all MoE layers once."""
         weights = [
             weight.data.flatten().view(torch.int64)
             for runner in self.runners
@@ -127,7 +128,7 @@ class Bench:
 
 
 def measure(llm: LLM, bench: Bench, num_tokens: int, skipped: float, pairs: int) -> list[Pair]:
-    """Pairs of steps, which begin with one and with the other in turns."""
+    """Measure pairs of steps; which of the two comes first alternates."""
     draw = random.Random(num_tokens)
     counts_T = kept_uses(num_tokens, bench.top_k, skipped)
     found = []
@@ -145,7 +146,7 @@ def measure(llm: LLM, bench: Bench, num_tokens: int, skipped: float, pairs: int)
 
 
 def profile(llm: LLM, bench: Bench, num_tokens: int, skipped: float) -> list[dict[str, Any]]:
-    """The operations of PyTorch whose own milliseconds in a step skipping changes most."""
+    """The PyTorch operations whose own time in a step changes most when experts are skipped."""
     counts_T = kept_uses(num_tokens, bench.top_k, skipped)
     taken: dict[bool, dict[str, float]] = {}
     for is_native in (True, False):
@@ -168,7 +169,7 @@ def profile(llm: LLM, bench: Bench, num_tokens: int, skipped: float) -> list[dic
 def row(
     pairs: Sequence[Pair], num_layers: int, num_tokens: int, skipped: float, top_k: int, floor: float
 ) -> dict[str, Any]:
-    """What is told of one case."""
+    """The row of one case in the table and the JSON."""
     uses = int(kept_uses(num_tokens, top_k, skipped).sum())
     predicted = num_tokens * top_k / uses
     layer_share = statistics.median(pair.native_layers / pair.native_step for pair in pairs)
@@ -190,14 +191,14 @@ def row(
 def missing(
     rows: Sequence[dict[str, Any]], num_layers: int, tokens: Sequence[int]
 ) -> list[tuple[int, float]]:
-    """The cases that have no row yet: how many tokens, and the share that is skipped."""
+    """The cases that have no row yet: the number of tokens, and the share that is skipped."""
     have = {(one["num_layers"], one["tokens"], one["skipped"]) for one in rows}
     cases = [(num_tokens, skipped) for num_tokens in tokens for skipped in SKIPPED]
     return [case for case in cases if (num_layers, *case) not in have]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows as they are printed."""
+    """The rows in the form that is printed."""
     return [
         {
             "decoder layers": one["num_layers"],
@@ -216,7 +217,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plot(of_size: Sequence[dict[str, Any]]) -> str:
-    """An SVG: the share of `native`'s time that is left, by the share of vision's uses that is skipped."""
+    """An SVG of the time over `native`'s, by the share of vision tokens' expert uses that is skipped."""
     skipped = [f"{one['skipped']:.0%}" for one in of_size]
     left = {
         "MoE layers": [1 / one["layers"][1] for one in of_size],
@@ -232,7 +233,7 @@ def plot(of_size: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON and a plot where they are asked for."""
+    """Measure, print a table, and write the files of --json and --plot."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0],
         epilog="example:\n  python -m prismoe.benchmarks.serving.skip_gain --layers 3 --json skip-gain.json",
@@ -249,7 +250,7 @@ def main() -> None:
         help="pairs of steps of 2048 tokens; longer prompts have fewer (default: 12)",
     )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
-    parser.add_argument("--plot", type=Path, help="SVG file to draw the last of the sizes to")
+    parser.add_argument("--plot", type=Path, help="SVG file to draw the last of the prompt lengths to")
     parser.add_argument("--profile", action="store_true", help="print what changes most in the last case")
     args = parser.parse_args()
     on_one_core()

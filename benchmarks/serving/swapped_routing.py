@@ -1,6 +1,6 @@
-"""Ways to route that one eager engine on CPU can change between: its MoE layers' routers are swapped.
+"""Switches one eager engine on CPU between routings by swapping the routers of its MoE layers.
 
-What the model does outside these layers stays: with vLLM's own, too, it marks which tokens are an image's.
+The rest of the model does not change: even under vLLM's own routing it marks which tokens belong to images.
 """
 
 import time
@@ -27,16 +27,16 @@ VLLMS_OWN, TOP_K, UNCOUNTED = "vLLM's own router and experts", "topk", "topk, no
 
 @dataclass
 class TimedRouting:
-    """A way to route: the attributes to swap for it, and what was counted while it was in force."""
+    """A routing: the attributes to swap for it, and the counts while it was in force."""
 
     model: ModelRouting
     swaps: list[AbstractContextManager[Any]] = field(default_factory=list)
-    pairs: int = 0  # of a token and an expert that it used
+    pairs: int = 0  # (token, expert) pairs that were used
     experts_seconds: float = 0.0  # CPU seconds
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """The engine routes like this within the block."""
+        """Route the engine like this in the block."""
         with ExitStack() as stack:
             for swap in self.swaps:
                 stack.enter_context(swap)
@@ -46,7 +46,7 @@ class TimedRouting:
             self.pairs += sum(tokens for layer in used for modality in layer for tokens in modality)
 
     def timed(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """`run`, whose time is the experts'."""
+        """`run`, with its time added to `experts_seconds`."""
 
         def timed_run(*step: Any) -> Tensor:
             start = time.process_time()
@@ -58,18 +58,18 @@ class TimedRouting:
 
 
 def routings(model: Any) -> dict[str, TimedRouting]:
-    """The ways to route a model that is served with `ltdr`, by name; its k is in force in all.
+    """The routings by name, for a model that is served with `ltdr`. All of them use its k.
 
-    Raises ValueError with a sentence where vLLM has nothing to compare the model's experts with.
+    Raises ValueError if vLLM has no experts to compare the model's with.
     """
     layers = [module for module in model.modules() if isinstance(module, MoERunner)]
     if not layers or not all(hasattr(layer.routed_experts, "observe_and_run") for layer in layers):
         raise ValueError(
-            "prismoe's experts are not in this model: give one of MoE layers, not quantised, on CPU."
+            "This model does not run prismoe's experts: give a MoE model that is not quantised, on CPU."
         )
     if not all(layer.routed_experts.quant_method.moe_kernel for layer in layers):
         raise ValueError(
-            "vLLM has no experts without a gate on CPU to compare with: give a model whose experts have one, "
+            "vLLM has no CPU kernel for experts without a gate: give a model whose experts have a gate, "
             "or whose hidden size is below 512."
         )
     experts: Any = layers[0].routed_experts
@@ -90,7 +90,7 @@ def routings(model: Any) -> dict[str, TimedRouting]:
 
 
 def _vllms_own(model: Any, layers: list[MoERunner], top_k: int, norm_topk_prob: bool) -> TimedRouting:
-    """vLLM's router and kernel as vLLM calls them. A made-up gate stays: the kernel needs one."""
+    """vLLM's router and kernel as vLLM calls them. A gate that prismoe added stays: the kernel needs one."""
     routing = TimedRouting(model.routing)
     routing.swaps.append(patch.object(LoadCounter, "add", lambda *step: None))
     for layer in layers:

@@ -1,4 +1,4 @@
-"""What is compared, and its measurement: each system is served, loaded, and noted in a file of its own."""
+"""The systems that are compared, and how each is served, loaded and measured."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ class SystemSpeed(BaseModel):
 
     phases: list[Phase] = []
     plain: dict[str, float] = {}
-    """Tokens a second of the sequential loop, by what was asked."""
+    """Tokens a second of the sequential loop, by kind of request."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class System:
 
     name: str
     kind: str
-    """prismoe, pytorch (the sequential loop), or beside-vllm: prismoe and vLLM's twin in turns."""
+    """prismoe, pytorch (the sequential loop), or beside-vllm (prismoe and vLLM's twin take turns)."""
     shape: Shape | None = None
     """None for the bundled model."""
     routing: dict[str, Any] | None = field(default=None, hash=False)
     curves: bool = False
-    """Whether to measure how its cost grows, too."""
+    """Whether to measure how its cost grows with requests, images and tokens."""
 
     @property
     def requests(self) -> int:
-        """At sixteen at once; a small model needs more for as long a measurement."""
+        """The number of requests with sixteen at once. A fast model needs more for an equally long run."""
         return 32 if self.shape == HALF_A_BILLION else 160
 
 
@@ -97,7 +97,7 @@ def _checkpoint(system: System, folder: Path) -> Path:
     if system.shape is None:
         return bundled_checkpoint()
     routing = system.routing or TOPK
-    own = routing if routing["policy"] == "gmm" else TOPK  # a mixture's parameters are in the checkpoint
+    own = routing if routing["policy"] == "gmm" else TOPK  # the checkpoint has gmm's parameters
     name = f"{system.shape.hidden}-{system.shape.layers}-{system.shape.experts}-{own['policy']}"
     return moe_llava(system.shape, own, folder / "checkpoints" / name)
 
@@ -135,7 +135,7 @@ def _vllm(checkpoint: Path, shape: Shape, folder: Path) -> Iterator[str]:
 async def _measure_in_turns(
     system: System, url: str, stock_url: str, mixtral: Path, folder: Path
 ) -> SystemSpeed:
-    """Prompts of the same length to both, the first of them in turn; the phases of vLLM's are called so."""
+    """Send prompts of the same length to both; which comes first alternates."""
     stock = Target(
         url=stock_url,
         model=str(mixtral),
@@ -147,19 +147,20 @@ async def _measure_in_turns(
     log = folder / "bench.log"
     async with client(url) as session, client(stock_url) as stock_session:
         own = await find(url, None)
-        text_tokens = {"prismoe": TEXT, "vllm": TEXT + own.template_tokens}  # the twin's template adds none
+        # The twin's chat template adds no tokens.
+        text_tokens = {"prismoe": TEXT, "vllm": TEXT + own.template_tokens}
         benches = {
             "prismoe": Bench(own, session, OBJECTIVE, log),
             "vllm": Bench(stock, stock_session, OBJECTIVE, log),
         }
         for bench in benches.values():
-            await bench.run(_asking("warm-up", 8, MANY, seed=99))
+            await bench.run(_scenario("warm-up", 8, MANY, seed=99))
             bench.phases.clear()
         for turn in range(TURNS):
             for name in sorted(benches, reverse=bool(turn % 2)):
-                asked: dict[str, Any] = {"seed": turn, "text_tokens": text_tokens[name]}
-                await benches[name].run(_asking(f"{name} text at 1", 4, 1, **asked))
-                await benches[name].run(_asking(f"{name} text at {MANY}", system.requests, MANY, **asked))
+                same: dict[str, Any] = {"seed": turn, "text_tokens": text_tokens[name]}
+                await benches[name].run(_scenario(f"{name} text at 1", 4, 1, **same))
+                await benches[name].run(_scenario(f"{name} text at {MANY}", system.requests, MANY, **same))
     prompts = [sum(phase.client.prompt_tokens for phase in bench.phases) for bench in benches.values()]
     assert max(prompts) < 1.02 * min(prompts), f"The prompts differ in length: {prompts}"
     return SystemSpeed(phases=[phase for bench in benches.values() for phase in bench.phases])
@@ -168,7 +169,7 @@ async def _measure_in_turns(
 async def _measure_server(system: System, url: str, folder: Path) -> SystemSpeed:
     async with client(url) as session:
         bench = Bench(await find(url, None), session, OBJECTIVE, folder / "bench.log")
-        await bench.run(_asking("warm-up", 8, MANY, seed=99))
+        await bench.run(_scenario("warm-up", 8, MANY, seed=99))
         bench.phases.clear()
         for seed, scenario in enumerate(scenarios(system)):
             await bench.run(scenario.model_copy(update={"seed": seed}))
@@ -176,21 +177,21 @@ async def _measure_server(system: System, url: str, folder: Path) -> SystemSpeed
 
 
 def scenarios(system: System) -> list[Scenario]:
-    """What a system is asked."""
-    asked = [_asking("text at 1", 4, 1), _asking(f"text at {MANY}", system.requests, MANY)]
+    """The scenarios that are sent to a system."""
+    found = [_scenario("text at 1", 4, 1), _scenario(f"text at {MANY}", system.requests, MANY)]
     if not system.name.startswith("experts"):
-        asked += [
-            _asking("image at 1", 4, 1, images=1),
-            _asking(f"image at {MANY}", system.requests, MANY, images=1),
+        found += [
+            _scenario("image at 1", 4, 1, images=1),
+            _scenario(f"image at {MANY}", system.requests, MANY, images=1),
         ]
     if system.curves:
-        asked += [_asking(f"at once {n}", max(3, 2 * n), n) for n in AT_ONCE]
-        asked += [_asking(f"images {n}", 3, 1, images=n, answer_tokens=1) for n in IMAGES]
-        asked += [_asking(f"tokens {n}", 3, 1, text_tokens=n, answer_tokens=1) for n in TOKENS]
-    return asked
+        found += [_scenario(f"at once {n}", max(3, 2 * n), n) for n in AT_ONCE]
+        found += [_scenario(f"images {n}", 3, 1, images=n, answer_tokens=1) for n in IMAGES]
+        found += [_scenario(f"tokens {n}", 3, 1, text_tokens=n, answer_tokens=1) for n in TOKENS]
+    return found
 
 
-def _asking(name: str, requests: int, at_once: int, **changes: Any) -> Scenario:
+def _scenario(name: str, requests: int, at_once: int, **changes: Any) -> Scenario:
     settings = {"text_tokens": TEXT, "answer_tokens": ANSWER}
     return Scenario.model_validate(
         settings | {"name": name, "requests": requests, "at_once": at_once} | changes

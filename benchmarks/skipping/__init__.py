@@ -1,1 +1,1 @@
-"""What skipping experts costs in answers: MoDES's search for thresholds beside a plain threshold."""
+"""Measures how skipping experts changes accuracy: MoDES's search for thresholds against a plain threshold."""

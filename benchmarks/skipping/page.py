@@ -1,4 +1,4 @@
-"""The section of docs/evaluation.md, and its plot, out of what was measured."""
+"""Writes a section of docs/evaluation.md and its plot from the measurements."""
 
 from collections.abc import Iterable
 
@@ -10,14 +10,14 @@ NAMES: dict[Rule, str] = {"search": "MoDES's search", "plain": "plain threshold"
 
 
 def replaced(page: str, text: str) -> str:
-    """The page with the text between its two marks."""
+    """The page with `text` between its two marks."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 def section(found: Measured) -> str:
-    """The table, and what it shows."""
+    """The table, and a sentence with its result."""
     head = ["to be skipped", "rule", "skipped", "right", "search minus plain, points", "won, lost"]
     head += ["experts a token, text", "image", "divergence, nats"]
     nothing = ["0%", "top-k", "0.0%", _right(found.nothing_skipped), "", "", "2.00", "2.00", "0"]
@@ -33,7 +33,7 @@ def section(found: Measured) -> str:
 
 
 def verdict(differences: Iterable[tuple[str, Difference]]) -> str:
-    """Which of the two is better, where that can be told."""
+    """A sentence that says which rule is better at which shares."""
     ahead: list[str] = []
     behind: list[str] = []
     open_: list[str] = []
@@ -53,7 +53,7 @@ def verdict(differences: Iterable[tuple[str, Difference]]) -> str:
 
 
 def plot(found: Measured) -> str:
-    """An SVG: right answers of both rules by the share that was to be skipped."""
+    """An SVG of both rules' right answers by the share to skip."""
     return lines(
         f"Right answers of {found.questions:,}",
         "of all uses of experts, to be skipped",

@@ -1,4 +1,4 @@
-"""What is kept of a measurement: the file that the page is written from."""
+"""The measurements in the JSON file that the page is written from."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -21,21 +21,21 @@ class Score(_Kept):
 
 
 class Skipping(_Kept):
-    """One rule that was to skip `share` of all uses of experts."""
+    """One rule that should skip `share` of all expert uses."""
 
     share: float
     rule: Rule
     routing: Mapping[str, Any]
     divergence: float
-    """From the model that skips nothing, in nats a token of the answers, over the calibration prompts."""
+    """Divergence from the model that skips nothing: nats for each answer token of the calibration prompts."""
     skipped: float
-    """The share of the exam's uses that it did skip."""
+    """The share of the exam's expert uses that the rule skipped."""
     experts_per_token: Mapping[str, float]
     score: Score
 
 
 class Difference(_Kept):
-    """How many more questions are right under the search than under the plain threshold."""
+    """How many more questions have right answers under the search than under the plain threshold."""
 
     share: float
     interval: Bounds
@@ -44,7 +44,7 @@ class Difference(_Kept):
 
 
 class Measured(_Kept):
-    """The exam under all rules. `difference` is by the share that was to be skipped, as it is printed."""
+    """The exam's results under all rules. The keys of `difference` are the shares to skip, as printed."""
 
     calibration_pictures: int
     questions: int

@@ -1,4 +1,4 @@
-"""The dashboard *Experts*: which experts see which modality, and how evenly."""
+"""The dashboard *Experts*: how the tokens of each modality are spread over the experts."""
 
 from first_screen import first_screen
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
@@ -22,7 +22,7 @@ LAYER = f"{MODEL}, {OF_LAYER}"
 
 
 def experts() -> Dashboard:
-    """The dashboard. Its second half needs `--expert-metrics full`."""
+    """Build the dashboard. Its last section needs `--expert-metrics full`."""
     board = dashboard("Experts", "Expert load by modality. The metrics are explained in docs/metrics.md.")
     board.with_variable(layer_variable()).with_variable(modality_variable())
 
@@ -35,7 +35,7 @@ def experts() -> Dashboard:
     board.with_panel(
         over_time(
             "Computed tokens",
-            "Each once, by modality.",
+            "Tokens that the model computed, by modality. A token counts once.",
             {"{{modality}}": f"sum by (modality) (rate(prismoe_tokens_total{{{MODEL}, {MODALITY}}}{RATE}))"},
             "cps",
         )
@@ -56,28 +56,28 @@ def experts() -> Dashboard:
     board.with_panel(
         buckets_over_time(
             "How many experts a token uses",
-            "Tokens per second of the modalities chosen above, each once in every layer.",
+            "Tokens per second of the modalities chosen above. A token counts once in each layer.",
             f"sum by (le) (rate(prismoe_token_experts_bucket{{{MODEL}, {MODALITY}}}{RATE}))",
         )
     )
     board.with_panel(
         over_time(
             "Routing entropy",
-            "In nats, mean over the tokens and layers: 0 is a router that is sure.",
+            "In nats, mean over the tokens and layers. At 0 the router is certain.",
             {"{{modality}}": _mean("prismoe_routing_entropy_nats", MODALITY, "modality")},
         )
     )
     board.with_panel(
         over_time(
             "Routing-probability variance (RPV)",
-            "Mean over the tokens and layers: 0 is a router that prefers no expert.",
+            "Mean over the tokens and layers. At 0 the router prefers no expert.",
             {"{{modality}}": _mean("prismoe_routing_probability_variance", MODALITY, "modality")},
         )
     )
     board.with_panel(
         over_time(
             "Near ties",
-            "The part of the tokens whose last used expert scored less than 0.01 above the best unused one.",
+            "The share of tokens whose last used expert scored less than 0.01 above the best unused one.",
             {"{{modality}}": _mean("prismoe_near_ties", MODALITY, "modality")},
             "percentunit",
         )
@@ -85,7 +85,7 @@ def experts() -> Dashboard:
     board.with_panel(
         over_time(
             "Tail share",
-            "The part of the vision tokens that were tail tokens, mean over the layers.",
+            "The share of vision tokens that were tail tokens, mean over the layers.",
             {
                 "tail": f"sum(rate(prismoe_vision_tail_tokens_total{{{MODEL}}}{RATE})) / "
                 f"sum(rate(prismoe_routed_tokens_total{{{MODEL}, {VISION}}}{RATE}))"
@@ -114,7 +114,7 @@ def experts() -> Dashboard:
     board.with_panel(
         over_time(
             "Text among the most loaded experts",
-            "The text share of what the most loaded quarter of the experts got, beside that of all experts.",
+            "The text share of the load of the most loaded quarter of the experts, and of all experts.",
             {
                 "most loaded quarter": f"avg(prismoe_most_loaded_text_ratio{{{MODEL}}})",
                 "all experts": f'sum(rate(prismoe_used_experts_total{{{MODEL}, modality="text"}}{RATE})) / '
@@ -136,14 +136,14 @@ def experts() -> Dashboard:
         board.with_panel(
             by_layer_and_expert(
                 f"Where {what} goes",
-                f"A row is a layer: how its {what} tokens' uses of experts are shared among them.",
+                f"Each row is a layer, and shows how its {what} tokens are spread over the experts.",
                 _share_of_layer(matcher),
             )
         )
     board.with_panel(
         by_layer_and_expert(
             "Text share of each expert",
-            "What part of the tokens that used an expert was text; the rest had other modalities.",
+            "The share of an expert's tokens that were text.",
             f"avg by (layer, expert) (prismoe_expert_text_ratio{{{LAYER}}})",
         )
     )
@@ -168,7 +168,7 @@ def experts() -> Dashboard:
     board.with_panel(
         over_time(
             "Tail share by layer",
-            "The part of the vision tokens that were tail tokens.",
+            "The share of vision tokens that were tail tokens.",
             {
                 "layer {{layer}}": "sum by (layer) "
                 f"(rate(prismoe_layer_vision_tail_tokens_total{{{LAYER}}}{RATE}))"
@@ -184,14 +184,14 @@ def experts() -> Dashboard:
         board.with_panel(
             over_time(
                 title,
-                f"{description} Of the modalities chosen above.",
+                f"{description} For the modalities chosen above.",
                 {"layer {{layer}}": _mean(f"prismoe_layer_{metric}", f"{OF_LAYER}, {MODALITY}", "layer")},
             )
         )
     board.with_panel(
         over_time(
             "Near ties by layer",
-            "The part of the tokens of the modalities chosen above.",
+            "The share of near ties among the tokens of the modalities chosen above.",
             {"layer {{layer}}": _mean("prismoe_layer_near_ties", f"{OF_LAYER}, {MODALITY}", "layer")},
             "percentunit",
         )
@@ -215,7 +215,7 @@ def experts() -> Dashboard:
     board.with_panel(
         over_time(
             "Text among the most loaded experts by layer",
-            "The text share of what the most loaded quarter of the layer's experts got.",
+            "The text share of the load of the most loaded quarter of the layer's experts.",
             {"layer {{layer}}": f"avg by (layer) (prismoe_layer_most_loaded_text_ratio{{{LAYER}}})"},
             "percentunit",
             HALF,

@@ -1,4 +1,4 @@
-"""Writes the dashboards' JSON; with --check, fails where it is not what the programs say."""
+"""Writes the dashboards' JSON. With --check, fails if the files differ from what it would write."""
 
 import argparse
 import json
@@ -14,10 +14,10 @@ DASHBOARDS = {"serving.json": serving, "experts.json": experts}
 
 
 def main() -> int:
-    """Write or check; the exit status."""
+    """Write or check the files, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--check", action="store_true", help="write nothing, fail where a file is out of date"
+        "--check", action="store_true", help="write nothing, and fail if a file is out of date"
     )
     check = parser.parse_args().check
     out_of_date = []
@@ -29,7 +29,7 @@ def main() -> int:
         elif not path.exists() or path.read_text() != text:
             out_of_date.append(name)
     if out_of_date:
-        print(f"{', '.join(out_of_date)} in {FOLDER} out of date: run `make dashboards`.", file=sys.stderr)
+        print(f"Out of date in {FOLDER}: {', '.join(out_of_date)}. Run `make dashboards`.", file=sys.stderr)
     return 1 if out_of_date else 0
 
 

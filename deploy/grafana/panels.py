@@ -1,4 +1,4 @@
-"""The kinds of panels and variables that the dashboards are made of."""
+"""Builds the panels and variables of the dashboards."""
 
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
@@ -47,7 +47,7 @@ HEIGHT, GLANCE_HEIGHT = 8, 5
 
 
 def dashboard(title: str, description: str) -> Dashboard:
-    """An empty dashboard with the variables that all have."""
+    """An empty dashboard with the variables that all dashboards have."""
     return (
         Dashboard(f"prismoe: {title}")
         .uid(f"prismoe-{title.lower()}")
@@ -64,17 +64,17 @@ def dashboard(title: str, description: str) -> Dashboard:
 
 
 def layer_variable() -> QueryVariable:
-    """The MoE layers to look at."""
+    """A variable for the MoE layers to show."""
     return _values("layer", "Layer", 'prismoe_layer_routing_info{job=~"$job", model_name=~"$model"}')
 
 
 def modality_variable() -> QueryVariable:
-    """The modalities to look at, of those that the models have."""
+    """A variable for the modalities to show."""
     return _values("modality", "Modality", 'prismoe_tokens_total{job=~"$job", model_name=~"$model"}')
 
 
 def _values(name: str, label: str, series: str, of_label: str | None = None) -> QueryVariable:
-    """The values of a label, by default the one that is called as the variable."""
+    """A variable with the values of a label, by default the label with the variable's name."""
     return (
         QueryVariable(name)
         .label(label)
@@ -108,7 +108,7 @@ def now(
     bad_from: Sequence[float] = (),
     text: BigValueTextMode = BigValueTextMode.VALUE_AND_NAME,
 ) -> StatPanel:
-    """The newest values, large. They turn yellow and red from the two numbers of `bad_from` on."""
+    """The newest values in large print. They are yellow and red from the two numbers of `bad_from` on."""
     colours = zip([None, *bad_from], ["green" if bad_from else "text", "yellow", "red"], strict=False)
     steps = [Threshold(value=value, color=colour) for value, colour in colours]
     panel = StatPanel().title(title).description(description).datasource(DATASOURCE)
@@ -139,13 +139,13 @@ def by_layer_and_expert(title: str, description: str, query: str, width: int = H
 
 
 def buckets_over_time(title: str, description: str, query: str, width: int = THIRD) -> HeatmapPanel:
-    """A heatmap over time of a histogram, a row for each bucket; `query` gives the buckets by `le`."""
+    """A heatmap of a histogram over time, with a row for each bucket. `query` returns the buckets by `le`."""
     target = Dataquery().ref_id("A").expr(query).legend_format("{{le}}").format(PromQueryFormat.HEATMAP)
     return _over_time(title, description, target, width)
 
 
 def by_expert_over_time(title: str, description: str, query: str, width: int = HALF) -> HeatmapPanel:
-    """A heatmap over time, a row for each expert."""
+    """A heatmap over time with a row for each expert."""
     return _over_time(
         title, description, Dataquery().ref_id("A").expr(query).legend_format("{{expert}}"), width
     )

@@ -5,7 +5,7 @@ from panels import MODEL, RATE, dashboard, over_time
 
 
 def serving() -> Dashboard:
-    """The dashboard, from what every server exports."""
+    """Build the dashboard from metrics that every server exports."""
     board = dashboard("Serving", "Latency, throughput, queue, cache and errors of prismoe's servers.")
 
     board.with_row(Row("Latency"))
@@ -20,7 +20,7 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "Between tokens",
-            "The pause between two tokens of an answer.",
+            "The time between two tokens of an answer.",
             _quantiles("vllm:inter_token_latency_seconds"),
             "s",
         )
@@ -38,7 +38,7 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "Tokens",
-            "Tokens of prompts, cached ones included, and of answers.",
+            "Tokens of prompts, including cached ones, and of answers.",
             {
                 "prompts": f"sum(rate(vllm:prompt_tokens_total{{{MODEL}}}{RATE}))",
                 "answers": f"sum(rate(vllm:generation_tokens_total{{{MODEL}}}{RATE}))",
@@ -49,7 +49,7 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "Computed tokens by modality",
-            "Tokens that the model computed. What came out of the prefix cache is not among them.",
+            "Tokens that the model computed, without those from the prefix cache.",
             {"{{modality}}": f"sum by (modality) (rate(prismoe_tokens_total{{{MODEL}}}{RATE}))"},
             "cps",
         )
@@ -57,7 +57,7 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "Finished requests",
-            "By what ended the answer.",
+            "Finished requests by the reason why the answer ended.",
             {
                 "{{finished_reason}}": "sum by (finished_reason) "
                 f"(rate(vllm:request_success_total{{{MODEL}}}{RATE}))"
@@ -70,7 +70,7 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "Requests",
-            "In the running batch, and waiting for it.",
+            "Requests in the running batch, and requests that wait.",
             {
                 "running": f"sum(vllm:num_requests_running{{{MODEL}}})",
                 "waiting": f"sum(vllm:num_requests_waiting{{{MODEL}}})",
@@ -88,7 +88,7 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "Preemptions",
-            "Requests put back for want of cache; they are computed again.",
+            "Requests that were stopped because the cache was full. They are computed again.",
             {"{{instance}}": f"sum by (instance) (rate(vllm:num_preemptions_total{{{MODEL}}}{RATE}))"},
             "ops",
         )
@@ -98,7 +98,7 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "KV cache in use",
-            "At 100% requests are put back.",
+            "At 100% requests are preempted.",
             {"{{instance}}": f"max by (instance) (vllm:kv_cache_usage_perc{{{MODEL}}})"},
             "percentunit",
         )
@@ -106,7 +106,7 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "Prefix cache",
-            "The part of the prompts' tokens that was found in the cache.",
+            "The share of the prompts' tokens that were in the cache.",
             {"hits": _hits("vllm:prefix_cache")},
             "percentunit",
         )
@@ -114,7 +114,7 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "Image cache",
-            "The part of the images that had been processed before.",
+            "The share of the images that were already processed.",
             {"hits": _hits("vllm:mm_cache")},
             "percentunit",
         )
@@ -124,7 +124,7 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "Answers by status",
-            "vLLM's: 4xx is the client's fault, 5xx the server's. Refused requests are not among them.",
+            "vLLM's answers: 4xx is an error of the client, 5xx of the server. Excludes refused requests.",
             {"{{status}}": f'sum by (status) (rate(http_requests_total{{job=~"$job"}}{RATE}))'},
             "reqps",
         )
@@ -132,7 +132,7 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "Refused requests",
-            "By prismoe, before vLLM sees them: key is answered with 401, role 403, body_time 408, "
+            "Requests that prismoe refused. Statuses by reason: key 401, role 403, body_time 408, "
             "body_size 413, busy, key_busy and memory 429, draining 503.",
             {"{{reason}}": f"sum by (reason) (rate(prismoe_refused_requests_total{{{MODEL}}}{RATE}))"},
             "reqps",
@@ -141,7 +141,7 @@ def serving() -> Dashboard:
     board.with_panel(
         over_time(
             "Servers that answer",
-            "Of those that Prometheus scrapes.",
+            "Servers that answer, of those that Prometheus scrapes.",
             {"up": 'sum(up{job=~"$job"})', "all": 'count(up{job=~"$job"})'},
         )
     )
@@ -149,7 +149,7 @@ def serving() -> Dashboard:
 
 
 def _quantiles(histogram: str) -> dict[str, str]:
-    """The median and the slow end of a histogram."""
+    """Queries for the median and the high percentiles of a histogram."""
     buckets = f"sum by (le) (rate({histogram}_bucket{{{MODEL}}}{RATE}))"
     return {f"p{share}": f"histogram_quantile(0.{share}, {buckets})" for share in (50, 95, 99)}
 

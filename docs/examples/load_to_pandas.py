@@ -3,7 +3,7 @@
     prismoe serve                                              # in another terminal
     python load_to_pandas.py
 
-OPENAI_BASE_URL says where the server is, OPENAI_API_KEY has your key of it, where it wants one.
+OPENAI_BASE_URL is the server's URL, and OPENAI_API_KEY your key, if the server needs one.
 """
 
 import json
@@ -15,7 +15,7 @@ import pandas as pd
 
 
 def expert_load() -> dict[str, Any]:
-    """What the server counted since its start, over all requests: each token once in each layer."""
+    """The server's counts since its start, over all requests: each token once in each layer."""
     server = os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
     key = os.environ.get("OPENAI_API_KEY", "none")
     request = Request(f"{server}/routing/load", headers={"Authorization": f"Bearer {key}"})
@@ -25,7 +25,7 @@ def expert_load() -> dict[str, Any]:
 
 
 def records(load: dict[str, Any]) -> list[dict[str, Any]]:
-    """How many tokens of each modality used each expert of each MoE layer."""
+    """One record for each MoE layer, expert and modality, with the number of tokens."""
     return [
         {"layer": layer, "expert": expert, "modality": modality, "tokens": tokens}
         for layer, by_modality in zip(load["layers"], load["expert_tokens"], strict=True)

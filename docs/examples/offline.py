@@ -1,6 +1,6 @@
-"""Ask a model about a picture in this process, with vLLM's `LLM`, and print what its experts did.
+"""Ask a model about a picture in this process with vLLM's `LLM`, and print how many tokens each expert got.
 
-Run it as it is: python offline.py
+Run it without arguments: python offline.py
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from prismoe.model_plugins.worker.engine_options import engine_options
 
 
 def main() -> None:
-    """Answer a question with the bundled model. Any other model's name or folder works as well."""
+    """Ask the bundled model. The name or folder of any other model works as well."""
     llm = LLM(str(bundled_checkpoint()), enforce_eager=True, max_model_len=512, **engine_options())
     picture = Image.open(bundled_checkpoint() / "pictures" / "maple-leaf.png")
     content = [{"type": "image_pil", "image_pil": picture}, {"type": "text", "text": "What is this?"}]

@@ -3,7 +3,7 @@
     prismoe serve                                              # in another terminal
     python openai_client.py maple-leaf.png "What is this?"
 
-OPENAI_BASE_URL says where the server is, OPENAI_API_KEY has your key of it, where it wants one.
+OPENAI_BASE_URL is the server's URL, and OPENAI_API_KEY your key, if the server needs one.
 """
 
 import base64

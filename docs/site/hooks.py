@@ -1,4 +1,4 @@
-"""Makes pages of the site out of Markdown that is written for the repository."""
+"""Turns Markdown that is written for the repository into pages of the site."""
 
 import os
 import re
@@ -16,7 +16,7 @@ TOP = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "threat-model.md",
 }
-"""The pages that lie above docs/, and their names on the site."""
+"""The pages outside docs/, and their names on the site."""
 
 FENCE = re.compile(r"^( *```.*?^ *```$)", re.M | re.S)
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?!\w+:|#)(?P<target>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
@@ -24,17 +24,17 @@ IMAGE = re.compile(r'(?P<name>src|srcset)="(?!\w+:)(?P<target>[^"]+)"')
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages above docs/."""
+    """Add the pages outside docs/."""
     for name, page in TOP.items():
         files.append(File.generated(config, page, content=(REPOSITORY / name).read_text()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files, **_: Any) -> str:
-    """Have links lead to the site's pages, and those to source files to the repository.
+    """Make links lead to the site's pages, and links to source files lead to the repository.
 
-    Where `repo_url` does not say where that is, such a link is its text, which tells the path when one points
-    at it. Mermaid's pictures are left to the repository: the theme loads what draws them from another host.
+    Without `repo_url`, a link to a source file becomes plain text that shows the path as a tooltip. Mermaid
+    diagrams are left out, because the theme loads the script that draws them from another host.
     """
     here = page.file.src_uri
     above = {site: name for name, site in TOP.items()}
@@ -61,7 +61,7 @@ def _in_repository(target: Path) -> str:
 
 
 def _on_site(path: str, here: str) -> str | None:
-    """The way to a file of the repository from the page `here`; None where the site lacks it."""
+    """The relative link from the page `here` to a file of the repository; None if the site lacks the file."""
     if path in TOP:
         return os.path.relpath(TOP[path], Path(here).parent)
     if path.startswith("docs/") and (REPOSITORY / path).is_file():

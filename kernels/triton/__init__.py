@@ -1,1 +1,1 @@
-"""The same arithmetic in Triton, for GPUs: fused routers, counters, ragged experts, and their checks."""
+"""The kernels in Triton, for GPUs: fused routers, counters, ragged experts, and their checks."""

@@ -1,8 +1,8 @@
-"""Compiles every Triton kernel to machine code for GPUs that need not be here.
+"""Compiles every Triton kernel to machine code for several kinds of GPUs, without needing a GPU.
 
-Run: `python -m prismoe.kernels.triton.compile_ahead`, or with compute capabilities behind it (`80 90`). It
-prints the table of docs/kernels.md for the Triton that is installed, and ends with an error if a kernel does
-not build.
+Run: `python -m prismoe.kernels.triton.compile_ahead`, optionally with compute capabilities (`80 90`). It
+prints the table of docs/kernels.md for the installed Triton, and ends with an error if a kernel does not
+build.
 """
 
 import argparse
@@ -43,20 +43,20 @@ class Source:
 
     name: str
     dtype: str
-    """Of the model, where the kernel has forms by it."""
+    """The model's dtype, where the kernel has a form for each."""
     kernel: ASTSource
     launch: Mapping[str, int]
 
 
-class Taken(NamedTuple):
-    """What a kernel takes of a GPU."""
+class Resources(NamedTuple):
+    """The resources that a kernel uses on a GPU."""
 
     registers: int
-    """Of a thread."""
+    """Registers of a thread."""
     shared: int
     """Bytes of a program's shared memory."""
     spilled: int
-    """Bytes of a thread's that did not fit into registers."""
+    """Bytes of a thread's values that did not fit into registers."""
 
     def __str__(self) -> str:
         spilled = f", {self.spilled} spilled" if self.spilled else ""
@@ -64,7 +64,7 @@ class Taken(NamedTuple):
 
 
 def sources() -> Iterator[Source]:
-    """Each kernel as it is called."""
+    """Every kernel in each form that serving calls."""
     yield from map(_router_source, rules(4))
     for experts in (4, 64):
         by_mean = ByTail(2, 1, experts, threshold=None, selects_head=False)
@@ -106,7 +106,7 @@ def sources() -> Iterator[Source]:
 
 
 def rules(experts: int) -> Iterator[FusedRule]:
-    """One rule of each kind, with and without shared experts and scores, its thresholds numbers or not."""
+    """One rule of each kind, with and without shared experts, scores, and thresholds in memory."""
     logits_TE = torch.empty(1, experts)
     confidence, asked_T2 = Confidence(logits_TE), torch.empty(1, 2)
     for uses in (
@@ -146,9 +146,10 @@ def _source(
     floats_in_memory: Iterable[str] = (),
     dtype: str = "",
 ) -> Source:
-    """`pointers` names the types behind the kernel's pointers, others are None; the rest is int32.
+    """Make the source of a kernel in one form.
 
-    Pointers and widths are multiples of 16, as in serving: without that no load is asynchronous.
+    `pointers` names the types behind the kernel's pointers; pointers not named are None, and other arguments
+    are int32. Pointers and widths are multiples of 16, as in serving: without that no load is asynchronous.
     """
     types = {f"{name}_ptr": f"*{dtype}" for name, dtype in (pair.split() for pair in pointers.split(", "))}
     types |= dict.fromkeys(floats, "fp32") | dict.fromkeys(floats_in_memory, "*fp32")
@@ -165,17 +166,17 @@ def _source(
     return Source(kernel.fn.__name__, dtype, ASTSource(kernel, signature, constexprs, divisible), launch)
 
 
-def taken(source: Source, capability: int) -> Taken:
-    """What a kernel takes of a GPU of this compute capability (90 is 9.0)."""
+def resources(source: Source, capability: int) -> Resources:
+    """The resources that a kernel uses on a GPU of this compute capability (90 is 9.0)."""
     compiled = triton.compile(
         source.kernel, target=GPUTarget("cuda", capability, 32), options=dict(source.launch)
     )
     registers, stack = registers_and_stack(compiled.asm["cubin"])
-    return Taken(registers, compiled.metadata.shared, stack)
+    return Resources(registers, compiled.metadata.shared, stack)
 
 
 def registers_and_stack(cubin: bytes) -> tuple[int, int]:
-    """Of a thread: how many registers, and the bytes of what did not fit into them."""
+    """A thread's registers, and the bytes that did not fit into them."""
     with TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
@@ -186,7 +187,7 @@ def registers_and_stack(cubin: bytes) -> tuple[int, int]:
 
 
 def table(capabilities: Sequence[int]) -> Iterator[str]:
-    """The lines in Markdown: each kernel by dtype, and the most that one of its forms takes."""
+    """The lines of a Markdown table: for each kernel and dtype, the most that any of its forms uses."""
     forms: dict[tuple[str, str], list[Source]] = {}
     for source in sources():
         forms.setdefault((source.name, source.dtype), []).append(source)
@@ -195,15 +196,15 @@ def table(capabilities: Sequence[int]) -> Iterator[str]:
     yield f"|{' --- |' * len(columns)}"
     for (name, dtype), kernels in forms.items():
         most = [
-            Taken(*map(max, zip(*(taken(kernel, capability) for kernel in kernels), strict=True)))
+            Resources(*map(max, zip(*(resources(kernel, capability) for kernel in kernels), strict=True)))
             for capability in capabilities
         ]
         yield f"| {' | '.join([f'`{name}`', dtype or 'any', *map(str, most)])} |"
 
 
 def main() -> None:
-    """Compile them all, and print what each takes."""
-    parser = argparse.ArgumentParser(description="Compile every Triton kernel for GPUs that are not here.")
+    """Compile every kernel, and print the resources that each uses."""
+    parser = argparse.ArgumentParser(description="Compile every Triton kernel, without a GPU.")
     parser.add_argument("capability", nargs="*", type=int, default=CAPABILITIES, help="90 is 9.0")
     for line in table(parser.parse_args().capability):
         print(line, flush=True)

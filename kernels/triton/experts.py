@@ -1,9 +1,9 @@
-"""Ragged experts on a GPU: a grouped product over just the used (token, expert) pairs, in Triton.
+"""Ragged experts on a GPU, in Triton: a grouped product over only the used (token, expert) pairs.
 
-Pairs are sorted by expert; a program takes blocks of rows, each of one expert. Nothing waits for the host:
-how many there are is read on the device. Each token's sum runs over its slots in order, so a token may name
-an expert twice, and no float is added atomically. A CUDA graph can hold it: once a small and a large step
-have run, no other number of tokens or slots compiles anything.
+Pairs are sorted by expert; a program computes blocks of rows, each block of one expert. The host never waits:
+the number of pairs is read on the device. Each token's sum runs over its slots in order, so a token may name
+an expert twice, and no float is added atomically. A CUDA graph can capture it: after one small and one large
+step, no other number of tokens or slots compiles anything.
 
 Tested by Triton's interpreter and compiled ahead for five GPUs (`compile_ahead`); not yet run on a GPU.
 """
@@ -18,17 +18,18 @@ from torch import Tensor
 Activation = Literal["silu", "gelu_tanh"]
 
 MOST_ROWS = 65536
-"""Of a workspace: as many as vLLM's has with 8 slots and 8192 tokens, which is the most that `vllm serve`
-gives a step on an H100 unless told otherwise."""
+"""The most rows of a workspace. vLLM's has as many with 8 slots and 8192 tokens, the most that `vllm serve`
+puts into a step on an H100 by default."""
 MOST_BLOCKS = 128
-"""So many blocks of rows get programs of their own, and more take turns: of 64 slots most tokens use few, and
-of a program for each block that there could be most would start for nothing."""
+"""The most blocks of rows with a program each; further blocks take turns. Most tokens use few of 64 slots, so
+most programs would start for nothing if every possible block had one."""
 TOKENS_ALIGNED = 16
-"""A chunk is a multiple of so many: compiled for aligned pointers, the kernels then serve each chunk."""
+"""The number of tokens in a chunk is a multiple of this, so that kernels compiled for aligned pointers serve
+each chunk."""
 
 
 class Tile(TypedDict):
-    """What a program computes at a time, and by how many warps. A gate's and up's columns are half each."""
+    """The block that a program computes at a time, and its warps. Gate and up get half the columns each."""
 
     BLOCK_R: int
     BLOCK_N: int
@@ -43,12 +44,13 @@ TILE = Tile(BLOCK_R=128, BLOCK_N=128, BLOCK_K=64, num_warps=8, num_stages=3)
 
 
 def tile_for(dtype: torch.dtype, tokens: int, experts: int) -> Tile:
-    """By what is known on the host: with four experts a token, an expert gets 16 rows from 4E tokens.
+    """Choose the tile by what the host knows: the numbers of tokens and experts.
 
-    Not measured. With these a thread spills 8 bytes at most (docs/kernels.md), and the 99 KiB of shared
-    memory that any GPU from sm_80 on gives a program are enough.
+    With four experts per token, an expert gets 16 rows from 4E tokens. Not measured. With these tiles a
+    thread spills at most 8 bytes (docs/kernels.md), and the 99 KiB of shared memory that any GPU from sm_80
+    on gives a program are enough.
     """
-    if dtype == torch.float32:  # whose products no tensor core computes
+    if dtype == torch.float32:  # no tensor core computes float32 products
         return FLOAT32_TILE
     return FEW_ROWS_TILE if tokens <= 4 * experts else TILE
 
@@ -57,7 +59,8 @@ def tile_for(dtype: torch.dtype, tokens: int, experts: int) -> Tile:
 def _program(BLOCK_N: tl.constexpr):
     """This program's first block of rows, and its columns.
 
-    Programs that run at once share eight blocks of rows and a few of columns, so that the cache has both.
+    Programs that run at the same time share eight blocks of rows and a few of columns, so that both fit into
+    the cache.
     """
     rows, columns = tl.num_programs(1), tl.num_programs(0)
     block, column = tl.swizzle2d(tl.program_id(1), tl.program_id(0), rows, columns, 8)
@@ -75,14 +78,14 @@ def _blocks(ends_ptr, E, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
 
 @triton.jit
 def _number_of_blocks(ends_ptr, E, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Of rows, each of one expert."""
+    """The number of blocks of rows; each block belongs to one expert."""
     _, _, blocks_E = _blocks(ends_ptr, E, BLOCK_R, BLOCK_E)
     return tl.sum(blocks_E)
 
 
 @triton.jit
 def _block_of_rows(ends_ptr, block, E, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
-    """The block's expert and rows, and the end of the expert's."""
+    """The block's expert, its rows, and the end of the expert's rows."""
     begin_E, end_E, blocks_E = _blocks(ends_ptr, E, BLOCK_R, BLOCK_E)
     first_block_E = tl.cumsum(blocks_E) - blocks_E
     is_it_E = (first_block_E <= block) & (block < first_block_E + blocks_E)
@@ -96,11 +99,11 @@ def _up(hidden_ptr, w13_ptr, b13_ptr, pair_ptr, ends_ptr, output_ptr, A, D, F, E
         IS_GATED: tl.constexpr, HAS_BIAS: tl.constexpr, IS_GELU: tl.constexpr,
         BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
         BLOCK_E: tl.constexpr):  # fmt: skip
-    """activation(gate(x)) · up(x), or activation(up(x)), of the used pairs: `[P, F]`."""
+    """Computes activation(gate(x)) · up(x), or activation(up(x)), of the used pairs: `[P, F]`."""
     first_block, column_N = _program(BLOCK_N)
     blocks = _number_of_blocks(ends_ptr, E, BLOCK_R, BLOCK_E)
     rows_of_expert = 2 * F if IS_GATED else F
-    # Nothing is computed ahead of this loop or of _down's: what that keeps, registers don't hold.
+    # Without loop-invariant code motion here and in _down: the hoisted values would not fit into registers.
     for block in tl.range(first_block, blocks, tl.num_programs(1), disable_licm=True):
         expert, row_R, last = _block_of_rows(ends_ptr, block, E, BLOCK_R, BLOCK_E)
         token_R = tl.load(pair_ptr + row_R, row_R < last, 0) // A
@@ -138,7 +141,7 @@ def _up(hidden_ptr, w13_ptr, b13_ptr, pair_ptr, ends_ptr, output_ptr, A, D, F, E
 def _down(hidden_ptr, w2_ptr, b2_ptr, ends_ptr, output_ptr, D, F, E, HAS_BIAS: tl.constexpr,
           BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
           BLOCK_E: tl.constexpr):  # fmt: skip
-    """down(h) of the used pairs: `[P, D]`."""
+    """Computes down(h) of the used pairs: `[P, D]`."""
     first_block, column_N = _program(BLOCK_N)
     blocks = _number_of_blocks(ends_ptr, E, BLOCK_R, BLOCK_E)
     for block in tl.range(first_block, blocks, tl.num_programs(1), disable_licm=True):
@@ -177,7 +180,7 @@ def _sum(pairs_ptr, row_ptr, weights_ptr, output_ptr, A, D, BLOCK_N: tl.constexp
 
 
 def workspace_rows(tokens: int, slots: int, most_rows: int) -> int:
-    """How many pairs to make space for: those of all tokens, or of chunks with up to about `most_rows`."""
+    """The rows of a workspace: for all tokens' pairs, or for those of a chunk of up to about `most_rows`."""
     chunk = max(most_rows // slots // TOKENS_ALIGNED, 1) * TOKENS_ALIGNED
     return min(tokens, chunk) * slots
 
@@ -194,10 +197,10 @@ def grouped_experts(
     workspace: Tensor,
     output_TD: Tensor,
 ) -> None:
-    """Writes the weighted sum of each token's used experts; a slot of weight 0 is not used.
+    """Write the weighted sum of each token's used experts to `output_TD`; a slot of weight 0 is not used.
 
     `w13` is `[E, 2F, D]`, gate before up, or `[E, F, D]` without a gate. `workspace` has `workspace_rows`
-    times D + F elements of the hidden states' type: as many tokens are computed at once as it has rows for.
+    times D + F elements of the hidden states' type; the tokens are computed in chunks that fit into it.
     """
     tokens, hidden_size = hidden_TD.shape
     slots = weights_TA.shape[1]
@@ -248,7 +251,7 @@ def grouped_experts(
 
 
 def _sorted_by_expert(weights_TA: Tensor, experts_TA: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row's pair, the unused ones last; each pair's row; and where each expert's rows end."""
+    """The pair of each row (unused pairs last), the row of each pair, and the end of each expert's rows."""
     expert_P = torch.where(weights_TA != 0, experts_TA, experts).flatten()
     sorted_P, pair_P = expert_P.sort(stable=True)
     row_P = torch.empty_like(pair_P).scatter_(0, pair_P, torch.arange(len(pair_P), device=pair_P.device))

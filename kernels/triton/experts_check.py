@@ -1,4 +1,4 @@
-"""Small steps of ragged experts, as a grouped product and in plain PyTorch: to compare them."""
+"""Compares ragged experts as a grouped product with plain PyTorch, on small steps."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ HIDDEN, WIDTH, SLOTS = 128, 192, 9
 def check_grouped_experts(
     device: torch.device | str, dtype: torch.dtype, experts: int, is_gated: bool
 ) -> None:
-    """A step with each size of tile. Raises AssertionError where plain PyTorch gives something else.
+    """Run a step with each size of tile. Raises AssertionError where plain PyTorch gives another result.
 
     Experts without a gate have GELU and biases, as Phi's do.
     """
@@ -58,7 +58,7 @@ def _plain(
 
 
 def _random(device: torch.device | str, dtype: torch.dtype, *shape: int) -> Tensor:
-    # A model is loaded under a default device and type of its own.
+    # Explicit device and dtype: vLLM changes torch's defaults while it loads a model.
     generator = torch.Generator(device="cpu").manual_seed(len(shape))
     values = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
     return (values * shape[-1] ** -0.5).to(device=device, dtype=dtype)

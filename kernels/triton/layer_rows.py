@@ -17,7 +17,7 @@ NAN = tl.constexpr(float("nan"))
 
 @triton.jit
 def _copy(from_ptr, to_ptr, from_row_T, to_row_T, is_inside_T, COLUMNS, TO_COLUMNS, BLOCK: tl.constexpr):
-    """Copies rows of as many columns, one block of columns at a time."""
+    """Copies the first `COLUMNS` columns of some rows, one block of columns at a time."""
     for start in range(0, COLUMNS, BLOCK):
         column_X = start + tl.arange(0, BLOCK)
         inside_TX = is_inside_T[:, None] & (column_X < COLUMNS)[None, :]
@@ -31,7 +31,7 @@ def _write(experts_ptr, weights_ptr, count_ptr, tail_ptr, logits_ptr, scores_ptr
            to_experts_ptr, to_weights_ptr, to_count_ptr, to_tail_ptr, to_logits_ptr, to_scores_ptr,
            T, S, A, E, TO_A, TO_E,
            BLOCK_T: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_E: tl.constexpr):  # fmt: skip
-    """Writes a block of tokens and a block of sampled ones; `write_rows` says what a None means."""
+    """Writes a block of tokens and a block of sampled ones; `write_rows` documents the meaning of None."""
     token_T = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_inside_T = token_T < T
     _copy(experts_ptr, to_experts_ptr, token_T, token_T, is_inside_T, A, TO_A, BLOCK_A)
@@ -70,7 +70,7 @@ def write_rows_fused(
     tail_T: Tensor | None = None,
     confidence: Confidence | None = None,
 ) -> None:
-    """What `write_rows` does, on a GPU."""
+    """Do the same as `write_rows`, on a GPU."""
     num_tokens, slots = experts_TA.shape
     logits_TE, scores_TE = (None, None) if confidence is None else confidence
     experts = 1 if logits_TE is None else logits_TE.shape[1]
@@ -99,7 +99,7 @@ def write_rows_fused(
 
 
 def constants(slots: int, experts: int) -> dict[str, int]:
-    """What the kernel is compiled for."""
+    """The block sizes that the kernel is compiled for."""
     return {
         "BLOCK_T": BLOCK_T,
         "BLOCK_A": triton.next_power_of_2(slots),
@@ -112,7 +112,7 @@ def _bytes(flags: Tensor | None) -> Tensor | None:
 
 
 def check_write_rows(device: torch.device | str) -> None:
-    """Write a small and a large step both ways. Raises AssertionError where they differ."""
+    """Write a small and a large step fused and plain. Raises AssertionError where they differ."""
     for num_tokens in (5, 300):
         fused, plain = (_rows(device) for _ in range(2))
         generator = torch.Generator().manual_seed(num_tokens)
@@ -126,8 +126,10 @@ def check_write_rows(device: torch.device | str) -> None:
         )
         write_rows_fused(fused, *step)
         write_rows(plain, *step)
-        for ours, expected in zip(fused, plain, strict=True):
-            assert ours is not None and expected is not None and torch.equal(ours, expected), "rows differ"
+        for actual, expected in zip(fused, plain, strict=True):
+            assert actual is not None and expected is not None and torch.equal(actual, expected), (
+                "rows differ"
+            )
 
 
 def _rows(device: torch.device | str) -> LayerRows:

@@ -1,6 +1,6 @@
-"""GMM routing behind its encoder in one Triton launch: what `kernels.mixture` and a softmax do, fused.
+"""GMM routing, after its encoder, in one Triton launch: `kernels.mixture` and a softmax, fused.
 
-The (z - μ)²/σ² of each component are added up in float32: no large squares cancel, and rounding costs a log
+The (z - μ)²/σ² of each component are summed in float32: no large squares cancel, and rounding costs a log
 density about 1e-6 of its terms. The plain form's product [z, -z²/2]·W needs float64 for that, which many GPUs
 compute slowly; with L near 32 the sums are cheap, and never leave the registers.
 
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 FEW_TOKENS = 1024
-"""Up to as many, each has a program of its own: in decode, that keeps more of the GPU busy."""
+"""Up to this many tokens, each has a program of its own: in decode, that keeps more of the GPU busy."""
 LOWEST = tl.constexpr(-1e38)
 """Below every log density; unlike infinities and NaN, two of them can be subtracted."""
 
@@ -22,7 +22,7 @@ LOWEST = tl.constexpr(-1e38)
 def _best_experts(latent_ptr, log_mixing_ptr, means_ptr, log_variances_ptr, experts_ptr, weights_ptr, T,
                   K: tl.constexpr, C: tl.constexpr, M: tl.constexpr, L: tl.constexpr, BLOCK_T: tl.constexpr,
                   BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr):  # fmt: skip
-    """Experts and weights of a block of tokens; C = E · M components of a mixture."""
+    """Writes experts and weights of a block of tokens; C = E · M components of a mixture."""
     token_T = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     inside_T = token_T < T
     mixture_K = tl.arange(0, BLOCK_K)
@@ -41,7 +41,7 @@ def _best_experts(latent_ptr, log_mixing_ptr, means_ptr, log_variances_ptr, expe
             at_LC = row_C[None, :] * L + inner_L[:, None]
             log_variance_LC = tl.load(log_variances_ptr + at_LC, inside_LC, 0.0)
             log_mixing_C = tl.load(log_mixing_ptr + row_C, component_C < C, float("-inf"))
-            # A dimension for the tokens lets the compiler lay this out as the sum below: fewer instructions.
+            # The extra dimension for tokens gives this the same layout as the sum below: fewer instructions.
             constant_TC = log_mixing_C[None, :] - 0.5 * tl.sum(log_variance_LC[:, None, :], 0)
             off_mean_LTC = latent_LT[:, :, None] - tl.load(means_ptr + at_LC, inside_LC, 0.0)[:, None, :]
             square_TC = tl.sum(off_mean_LTC * off_mean_LTC * tl.exp(-log_variance_LC)[:, None, :], 0)
@@ -63,7 +63,7 @@ def _best_experts(latent_ptr, log_mixing_ptr, means_ptr, log_variances_ptr, expe
 
 
 def tiles(tokens: int, components: int, latent: int) -> dict[str, int]:
-    """A program's tokens, and the components and dimensions whose squares it has in registers at once."""
+    """The sizes of the kernel's tiles: tokens, and components and dimensions in registers at once."""
     block_t, block_cl = (1, 4096) if tokens <= FEW_TOKENS else (8, 1024)
     block_l = triton.next_power_of_2(latent)
     block_c = min(triton.next_power_of_2(components), max(block_cl // block_l, 1))
@@ -75,10 +75,10 @@ def mixture_router(
 ) -> tuple[Tensor, Tensor]:
     """Route T tokens by K mixtures (IDA-MoE, Eqs. 14 and 16 to 19); all tensors are contiguous and float32.
 
-    Returns `experts_TK` (int32), for each mixture the expert of the most probable component, and `weights_TK`
-    (float32), a softmax over those components' posteriors. Of equal components the lower expert's wins; where
-    two are within float32's rounding, the plain form's float64, or a step of another size, may choose the
-    other. Padding may be anything: a latent with NaN gets experts and weights too.
+    Returns `experts_TK` (int32), the expert of each mixture's most probable component, and `weights_TK`
+    (float32), a softmax over those components' posteriors. Of equal components, the one of the lower expert
+    wins; where two are within float32's rounding, the plain form's float64 or a step of another size may
+    choose the other. Padding may hold anything: a latent with NaN gets experts and weights, too.
     """
     (tokens, latent), (mixtures, experts, components) = latent_TL.shape, log_mixing_KEM.shape
     experts_TK = latent_TL.new_empty(tokens, mixtures, dtype=torch.int32)

@@ -1,8 +1,8 @@
-"""The routers of most policies as one Triton launch each: what `prismoe.kernels.fused_rule` can say.
+"""The routers of most policies as one Triton launch each: those that have a `prismoe.kernels.fused_rule`.
 
-Every program decides for a block of tokens without another launch's results: it works out the RPV of its
-images' other tokens again. Sums have a fixed order, so that equal inputs give equal
-bits on every rank. A step's number of tokens compiles nothing anew, so that CUDA graphs can be captured.
+Every program decides for a block of tokens without the results of another launch, so each computes the RPV of
+its images' other tokens again. Sums have a fixed order: equal inputs give equal bits on every rank. No number
+of tokens compiles anything anew, so CUDA graphs can capture a launch.
 
 Tested by Triton's interpreter and compiled ahead for five GPUs (`compile_ahead`); not yet run on a GPU.
 """
@@ -17,14 +17,14 @@ from torch import Tensor
 from prismoe.kernels.fused_rule import ByEntropy, ByImportance, ByModality, ByTail, FusedRule
 
 SCAN = tl.constexpr(1024)
-"""How many tokens' segments are read at a time, to find an image's first and last token."""
+"""The number of tokens whose segments are read at a time, to find an image's first and last token."""
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 FACTORS = ByImportance._fields[1:]
 
 
 @triton.jit
 def _load_scores(scores_ptr, token_T, T, E, BLOCK_E: tl.constexpr):
-    """`[T, E]`; -inf beyond the step's tokens and experts, and for NaN, which padding may hold."""
+    """Loads scores, `[T, E]`; -inf beyond the step's tokens and experts, and for NaN, as in padding."""
     expert_E = tl.arange(0, BLOCK_E)
     inside_TE = (token_T < T)[:, None] & (expert_E < E)[None, :]
     scores_TE = tl.load(scores_ptr + token_T[:, None] * E + expert_E[None, :], inside_TE, float("-inf"))
@@ -33,7 +33,7 @@ def _load_scores(scores_ptr, token_T, T, E, BLOCK_E: tl.constexpr):
 
 @triton.jit
 def _exponentials(logits_TE):
-    """What a softmax divides by its sum."""
+    """The numerators of a softmax: exp(logits - max), `[T, E]`."""
     return tl.exp(logits_TE - tl.max(logits_TE, 1)[:, None])
 
 
@@ -48,11 +48,11 @@ def _rpv(exp_TE, E, BLOCK_E: tl.constexpr):
 @triton.jit
 def _rpv_and_mean(logits_ptr, segment_ptr, token_T, segment_T, T, E, BLOCK_T: tl.constexpr,
                   BLOCK_E: tl.constexpr, BLOCK_I: tl.constexpr):  # fmt: skip
-    """Each vision token's RPV and the mean of its image, both `[T]` in float64 (LTDR, Eqs. 9 and 11).
+    """Each vision token's RPV and the mean RPV of its image, both `[T]` in float64 (LTDR, Eqs. 9 and 11).
 
-    Tokens of the same number in `segment_T` are of an image, be there others between them.
-
-    Both are of the same numbers: rounded in two ways, tokens that are all alike might be above their mean.
+    Tokens with the same number in `segment_T` belong to one image, even with other tokens between them. RPV
+    and mean are made of the same rounded values: otherwise tokens that are all alike could be above their
+    mean.
     """
     lowest = tl.min(tl.where(segment_T >= 0, segment_T, T), 0)
     highest = tl.max(segment_T, 0)
@@ -79,7 +79,7 @@ def _rpv_and_mean(logits_ptr, segment_ptr, token_T, segment_T, T, E, BLOCK_T: tl
 
 @triton.jit
 def _entropy(exp_TE, E):
-    """The entropy of each token's probabilities over its largest value, `[T]`."""
+    """The entropy of each token's probabilities, divided by its largest possible value, `[T]`."""
     probs_TE = exp_TE / tl.sum(exp_TE, 1)[:, None]
     entropy_T = -tl.sum(probs_TE * tl.log(tl.maximum(probs_TE, TINY)), 1)
     return entropy_T / tl.log(tl.maximum(E, 2).to(tl.float32))
@@ -88,7 +88,7 @@ def _entropy(exp_TE, E):
 @triton.jit
 def _best_experts(scores_TE, values_TE, SLOTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
                   BLOCK_A: tl.constexpr):  # fmt: skip
-    """The `SLOTS` experts with the best scores and their values, both `[T, A]`; ties take the lower one."""
+    """The `SLOTS` experts with the best scores and their values, both `[T, A]`; ties take the lower index."""
     expert_E, slot_A = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_A)
     experts_TA = tl.zeros([BLOCK_T, BLOCK_A], tl.int32)
     values_TA = tl.zeros([BLOCK_T, BLOCK_A], tl.float32)
@@ -105,7 +105,7 @@ def _best_experts(scores_TE, values_TE, SLOTS: tl.constexpr, BLOCK_T: tl.constex
 
 @triton.jit
 def _threshold(threshold, LOADS: tl.constexpr):
-    """A threshold, that is a number or lies in memory."""
+    """A threshold: the number itself, or with `LOADS` the value in memory."""
     if LOADS:
         threshold = tl.load(threshold)
     return threshold
@@ -119,7 +119,7 @@ def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_
            SHARED: tl.constexpr, RENORMALIZE: tl.constexpr, LOADS: tl.constexpr,
            BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_A: tl.constexpr,
            BLOCK_I: tl.constexpr):  # fmt: skip
-    """Experts, weights and numbers of experts of a block of tokens; tail flags where the rule has them."""
+    """Writes experts, weights and counts of a block of tokens, and tail flags if the rule has them."""
     token_T = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_inside_T = token_T < T
     segment_T = tl.load(segment_ptr + token_T, is_inside_T, -2).to(tl.int32)
@@ -189,12 +189,12 @@ def _route(logits_ptr, scores_ptr, segment_ptr, asked_ptr, experts_ptr, weights_
 
 
 class FusedRouting(NamedTuple):
-    """The decision for T tokens, as `prismoe.kernels.routing` makes it; A counts the shared experts, too."""
+    """The decision for T tokens, as in `prismoe.kernels.routing`; A counts the shared experts, too."""
 
     experts_TA: Tensor  # int32
     weights_TA: Tensor  # float32
     count_T: Tensor  # int32
-    tail_T: Tensor | None  # bool; None where the rule knows no tail tokens
+    tail_T: Tensor | None  # bool; None where the rule has no tail tokens
 
 
 def fused_router(rule: FusedRule, segment_T: Tensor) -> FusedRouting:
@@ -229,7 +229,7 @@ def fused_router(rule: FusedRule, segment_T: Tensor) -> FusedRouting:
 
 
 def settings(rule: FusedRule) -> dict[str, Any]:
-    """The kernel's arguments that come from settings; those of other kinds of rules are 0."""
+    """The kernel's arguments for a rule; those that only other kinds of rules use are 0."""
     match rule.uses:
         case ByModality(text, vision):
             own: dict[str, Any] = {"KIND": "modality", "TEXT": text, "VISION": vision}
@@ -257,7 +257,7 @@ def settings(rule: FusedRule) -> dict[str, Any]:
 
 
 def tiles(experts: int, slots: int) -> dict[str, Any]:
-    """The sizes of the kernel's tiles for `experts` with a score."""
+    """The sizes of the kernel's tiles, for `experts` with a score and `slots` per token."""
     block_e = triton.next_power_of_2(experts)
     return {
         "BLOCK_T": max(16, min(32, 1024 // block_e)),

@@ -1,4 +1,4 @@
-"""Routing of random steps by `ltdr` and `gmm`, fused and plain: to compare them, and to time both."""
+"""Routes random steps by `ltdr` and `gmm`, fused and plain: to compare them, and to time both."""
 
 from collections.abc import Sequence
 
@@ -13,18 +13,18 @@ from prismoe.kernels.triton.mixture import mixture_router
 from prismoe.kernels.triton.router import FusedRouting, fused_router
 
 TEXT_EXPERTS, HEAD_EXPERTS = 2, 1
-"""Of a token of text, and of a vision token that is no tail token; tail tokens use all."""
+"""Experts of a text token, and of a vision token that is no tail token; tail tokens use all experts."""
 
 
 def route_fused(logits_TE: Tensor, segment_T: Tensor) -> FusedRouting:
-    """Experts, weights, counts and tail flags of T tokens, in one launch."""
+    """Route T tokens in one launch."""
     experts = logits_TE.shape[1]
     uses = ByTail(TEXT_EXPERTS, HEAD_EXPERTS, experts, threshold=None, selects_head=False)
     return fused_router(FusedRule(Confidence(logits_TE), uses, experts, renormalize=True), segment_T)
 
 
 def route_plain(logits_TE: Tensor, segment_T: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same in plain PyTorch."""
+    """Route in plain PyTorch: experts, weights, counts and tail flags."""
     experts = logits_TE.shape[1]
     tail_T = tail_tokens(router_probabilities(logits_TE), segment_T)
     others_T = torch.where(segment_T >= 0, HEAD_EXPERTS, TEXT_EXPERTS)
@@ -34,12 +34,12 @@ def route_plain(logits_TE: Tensor, segment_T: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def random_logits(segment_T: Tensor, experts: int) -> Tensor:
-    """Of as many tokens, on the same device, `[T, E]`."""
+    """Random logits for the tokens of `segment_T`, on its device, `[T, E]`."""
     return _random((len(segment_T), experts), segment_T.device)
 
 
 def check_routing(segment_T: Tensor, experts: int) -> None:
-    """Route a step both ways. Raises AssertionError where they differ."""
+    """Route a step fused and plain. Raises AssertionError where they differ."""
     logits_TE = random_logits(segment_T, experts)
     experts_TA, weights_TA, count_T, tail_T = route_fused(logits_TE, segment_T)
     expected_TA, expected_weights_TA, expected_count_T, expected_tail_T = route_plain(logits_TE, segment_T)
@@ -50,7 +50,7 @@ def check_routing(segment_T: Tensor, experts: int) -> None:
 
 
 def random_mixture(tokens: int, experts: int, device: torch.device | str) -> MixtureRule:
-    """A step and parameters of two mixtures, of the sizes that `gmm` has by default."""
+    """A random step and two mixtures, with the sizes that `gmm` has by default."""
     shape = 2, experts, 16
     return MixtureRule(
         _random((tokens, 32), device),
@@ -60,7 +60,7 @@ def random_mixture(tokens: int, experts: int, device: torch.device | str) -> Mix
 
 
 def mixture_plain(rule: MixtureRule) -> tuple[Tensor, Tensor]:
-    """What `mixture_router` does, in plain PyTorch."""
+    """Do the same as `mixture_router`, in plain PyTorch."""
     experts_TK, posteriors_TK = best_posteriors(log_joint(*rule))
     return experts_TK, torch.softmax(posteriors_TK, dim=-1).float()
 
@@ -78,5 +78,5 @@ def check_mixture(rule: MixtureRule) -> None:
 
 
 def _random(shape: Sequence[int], device: torch.device | str) -> Tensor:
-    """The same on every device."""
+    """Random numbers that are the same on every device."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -1,4 +1,4 @@
-"""Where the model that ships with prismoe is."""
+"""The place of the model that ships with prismoe."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""The weight files of a folder: which ones vLLM reads, what their headers say, and what they hold.
+"""Finds and reads the weight files that vLLM reads from a folder: their headers and tensors.
 
-Every error is a ValueError with a sentence.
+Every error is a ValueError whose message is a sentence for the user.
 """
 
 import json
@@ -17,14 +17,14 @@ from torch import Tensor
 Shape: TypeAlias = tuple[int, ...]
 
 NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")
-"""What a training leaves beside .bin weights; vLLM reads every other .bin file."""
+"""Files that training leaves beside .bin weights; vLLM reads every other .bin file."""
 
 DIGESTED_PARTS, DIGESTED_BYTES = 16, 2**16
-"""How many parts of a file its digest looks at, and how long they are."""
+"""The number of parts of a file that its digest reads, and their length in bytes."""
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`."""
+    """Read the JSON object in `file`."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -32,12 +32,12 @@ def read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}): fetch it again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no JSON object: fetch it again.")
+        raise ValueError(f"{file} does not hold a JSON object: fetch it again.")
     return content
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that vLLM takes weights from: those of safetensors if there are any, else .bin."""
+    """The files that vLLM reads weights from: the safetensors files if there are any, else the .bin files."""
     safetensors = sorted(folder.glob("*.safetensors"))
     if index := _in_index(folder / "model.safetensors.index.json"):
         return index
@@ -53,7 +53,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _in_index(index: Path) -> list[Path]:
-    """The files that an index names, all of which must be there; none without an index."""
+    """The files that an index names, which must all exist; an empty list without an index."""
     if not index.is_file():
         return []
     files = sorted({index.parent / name for name in read_json(index).get("weight_map", {}).values()})
@@ -64,9 +64,9 @@ def _in_index(index: Path) -> list[Path]:
 
 
 def weights_digest(folder: Path) -> str:
-    """What tells these weights from others: a SHA-256 of the files' sizes, beginnings and some parts between.
+    """A SHA-256 that identifies these weights, over the files' sizes and some parts of their contents.
 
-    Reading all of a large checkpoint would take minutes. A training changes nearly all of its weights.
+    Reading all of a large checkpoint would take minutes, and training changes nearly all weights.
     """
     digest = sha256()
     for file in weight_files(folder):
@@ -80,7 +80,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def stored_shapes(folder: Path) -> dict[str, Shape]:
-    """The tensors in a folder's weight files, by name, from the files' headers alone."""
+    """The shapes of the tensors in a folder's weight files, by name, read from the headers alone."""
     return {name: shape for file in weight_files(folder) for name, shape in _shapes_in(file)}
 
 
@@ -105,15 +105,17 @@ def stored_tensors(folder: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def open_safetensors(file: Path) -> Any:
-    """The safetensors library's view of a file, a context manager."""
+    """Open a file with the safetensors library; a context manager."""
     try:
         return safe_open(file, "pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is cut short or no safetensors file ({error}): fetch it again.") from error
+        raise ValueError(
+            f"{file} is cut short, or is not a safetensors file ({error}): fetch it again."
+        ) from error
 
 
 def load_pickled(file: Path, device: str) -> dict[str, Tensor]:
-    """A .bin file's tensors. Nothing in it is run; on device "meta" the tensors' contents stay unread."""
+    """Load a .bin file's tensors without running its code; on device "meta" their contents stay unread."""
     try:
         content = torch.load(file, map_location=device, weights_only=True, mmap=_is_zip(file))
     except pickle.UnpicklingError as error:
@@ -122,13 +124,13 @@ def load_pickled(file: Path, device: str) -> dict[str, Tensor]:
             "save its weights as safetensors."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{file} is cut short or no file of weights: fetch it again.") from error
+        raise ValueError(f"{file} is cut short, or is not a file of weights: fetch it again.") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{file} holds no weights by name: save them as safetensors.")
+        raise ValueError(f"{file} does not hold weights by name: save them as safetensors.")
     return content
 
 
 def _is_zip(file: Path) -> bool:
-    """Whether torch wrote the file in its present format, which alone can be mapped."""
+    """Whether torch wrote the file in its current format; only that can be memory-mapped."""
     with file.open("rb") as start:
         return start.read(2) == b"PK"

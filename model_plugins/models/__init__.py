@@ -1,4 +1,4 @@
-"""The models that prismoe brings to vLLM.
+"""The models that prismoe adds to vLLM.
 
-May import worker, for its checks, and what is behind it.
+May import worker, for its checks, and the rooms after it.
 """

@@ -1,5 +1,5 @@
-"""What stands at a MoE layer of a model: routers, the step's tokens, requests, expert load.
+"""The code at a model's MoE layers: routers, the step's tokens, requests, expert load.
 
-`experts` runs the experts, and `attached` stands in models that vLLM has built. May import routing and
-kernels; knows no model.
+`experts` runs the experts, and `attached` adds prismoe to models that vLLM has built. May import routing and
+kernels; imports no model.
 """

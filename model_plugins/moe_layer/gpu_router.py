@@ -1,4 +1,4 @@
-"""The router on CUDA: a policy's fused rule decides in one launch."""
+"""The router on CUDA: one launch decides by a policy's fused rule."""
 
 from collections.abc import Sequence
 from functools import cache, partial
@@ -16,19 +16,19 @@ from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingP
 from prismoe.model_plugins.routing.thresholds import threshold_tensors
 
 CHECKED_IMAGES = ((40, 36), (576, 700))
-"""The tokens of the two images of each step that the check at the start routes."""
+"""The numbers of tokens of the two images in each step of the check at the start."""
 
 
 class FusedRouter(PolicyRouter):
     """Decides as `PolicyRouter` does, in one launch instead of dozens of small operations."""
 
     def route(self, inputs: RouterInputs) -> Routing:
-        """The policy's decision."""
+        """The policy's decision, by `fused_routing`."""
         return fused_routing(self.policy, inputs)
 
 
 def fused_routing(policy: RoutingPolicy, step: RouterInputs) -> Routing:
-    """What `policy.route` decides, with int32 experts, by a kernel if the policy has a fused rule."""
+    """The decision of `policy.route`, with int32 experts, by a kernel if the policy has a fused rule."""
     match policy.fused_rule(step):
         case FusedRule() as rule:
             return Routing(*fused_router(rule, step.segment_T), rule.confidence)
@@ -40,11 +40,11 @@ def fused_routing(policy: RoutingPolicy, step: RouterInputs) -> Routing:
 
 
 def fused_routing_works(policy: RoutingPolicy, num_experts: int) -> bool:
-    """Whether the kernels do on this GPU what the policy does in plain PyTorch."""
+    """Whether the kernels give the same results on this GPU as the policy in plain PyTorch."""
     return _works(type(policy), policy.model_dump_json(), num_experts, current_platform.device_type)
 
 
-@cache  # layers often have the same policy
+@cache  # many layers have the same policy
 def _works(policy_class: type[RoutingPolicy], settings: str, num_experts: int, device: str) -> bool:
     policy = policy_class.model_validate_json(settings)
     return kernel_works(
@@ -57,9 +57,9 @@ def _works(policy_class: type[RoutingPolicy], settings: str, num_experts: int, d
 def check_fused_routing(policy: RoutingPolicy, num_experts: int, device: str) -> None:
     """Route a small and a large step both ways. Raises AssertionError where they differ.
 
-    Rounding may decide otherwise for one token in a hundred.
+    Rounding may lead to another choice for one token in a hundred.
     """
-    with torch.device(device):  # a model is loaded under a default device and type of its own
+    with torch.device(device):  # vLLM changes torch's defaults while it loads a model
         for first, second in CHECKED_IMAGES:
             _check_step(policy, num_experts, [TEXT] * 20 + [0] * first + [1] * second + [PADDING] * 4)
 
@@ -77,4 +77,4 @@ def _compare(policy: RoutingPolicy, step: RouterInputs) -> None:
     differs_T |= (routing.count_T != expected.count_T) | (routing.tail_T != expected.tail_T)
     assert int(differs_T.sum()) <= max(1, len(differs_T) // 100), "experts differ"
     weights_TA, expected_TA = routing.weights_TA[~differs_T], expected.weights_TA[~differs_T]
-    torch.testing.assert_close(weights_TA, expected_TA, rtol=1e-3, atol=1e-3)  # `gmm`'s are of large sums
+    torch.testing.assert_close(weights_TA, expected_TA, rtol=1e-3, atol=1e-3)  # `gmm` has large sums

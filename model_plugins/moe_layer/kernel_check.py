@@ -1,4 +1,4 @@
-"""Whether a kernel of prismoe's does its work on this GPU, which may not be one that it was tried on."""
+"""Checks prismoe's kernels on this GPU, which may be a kind that they were never tested on."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -12,12 +12,12 @@ from vllm.logger import init_logger
 logger = init_logger("vllm.prismoe.kernels")
 
 PLAIN_KERNELS = "PRISMOE_PLAIN_KERNELS"
-"""The environment variable that turns them off."""
+"""The environment variable that turns prismoe's kernels off."""
 _found: dict[str, bool] = {}
 
 
 class Outcome(IntEnum):
-    """How a check ends on a rank, the worst first."""
+    """The outcome of a check on a rank, the worst first."""
 
     BROKEN = 0
     FAILS = 1
@@ -25,17 +25,17 @@ class Outcome(IntEnum):
 
 
 def kernel_works(check: Callable[[], None], name: str, instead: str) -> bool:
-    """Whether `check` passes on all tensor-parallel ranks, which must compute alike; a warning tells if not.
+    """Whether `check` passes on all tensor-parallel ranks, which must all compute in the same way.
 
-    `instead` says what happens without the kernel called `name`. Raises RuntimeError with a sentence, on all
-    ranks, if the check leaves one of them a GPU that nothing can run on.
+    A warning is logged where it fails. `instead` says what happens without the kernel called `name`. Raises
+    RuntimeError, on all ranks, if the check leaves a rank's GPU unusable.
     """
     _found[name] = os.environ.get(PLAIN_KERNELS) != "1" and _works(check, name, instead)
     return _found[name]
 
 
 def kernels_found() -> Mapping[str, bool]:
-    """By name, whether the kernels that were checked in this process work."""
+    """Whether each kernel checked in this process works, by name."""
     return _found
 
 
@@ -66,13 +66,13 @@ def _works(check: Callable[[], None], name: str, instead: str) -> bool:
 def _error(check: Callable[[], None]) -> Exception | None:
     try:
         check()
-    except Exception as error:  # whatever a compiler makes of it, serving can do without
+    except Exception as error:  # the compiler may raise anything, and serving works without the kernel
         return error
     return None
 
 
 def _worst(own: Outcome) -> Outcome:
-    """The worst outcome of all ranks. Each has to ask: one that raises before leaves the others waiting."""
+    """The worst outcome of all ranks. Every rank must call this: a missing one leaves the others waiting."""
     group = get_tp_group()
     if group.world_size == 1:
         return own
@@ -82,7 +82,7 @@ def _worst(own: Outcome) -> Outcome:
 
 
 def _is_broken() -> bool:
-    """After an access to memory that is not there, CUDA refuses whatever a process asks of it."""
+    """Whether CUDA refuses all further work of this process, as after an access to invalid memory."""
     if not torch.cuda.is_available():
         return False
     try:

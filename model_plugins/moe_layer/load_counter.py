@@ -1,6 +1,7 @@
-"""Counts the steps of all MoE layers at once, many steps at a time.
+"""Counts the steps of all MoE layers together, many steps at a time.
 
-A step is copied into a page, and a full page is counted: a small step would take ten times as long by itself.
+Each step is copied into a page, and a full page is counted: counting a small step by itself would take ten
+times as long.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -20,15 +21,15 @@ from prismoe.model_plugins.moe_layer.step import RoutingStep
 
 PAGE_TOKENS = 1024
 PAGE_STEPS = 4
-"""How many steps' scored tokens a page takes, where a step has as many as it can."""
+"""The number of steps whose scored tokens fit into a page, if each step has as many as possible."""
 
 Rows = TypeVar("Rows", RoutedTokens, ScoredTokens)
 
 
 class Page(Generic[Rows]):
-    """Room for the tokens of many steps, side by side; made with the first, on its device.
+    """Holds the tokens of many steps, side by side; allocated with the first step, on its device.
 
-    Of the parts named in `constant` the first token's stand for all.
+    For the fields named in `constant`, the first token's values count for all tokens.
     """
 
     def __init__(self, most_tokens: int, constant: Collection[str]) -> None:
@@ -37,11 +38,11 @@ class Page(Generic[Rows]):
         self._rows: Rows | None = None
 
     def has_room(self, tokens: int) -> bool:
-        """Whether so many more go into it."""
+        """Whether `tokens` more tokens fit."""
         return self._tokens + tokens <= self._most_tokens
 
     def append(self, rows: Rows, tokens: int) -> None:
-        """Copy a step behind the others."""
+        """Copy a step after the others."""
         if self._rows is None:
             self._rows = type(rows)(*map(self._room, rows._fields, rows))
         for name, room, part in zip(rows._fields, self._rows, rows, strict=True):
@@ -50,7 +51,7 @@ class Page(Generic[Rows]):
         self._tokens += tokens
 
     def take(self) -> Rows | None:
-        """What was copied, if anything was; it is good until the next step is appended."""
+        """Empty the page and return what it held, if anything; valid until the next step is appended."""
         tokens, self._tokens = self._tokens, 0
         if self._rows is None or tokens == 0:
             return None
@@ -63,12 +64,12 @@ class Page(Generic[Rows]):
 
 
 def _token_dim(part: Tensor) -> int:
-    """Of `[T]` the first, of `[L, T, ...]` the second."""
+    """The dimension of the tokens: the first of `[T]`, the second of `[L, T, ...]`."""
     return min(1, part.ndim - 1)
 
 
 class LoadCounter(nn.Module):
-    """What a model's tokens used since the start, or since `reset`."""
+    """Counts what a model's tokens use, since the start or since `reset`."""
 
     load_LMC: Tensor
 
@@ -79,7 +80,7 @@ class LoadCounter(nn.Module):
         load_LMC = empty_load(len(step.layers), len(step.tokens.names), experts)
         self.register_buffer("load_LMC", load_LMC.to(step.tokens.segments.device), persistent=False)
         self.as_scored: Callable[[ScoredTokens], ScoredTokens] = lambda scored: scored
-        """From what the layers wrote to what is counted."""
+        """Turns what the layers wrote into what is counted."""
         constant = step.constant()
         self._routed = Page[RoutedTokens](max(PAGE_TOKENS, len(step.tokens.segments)), constant)
         self._scored = Page[ScoredTokens](PAGE_STEPS * len(step.tokens.sampled), constant)
@@ -94,7 +95,7 @@ class LoadCounter(nn.Module):
         self._scored.append(step.scored(), step.tokens.num_sampled)
 
     def load(self) -> Mapping[str, Any]:
-        """What was counted: for each field of `LayerLoad` a list by layer."""
+        """The counts: for each field of `LayerLoad` a list by layer."""
         self._count_routed()
         self._count_scored()
         loads = [
@@ -112,7 +113,7 @@ class LoadCounter(nn.Module):
             count_confidence(self.load_LMC, self.as_scored(written), self._layers)
 
     def reset(self) -> None:
-        """Count from zero."""
+        """Restart counting at zero."""
         self._routed.take()
         self._scored.take()
         self.load_LMC.zero_()

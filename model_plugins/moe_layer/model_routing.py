@@ -1,7 +1,7 @@
-"""A model's MoE layers as a whole: the running step, the load counted so far, and what is in force.
+"""A model's MoE layers together: the running step, the load counted so far, and the routing in force.
 
-`PolicyRouting` is of a model that is built with prismoe's routers; `native.NativeRouting` stands beside the
-routers of a model that vLLM has built.
+`PolicyRouting` is for models built with prismoe's routers; `native.NativeRouting` works beside the routers of
+a model that vLLM has built.
 """
 
 from abc import ABC, abstractmethod
@@ -30,19 +30,19 @@ from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests, wat
 
 
 class Observed(Protocol):
-    """What routes a MoE layer."""
+    """The router of a MoE layer, or what takes its place."""
 
     gate: Gate
     observer: Observer | None
 
 
 class ModelRouting(nn.Module, ABC):
-    """`layers` are the MoE layers by their index in the decoder, in the decoder's order."""
+    """The routing of a model. `layers` are the MoE layers by their index in the decoder, in order."""
 
     not_supported: Sequence[str] = ()
-    """What can't be had of this model, a sentence each."""
+    """What prismoe can't do with this model, one sentence each."""
     switchable = False
-    """Whether `route_by` and `change_thresholds` may be called: whether there are both choices."""
+    """Whether `route_by` and `change_thresholds` may be called: there are both a policy and native."""
     routed_by: RoutedBy = "policy"
 
     def __init__(
@@ -63,64 +63,64 @@ class ModelRouting(nn.Module, ABC):
         self.kernels: dict[int, str] = {}
 
     def counted(self) -> Sequence["ModelRouting"]:
-        """Itself, and what is counted beside it."""
+        """This routing, and any that is counted beside it."""
         return [self]
 
     def begin_made_up_step(self, num_tokens: int) -> None:
-        """Have the self-check's step, which comes next, ask each router, as it does in most models."""
+        """Prepare the model so that the self-check's next step calls each router; most need nothing."""
 
     def end_step(self) -> None:
-        """Count the step that has run, and forget it."""
+        """Count the step that has run, and clear it."""
         for watch in self.step_watchers:
             watch(self.step)
         self.counter.add(self.step)
         self.step.tokens.clear()
 
     def load(self) -> Mapping[str, Any]:
-        """The load counted so far, as the server's `ExpertLoad`."""
+        """The load counted so far, in the form of the server's `ExpertLoad`."""
         return {"modalities": [*self.step.tokens.names], "layers": [*self.layers], **self.counter.load()}
 
     def reset_load(self) -> None:
-        """Count from zero: on CUDA vLLM warms up with made-up requests, which look like real ones here."""
+        """Restart counting at zero: on CUDA vLLM warms up with made-up requests, which look real here."""
         self.counter.reset()
 
     def route_by(self, choice: RoutedBy) -> bool:
-        """From the next step on route by this choice; whether that changes anything.
+        """Route by this choice from the next step on. Returns whether that changes anything.
 
         Raises ValueError where the model is not `switchable`.
         """
-        raise ValueError(f"{self.architecture} is routed by {self.routed_by} alone.")
+        raise ValueError(f"{self.architecture} can only route by {self.routed_by}.")
 
     def change_thresholds(self, by_layer: ThresholdsByLayer) -> bool:
-        """From the next step on route by these thresholds; whether that changes anything.
+        """Route by these thresholds from the next step on. Returns whether that changes anything.
 
         Raises ValueError where the model is not `switchable`.
         """
-        raise ValueError(f"{self.architecture} is routed by {self.routed_by} alone.")
+        raise ValueError(f"{self.architecture} can only route by {self.routed_by}.")
 
     def reroute(self, routing: Mapping[str, Any] | None) -> None:
-        """From the next step of an eager engine on route by other settings of the policies in force.
+        """Route by other settings of the policies in force, from the next step of an eager engine on.
 
-        They may ask for no more slots than those. None: as the model that is calibrated does by itself.
-        Raises ValueError where no policy is in force.
+        They may not need more slots. None restores the model's own routing. Raises ValueError where no policy
+        is in force.
         """
-        raise ValueError(f"{self.architecture} is routed by {self.routed_by} alone.")
+        raise ValueError(f"{self.architecture} can only route by {self.routed_by}.")
 
     @property
     def most_request_experts(self) -> int:
-        """The most experts that a request may ask for its vision tokens; 0: none."""
+        """The most experts that a request may ask for its vision tokens; 0 where it may not ask."""
         return 0
 
     @abstractmethod
     def source(self) -> str:
-        """Where it was said how the model routes."""
+        """The source of the routing: where it was set."""
 
     @abstractmethod
     def describe_layer(self, layer: int) -> Mapping[str, Any]:
         """`top_k`, `gate`, `policy` and `sources` of a layer, as in the server's `ServedLayer`."""
 
     def describe(self) -> Mapping[str, Any]:
-        """What is in force, as the server's `ServedRouting`."""
+        """The routing in force, in the form of the server's `ServedRouting`."""
         layers = [
             {
                 "layer": layer,
@@ -142,7 +142,7 @@ class ModelRouting(nn.Module, ABC):
 
 
 class PolicyRouting(ModelRouting):
-    """The routers of a model that asks for one for each of its MoE layers as it is built."""
+    """The routers of a model that requests one for each of its MoE layers while it is built."""
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class PolicyRouting(ModelRouting):
         return router
 
     def watch(self, runner: Any, embed: Callable[[Tensor], Tensor]) -> None:
-        """Learn of `runner`'s requests, if a policy in force decides by them.
+        """Watch `runner`'s requests, if a policy in force needs them.
 
         `embed` gives token ids' embeddings.
         """
@@ -203,7 +203,7 @@ class PolicyRouting(ModelRouting):
             experts = {layer: shape.experts for layer, shape in self.layers.items()}
             in_force = choose_routing(None, routing, self._top_k, experts)
         for layer, router in self.routers.items():
-            assert isinstance(router, PolicyRouter)  # `router` makes no others
+            assert isinstance(router, PolicyRouter)  # `router` makes only these
             router.policy = in_force.layers[layer].policy
 
     @property
@@ -224,7 +224,7 @@ class PolicyRouting(ModelRouting):
 
 
 def router_parameters(policy: RoutingPolicy, hidden_size: int, num_experts: int) -> nn.ParameterDict:
-    """The policy's parameters by name, to be loaded from a checkpoint."""
+    """The policy's parameters by name, for loading from a checkpoint."""
     parameters = nn.ParameterDict()
     for name, shape in policy.parameters(hidden_size, num_experts).items():
         parameter = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)
@@ -243,7 +243,7 @@ def _load(name: str, parameter: Tensor, weight: Tensor) -> None:
 
 
 def router_class(policy: RoutingPolicy, num_experts: int) -> type[PolicyRouter]:
-    """How this platform routes by `policy`."""
+    """The router's class for `policy` on this platform."""
     if current_platform.is_cuda():
         from prismoe.model_plugins.moe_layer.gpu_router import FusedRouter, fused_routing_works
 
@@ -258,12 +258,12 @@ def runners_of(model: nn.Module) -> list[MoERunner]:
 
 
 def kernel_class(runner: MoERunner) -> type:
-    """The class of vLLM's that runs a layer's experts."""
+    """vLLM's class that runs a layer's experts."""
     method: Any = runner.routed_experts.quant_method
     kernel = getattr(method, "moe_kernel", None)
     return type(method if kernel is None else kernel.fused_experts)
 
 
 def kernel_name(runner: MoERunner) -> str:
-    """What that class is called."""
+    """The name of vLLM's class that runs a layer's experts."""
     return kernel_class(runner).__name__

@@ -1,7 +1,7 @@
 """The router logits of whole requests, in buffers that CUDA graphs can read.
 
-Policies that decide once a request (`RequestPolicy`) need to know which request a token is of, what label the
-request came with and what its instruction is. The model is not told; vLLM's runner knows (`watch_steps`).
+Policies that decide once per request (`RequestPolicy`) need each token's request, the request's label and its
+instruction. The model doesn't get these; vLLM's runner has them (`watch_steps`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from prismoe.model_plugins.routing.request_policy import NO_TASK, RequestPolicy,
 from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests
 
 TASK = "task"
-"""What a request's label is called among its `vllm_xargs` (offline: `SamplingParams.extra_args`)."""
+"""The key of a request's label in its `vllm_xargs` (offline: `SamplingParams.extra_args`)."""
 
 logger = init_logger("vllm.prismoe.requests")
 
@@ -29,7 +29,7 @@ class _Layer(NamedTuple):
 
 
 class RequestGate(nn.Module):
-    """Gives each token its request's logits in one layer, as a gate gives those of its hidden state."""
+    """Gives each token its request's logits in one layer, as a gate gives a hidden state's logits."""
 
     def __init__(self, logits_RE: Tensor, request_T: Tensor) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ class RequestGate(nn.Module):
 
 
 class RequestLogits(nn.Module):
-    """Each request's logits by layer. `request_T` says which request each token of the running step is of.
+    """Each request's logits by layer. `request_T` holds the request of each token of the running step.
 
-    A request's logits are computed once, when the runner meets it. Rows follow the step's requests.
+    A request's logits are computed once, when the runner first has it. The rows follow the step's requests.
     """
 
     request_T: Tensor
@@ -62,14 +62,14 @@ class RequestLogits(nn.Module):
         self._rows: Sequence[str] = ()
 
     def add_layer(self, layer: int, policy: RequestPolicy, parameters: Mapping[str, Tensor]) -> RequestGate:
-        """The gate of a layer; to be called in the layers' order."""
+        """Make the gate of a layer; call this in the layers' order."""
         num_experts = self._experts_by_layer[layer]
         gate = RequestGate(self.logits_RLE[:, len(self._layers), :num_experts], self.request_T)
         self._layers.append(_Layer(policy, num_experts, parameters))
         return gate
 
     def begin_step(self, step: StepRequests, embed: Callable[[Tensor], Tensor]) -> None:
-        """Describe the step that is about to run. `embed` gives the embeddings of token ids, `[T, D]`."""
+        """Prepare for the step that is about to run. `embed` gives the embeddings of token ids, `[T, D]`."""
         if step.new:
             self._logits_of = {name: own for name, own in self._logits_of.items() if name in step.known}
         for request in step.new:
@@ -96,18 +96,18 @@ class RequestLogits(nn.Module):
         if given is None:
             return NO_TASK
         if type(given) is not int or given < 0:
-            logger.warning("A request's task is no label: it is left out.")
+            logger.warning("A request's task is ignored: it must be a whole number, 0 or more.")
             return NO_TASK
         return given
 
     def _instruction(self, request: Any, embed: Callable[[Tensor], Tensor]) -> Tensor:
-        """The mean embedding of all tokens of the prompt but its images', `[D]`."""
+        """The mean embedding of all tokens of the prompt except its images', `[D]`."""
         is_text = np.ones(len(request.prompt_token_ids), dtype=bool)
         for image in request.mm_features:
             start = image.mm_position.offset
             is_text[start : start + image.mm_position.length] = False
         text = np.array(request.prompt_token_ids, dtype=np.int64)[is_text]
-        # One token of any kind where there is no text, for the shape: its weight is 0.
+        # Without text, any one token gives the shape: its weight is 0.
         ids = text if len(text) else np.zeros(1, dtype=np.int64)
         embeds_TD = embed(async_tensor_h2d(ids, device=self.request_T.device)).float()
         return embeds_TD.mean(dim=0) * bool(len(text))

@@ -1,8 +1,8 @@
-"""How a request may route its own images: `mm_processor_kwargs: {"routing": {"tail_experts": 4}}`.
+"""A request's own routing of its images: `mm_processor_kwargs: {"routing": {"tail_experts": 4}}`.
 
-The numbers ride behind each image's embeddings, as further columns. So they go wherever vLLM keeps or sends
-an image (encoder cache, preemption, chunks), and vLLM's caches tell images of different routing apart, since
-it hashes an image together with its `mm_processor_kwargs`.
+The numbers travel in additional columns of each image's embeddings. So they go wherever vLLM keeps or sends
+an image (encoder cache, preemption, chunks), and vLLM's caches distinguish images of different routing, since
+vLLM hashes an image together with its `mm_processor_kwargs`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 NUMBERS = 2
-"""How many numbers ride behind an image's embeddings: the experts of its tail and of its head tokens."""
+"""How many numbers follow an image's embeddings: the experts of its tail tokens and of its head tokens."""
 BASE = 256
-"""Each rides as two digits to this base: bfloat16 holds whole numbers exactly only up to it."""
+"""Each number is stored as two digits to this base: bfloat16 holds whole numbers exactly only up to it."""
 COLUMNS = 2 * NUMBERS
 
 
 class RequestRouting(BaseModel):
-    """The experts that a request asks for its vision tail and head tokens; the rest stays as it is."""
+    """The experts that a request asks for its vision tail and head tokens; None keeps the policy's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -28,17 +28,17 @@ class RequestRouting(BaseModel):
 
 
 def asked_experts(mm_processor_kwargs: Mapping[str, object], most: int) -> tuple[int, int]:
-    """The experts that a request asks for tail and head tokens, 0 where it asks for none.
+    """The experts that a request asks for its tail and head tokens, 0 where it asks for none.
 
-    `most` is the largest number that it may ask for. Raises ValueError with a sentence for the client.
+    `most` is the largest number that it may ask for. Raises ValueError with a message for the client.
     """
     if unknown := sorted(set(mm_processor_kwargs) - {"routing"}):
-        raise ValueError(f"mm_processor_kwargs takes routing alone, not {', '.join(unknown)}.")
+        raise ValueError(f"mm_processor_kwargs may only hold routing, not {', '.join(unknown)}.")
     if "routing" not in mm_processor_kwargs:
         return 0, 0
     if most == 0:
         raise ValueError(
-            "The routing policy in force takes no numbers from requests: "
+            "The routing policy in force does not accept numbers of experts from requests: "
             "leave mm_processor_kwargs.routing out."
         )
     try:
@@ -59,19 +59,19 @@ def _sentence(error: ValidationError) -> str:
     if not fault["loc"]:
         return f"{place} has to be an object that holds tail_experts, head_experts or both."
     if fault["type"] == "extra_forbidden":
-        return f"{place} is not taken: a request may choose tail_experts and head_experts."
+        return f"{place} is not known: a request may choose tail_experts and head_experts."
     return f"{place} has to be a whole number of experts, 1 or more."
 
 
 def with_numbers(embeds_NTD: Tensor, asked_N2: Tensor) -> Tensor:
-    """Each image's embeddings with the numbers it asks for behind them, `[N, T, D + 4]`."""
+    """Append the numbers that each image asks for to its embeddings, `[N, T, D + 4]`."""
     digits_N4 = torch.cat([asked_N2 // BASE, asked_N2 % BASE], dim=-1)
     digits_NT4 = digits_N4.to(embeds_NTD)[:, None].expand(-1, embeds_NTD.shape[1], -1)
     return torch.cat([embeds_NTD, digits_NT4], dim=-1)
 
 
 def without_numbers(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The images' embeddings, `[T, D]` each, and the numbers they came with, `[T, 2]` each."""
+    """Split images into their embeddings, `[T, D]` each, and their numbers, `[T, 2]` each."""
     return [image[:, :-COLUMNS] for image in images], [_numbers(image[:, -COLUMNS:]) for image in images]
 
 

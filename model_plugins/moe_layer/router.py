@@ -1,7 +1,7 @@
-"""The vLLM router that applies a routing policy and tells the step's state what it decided.
+"""The vLLM router that applies a routing policy and writes its decisions to the step's state.
 
-On CPU the compiler looks into it, and routing becomes a part of the model's graph. On a GPU it runs inside
-vLLM's MoE op, by fused kernels where they work (`prismoe.model_plugins.moe_layer.gpu_router`).
+On CPU it is compiled, and routing becomes a part of the model's graph. On a GPU it runs inside vLLM's MoE op,
+by fused kernels where they work (`prismoe.model_plugins.moe_layer.gpu_router`).
 """
 
 from collections.abc import Callable, Sequence
@@ -29,13 +29,13 @@ class PolicyRouter(BaseRouter):
     """Routes one MoE layer by `policy`.
 
     `step` is the running step's state, in which this layer has the place `place`; `parameters` are the
-    policy's, by name. `request_gate` gives the logits of a policy that decides once a request.
+    policy's, by name. `request_gate` gives the logits of a policy that decides once per request.
     """
 
     gate: Gate = SOFTMAX
     observer: Observer | None = None
-    """What it makes of the weights is what counts. Of quantised experts on CPU it sees the steps of an eager
-    engine only."""
+    """The observer sees each step, and may change the weights in place. With quantised experts on CPU it only
+    sees the steps of an eager engine."""
 
     def __init__(
         self,
@@ -55,12 +55,12 @@ class PolicyRouter(BaseRouter):
 
     @property
     def routing_method_type(self) -> RoutingMethodType:
-        # vLLM's CPU kernels of quantised experts ask for a method by name, and then take these experts and
-        # weights as they are. Elsewhere a kernel may route by itself, unless the method is Custom.
+        # vLLM's CPU kernels of quantised experts require a known method, and then use these experts and
+        # weights unchanged. Elsewhere a kernel may route by itself, unless the method is Custom.
         return RoutingMethodType.Renormalize if current_platform.is_cpu() else RoutingMethodType.Custom
 
     def inputs(self, hidden_TD: Tensor, logits_TE: Tensor) -> RouterInputs:
-        """What the policy sees of the running step."""
+        """The policy's inputs for the running step."""
         tokens = self._step.tokens.seen(hidden_TD.shape[0])
         return RouterInputs(
             hidden_TD,
@@ -78,7 +78,7 @@ class PolicyRouter(BaseRouter):
         return self.policy.route(inputs)
 
     def decide(self, hidden_TD: Tensor, logits_TE: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """Route the running step, and write down where it goes.
+        """Route the running step, and record the decision.
 
         Returns `weights_TA` (float32), `experts_TA` (int32), and whether all slots are known to be used.
         """
@@ -90,7 +90,7 @@ class PolicyRouter(BaseRouter):
     def observed(
         self, hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor
     ) -> Tensor:
-        """The weights, as the observer leaves them where there is one. It sees as many slots in each step."""
+        """The weights after the observer, if any. It sees the same number of slots in each step."""
         if self.observer is None:
             return weights_TA
         slots = weights_TA.shape[1]
@@ -113,7 +113,7 @@ class PolicyRouter(BaseRouter):
 
 
 def layer_shape(policy: RoutingPolicy, num_experts: int, gate: Gate = SOFTMAX) -> LayerShape:
-    """What counting has to know of a layer that routes by `policy`, from a trial of a few tokens."""
+    """The shape of a layer that routes by `policy`, from a trial with a few tokens."""
     with torch.device("cpu"):
         bias_E = None if gate.bias_E is None else gate.bias_E.cpu()
         inputs = trial_inputs(policy, num_experts, [0, 0, TEXT])
@@ -132,7 +132,7 @@ def layer_shape(policy: RoutingPolicy, num_experts: int, gate: Gate = SOFTMAX) -
 def trial_inputs(
     policy: RoutingPolicy, num_experts: int, segments: Sequence[int], hidden_size: int = 64
 ) -> RouterInputs:
-    """Random inputs to try a policy with: the same on every device, on the default one."""
+    """Random inputs for a trial of a policy, on the default device; the same numbers on every device."""
     generator = torch.Generator(device="cpu").manual_seed(0)
 
     def values(*shape: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""The running step's state: what its tokens are, and where each MoE layer sent them.
+"""The running step's state: its tokens' modalities and segments, and each MoE layer's decisions.
 
-All of it lies in buffers of fixed places, so that compiled graphs and CUDA graphs can read and write it.
-`[:n]` describes the n tokens of the step; behind them is padding. vLLM runs dummy steps without embedding
-tokens: the buffers then say padding throughout.
+All of it is in buffers at fixed addresses, so that compiled graphs and CUDA graphs can read and write it.
+`[:n]` describes the n tokens of the step, and the rest is padding. vLLM runs dummy steps without embedding
+tokens: the buffers then hold only padding.
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ from prismoe.kernels.routing import PADDING, TEXT
 from prismoe.model_plugins.moe_layer.kernel_check import kernel_works
 
 NOT_WRITTEN = -2
-"""In place of an expert that no router has told; vLLM gives padding expert -1 on some devices."""
+"""Marks a slot that no router has written; vLLM gives padding expert -1 on some devices."""
 MOST_SCORED = 2**19
-"""Scored tokens of a step, times layers and experts. Where a step has more tokens, evenly spaced ones stand
-for all: the statistics of 48 layers of 128 experts would take longer than routing does."""
+"""The most scored tokens of a step, times layers and experts. In a step with more tokens, evenly spaced ones
+are scored: statistics of all tokens, with 48 layers of 128 experts, would take longer than routing."""
 
 
 class StepTokens(NamedTuple):
-    """The tokens of the running step, as a `RouterInputs` describes them."""
+    """The tokens of the running step, as in `RouterInputs`."""
 
     segment_T: Tensor
     asked_T2: Tensor
@@ -42,18 +42,19 @@ class StepTokens(NamedTuple):
 
 
 class Media(NamedTuple):
-    """The embeddings of one image, video or sound that a step holds, or of a part of it."""
+    """The embeddings of one image, video or sound in a step, or of a part of it."""
 
     modality: str
     tokens: int
     asked_T2: Tensor | None = None
-    """How many experts its request asks for its tail and its head tokens, `[tokens, 2]`; 0 asks nothing."""
+    """The experts that its request asks for its tail and its head tokens, `[tokens, 2]`; 0 asks for
+    nothing."""
 
 
 class MarkedTokens(nn.Module):
-    """What the tokens of the running step are, as the model's embedding wrote it.
+    """What the tokens of the running step are, as recorded when they were embedded.
 
-    `most_sampled` tokens of a step are asked how sure their routers were.
+    `most_sampled` is the most tokens of a step whose router confidence is counted.
     """
 
     segments: Tensor
@@ -80,7 +81,7 @@ class MarkedTokens(nn.Module):
 
     @property
     def num_sampled(self) -> int:
-        """How many of the step's tokens are asked how sure their routers were."""
+        """The number of the step's tokens whose router confidence is counted."""
         return min(self.num_tokens, self._most_sampled)
 
     def mark(
@@ -92,8 +93,8 @@ class MarkedTokens(nn.Module):
     ) -> None:
         """Describe a step of `num_tokens` tokens.
 
-        Those of `is_media_T`, a tensor on the CPU, are the tokens of `media`, in order; where they are not,
-        `places` says which token each is.
+        Those of `is_media_T`, a tensor on the CPU, are the tokens of `media`, in order. If the order differs,
+        `places` holds the position of each token of `media`.
         """
         assert num_tokens <= len(self.segments), "the step holds more tokens than its buffers"
         self.clear()
@@ -106,9 +107,9 @@ class MarkedTokens(nn.Module):
         self._sample()
 
     def mark_requests(self, counts: Sequence[int]) -> None:
-        """Say how many tokens each request of the step has, where a policy needs to know whose they are.
+        """Record how many tokens each request of the step has, for policies that need each token's request.
 
-        It is said before the tokens are marked, and stays until the next step's.
+        Call it before `mark`; it holds until the next call.
         """
         request_T = np.repeat(np.arange(len(counts)), counts)
         async_tensor_h2d(request_T, out=self.requests[: len(request_T)])
@@ -129,7 +130,7 @@ class MarkedTokens(nn.Module):
             self._is_asked = True
 
     def _sample(self) -> None:
-        """Choose which tokens are asked how sure their routers were."""
+        """Choose the tokens whose router confidence is counted."""
         if self.num_tokens > self._most_sampled:
             rows = np.arange(self._most_sampled) * self.num_tokens // self._most_sampled
             async_tensor_h2d(rows, out=self.sampled)
@@ -139,15 +140,15 @@ class MarkedTokens(nn.Module):
             self.is_spaced = False
 
     def seen(self, num_tokens: int) -> StepTokens:
-        """What policies see of the running step, padded to `num_tokens`."""
-        looks = not torch.compiler.is_compiling() and self.segments.device.type == "cpu"
-        is_text = looks and self._is_text and num_tokens == self.num_tokens
+        """The running step's tokens as policies see them, padded to `num_tokens`."""
+        is_readable = not torch.compiler.is_compiling() and self.segments.device.type == "cpu"
+        is_text = is_readable and self._is_text and num_tokens == self.num_tokens
         return StepTokens(
             self.segments[:num_tokens], self.asked[:num_tokens], is_text, self.requests[:num_tokens]
         )
 
     def clear(self) -> None:
-        """Forget the step, so that a dummy step after it counts nothing."""
+        """Clear the step, so that a dummy step after it counts nothing."""
         n = self.num_tokens
         if n == 0:
             return
@@ -159,9 +160,9 @@ class MarkedTokens(nn.Module):
 
 
 class RoutingStep(nn.Module):
-    """Where each MoE layer sent the tokens: written by routers, read by counters and the inspector.
+    """The decision of each MoE layer for the step: written by routers, read by counters and the inspector.
 
-    It shares the tokens of the step `beside` it, if there is one, which has as many layers and experts.
+    It shares the tokens of the step `beside` it, if given, which has the same number of layers and experts.
     """
 
     experts: Tensor
@@ -201,7 +202,7 @@ class RoutingStep(nn.Module):
             self.register_buffer(name, buffer, persistent=False)
 
     def write(self, layer: int, *routed: Any) -> None:
-        """What the router of `layer` (its place among the MoE layers) decided: what `write_rows` takes."""
+        """Write the decision of the layer at place `layer`. `routed` are the arguments of `write_rows`."""
         if torch.compiler.is_compiling():
             write_rows(self._rows_of(layer), *routed)
             return
@@ -210,22 +211,22 @@ class RoutingStep(nn.Module):
         self._write_rows(self._rows[layer], *routed)
 
     def forget_rows(self) -> None:
-        """Have `experts_told` tell only what routers write from now on."""
+        """Make `experts_written` count only what routers write from now on."""
         self.experts.fill_(NOT_WRITTEN)
 
-    def experts_told(self) -> tuple[Sequence[int], Sequence[int]]:
-        """By layer, how many experts the step's tokens use, and of how many of these a router has told."""
+    def experts_written(self) -> tuple[Sequence[int], Sequence[int]]:
+        """The experts that the step's tokens use, by layer, and how many of them a router has written."""
         _, experts_LTA, count_LT, _ = self.routed()
         slot_A = torch.arange(experts_LTA.shape[2], device=experts_LTA.device)
-        is_told_LTA = (slot_A < count_LT[..., None]) & (experts_LTA != NOT_WRITTEN)
-        return count_LT.sum(dim=1).tolist(), is_told_LTA.sum(dim=(1, 2)).tolist()
+        is_written_LTA = (slot_A < count_LT[..., None]) & (experts_LTA != NOT_WRITTEN)
+        return count_LT.sum(dim=1).tolist(), is_written_LTA.sum(dim=(1, 2)).tolist()
 
     def write_by_kernel(self) -> None:
-        """From now on write by the fused kernel, if it works on this GPU."""
+        """Write by the fused kernel from now on, if it works on this GPU."""
         from prismoe.kernels.triton.layer_rows import check_write_rows, write_rows_fused
 
         check = partial(check_write_rows, self.tokens.segments.device)
-        if kernel_works(check, "writing down a layer's routing", "plain PyTorch does it, which is slower"):
+        if kernel_works(check, "recording of a layer's routing", "plain PyTorch does it, which is slower"):
             self._write_rows = write_rows_fused
 
     def _rows_of(self, layer: int) -> LayerRows:
@@ -241,14 +242,14 @@ class RoutingStep(nn.Module):
         )
 
     def routed(self) -> RoutedTokens:
-        """Where the step's tokens went; views of the buffers."""
+        """The decisions for the step's tokens; views of the buffers."""
         n = self.tokens.num_tokens
         return RoutedTokens(
             self.tokens.modalities[:n], self.experts[:, :n], self.counts[:, :n], self.tails[:, :n]
         )
 
     def scored(self) -> ScoredTokens:
-        """The logits and scores of those tokens that are asked how sure their routers were."""
+        """The logits and scores of the tokens whose router confidence is counted."""
         n = self.tokens.num_sampled
         rows = self.tokens.sampled[:n] if self.tokens.is_spaced else slice(n)
         return ScoredTokens(
@@ -260,7 +261,7 @@ class RoutingStep(nn.Module):
         )
 
     def constant(self) -> set[str]:
-        """The parts of `routed` and `scored` that are the same for all tokens of a layer, in every step."""
+        """The fields of `routed` and `scored` that are the same for all tokens of a layer, in every step."""
         parts = {
             "count_LT": all(layer.uses_all_slots for layer in self.layers),
             "tail_LT": not any(layer.has_tails for layer in self.layers),

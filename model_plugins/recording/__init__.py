@@ -1,4 +1,4 @@
-"""What can be recorded of a running model: a request's routing, a reference's arrays, what routers see.
+"""Recorders of a running model: a request's routing, a reference's arrays, routers' inputs.
 
-May import moe_layer and what is behind it.
+May import moe_layer and the rooms after it.
 """

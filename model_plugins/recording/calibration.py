@@ -1,4 +1,4 @@
-"""Measures what routers see, and can keep a modality from a layer's experts. Eager engines only."""
+"""Records routers' inputs, and can withhold a layer's experts from a modality. Eager engines only."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,32 +16,33 @@ from prismoe.model_plugins.routing.measures import Measure, measured
 from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
 
 
-class Wanted(NamedTuple):
-    """What is recorded of each token in each MoE layer, as the policy that is fitted will see it."""
+class TokenValues(NamedTuple):
+    """The values to record for each token in each MoE layer, as the policy that is fitted will see them."""
 
     measure: Measure | None
     top_k: int
     renormalises: bool
     sampled: int = 0
-    """Of how many of a request's tokens the gate's logits are kept as they are."""
+    """The number of a request's tokens whose logits of the gate are kept."""
     with_hidden: bool = False
-    """Whether their hidden states are, too."""
+    """Whether these tokens' hidden states are kept, too."""
 
 
 class CalibrationRecorder:
-    """What a request's steps held; whole requests, one at a time, are what it is for.
+    """Records what a request's steps hold; for whole requests, one at a time.
 
-    Of the final hidden states those of the last `most_answered` tokens are kept. `deprived` is a layer and a
-    modality whose tokens get nothing of that layer's experts, which is how MoDES measures what a layer is
-    worth.
+    The final hidden states are kept for the last `most_answered` tokens. `deprived` is a layer and a modality
+    whose tokens get nothing from that layer's experts, which is how MoDES measures a layer's importance.
     """
 
     deprived: tuple[int, str] | None = None
 
-    def __init__(self, model: nn.Module, routing: ModelRouting, wanted: Wanted, most_answered: int) -> None:
+    def __init__(
+        self, model: nn.Module, routing: ModelRouting, values: TokenValues, most_answered: int
+    ) -> None:
         self._model: Any = model
         self._step = routing.step
-        self._wanted, self._most_answered = wanted, most_answered
+        self._values, self._most_answered = values, most_answered
         self._segment_T, self._final_TD = torch.empty(0), torch.empty(0)
         self._is_recording = False
         self._steps: dict[str, list[Tensor]] = defaultdict(list)
@@ -50,19 +51,21 @@ class CalibrationRecorder:
         model.register_forward_hook(self._end_step)
 
     def begin(self) -> None:
-        """Record the request that comes next, until `take`."""
+        """Record the next request, until `take`."""
         self._steps.clear()
         self._is_recording = True
 
     def take(self, seed: int) -> Mapping[str, np.ndarray]:
-        """`is_vision` and by layer `{N}_measure` of all tokens; `{N}_logits` and `{N}_hidden`, where they are
-        wanted, of the tokens `sample`, which are drawn by `seed`.
+        """The recorded arrays, by name.
+
+        `is_vision` and each layer's `{N}_measure` are of all tokens. `{N}_logits` and `{N}_hidden`, if
+        recorded, are of the tokens `sample`, which are drawn by `seed`.
         """
         self._is_recording = False
         rows = {name: torch.cat(steps) for name, steps in self._steps.items()}
         self._steps.clear()
         draw = torch.Generator().manual_seed(seed)
-        sample = torch.randperm(len(rows["is_vision"]), generator=draw)[: self._wanted.sampled].sort().values
+        sample = torch.randperm(len(rows["is_vision"]), generator=draw)[: self._values.sampled].sort().values
         for name, kept in rows.items():
             if name.endswith(("_logits", "_hidden")):
                 rows[name] = kept[sample.to(kept.device)]
@@ -70,7 +73,7 @@ class CalibrationRecorder:
         return {name: (v.float() if v.is_floating_point() else v).cpu().numpy() for name, v in rows.items()}
 
     def log_probs(self, tokens: int) -> np.ndarray:
-        """Log-probabilities after each of the request's last `tokens`, `[tokens, vocabulary]`."""
+        """The log-probabilities after each of the request's last `tokens`, `[tokens, vocabulary]`."""
         logits = self._model.compute_logits(self._final_TD[-tokens:])
         log_probs: np.ndarray = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
         return log_probs
@@ -93,15 +96,15 @@ class CalibrationRecorder:
 
     def _record(self, layer: int, gate: Gate, hidden_TD: Tensor, logits_TE: Tensor) -> None:
         is_token_T = self._segment_T != PADDING
-        if self._wanted.measure is not None:
+        if self._values.measure is not None:
             confidence = gate.confidence(logits_TE[is_token_T])
             values_TC = measured(
-                self._wanted.measure, confidence, self._wanted.top_k, self._wanted.renormalises
+                self._values.measure, confidence, self._values.top_k, self._values.renormalises
             )
             self._keep(f"{layer}_measure", values_TC)
-        if self._wanted.sampled:
+        if self._values.sampled:
             self._keep(f"{layer}_logits", logits_TE[is_token_T])
-        if self._wanted.with_hidden:
+        if self._values.with_hidden:
             self._keep(f"{layer}_hidden", hidden_TD[is_token_T])
 
     def _end_step(self, _: nn.Module, __: tuple[Any, ...], hidden_TD: Tensor) -> None:

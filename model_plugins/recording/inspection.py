@@ -1,4 +1,4 @@
-"""What the tokens of one request were routed to, copied in the worker step by step."""
+"""Records the routing of one request's tokens, in the worker, step by step."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ from prismoe.model_plugins.vllm_seams.engine.vision_chunks import medium_of
 
 
 class RequestRows(NamedTuple):
-    """The request's tokens of one step: which of the step's rows, and from which position of the request."""
+    """The request's tokens in one step: the step's rows, and the request's position of the first one."""
 
     rows: slice
     position: int
 
     @property
     def positions(self) -> range:
-        """Of each of the rows."""
+        """The position of each row."""
         return range(self.position, self.position + self.rows.stop - self.rows.start)
 
 
 class Recorded(NamedTuple):
-    """What the MoE layers did with the request's n tokens of a step."""
+    """The decisions of the MoE layers for the request's n tokens in a step."""
 
     modality_T: Tensor
     experts_LTA: Tensor
@@ -37,10 +37,10 @@ class Recorded(NamedTuple):
 
 
 class InspectionRecorder:
-    """Records the request `request`, from its construction until `end`.
+    """Records the request `request`, from the recorder's construction until `end`.
 
-    vLLM adds a suffix of its own to a request's id. Not more than `most_tokens` tokens are kept. The gates'
-    logits are kept where `with_logits` asks for them: of an eager engine only.
+    vLLM adds its own suffix to a request's id. At most `most_tokens` tokens are kept. With `with_logits` the
+    gates' logits are kept, too; only eager engines allow that.
     """
 
     def __init__(
@@ -62,21 +62,21 @@ class InspectionRecorder:
                 router.observer = partial(self._keep_logits, layer)
 
     def end(self) -> None:
-        """Leave runner and routers as they were."""
+        """Stop recording, and restore runner and routers."""
         self._unwatch()
         self._routing.step_watchers.remove(self._end_step)
         for layer in self._logits:
             self._routing.routers[layer].observer = None
 
     def rows(self) -> dict[str, Any]:
-        """What was recorded, as plain lists in the order of the request's positions.
+        """The recording, as plain lists in the order of the request's positions.
 
         `media` are the request's images, videos and sounds. `layers` hold for each token its experts, best
-        first, and as many weights, which are None where the kernel does not tell them; whether it was a tail
-        token; and the gate's logits where they were kept.
+        first, and their weights (None where the kernel does not give them), whether it was a tail token, and
+        the gate's logits if they were kept.
         """
         positions = [position for step in self._steps for position in step.positions]
-        # A preempted request computes positions again: its latest rows are those that its answer rests on.
+        # A preempted request computes positions again: its answer is based on the latest rows.
         order = [row for _, row in sorted({position: row for row, position in enumerate(positions)}.items())]
         names = self._routing.step.tokens.names
         modalities = _picked([step.modality_T for step in self._recorded], order)
@@ -92,15 +92,15 @@ class InspectionRecorder:
             _picked([step[part][place] for step in self._recorded], order)
             for part in range(1, len(Recorded._fields))
         )
-        told = not any(math.isnan(share) for shares in weights for share in shares)
+        weighted = not any(math.isnan(share) for shares in weights for share in shares)
         ranked = [
-            sorted(zip(of_token[:count], shares, strict=False), key=lambda pair: -pair[1] if told else 0)
+            sorted(zip(of_token[:count], shares, strict=False), key=lambda pair: -pair[1] if weighted else 0)
             for of_token, shares, count in zip(experts, weights, counts, strict=True)
         ]
         return {
             "layer": layer,
             "experts": [[expert for expert, _ in pairs] for pairs in ranked],
-            "weights": [[weight for _, weight in pairs] for pairs in ranked] if told else None,
+            "weights": [[weight for _, weight in pairs] for pairs in ranked] if weighted else None,
             "tail": tail,
             "router_logits": _picked(kept, order) if (kept := self._logits.get(layer)) else None,
         }
@@ -149,7 +149,7 @@ def _medium(feature: Any) -> dict[str, Any]:
 
 
 def _grid(feature: Any, tokens: int) -> list[int] | None:
-    """Frames, rows and columns of its tokens, where the processor tells them; a token is several patches."""
+    """Frames, rows and columns of its tokens, if the processor gives them; a token covers several patches."""
     found = feature.data.get(f"{feature.modality}_grid_thw") if feature.data is not None else None
     if found is None:
         return None
@@ -160,5 +160,5 @@ def _grid(feature: Any, tokens: int) -> list[int] | None:
 
 
 def _picked(parts: Sequence[Tensor], order: Sequence[int]) -> list[Any]:
-    """The rows of the steps' tensors in this order."""
+    """The rows of the steps' tensors, in the given order."""
     return torch.cat([*parts])[list(order)].tolist() if parts else []

@@ -1,4 +1,4 @@
-"""The most memory that a process had at once, of the host and of its GPU."""
+"""Measures the peak memory of a process, on the host and on its GPU."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import torch
 
 
 class PeakMemory(NamedTuple):
-    """In bytes, since `begin`."""
+    """A process id, and its peak memory in bytes since `begin`."""
 
     process: int
     host: int
@@ -17,15 +17,15 @@ class PeakMemory(NamedTuple):
 
 
 def begin() -> None:
-    """From now on (Linux's clear_refs, proc_pid_clear_refs(5))."""
+    """Reset the peak (Linux's clear_refs, proc_pid_clear_refs(5))."""
     Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak() -> PeakMemory:
-    """Of this process. VmHWM is the most memory that was resident."""
+    """The peak memory of this process. VmHWM is the peak resident memory."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None, "Linux tells VmHWM"
+    assert found is not None, "Linux gives VmHWM"
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
     return PeakMemory(os.getpid(), int(found[1]) * 1024, device)

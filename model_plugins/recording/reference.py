@@ -1,4 +1,4 @@
-"""Keeps what a model computes for each token, by the names of a reference file. Eager engines only."""
+"""Records what a model computes for each token, by the names in a reference file. Eager engines only."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from prismoe.model_plugins.moe_layer.model_routing import ModelRouting
 
 
 class ReferenceRecorder:
-    """One row for each token of the steps since `take` was last called, in the order they were computed."""
+    """Keeps a row for each token since the last `take`, in the order of computation."""
 
     def __init__(self, model: nn.Module, routing: ModelRouting) -> None:
         self._model: Any = model
@@ -26,7 +26,7 @@ class ReferenceRecorder:
         model.register_forward_hook(self._end_step)
 
     def take(self) -> Mapping[str, np.ndarray]:
-        """`inputs_embeds`, `layer{N}_router_logits`, `_topk_ids` and `_topk_weights`, and `logits`."""
+        """The arrays: `inputs_embeds`, `layer{N}_router_logits`, `_topk_ids`, `_topk_weights`, `logits`."""
         rows = {name: torch.cat(steps) for name, steps in self._steps.items()}
         self._steps.clear()
         rows["logits"] = self._model.compute_logits(rows.pop("final_hidden"))

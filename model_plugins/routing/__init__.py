@@ -3,8 +3,8 @@
 from typing import Literal
 
 ROUTING_KEY = "prismoe_routing"
-"""The key that says how to route, in a checkpoint's config.json and in vLLM's additional_config."""
+"""The key of the routing settings, in a checkpoint's config.json and in vLLM's additional_config."""
 NATIVE = {"policy": "native"}
-"""How a model routes that vLLM has itself: as it was trained to."""
+"""The routing of vLLM's own models: as they were trained."""
 RoutedBy = Literal["native", "policy"]
-"""Whose choice a model's MoE layers take: that of its own gate, as vLLM computes it, or a policy's."""
+"""Who chooses the experts: the model's own gate, as vLLM computes it, or a policy."""

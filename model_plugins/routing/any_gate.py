@@ -1,4 +1,4 @@
-"""Which policies hold under the gate of a model that vLLM has built, by the operator's settings alone."""
+"""Checks that the operator's policies work under the gate of a model that vLLM has built."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
@@ -8,11 +8,11 @@ from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import POLICIES, Option, Settings, policies_named
 
 PARAMETERS = "parameters"
-"""The setting that names a safetensors file with what a policy was trained to."""
+"""The setting that names a safetensors file with a policy's trained parameters."""
 
 
 class OperatorPolicies(NamedTuple):
-    """What the operator says of such a model."""
+    """The operator's routing settings for such a model."""
 
     settings: Settings
     trained: str | None
@@ -21,7 +21,7 @@ class OperatorPolicies(NamedTuple):
 
     @classmethod
     def of(cls, routing: Mapping[str, Any], option: Option = "--routing") -> Self:
-        """Raises ValueError with a sentence where a policy can hold under no gate but its own."""
+        """Read the settings. Raises ValueError for a policy that only works with its own gate."""
         settings = {name: value for name, value in routing.items() if name not in (PARAMETERS, CALIBRATED)}
         for policy in policies_named(settings, option):
             _check(policy)
@@ -35,12 +35,13 @@ def _check(policy: RoutingPolicy) -> None:
     if not policy.takes_any_gate:
         names = ", ".join(name for name, kind in POLICIES.items() if kind.takes_any_gate)
         raise ValueError(
-            f"The policy {policy.policy} has a router of its own, which this model was not trained with: "
-            f"give one of {names}, or native."
+            f"The policy {policy.policy} has its own router, which this model was not trained with: "
+            f"use one of {names}, or native."
         )
     if policy.gate_rows(64) != 64:
         raise ValueError(
-            f"This model's gate scores all of its experts: {policy.policy} can have no shared_experts."
+            f"This model's gate scores all of its experts, so {policy.policy} can't have shared_experts: "
+            "leave them out."
         )
     if policy.needs_whole_images:
         raise ValueError(

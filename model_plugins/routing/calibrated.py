@@ -1,4 +1,4 @@
-"""What `prismoe calibrate` writes beside settings: which model they are for, and what they do there."""
+"""The data that `prismoe calibrate` writes beside settings: their model, and their effect there."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 CALIBRATED = "calibrated"
-"""The key of it among the settings."""
+"""The key of this data in the settings."""
 
 
 class _Part(BaseModel):
@@ -14,11 +14,11 @@ class _Part(BaseModel):
 
 
 class ModelIdentity(_Part):
-    """What settings that were fitted to a checkpoint hold for."""
+    """The checkpoint that settings were fitted to."""
 
     architecture: str
     layers: int
-    """Those with experts."""
+    """The number of layers with experts."""
     experts: int
     top_k: int
     weights: str
@@ -31,12 +31,12 @@ class ModelIdentity(_Part):
         )
 
     def check(self, served: "ModelIdentity") -> None:
-        """Raise ValueError with a sentence where the model that is served is another."""
+        """Raise ValueError where the served model is another one."""
         if self != served:
             raise ValueError(self._refusal(str(served)))
 
     def check_weights(self, weights: str) -> None:
-        """The same by the digest alone, before the model is loaded."""
+        """Raise ValueError where the weights' digest differs, before the model is loaded."""
         if self.weights != weights:
             raise ValueError(self._refusal(f"weights {weights[:12]}"))
 
@@ -48,37 +48,38 @@ class ModelIdentity(_Part):
 
 
 class Measured(_Part):
-    """What the fitted policy does over the calibration's prompts, in the model itself.
+    """The effect of the fitted policy on the calibration's prompts, in the model itself.
 
-    Modalities are the model's own; what is told by layer is in the order of its MoE layers.
+    The modalities are the model's own. Values by layer are in the order of its MoE layers.
     """
 
     prompts: int
     tokens: Mapping[str, int]
-    """Of the prompts, by modality."""
+    """The prompts' tokens, by modality."""
     skipped: Mapping[str, tuple[float, ...]]
-    """The share of native's expert uses that tokens of a modality leave out, by layer; below 0 where they
-    use more."""
+    """The share of native's uses of experts that a modality's tokens skip, by layer; negative where they use
+    more experts."""
     divergence: float
-    """The mean KL divergence, in nats, of native's answers' tokens from those under the policy."""
+    """The mean KL divergence, in nats, of native's distributions over its answers' tokens from the
+    policy's."""
     layer_divergence: Mapping[str, tuple[float, ...]]
-    """The same by layer for text and vision, each without that layer's experts; empty where the fit does not
-    ask for it."""
+    """The same for text and for vision, each without the experts of one layer, by layer; empty where the fit
+    does not need it."""
     rank_error: float
-    """The share by which the place of a threshold among the measured values may be off; 0 is exact."""
+    """The largest error of a threshold's rank among the measured values, as a share; 0 is exact."""
 
 
 class Calibrated(_Part):
-    """What is said beside the settings."""
+    """The data beside the settings."""
 
     model: ModelIdentity
     measured: Measured
 
     @classmethod
     def model_of(cls, routing: Mapping[str, Any]) -> ModelIdentity | None:
-        """The model that settings were calibrated for, if they were.
+        """The model that settings were calibrated for; None for other settings.
 
-        Raises ValueError with a sentence where that can't be read.
+        Raises ValueError where the data can't be read.
         """
         if CALIBRATED not in routing:
             return None

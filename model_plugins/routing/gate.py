@@ -1,4 +1,4 @@
-"""A model's own gate, as policies see it: probabilities, a ranking, and what its weights are scaled by."""
+"""A model's own gate, as policies see it: probabilities, a ranking, and the scale of its weights."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,26 +15,26 @@ SCORES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
     "sigmoid": (logsigmoid, torch.sigmoid),
     "sqrtsoftplus": (lambda logits: softplus(logits).log() / 2, lambda logits: softplus(logits).sqrt()),
 }
-"""By vLLM's name of what makes scores of logits: the logarithm of the scores, and the scores."""
+"""The scoring functions by vLLM's names: the logarithm of the scores, and the scores."""
 
 
 class Gate(NamedTuple):
-    """How a model's own router chooses and weighs.
+    """The way in which a model's own router chooses and weighs experts.
 
-    A gate makes a score of each logit. The scores over their sum are its probabilities, whatever the scoring:
-    RPV and entropy are theirs. The best scores are chosen, with the bias on top and from the best groups
-    alone; the weights are the scores without the bias, renormalised or not, and then scaled.
+    A gate computes a score from each logit. Its probabilities are the scores divided by their sum, for any
+    scoring; RPV and entropy use them. The experts with the best scores, plus the bias, are chosen, from the
+    best groups only. The weights are the scores without the bias, renormalised or not, and then scaled.
     """
 
     scoring: str | None
-    """One of SCORES; None where the model has a function of its own."""
+    """One of SCORES; None where the model has its own function."""
     renormalises: bool
     groups: tuple[int, int] | None
-    """How many groups of experts there are, and how many a token may use."""
+    """The number of groups of experts, and how many of them a token may use."""
     bias_E: Tensor | None
     scale: float
     expert_scale_E: Tensor | None = None
-    """What each expert's weight is multiplied by at the end (Gemma-4)."""
+    """A factor for each expert's weight, applied last (Gemma-4)."""
 
     def __str__(self) -> str:
         if self.scoring is None:
@@ -57,7 +57,7 @@ class Gate(NamedTuple):
         return num_experts if self.groups is None else num_experts // self.groups[0] * self.groups[1]
 
     def confidence(self, logits_TE: Tensor) -> Confidence:
-        """The gate's probabilities, and what ranks the experts. Its scoring must be known."""
+        """The gate's probabilities and ranking of the experts. Its scoring must be known."""
         assert self.scoring is not None
         logarithm, scores = SCORES[self.scoring]
         logits_TE = logits_TE.float()
@@ -66,7 +66,7 @@ class Gate(NamedTuple):
         return Confidence(logarithm(logits_TE), self._ranking(scores(logits_TE)))
 
     def confidence_in(self, log_scores_TE: Tensor) -> Confidence:
-        """The same of the logarithm of scores; of a softmax's, up to a number of the token's own."""
+        """The same from the scores' logarithm; with softmax, it may have a constant added for each token."""
         if self.bias_E is None and self.groups is None:
             return Confidence(log_scores_TE)
         is_softmax = self.scoring == "softmax"
@@ -84,7 +84,8 @@ class Gate(NamedTuple):
     def _of_best_groups(self, scores_TE: Tensor, groups: int, used: int) -> Tensor:
         """The scores, -inf outside the groups that a token may use.
 
-        As in DeepSeek-V3, a group is as good as its two best experts where there is a bias, else as its best.
+        As in DeepSeek-V3, a group's score is the sum of its two best experts if there is a bias, else its
+        best.
         """
         scores_TGE = scores_TE.unflatten(1, (groups, -1))
         best_TG = scores_TGE.topk(1 if self.bias_E is None else 2, dim=-1).values.sum(dim=-1)
@@ -93,9 +94,9 @@ class Gate(NamedTuple):
         return scores_TGE.masked_fill(is_out_TG[:, :, None], -torch.inf).flatten(1)
 
     def scaled(self, weights_TA: Tensor, experts_TA: Tensor, logits_TE: Tensor, renormalised: bool) -> Tensor:
-        """What the experts' outputs are multiplied by, of the shares that a policy gives to them.
+        """The factors of the experts' outputs, from the shares that a policy gives to the experts.
 
-        `renormalised`: whether a token's shares sum to 1; else they are the probabilities.
+        `renormalised` says whether a token's shares sum to 1; if not, they are the probabilities.
         """
         if not renormalised and self.scoring not in (None, "softmax"):
             scores_TE = SCORES[self.scoring][1](logits_TE.float())
@@ -108,4 +109,4 @@ class Gate(NamedTuple):
 
 
 SOFTMAX = Gate("softmax", renormalises=False, groups=None, bias_E=None, scale=1.0)
-"""MoE-LLaVA's. Whether weights are renormalised, a policy's setting says."""
+"""MoE-LLaVA's gate. A policy's setting says whether weights are renormalised."""

@@ -1,4 +1,4 @@
-"""What calibration measures of a token: numbers that a policy holds against its thresholds."""
+"""The measures of a token that calibration records, and that policies compare with thresholds."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ Measure = Literal["variance", "entropy", "weights"]
 
 
 def measured(measure: Measure, confidence: Confidence, top_k: int, renormalises: bool) -> Tensor:
-    """`[T, 1]`, or for weights `[T, top_k]` in falling order, in float32 as policies compute them."""
+    """Each token's measure, `[T, 1]`, or weights `[T, top_k]` in falling order, in float32 as in policies."""
     if measure == "weights":
         _, weights_TA = top_experts(confidence.logits_TE, top_k, renormalises, confidence.scores_TE)
         return weights_TA.sort(dim=-1, descending=True).values

@@ -1,4 +1,4 @@
-"""Prints docs/reference/policies.md, made of the policies' classes (`make reference`)."""
+"""Prints docs/reference/policies.md, generated from the policies' classes (`make reference`)."""
 
 import json
 import re
@@ -12,15 +12,15 @@ from prismoe.model_plugins.routing.registry import POLICIES
 START = """\
 # Policies
 
-This page is made by `make reference` of the [policies' classes](../../model_plugins/routing/policies): what
-`--routing` takes under each `policy`. [Routers](../routers.md#the-policies) has the papers, the rules, and
-the tensors that a checkpoint brings. A setting without a default is the model's own: its number of experts a
-token, and whether its gate renormalises.
+`make reference` generates this page from the [policies' classes](../../model_plugins/routing/policies): the
+settings in `--routing` for each `policy`. [Routers](../routers.md#the-policies) has the papers, the rules,
+and the tensors that a checkpoint must hold. The default "the model's" means the model's own number of experts
+per token, or whether its gate renormalises.
 """
 
 
 def page() -> str:
-    """The page as it has to be."""
+    """The text of the page."""
     return START + "".join(f"\n{part}" for name in POLICIES for part in _policy(name, POLICIES[name]))
 
 
@@ -44,7 +44,7 @@ def _policy(name: str, kind: type[RoutingPolicy]) -> Iterator[str]:
 
 def _needs(kind: type[RoutingPolicy]) -> Iterator[str]:
     any_gate = "[any gate](../routers.md#under-a-models-own-gate)"
-    yield f"Holds under {any_gate if kind.takes_any_gate else 'MoE-LLaVA checkpoints alone'}."
+    yield f"Works under {any_gate}." if kind.takes_any_gate else "Works only in MoE-LLaVA checkpoints."
     if kind.thresholds:
         names = ", ".join(f"`{name}`" for name in kind.thresholds)
         yield f"[May change while requests run](../routers.md#changing-thresholds): {names}."

@@ -1,4 +1,4 @@
-"""What every routing policy is: settings read from the checkpoint or the operator, and one rule."""
+"""The base of every routing policy: settings from the checkpoint or the operator, and one rule."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,38 +14,38 @@ from prismoe.kernels.routing import top_experts
 from prismoe.model_plugins.routing.gate import SOFTMAX, Gate
 
 POLICY_MODALITIES = ("text", "vision")
-"""What policies tell apart. Vision is images and videos; what is neither is text to them."""
+"""The modalities that policies distinguish. Vision is images and videos; everything else counts as text."""
 
 
 class RouterInputs(NamedTuple):
-    """What a policy sees of a step's T tokens in one MoE layer."""
+    """The inputs of a policy: a step's T tokens in one MoE layer."""
 
     hidden_TD: Tensor  # in the model's dtype
-    logits_TE: Tensor  # float32, the gate's: as many columns as `gate_rows` says; or the request's
+    logits_TE: Tensor  # float32: the gate's, with `gate_rows` columns, or the request's
     segment_T: Tensor  # int64, as in `prismoe.kernels.routing`
-    asked_T2: Tensor  # int32: the experts its request asks for vision tail and head tokens; 0 asks nothing
-    parameters: Mapping[str, Tensor]  # float32, as `RoutingPolicy.parameters` names them; and thresholds
+    asked_T2: Tensor  # int32: the experts that its request asks for vision tail and head tokens, or 0
+    parameters: Mapping[str, Tensor]  # float32: those of `RoutingPolicy.parameters`, and thresholds
     num_experts: int
-    is_text: bool = False  # whether the step is known to hold no image: just where looking is free
-    gate: Gate = SOFTMAX  # what the model makes of the logits
-    request_T: Tensor | None = None  # int64: its request's index; None where a request has one image at most
+    is_text: bool = False  # whether the step is known to hold no image; set only where checking is free
+    gate: Gate = SOFTMAX  # how the model scores logits
+    request_T: Tensor | None = None  # int64: its request's index; None if requests have at most one image
 
     @property
     def confidence(self) -> Confidence:
-        """The probabilities that the gate makes of the logits, and what ranks the experts."""
+        """The gate's probabilities and ranking, from the logits."""
         return self.gate.confidence(self.logits_TE)
 
     @property
     def is_vision_T(self) -> Tensor:
-        """Which tokens are an image's."""
+        """Whether each token belongs to an image or a video, boolean."""
         return self.segment_T >= 0
 
 
 class Routing(NamedTuple):
-    """The decision for T tokens. Slot a of token t is used when `a < count_T[t]`, else its weight is 0.
+    """The decision for T tokens. Token t uses slot a when `a < count_T[t]`; other slots have weight 0.
 
-    A is the policy's `slots`, or less where no token of the step uses more. A token may use none. An unused
-    slot repeats the token's first expert, be that used or not: a kernel may run it, at weight 0.
+    A is the policy's `slots`, or less if no token of the step uses more. A token may use none. An unused slot
+    repeats the token's first expert, even if that is not used either: a kernel may run it, at weight 0.
     """
 
     experts_TA: Tensor  # int64 or int32
@@ -58,17 +58,17 @@ class Routing(NamedTuple):
     def without_tail(
         cls, experts_TA: Tensor, weights_TA: Tensor, count_T: Tensor, confidence: Confidence | None
     ) -> Self:
-        """The routing of a policy that knows no tail tokens."""
+        """The routing of a policy without tail tokens."""
         return cls(experts_TA, weights_TA, count_T, None, confidence)
 
     @classmethod
     def of_equal_counts(cls, experts_TA: Tensor, weights_TA: Tensor, confidence: Confidence | None) -> Self:
-        """The same, where every token uses all of its slots."""
+        """The routing of a policy without tail tokens, under which every token uses all of its slots."""
         return cls(experts_TA, weights_TA, None, None, confidence)
 
     @property
     def count_T(self) -> Tensor:
-        """How many slots each token uses."""
+        """The number of slots that each token uses."""
         if self.given_count_T is None:
             num_tokens, slots = self.experts_TA.shape
             return self.experts_TA.new_full((num_tokens,), slots)
@@ -76,20 +76,20 @@ class Routing(NamedTuple):
 
     @property
     def tail_T(self) -> Tensor:
-        """Which tokens are vision tail tokens, bool."""
+        """Whether each token is a vision tail token, boolean."""
         if self.given_tail_T is None:
             return self.experts_TA.new_zeros(len(self.experts_TA), dtype=torch.bool)
         return self.given_tail_T
 
 
 def check_experts(setting: str, value: int | None, most: int) -> None:
-    """Raise ValueError with a sentence when a setting asks for more experts than there are."""
+    """Raise ValueError when a setting asks for more experts than there are."""
     if value is not None and value > most:
         raise ValueError(f"{setting} is {value}: give a number from 1 to the layer's {most} experts.")
 
 
 class RoutingPolicy(BaseModel, ABC):
-    """One routing rule. Its fields are its settings; unknown ones are refused."""
+    """A routing rule. Its fields are its settings; unknown settings are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -98,9 +98,9 @@ class RoutingPolicy(BaseModel, ABC):
 
     @abstractmethod
     def slots(self, num_experts: int) -> int:
-        """A: the largest number of experts a token can get.
+        """A: the largest number of experts that a token can use.
 
-        Raises ValueError when the settings make no sense for `num_experts`.
+        Raises ValueError when the settings don't fit `num_experts`.
         """
 
     @abstractmethod
@@ -108,20 +108,20 @@ class RoutingPolicy(BaseModel, ABC):
         """Choose experts without a host sync, a data-dependent shape or a branch on data."""
 
     def fused_rule(self, step: RouterInputs) -> FusedRule | MixtureRule | None:
-        """What `route` does in the words of a fused router; None where they don't say it."""
+        """The rule of `route` for a fused router; None where no fused router supports it."""
         return None
 
     thresholds: ClassVar[tuple[str, ...]] = ()
-    """The settings, numbers all, that an administrator may change while requests run."""
+    """The settings, all of them numbers, that an administrator may change while requests run."""
 
     def threshold_now(self, name: str, step: RouterInputs) -> Any:
-        """A threshold as it stands in the step: a 0-d tensor where it may change, else the setting."""
+        """A threshold's value in the step: a 0-d tensor where it may change, else the setting."""
         return step.parameters.get(name, getattr(self, name))
 
     takes_any_gate: ClassVar[bool] = False
-    """Whether the rule holds under a gate of any kind, not under MoE-LLaVA's softmax alone."""
+    """Whether the rule works under any kind of gate, not only under MoE-LLaVA's softmax."""
     gives_gate_confidence: ClassVar[bool] = False
-    """Whether the confidence that `route` gives is the gate's own, `RouterInputs.confidence`."""
+    """Whether the confidence in `route`'s result is the gate's own, `RouterInputs.confidence`."""
 
     @property
     def needs_whole_images(self) -> bool:
@@ -135,15 +135,15 @@ class RoutingPolicy(BaseModel, ABC):
 
     @property
     def uses_all_slots(self) -> bool:
-        """Whether every token uses all of its slots, so that there are none to leave out."""
+        """Whether every token uses all of its slots, so that none can be skipped."""
         return False
 
     def most_request_experts(self, num_experts: int) -> int:
-        """The most experts that a request may ask for its vision tokens (`asked_T2`); 0: none."""
+        """The most experts that a request may ask for its vision tokens (`asked_T2`); 0 if it may not ask."""
         return 0
 
     def gate_rows(self, num_experts: int) -> int:
-        """How many logits the layer's linear gate gives: 0 where the policy has a router of its own."""
+        """The number of logits of the layer's linear gate: 0 where the policy has its own router."""
         return num_experts
 
     def parameters(self, hidden_size: int, num_experts: int) -> Mapping[str, tuple[int, ...]]:
@@ -158,7 +158,7 @@ def top_k_routing(confidence: Confidence, k: int, renormalize: bool) -> Routing:
 
 
 class TopKPolicy(RoutingPolicy, ABC):
-    """A policy under which a token uses `top_k` experts, or less where `uses_all_slots` is overridden."""
+    """A policy that gives a token `top_k` experts, or fewer where `uses_all_slots` is overridden."""
 
     top_k: int = Field(ge=1)
     norm_topk_prob: bool
@@ -173,17 +173,17 @@ class TopKPolicy(RoutingPolicy, ABC):
         return True
 
     def top_k_rule(self, confidence: Confidence, scores_TE: Tensor | None = None) -> FusedRule:
-        """The `top_k` best experts for every token."""
+        """The rule of a fused router that gives every token its `top_k` best experts."""
         uses = ByModality(self.top_k, self.top_k)
         return FusedRule(confidence, uses, self.top_k, self.norm_topk_prob, scores_TE)
 
 
 class LogitsPolicy(TopKPolicy, ABC):
-    """The `top_k` most probable experts by logits of the policy's own."""
+    """A policy that gives a token the `top_k` most probable experts by the policy's own logits."""
 
     @abstractmethod
     def logits(self, step: RouterInputs) -> Tensor:
-        """`[T, E]` in float32."""
+        """The policy's logits, `[T, E]` in float32."""
 
     def route(self, step: RouterInputs) -> Routing:
         confidence = step.gate.confidence(self.logits(step))

@@ -1,4 +1,4 @@
-"""The policies by name, and which one is in force: the operator's, else the checkpoint's, else top-k."""
+"""The policies by name, and the choice of one: the operator's, else the checkpoint's, else top-k."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -46,20 +46,20 @@ POLICIES: dict[str, type[RoutingPolicy]] = {
 }
 
 ENTRY_POINTS = "prismoe.policies"
-"""The group in which an installed package names policies of its own."""
+"""The entry point group in which an installed package names its own policies."""
 
 
 def installed_policies(entry_points: Iterable[EntryPoint]) -> dict[str, type[RoutingPolicy]]:
-    """The policies that other packages name, each called as its own setting `policy` says.
+    """The policies that other packages name, by the default of their field `policy`.
 
-    Raises ValueError with a sentence where one is no policy, or has the name of another.
+    Raises ValueError for something that is not a policy, and for a name that is not free.
     """
     found: dict[str, type[RoutingPolicy]] = {}
     for entry in entry_points:
         kind = entry.load()
         of = f"The entry point {entry.name} of the group {ENTRY_POINTS} ({entry.value})"
         if not (isinstance(kind, type) and issubclass(kind, RoutingPolicy)):
-            raise ValueError(f"{of} is no RoutingPolicy: name a subclass of it, or uninstall its package.")
+            raise ValueError(f"{of} is not a RoutingPolicy: name a subclass of it, or uninstall its package.")
         if kind.model_fields["policy"].default != entry.name:
             raise ValueError(f"{of} needs the name that is the default of its field policy.")
         if entry.name in POLICIES or entry.name in found:
@@ -77,7 +77,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """How one MoE layer routes, and where each of its policy's settings was said."""
+    """The policy of one MoE layer, and the source of each of its settings."""
 
     policy: RoutingPolicy
     sources: Mapping[str, Source]
@@ -88,7 +88,7 @@ class LayerRouting:
 
 @dataclass(frozen=True)
 class RoutingInForce:
-    """How each MoE layer routes, by the decoder's layer index, and where that was said."""
+    """The routing of each MoE layer, by its index in the decoder, and the source of the routing."""
 
     source: Source
     layers: Mapping[int, LayerRouting]
@@ -105,7 +105,7 @@ class RoutingInForce:
 
     @property
     def experts_by_request_layer(self) -> Mapping[int, int]:
-        """The number of experts of each layer that decides once a request."""
+        """The number of experts of each layer that decides once per request."""
         return {
             layer: routing.num_experts
             for layer, routing in self.layers.items()
@@ -114,7 +114,7 @@ class RoutingInForce:
 
     @property
     def most_request_experts(self) -> int:
-        """The most experts that a request may ask for; a layer that has fewer slots gives all of them."""
+        """The most experts that a request may ask for; a layer with fewer slots then gives all of them."""
         return max((layer.most_request_experts for layer in self.layers.values()), default=0)
 
 
@@ -126,29 +126,30 @@ def choose_routing(
     gate_renormalises: bool | None = None,
     option: Option = "--routing",
 ) -> RoutingInForce:
-    """How each layer of `experts_by_layer` routes.
+    """The routing of each layer of `experts_by_layer`.
 
-    Settings are a policy's, and under `layers` those that differ in a layer; a layer that names another
-    policy starts from that policy's defaults. What is not given is the checkpoint's k, renormalised when
-    k > 1, or as the model's own gate does (`gate_renormalises`). `option` is where the operator said it.
+    The settings are a policy's, and `layers` holds those that differ in a layer; a layer that names another
+    policy starts from that policy's defaults. By default k is the checkpoint's, and weights are renormalised
+    when k > 1, or as in the model's own gate (`gate_renormalises`). `option` is the option with the
+    operator's settings.
 
-    Raises ValueError with a sentence when the settings are not a policy's or make no sense for a layer.
+    Raises ValueError when the settings are not a policy's or don't fit a layer.
     """
     source: Source
-    said_in: str
+    place: str
     if operator is not None:
-        source, said_in, settings = option, option, operator
+        source, place, settings = option, option, operator
     elif checkpoint is not None:
-        source, said_in, settings = "checkpoint", "the checkpoint's prismoe_routing", checkpoint
+        source, place, settings = "checkpoint", "the checkpoint's prismoe_routing", checkpoint
     else:
-        source, said_in, settings = "default", "the default", {"policy": "topk"}
+        source, place, settings = "default", "the default", {"policy": "topk"}
     try:
         layers = {
             layer: _layer_routing(layer_settings, source, top_k, experts_by_layer[layer], gate_renormalises)
             for layer, layer_settings in _by_layer(settings, list(experts_by_layer)).items()
         }
     except ValueError as error:
-        raise ValueError(f"The routing settings in {said_in} cannot be used: {error}") from error
+        raise ValueError(f"The routing settings in {place} cannot be used: {error}") from error
     return RoutingInForce(source, layers)
 
 
@@ -170,9 +171,9 @@ def _merged(common: Settings, override: Settings) -> Settings:
 
 
 def policies_named(settings: Settings, option: Option) -> list[RoutingPolicy]:
-    """The policies of a setting, whatever the model: the common one, and each layer's that differs.
+    """The policies in the settings, for any model: the common one, and those of layers that differ.
 
-    Raises ValueError with a sentence for what is no policy's setting.
+    Raises ValueError for anything that is not a policy's setting.
     """
     overrides = settings.get("layers", {})
     layers = list(map(int, overrides)) if isinstance(overrides, dict) else []
@@ -211,7 +212,7 @@ def _policy(settings: Settings, top_k: int, gate_renormalises: bool | None) -> R
 
 
 def policy_of(kind: type[RoutingPolicy], settings: Settings) -> RoutingPolicy:
-    """Raises ValueError with a sentence for what is no setting of the policy's."""
+    """Make a policy of its settings. Raises ValueError for an unknown or wrong setting."""
     try:
         return kind.model_validate(settings)
     except ValidationError as error:

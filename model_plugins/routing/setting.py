@@ -1,4 +1,4 @@
-"""The settings that say how to route, as the commands take them: JSON, or `@` and a file that holds it."""
+"""The routing settings as the commands accept them: JSON, or `@` and the name of a JSON file."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def _parse(value: object) -> object:
     except json.JSONDecodeError as error:
         raise ValueError(f'{value!r} is not JSON ({error}). Example: \'{{"policy": "ltdr"}}\'') from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{value!r} is not JSON (it is no text).") from error
+        raise ValueError(f"{value!r} is not JSON (it is not text).") from error
     except OSError as error:
         raise ValueError(f"{value!r} can't be read ({error.strerror}).") from error
     if not isinstance(settings, dict):
@@ -29,7 +29,7 @@ PolicySettings = Annotated[dict[str, Any] | None, BeforeValidator(_parse)]
 
 
 class RoutingSetting(BaseModel):
-    """`--routing`, which all commands take: how to route, None where the checkpoint says it."""
+    """`--routing`, which all commands have; None keeps the checkpoint's routing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,7 +42,7 @@ class RoutingSetting(BaseModel):
 
 
 class ShadowSetting(RoutingSetting):
-    """`--shadow`, which servers take: the policy that is counted while `native` routes; None for none."""
+    """`--shadow`, which servers have: the policy that is counted while `native` routes; None for none."""
 
     shadow: PolicySettings = Field(
         None,

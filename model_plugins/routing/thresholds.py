@@ -1,4 +1,4 @@
-"""The thresholds of the policies in force, as an administrator may change them while requests run."""
+"""The thresholds of the policies in force, which an administrator may change while requests run."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,19 +10,19 @@ from prismoe.model_plugins.routing.policy import RoutingPolicy
 from prismoe.model_plugins.routing.registry import POLICIES, policy_of
 
 THRESHOLDS_ROUTE = "/v1/routing/thresholds"
-"""Where they are changed, which is then the source of a setting."""
+"""The route that changes thresholds; also the source of a changed setting."""
 ThresholdsByLayer = Mapping[int, Mapping[str, float]]
 """New values by the decoder's layer index and the setting's name."""
 
 
 def thresholds_of(policy: RoutingPolicy) -> dict[str, float]:
-    """The thresholds that the policy has; one that is not given is none."""
+    """The policy's thresholds, without those that are not set."""
     values = {name: getattr(policy, name) for name in policy.thresholds}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def threshold_tensors(policy: RoutingPolicy, device: torch.device | str) -> dict[str, Tensor]:
-    """The same on a device, 0-d and float32, as `RouterInputs.parameters` holds what may change."""
+    """The policy's thresholds as 0-d float32 tensors on a device, for `RouterInputs.parameters`."""
     return {
         name: torch.tensor(value, dtype=torch.float32, device=device)
         for name, value in thresholds_of(policy).items()
@@ -34,11 +34,11 @@ def changed_thresholds(
     common: Mapping[str, float],
     by_layer: Mapping[str, Mapping[str, float]],
 ) -> dict[int, dict[str, float]]:
-    """What changes in each layer: `common` where there is such a threshold, `by_layer` before it.
+    """The changes in each layer: `common` where the policy has such a threshold; `by_layer` takes precedence.
 
-    The keys of `by_layer` are the decoder's layer indices as JSON has them.
-    `policies` are the settings of each layer's policy as they stand. Raises ValueError with a sentence where
-    nothing is asked for, a name is no threshold there, or a policy does not take a value.
+    The keys of `by_layer` are the decoder's layer indices as strings, as in JSON. `policies` are the current
+    settings of each layer's policy. Raises ValueError where nothing would change, a name is not a threshold
+    there, or a policy refuses a value.
     """
     if unknown := sorted(by_layer.keys() - {*map(str, policies)}):
         raise ValueError(
@@ -49,9 +49,9 @@ def changed_thresholds(
     for layer, settings in policies.items():
         policy = policy_of(POLICIES[settings["policy"]], settings)
         has, own = thresholds_of(policy), by_layer.get(str(layer), {})
-        if strange := sorted(own.keys() - has.keys()):
+        if others := sorted(own.keys() - has.keys()):
             raise ValueError(
-                f"{_listed(strange)} is no threshold of layer {layer}: its policy {policy.policy} has "
+                f"{_listed(others)} is not a threshold of layer {layer}: its policy {policy.policy} has "
                 f"{_listed(has)}."
             )
         known |= has.keys()
@@ -61,13 +61,15 @@ def changed_thresholds(
                 policy_of(type(policy), policy.model_dump() | changed)
             except ValueError as error:
                 raise ValueError(
-                    f"The policy {policy.policy} of layer {layer} can't do that: {error}"
+                    f"The policy {policy.policy} of layer {layer} refuses this: {error}"
                 ) from error
             changes[layer] = changed
-    if strange := sorted(common.keys() - known):
-        raise ValueError(f"{_listed(strange)} is no threshold in force: they are {_listed(sorted(known))}.")
+    if others := sorted(common.keys() - known):
+        raise ValueError(
+            f"{_listed(others)} is not a threshold in force: these are {_listed(sorted(known))}."
+        )
     if not changes:
-        raise ValueError(f"Name a threshold to change: they are {_listed(sorted(known))}.")
+        raise ValueError(f"Name a threshold to change: there are {_listed(sorted(known))}.")
     return changes
 
 

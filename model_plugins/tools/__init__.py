@@ -1,5 +1,5 @@
-"""What `prismoe check`, `convert`, `calibrate` and `evaluate` do. Their errors are ValueError and OSError
-with a sentence.
+"""The commands `prismoe check`, `convert`, `calibrate` and `evaluate`.
 
-May import every room of model_plugins, and kernels.
+Their errors are ValueError and OSError; the message is a sentence for the user. May import every room of
+model_plugins, and kernels.
 """

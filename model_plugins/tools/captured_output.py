@@ -1,4 +1,4 @@
-"""Keeps what vLLM and its processes print out of a tool's report."""
+"""Keeps the output of vLLM and its processes out of a tool's report."""
 
 import os
 import re
@@ -12,13 +12,13 @@ ERROR_LINE = re.compile(r"(?:^|\s|\])((?:ValueError|OSError|FileNotFoundError|Ru
 
 
 class Log:
-    """What was printed in a `captured_output` block."""
+    """The output of a `captured_output` block."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
 
     def first_error(self) -> str | None:
-        """The message of the first error that a process printed, which is what caused the others."""
+        """The message of the first printed error, which is the cause of later ones."""
         lines = self._file.read_text(errors="replace").splitlines() if self._file else []
         errors = [match[1].partition(": ")[2] for line in lines if (match := ERROR_LINE.search(line))]
         return errors[0] if errors else None
@@ -26,9 +26,9 @@ class Log:
 
 @contextmanager
 def captured_output(verbose: bool) -> Iterator[Log]:
-    """Send this process's and its children's output to a file for the block, or to stderr when `verbose`.
+    """Send the output of this process and its children to a file, or to stderr when `verbose`.
 
-    It works on file descriptors, since libraries in C and the engine's processes print too.
+    It redirects file descriptors, since C libraries and the engine's processes print, too.
     """
     if not verbose:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

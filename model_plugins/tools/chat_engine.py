@@ -1,4 +1,4 @@
-"""An engine of vLLM's that the tools ask about pictures, by the options that the user typed."""
+"""A vLLM engine that tools ask about pictures, with the options that the user typed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,17 +14,18 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from prismoe.model_plugins.worker.engine_options import additional_config, engine_options
 
 MEDIA_PER_PROMPT = {"image": 1, "vision_chunk": 1, "video": 0, "audio": 0}
-"""vLLM reads those of a model's own modalities. Kimi has images as vision chunks."""
+"""The most media in a prompt. vLLM ignores modalities that a model lacks. Kimi has images as vision
+chunks."""
 CPU_KV_CACHE_BYTES = 2**30
-"""vLLM would take most of the machine's memory."""
+"""The size of the KV cache on CPU; by default vLLM would take most of the machine's memory."""
 
 
 def engine_arguments(
     command: str, folder: Path, options: Sequence[str], run_checkpoint_code: bool, **defaults: Any
 ) -> EngineArgs:
-    """vLLM's arguments by the options that the user typed for `prismoe command`.
+    """vLLM's arguments from the options that the user typed for `prismoe command`.
 
-    Raises SystemExit, as argparse does, where one is not vLLM's.
+    Raises SystemExit, as argparse does, for an option that vLLM does not have.
     """
     parser: Any = EngineArgs.add_cli_args(
         FlexibleArgumentParser(
@@ -34,10 +35,10 @@ def engine_arguments(
     parser.set_defaults(
         **engine_options(),
         limit_mm_per_prompt=MEDIA_PER_PROMPT,
-        # A token of a prompt that comes out of the cache would use no experts.
+        # A prompt's token that comes from the cache would use no experts.
         enable_prefix_caching=False,
         disable_log_stats=True,
-        max_model_len=-1,  # as long as the KV cache has room for
+        max_model_len=-1,  # as long as fits into the KV cache
         **defaults,
     )
     if current_platform.is_cpu():
@@ -45,7 +46,7 @@ def engine_arguments(
     args = parser.parse_args(list(options))
     if args.trust_remote_code:
         raise ValueError(
-            "--trust-remote-code is not taken. To run the Python files of the checkpoint, give "
+            "prismoe does not accept --trust-remote-code. To run the checkpoint's Python files, use "
             "--run-checkpoint-code."
         )
     args.model, args.trust_remote_code = str(folder), run_checkpoint_code
@@ -54,7 +55,7 @@ def engine_arguments(
 
 @contextmanager
 def chat_engine(arguments: EngineArgs, routing: Mapping[str, Any] | None) -> Iterator[LLM]:
-    """The engine under `routing` (None: the checkpoint's own), which ends with the block."""
+    """Run an engine with `routing` (None: the checkpoint's own) until the block ends."""
     config = {**arguments.additional_config, **additional_config(routing)}
     llm = LLM.from_engine_args(replace(arguments, additional_config=config))
     try:
@@ -64,6 +65,6 @@ def chat_engine(arguments: EngineArgs, routing: Mapping[str, Any] | None) -> Ite
 
 
 def chat_about(picture: Image, question: str) -> Any:
-    """A user's message with a picture and a question, as vLLM takes it."""
+    """A user's message with a picture and a question, in vLLM's format."""
     content = [{"type": "image_pil", "image_pil": picture}, {"type": "text", "text": question}]
     return [{"role": "user", "content": content}]

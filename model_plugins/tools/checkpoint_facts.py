@@ -1,4 +1,4 @@
-"""What a checkpoint is, read from its files without an engine."""
+"""Describes a checkpoint from its files, without an engine."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Tower:
-    """The image tower, and what becomes of an image."""
+    """The image tower, and the size of an image."""
 
     name: str
     folder: str
@@ -41,7 +41,7 @@ class Tower:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The tokenizer as it is loaded."""
+    """The loaded tokenizer."""
 
     kind: str
     tokens: int
@@ -69,7 +69,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """Everything that the report says of a checkpoint's files."""
+    """Everything that the report says about a checkpoint's files."""
 
     model: str
     family: str
@@ -85,7 +85,7 @@ class CheckpointFacts:
 
 
 def checkpoint_facts(folder: Path) -> CheckpointFacts:
-    """Read them. Raises ValueError or OSError with a sentence where prismoe can't serve the checkpoint."""
+    """Read the facts. Raises ValueError or OSError where prismoe can't serve the checkpoint."""
     weights = _weights(folder)
     register()
     config = AutoConfig.from_pretrained(folder)
@@ -119,7 +119,7 @@ def checkpoint_facts(folder: Path) -> CheckpointFacts:
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
-    """None where there is none that can be loaded."""
+    """The tokenizer; None where none can be loaded."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, TypeError, KeyError):

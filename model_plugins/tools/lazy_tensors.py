@@ -1,8 +1,6 @@
-"""The tensors in a folder's weight files, whatever their format, each read when it is asked for."""
+"""Reads the tensors in a folder's weight files, of any format, each when it is needed."""
 
-import json
 import math
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -34,14 +32,15 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""By the names of the safetensors format, but for those that pack several numbers into a byte."""
+"""The dtypes by their names in the safetensors format, without those that pack several numbers into a
+byte."""
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """What a file's header says of a tensor, and how to get it."""
+    """A tensor's dtype and shape from a file's header, and a function that reads it."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -49,16 +48,16 @@ class LazyTensor:
 
     @property
     def count(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
         return self.count * self.dtype.itemsize
 
     def to(self, dtype: torch.dtype | None) -> "LazyTensor":
-        """The same tensor in `dtype` if it is of floating-point numbers; None leaves it as it is."""
+        """The same tensor in `dtype` if it holds floating-point numbers; None leaves it unchanged."""
         if dtype is None or not self.dtype.is_floating_point:
             return self
         return LazyTensor(dtype, self.shape, lambda: self.read().to(dtype))
@@ -70,7 +69,7 @@ def in_memory(tensor: Tensor) -> LazyTensor:
 
 
 def lazy_tensors(folder: Path) -> dict[str, LazyTensor]:
-    """A folder's tensors by name. Raises ValueError with a sentence where a file is damaged."""
+    """The tensors in a folder, by name. Raises ValueError where a file is damaged."""
     return {
         name: tensor
         for path in weight_files(folder)
@@ -79,37 +78,23 @@ def lazy_tensors(folder: Path) -> dict[str, LazyTensor]:
 
 
 def _in_safetensors(path: Path) -> Iterator[tuple[str, LazyTensor]]:
-    open_safetensors(path)  # The library checks the header, and the file's size by it.
-    with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            if (dtype := DTYPES.get(entry["dtype"])) is None:
+    with open_safetensors(path) as tensors:
+        for name in tensors.offset_keys():
+            stored = tensors.get_slice(name)
+            if (dtype := DTYPES.get(stored.get_dtype())) is None:
                 raise ValueError(
-                    f"{path} stores {name} as {entry['dtype']}, which prismoe can't read: "
+                    f"{path} stores {name} as {stored.get_dtype()}, which prismoe can't read: "
                     f"save it as one of {', '.join(DTYPES)}."
                 )
-            shape = tuple(entry["shape"])
-            start, end = (8 + length + offset for offset in entry["data_offsets"])
-            yield name, LazyTensor(dtype, shape, partial(_read, path, start, end - start, dtype, shape))
+            yield name, LazyTensor(dtype, tuple(stored.get_shape()), partial(_read, path, name))
 
 
-def _read(path: Path, start: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """By a plain read: the pages of a memory map would stay with the process."""
-    if size == 0:
-        return torch.empty(shape, dtype=dtype)
-    content = bytearray(size)
-    with path.open("rb") as file:
-        file.seek(start)
-        file.readinto(content)
-    return torch.frombuffer(content, dtype=dtype).reshape(shape)
+def _read(path: Path, name: str) -> Tensor:
+    """Read a tensor through its own memory map: a map that stays open would keep the pages of all tensors."""
+    with open_safetensors(path) as tensors:
+        return tensors.get_tensor(name)
 
 
 def _in_pickle(path: Path) -> Iterator[tuple[str, LazyTensor]]:
     for name, tensor in load_pickled(path, "cpu").items():
-        yield name, LazyTensor(tensor.dtype, tuple(tensor.shape), partial(_itself, tensor))
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
+        yield name, in_memory(tensor)

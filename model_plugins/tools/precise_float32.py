@@ -9,16 +9,16 @@ PRECISE_FLOAT32 = {
     "NVIDIA_TF32_OVERRIDE": "0",  # cuBLAS and cuDNN
     "VLLM_FLOAT32_MATMUL_PRECISION": "highest",  # vLLM's default: PyTorch's products, and those it compiles
 }
-"""A process that starts with this environment multiplies float32 as it is.
+"""A process that starts with this environment multiplies in full float32.
 
-A GPU's tensor cores would take TF32, with 10 bits behind the point in place of 23. A factor is then off by
-up to a two-thousandth: more than a reference's tolerances allow, and enough to turn near ties of experts.
+A GPU's tensor cores would use TF32, whose fractions have 10 bits instead of 23. A factor then has an error of
+up to 1/2000: more than a reference's tolerances allow, and enough to change near ties of experts.
 """
 
 
 @contextmanager
 def precise_float32() -> Iterator[None]:
-    """Processes that are started within the block have this environment."""
+    """Give this environment to processes that start within the block."""
     before = {name: os.environ.get(name) for name in PRECISE_FLOAT32}
     os.environ.update(PRECISE_FLOAT32)
     try:

@@ -1,4 +1,4 @@
-"""What `prismoe check`, `convert`, `calibrate` and `evaluate` are told, with the texts of their options."""
+"""The settings of `prismoe check`, `convert`, `calibrate` and `evaluate`, and their options' help texts."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ GOALS = {
     "ltdr": {"tail_share"},
     "entropy": {"mean_experts"},
 }
-"""The options of `prismoe calibrate` that say what a policy's fitted router is to do."""
+"""The options of `prismoe calibrate` that set the goal of each policy's fit."""
 
 CHECKPOINT = "folder of the checkpoint, or its name on the Hugging Face Hub"
 
@@ -21,25 +21,25 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class CheckSettings(RoutingSetting, LogSettings):
-    """What `prismoe check` is told."""
+    """The settings of `prismoe check`."""
 
     model: str = Field(title="MODEL", description=CHECKPOINT)
     against: Path | None = Field(
         None,
         title="FILE",
-        description="compare with this .npz file, in float32; it holds what the authors' code computed: "
+        description="compare with this .npz file, in float32; it holds results of the authors' code: "
         "input_ids, pixel_values, logits and more",
     )
     as_json: bool = False
 
 
 class ConvertSettings(RoutingSetting):
-    """What `prismoe convert` is told."""
+    """The settings of `prismoe convert`."""
 
     source: str = Field(title="SRC", description=CHECKPOINT)
     destination: Path = Field(title="DST", description="new folder to write")
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
-        None, description="number format of the weights (default: as they are)"
+        None, description="number format of the weights (default: unchanged)"
     )
     max_shard_size: ByteSize = Field(
         ByteSize(4 * 10**9), title="SIZE", description="largest weight file to write (default: 4GB)"
@@ -47,15 +47,17 @@ class ConvertSettings(RoutingSetting):
 
 
 class CalibrateSettings(RoutingSetting, CodeSettings, LogSettings):
-    """What `prismoe calibrate` is told. `routing` holds the policy's settings that stay as they are,
-    `engine_options` are vLLM's own, still as the user typed them.
+    """The settings of `prismoe calibrate`.
+
+    `routing` holds the policy's settings that are not fitted; `engine_options` are vLLM's options, as the
+    user typed them.
     """
 
     model: str = Field(title="MODEL", description=CHECKPOINT)
     destination: Path = Field(
         title="DST",
-        description="new folder for a MoE-LLaVA checkpoint with the policy in it; for any other model new "
-        "file of settings, to serve with `prismoe serve MODEL --routing @DST`",
+        description="new folder for a MoE-LLaVA checkpoint with the policy in it; for any other model, "
+        "new file of settings to serve with `prismoe serve MODEL --routing @DST`",
     )
     policy: str = Field(
         description="policy to fit: ltdr, dual_threshold or entropy; for MoE-LLaVA also equiroute or gmm"
@@ -74,7 +76,7 @@ class CalibrateSettings(RoutingSetting, CodeSettings, LogSettings):
     questions: Path | None = Field(
         None,
         title="FILE",
-        description="questions about the pictures, one a line, used in turn (default: four built-in ones)",
+        description="questions about the pictures, one per line, used in turn (default: four built-in ones)",
     )
     max_images: Annotated[int, Field(ge=1)] = Field(256, title="N", description="most pictures to use")
     skip_overall: Share | None = Field(
@@ -100,7 +102,7 @@ class CalibrateSettings(RoutingSetting, CodeSettings, LogSettings):
         "of their image)",
     )
     mean_experts: Annotated[float, Field(gt=0)] | None = Field(
-        None, title="N", description="entropy: mean number of experts a token (default: the checkpoint's k)"
+        None, title="N", description="entropy: mean number of experts per token (default: the checkpoint's k)"
     )
     engine_options: tuple[str, ...] = ()
 
@@ -109,22 +111,24 @@ class CalibrateSettings(RoutingSetting, CodeSettings, LogSettings):
         named = (self.routing or {}).get("policy", self.policy)
         if named != self.policy:
             raise ValueError(f"--policy is {self.policy} and --routing names {named}: name one policy.")
-        if strange := sorted(set(self.goal) - GOALS.get(self.policy, set())):
-            options = ", ".join("--" + name.replace("_", "-") for name in strange)
+        if unused := sorted(set(self.goal) - GOALS.get(self.policy, set())):
+            options = ", ".join("--" + name.replace("_", "-") for name in unused)
             raise ValueError(f"{options} can't be used with --policy {self.policy}.")
         if self.skip_overall is not None and {"skip", "skip_text"} & set(self.goal):
-            raise ValueError("--skip-overall searches what --skip and --skip-text say: give that or those.")
+            raise ValueError(
+                "--skip-overall searches the values that --skip and --skip-text set: use either it or these."
+            )
         return self
 
     @property
     def goal(self) -> dict[str, float]:
-        """What the fitted router is to do, as far as the user said."""
+        """The goal of the fit, as far as the user has set it."""
         goals = {name: getattr(self, name) for names in GOALS.values() for name in names}
         return {name: value for name, value in goals.items() if value is not None}
 
 
 class EvaluateSettings(CodeSettings, LogSettings):
-    """What `prismoe evaluate` is told. `engine_options` are vLLM's own, still as the user typed them."""
+    """The settings of `prismoe evaluate`. `engine_options` are vLLM's options, as the user typed them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -133,7 +137,7 @@ class EvaluateSettings(CodeSettings, LogSettings):
     questions: Path | None = Field(
         None,
         title="FILE",
-        description='questions, one JSON object a line: {"image": path relative to FILE, "question": text, '
+        description='questions, one JSON object per line: {"image": path relative to FILE, "question": text, '
         '"answer": text or list of accepted texts} (default: 30 about the six pictures of the bundled model)',
     )
     max_tokens: Annotated[int, Field(ge=1)] = Field(16, title="N", description="most tokens of an answer")
@@ -149,5 +153,5 @@ class EvaluateSettings(CodeSettings, LogSettings):
     @classmethod
     def _has_a_folder(cls, value: Path | None) -> Path | None:
         if value is not None and not value.parent.is_dir():
-            raise ValueError(f"There is no folder {value.parent} to write {value.name} to.")
+            raise ValueError(f"There is no folder {value.parent} for {value.name}: create it first.")
         return value

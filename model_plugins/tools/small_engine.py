@@ -1,4 +1,4 @@
-"""The engine that the tools run a checkpoint in: eager, one request at a time, just large enough."""
+"""A small engine for the tools: eager, one request at a time, just large enough."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,17 +19,17 @@ from prismoe.model_plugins.tools.checkpoint_facts import CheckpointFacts
 from prismoe.model_plugins.worker.engine_options import engine_options
 
 SMALLEST_HEAD, BLOCK = 32, 128
-"""Bounds of vLLM's KV cache: a head's width at least, and the largest block of tokens."""
+"""Sizes of vLLM's KV cache: the least width of a head, and the largest block of tokens."""
 
 
 @contextmanager
 def small_engine(
     facts: CheckpointFacts, dtype: ModelDType, routing: Mapping[str, Any] | None, length: int, images: int
 ) -> Iterator[LLMEngine]:
-    """An engine for requests of up to `length` tokens and `images` images, which ends with the block."""
+    """Run an engine for requests of up to `length` tokens and `images` images, until the block ends."""
     options = EngineArgs(
         facts.model,
-        # Prompts are token ids, so any tokenizer will do where the checkpoint has none; vLLM wants one.
+        # Prompts are token ids, so any tokenizer works if the checkpoint has none; vLLM requires one.
         tokenizer=None if facts.tokenizer else str(bundled_checkpoint()),
         dtype=dtype,
         enforce_eager=True,
@@ -53,9 +53,9 @@ def small_engine(
 def engine_prompt(
     facts: CheckpointFacts, token_ids: Sequence[int], pixel_values: np.ndarray | None, name: str
 ) -> EngineInput:
-    """A prompt of token ids, IMAGE among them, and of `pixel_values` `[images, 3, height, width]`.
+    """Make a prompt from token ids, including IMAGE, and `pixel_values` `[images, 3, height, width]`.
 
-    Neither tokenizer nor image processor come in. `name` tells its images from those of other prompts.
+    It needs no tokenizer and no image processor. `name` distinguishes its images from those of other prompts.
     """
     length = facts.tower.tokens_per_image
     prompt: list[int] = []

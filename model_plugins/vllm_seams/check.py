@@ -1,4 +1,4 @@
-"""Whether the vLLM that is installed still has what prismoe overrides and calls in private.
+"""Checks that the installed vLLM still has what prismoe overrides and what it uses by private names.
 
 `make compat` compares the same list with a release that is not installed, by reading its files.
 """
@@ -14,20 +14,20 @@ TESTED = "0.32"
 """The release of vLLM that the tests run."""
 
 CHECKED = "0.33"
-"""The release whose names and signatures `make compat` has compared. Nothing of it has been run."""
+"""The release whose names and signatures `make compat` has compared; none of it has been run."""
 
 
 class Needed(NamedTuple):
-    """A function or method of vLLM's, as `module:Class.method`."""
+    """A function or method of vLLM that prismoe needs, as `module:Class.method`."""
 
     name: str
     parameters: tuple[str, ...] = ()
-    """Its first ones, behind self or cls. `a|b` where one release calls it a and another b."""
+    """The first parameters, after self or cls. `a|b` where one release names it a and another b."""
     attributes: tuple[str, ...] = ()
-    """What it reads or sets by these names."""
+    """Names of attributes that the function reads or sets."""
 
     def takes(self, parameters: Sequence[str]) -> bool:
-        """Whether these are the parameters of a function that is as prismoe knows it."""
+        """Whether `parameters` start with the expected ones."""
         has = [name for name in parameters if name not in ("self", "cls")]
         first = has[: len(self.parameters)]
         return len(first) == len(self.parameters) and all(
@@ -36,22 +36,22 @@ class Needed(NamedTuple):
 
 
 class VLLMChanged(ValueError):
-    """The vLLM that is installed lacks something, or has another form of it."""
+    """The installed vLLM lacks a function, or has it in another form."""
 
 
 def check(needs: Iterable[Needed]) -> None:
-    """Raise VLLMChanged, with a sentence, for the first that is not as prismoe knows it."""
+    """Raise VLLMChanged for the first function that is missing or different."""
     for needed in needs:
         if not _is_there(needed):
             raise VLLMChanged(
-                f"vLLM's {needed.name.replace(':', '.')} is not as prismoe knows it. prismoe is tested with "
-                f"vLLM {TESTED}; of vLLM {CHECKED}, only names and signatures were checked. "
+                f"vLLM's {needed.name.replace(':', '.')} is missing or has changed. prismoe is tested with "
+                f"vLLM {TESTED}; for vLLM {CHECKED}, only names and signatures were checked. "
                 "Install one of these."
             )
 
 
 def all_needs() -> list[Needed]:
-    """What all files of this room need."""
+    """Everything that the files of this room need."""
     files = pkgutil.walk_packages([str(Path(__file__).parent)], f"{__package__}.")
     seams = [importlib.import_module(file.name) for file in files if not file.ispkg and file.name != __name__]
     return [needed for seam in seams for needed in seam.NEEDS]

@@ -1,4 +1,4 @@
-"""vLLM's worker and scheduler with prismoe beside them, and an engine's options and checks at start.
+"""prismoe's extension of vLLM's worker, and an engine's options and checks at the start.
 
-May import recording and what is behind it; knows no model.
+May import recording and the rooms after it; imports no model.
 """

@@ -1,4 +1,4 @@
-"""What of vLLM's settings routing needs, and what can't be combined with modality routing yet."""
+"""Checks vLLM's settings: those that routing needs, and those that it doesn't support."""
 
 from vllm.config import SchedulerConfig, VllmConfig
 from vllm.logger import init_logger
@@ -16,13 +16,13 @@ ASYNC: dict[type[WholeImageScheduler], type[WholeImageScheduler]] = {
     WholeImageScheduler: WholeImageAsyncScheduler,
     WholeRequestScheduler: WholeRequestAsyncScheduler,
 }
-"""By scheduler, what does the same where vLLM schedules asynchronously."""
+"""The asynchronous variant of each scheduler."""
 
 logger = init_logger("vllm.prismoe.engine")
 
 
 def check_native_engine(vllm_config: VllmConfig) -> None:
-    """Raise ValueError with a sentence where prismoe can't serve a model of vLLM's own right."""
+    """Raise ValueError where prismoe can't serve one of vLLM's own models correctly."""
     routes_by_policy = operator_policies(vllm_config) is not None
     shadow_policies(vllm_config)
     parallel = vllm_config.parallel_config
@@ -43,7 +43,7 @@ def check_native_engine(vllm_config: VllmConfig) -> None:
         raise ValueError("prismoe counts in the engines that it starts with: leave --enable-elastic-ep out.")
     if vllm_config.lora_config is not None and vllm_config.model_config.is_moe and current_platform.is_cpu():
         raise ValueError(
-            "vLLM runs MoE layers with LoRA adapters on GPUs alone: leave --enable-lora out, "
+            "vLLM runs MoE layers with LoRA adapters only on GPUs: leave --enable-lora out, "
             "and merge the adapter into the checkpoint."
         )
     if routes_by_policy and vllm_config.lora_config is not None:
@@ -67,9 +67,9 @@ def check_engine(
     tokens_per_image: int,
     needs_whole_requests: bool = False,
 ) -> None:
-    """Give vLLM the scheduler that routing needs.
+    """Check an engine for a MoE-LLaVA checkpoint, and give vLLM the scheduler that routing needs.
 
-    Raises ValueError with a sentence where routing would be wrong, or a request could wait for ever.
+    Raises ValueError where routing would be wrong, or a request could wait forever.
     """
     parallel = vllm_config.parallel_config
     if parallel.pipeline_parallel_size > 1:
@@ -104,7 +104,7 @@ def check_engine(
         )
     multimodal = vllm_config.model_config.multimodal_config
     if multimodal is None or multimodal.get_limit_per_prompt("image") == 0:
-        raise ValueError("Images are switched off: give --limit-mm-per-prompt an image limit of 1 or more.")
+        raise ValueError("Images are switched off: set --limit-mm-per-prompt's image limit to 1 or more.")
     if needs_whole_images:
         _check_whole_images(vllm_config)
     needed = WholeRequestScheduler if needs_whole_requests else WholeImageScheduler
@@ -118,10 +118,10 @@ def check_engine(
 
 
 def check_request_engine(vllm_config: VllmConfig) -> None:
-    """Where a policy decides by the whole request: the same, and no prefix is shared between requests.
+    """Check an engine for a policy that decides by the whole request, and switch prefix caching off.
 
-    A token's keys and values then depend on its whole prompt, or on the request's task, by which vLLM's cache
-    does not tell requests apart.
+    A token's keys and values then depend on its whole prompt, or on the request's task, and vLLM's cache does
+    not distinguish requests by these. Raises ValueError where requests could still share them.
     """
     if vllm_config.kv_transfer_config is not None:
         raise ValueError(
@@ -149,7 +149,7 @@ def _check_whole_images(vllm_config: VllmConfig) -> None:
 
 
 def _check_steps(vllm_config: VllmConfig, tokens_per_image: int) -> None:
-    """Refuse steps that are too small for what vLLM was told not to cut."""
+    """Raise ValueError for steps that are too small for what vLLM may not cut."""
     scheduler, longest = vllm_config.scheduler_config, vllm_config.model_config.max_model_len
     scheduled = scheduler.max_num_scheduled_tokens
     if not scheduler.enable_chunked_prefill and scheduled is not None and scheduled < longest:
@@ -167,12 +167,12 @@ def _check_steps(vllm_config: VllmConfig, tokens_per_image: int) -> None:
 def _choose_scheduler(
     scheduler: SchedulerConfig, needed: type[WholeImageScheduler] | None
 ) -> type[object] | None:
-    """Have vLLM schedule by what is needed. Returns the class that schedules; None where vLLM chooses."""
+    """Set the scheduler that is needed. Returns the scheduler's class; None where vLLM chooses it."""
     if scheduler.scheduler_cls is None:
         if needed is None:
             return None
-        # Elsewhere than on CPU, vLLM may decide later that it schedules asynchronously. The asynchronous
-        # scheduler is right in both cases.
+        # On other platforms than CPU, vLLM may decide later to schedule asynchronously. The asynchronous
+        # scheduler works in both cases.
         is_sync = scheduler.async_scheduling is False or current_platform.is_cpu()
         chosen = needed if is_sync else ASYNC[needed]
         scheduler.scheduler_cls = f"{chosen.__module__}.{chosen.__name__}"
@@ -184,14 +184,14 @@ def _choose_scheduler(
     if needed is not None and not issubclass(own, needed):
         what = "all images of a request" if needed is WholeRequestScheduler else "each image"
         raise ValueError(
-            f"This routing policy needs {what} in one step, which prismoe's own scheduler sees to: "
+            f"This routing policy needs {what} in one step, which only prismoe's own scheduler ensures: "
             "leave --scheduler-cls out."
         )
     return own
 
 
 def _check_fits(scheduler: SchedulerConfig, tokens: int, kept: str, size: str) -> None:
-    """A step has to hold what is kept in one beside a token of each other request."""
+    """Raise ValueError where a step can't hold what is kept whole, and a token of each other request."""
     others = (scheduler.max_num_active_seqs or scheduler.max_num_seqs) - 1
     smallest = tokens + others
     for option in ("max_num_batched_tokens", "max_num_scheduled_tokens"):

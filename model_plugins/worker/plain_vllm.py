@@ -1,4 +1,4 @@
-"""prismoe in engines that vLLM's own server or program starts, with `VLLM_PLUGINS=prismoe`."""
+"""Adds prismoe to engines that vLLM's own server or program starts, with `VLLM_PLUGINS=prismoe`."""
 
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
@@ -13,13 +13,13 @@ logger = init_logger("vllm.prismoe.plugin")
 
 
 def watch_experts() -> None:
-    """Have each engine that is configured in this process from now on count its experts' load."""
+    """Make each engine that is configured in this process from now on count its experts' load."""
     check(engine_config.NEEDS)
     engine_config.before_platform(_watch)
 
 
 def _watch(vllm_config: VllmConfig) -> None:
-    """Raise ValueError with a sentence where prismoe can't count right."""
+    """Use the worker that counts. Raises ValueError where prismoe can't count correctly."""
     if vllm_config.model_config is None or vllm_config.parallel_config.worker_cls == ROUTED_WORKER:
         return
     if not (current_platform.is_cpu() or current_platform.is_cuda_alike()):

@@ -1,4 +1,4 @@
-"""vLLM's worker, which also has each step's routing written down and counted."""
+"""vLLM's worker, extended to record and count each step's routing."""
 
 from functools import partial
 from typing import Any
@@ -36,9 +36,9 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker  # type: ignore[assignment]
 
-REFUSED_POLICY = "The {} policy can't be used. {} Leave it out, and the model is served as vLLM serves it."
+REFUSED_POLICY = "The {} policy can't be used. {} Leave it out to serve the model as vLLM does."
 REFUSED_MODEL = (
-    "The model can't be routed right. {} Try --enforce-eager, which compiles nothing, and on a GPU "
+    "The model can't be routed correctly. {} Try --enforce-eager, which compiles nothing, and on a GPU "
     f"{PLAIN_KERNELS}=1 in the environment, which routes in plain PyTorch."
 )
 
@@ -46,11 +46,11 @@ logger = init_logger("vllm.prismoe.worker")
 
 
 class RoutedWorker(RoutingCalls, PlatformWorker):
-    """To be given as `worker_cls`."""
+    """The worker to name in vLLM's `worker_cls`."""
 
     def load_model(self, **options: Any) -> None:
-        """Load the model, and stand beside its routers."""
-        # Of as many slots as a policy or the model's router may use, the other one leaves some out.
+        """Load the model, and attach to its routers."""
+        # Layers have as many slots as the policy or the model's router uses; with fewer, slots stay unused.
         if current_platform.is_cuda() and operator_policies(self.vllm_config) is not None:
             from prismoe.model_plugins.moe_layer.experts.gpu_experts import use_in_all_models
 
@@ -86,10 +86,10 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         additional[KERNELS_KEY] = dict(kernels_found())
 
     def compile_or_warm_up_model(self) -> Any:
-        """Warm up, check what is counted, and count from zero.
+        """Warm up, check the counts, and restart counting at zero.
 
-        On CUDA vLLM makes requests up, which look like real ones here. Raises ValueError with a sentence
-        where a policy's experts are miscounted.
+        On CUDA vLLM warms up with made-up requests, which look real here. Raises ValueError where a policy's
+        experts are counted wrongly.
         """
         times = super().compile_or_warm_up_model()
         if self.routing.layers:
@@ -98,7 +98,7 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         return times
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        """Take a step, and count it. Dummy and warm-up steps of vLLM's go past this."""
+        """Run a step, and count it. vLLM's dummy and warm-up steps do not call this."""
         num_tokens = scheduler_output.total_num_scheduled_tokens
         counts = num_tokens > 0 and len(self.routing.layers) > 0
         if counts and not self.model_runner.supports_mm_inputs:
@@ -114,7 +114,7 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         super().reload_weights(*args, **options)
 
     def start_weight_update(self) -> None:
-        """The same, of weights that a trainer sends."""
+        """Begin an update with weights that a trainer sends (`_check_reload`)."""
         self._check_reload()
         super().start_weight_update()
 
@@ -125,12 +125,12 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         for policies in (operator_policies(self.vllm_config), shadow_policies(self.vllm_config)):
             if policies is not None and policies.calibrated_for is not None:
                 raise ValueError(
-                    "The routing policy was calibrated for the weights that the model has, and can't be used "
-                    "with others: start without it to reload weights, or start anew with the other weights."
+                    "The routing policy was calibrated for the model's present weights, and can't be used "
+                    "with others: start without it to reload weights, or start again with the other weights."
                 )
 
     def _check_counts(self) -> None:
-        """Count a made-up step. Where that goes wrong `native` shows nothing, and all else is refused."""
+        """Count a made-up step. With wrong counts, `native` shows nothing, and other routing is refused."""
         runner, routing = self.model_runner, self.routing
         scheduler = self.vllm_config.scheduler_config
         requests = min(REQUESTS, scheduler.max_num_seqs)
@@ -138,14 +138,14 @@ class RoutedWorker(RoutingCalls, PlatformWorker):
         wrong = check_counts(routing, num_tokens, partial(take_dummy_step, runner, num_tokens))
         if wrong is None:
             logger.info_once(
-                "The self-check at the start found a made-up step of %d tokens counted right in all of the "
-                "%d MoE layers.",
+                "The self-check at the start counted a made-up step of %d tokens correctly in all of the %d "
+                "MoE layers.",
                 num_tokens,
                 len(routing.layers),
             )
         elif routing.routed_by == "native" and len(routing.counted()) == 1:
             why, model = f"{wrong} {NOT_SHOWN}", runner.get_model()
-            # What stands beside the routers stays, for graphs write to its buffers. Nobody counts these.
+            # The watchers of the routers stay, since graphs write to their buffers, but nothing reads these.
             self.routing = NativeRouting(self.vllm_config, model, self._modalities(), found_wrong=why)
         elif isinstance(routing, PolicyRouting):
             raise ValueError(REFUSED_MODEL.format(wrong))

@@ -1,4 +1,4 @@
-"""The settings of prismoe that engines and `vllm serve` take by vLLM's `--additional-config`."""
+"""The settings of prismoe that engines and `vllm serve` read from vLLM's `--additional-config`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -8,15 +8,15 @@ from pydantic import BaseModel, Field, ValidationError
 from prismoe.model_plugins.routing.setting import ShadowSetting
 
 SETTINGS_KEY = "prismoe"
-"""Of vLLM's `additional_config`."""
+"""The key of prismoe's settings in vLLM's `additional_config`."""
 KERNELS_KEY = "prismoe_kernels"
-"""Where a worker says there which of prismoe's kernels work: vLLM's compile cache goes by it, too."""
+"""The key for the outcome of kernel checks: vLLM's compile cache distinguishes graphs by it, too."""
 
 MetricsLevel = Literal["summary", "full"]
 
 
 class CodeSettings(BaseModel):
-    """Whose code runs beside prismoe's and vLLM's."""
+    """Settings for code from the checkpoint."""
 
     run_checkpoint_code: bool = Field(
         False, description="run the checkpoint's Python files, with all rights of this process"
@@ -24,13 +24,13 @@ class CodeSettings(BaseModel):
 
 
 class LogSettings(BaseModel):
-    """How much of vLLM's log is shown."""
+    """Settings for vLLM's log."""
 
-    verbose: bool = Field(False, description="print all of vLLM's log, not its warnings and errors alone")
+    verbose: bool = Field(False, description="print all of vLLM's log, not only warnings and errors")
 
 
 class MetricsSettings(BaseModel):
-    """How often the engine's counts are read, and how many series they become."""
+    """Settings for the reading of the engine's counts, and for their series on /metrics."""
 
     expert_load_interval: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         5.0, title="SECONDS", description="time between two readings of the expert load for /metrics"
@@ -43,7 +43,7 @@ class MetricsSettings(BaseModel):
 
 
 class EngineSettings(ShadowSetting, MetricsSettings):
-    """What `vllm serve` may be told of prismoe. `prismoe serve` has options for the same, and more."""
+    """prismoe's settings for `vllm serve`. `prismoe serve` has options for the same, and more."""
 
     routes: bool = Field(
         False,
@@ -52,7 +52,7 @@ class EngineSettings(ShadowSetting, MetricsSettings):
 
     @classmethod
     def of(cls, additional_config: Mapping[str, Any] | None) -> Self:
-        """Those in vLLM's `additional_config`. Raises ValueError with a sentence for what can't be."""
+        """The settings in vLLM's `additional_config`. Raises ValueError for unknown or wrong ones."""
         try:
             return cls.model_validate((additional_config or {}).get(SETTINGS_KEY) or {})
         except ValidationError as error:

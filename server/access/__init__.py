@@ -1,4 +1,4 @@
-"""Who may use which route: keys, and the list of routes.
+"""Who may use which route: the keys, and the list of routes.
 
 Imports no other room of the server.
 """

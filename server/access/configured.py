@@ -1,4 +1,4 @@
-"""The keys that the settings name, from all places."""
+"""The keys that the operator configures: those of the key file and those of vLLM's --api-key."""
 
 import ipaddress
 import logging
@@ -11,22 +11,23 @@ logger = logging.getLogger("vllm.prismoe")
 
 
 def configured_keys(settings: AccessSettings, secrets: Sequence[str], host: str | None) -> Keys | None:
-    """The keys of the file and the `secrets` of vLLM's --api-key; None, with a warning, where there are none.
+    """Return the keys of the key file and of `secrets`, the values of vLLM's --api-key.
 
-    Raises ValueError with a sentence where the file can't be read.
+    Returns None if there are no keys, and logs a warning then, unless `host` is a loopback address. Raises
+    ValueError with a sentence if the file can't be read.
     """
-    given = KeyRing(Key.of("api-key", Role.CLIENT, secret) for secret in secrets)
+    from_option = KeyRing(Key.of("api-key", Role.CLIENT, secret) for secret in secrets)
     if settings.api_keys_file is not None:
         try:
-            in_file = KeyFile(settings.api_keys_file)
+            from_file = KeyFile(settings.api_keys_file)
         except (ValueError, OSError) as error:
             raise ValueError(f"--api-keys-file: {error}") from error
-        return BothKeys(in_file, given) if secrets else in_file
+        return BothKeys(from_file, from_option) if secrets else from_file
     if secrets:
-        return given
+        return from_option
     if not _is_loopback(host):
         logger.warning(
-            "There are no keys: whoever reaches %s may use this server. Name a file of keys with "
+            "This server has no keys: everybody who can reach %s may use it. Name a file of keys with "
             "--api-keys-file.",
             host or "this machine",
         )

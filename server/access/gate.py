@@ -1,4 +1,4 @@
-"""Lets those in who may use a route."""
+"""Checks the key of each request."""
 
 from http import HTTPStatus
 
@@ -13,16 +13,18 @@ from prismoe.server.refusal import Refusal, refuse
 UNKNOWN = Refusal(
     HTTPStatus.UNAUTHORIZED,
     "key",
-    "This server wants a key that it knows: send it as `Authorization: Bearer KEY`.",
+    "This server requires a valid API key: send it as `Authorization: Bearer KEY`.",
 )
-WRONG_ROLE = Refusal(HTTPStatus.FORBIDDEN, "role", "This key does not open this route.")
+WRONG_ROLE = Refusal(
+    HTTPStatus.FORBIDDEN, "role", "The role of this key does not allow this route: use a key of another role."
+)
 
 
 class Gate:
-    """ASGI middleware that asks for a key on every route that is not listed as open.
+    """ASGI middleware that requires a key on every route that is not listed as open.
 
-    It judges the very path that Starlette's router matches, never a URL put together from headers
-    (CVE-2026-48746). It leaves the key in `scope["prismoe.key"]`.
+    It checks the same path that Starlette's router matches, never a URL built from headers
+    (CVE-2026-48746). It stores the key in `scope["prismoe.key"]`.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys, open_metrics: bool) -> None:
@@ -31,7 +33,7 @@ class Gate:
         self._open_metrics = open_metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what may pass."""
+        """Pass a request on, or refuse it with 401 or 403."""
         if scope["type"] == "lifespan" or self._passes_without_key(scope):
             await self._app(scope, receive, send)
         elif (key := self._key(scope)) is None:
@@ -60,6 +62,6 @@ class Gate:
 
 
 def _is_preflight(scope: Scope) -> bool:
-    """Whether a browser asks about another origin, which vLLM's CORS middleware answers by itself."""
+    """Return whether this is a browser's CORS preflight request, which vLLM's CORS middleware answers."""
     headers = Headers(scope=scope)
     return scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers

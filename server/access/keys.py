@@ -1,7 +1,7 @@
-"""Keys with names: a file of their SHA-256 digests, read again when it changes.
+"""Named API keys, in a file of their SHA-256 digests that is read again when it changes.
 
-A line of the file is `NAME ROLE DIGEST`; what follows a # is a comment. A name may have several keys, so that
-a new one works before the old one goes. Keys are long and random, so nobody finds one by its plain digest.
+A line of the file is `NAME ROLE DIGEST`; text after a # is a comment. A name may have several keys, so that a
+new key works before the old one is removed. Keys are long and random, so a digest without a salt is safe.
 """
 
 import hashlib
@@ -22,19 +22,19 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Role(StrEnum):
-    """What a key opens."""
+    """Which routes a key opens."""
 
     CLIENT = "client"
-    """All but /metrics and what an administrator does."""
+    """All routes but /metrics and the administrator's."""
     METRICS = "metrics"
-    """What Prometheus and `prismoe top` read."""
+    """The routes that Prometheus and `prismoe top` read."""
     ADMIN = "admin"
-    """Everything, and what changes how all are served."""
+    """All routes, including those that change the routing for all clients."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key, known by its digest."""
+    """A key's name, role and SHA-256 digest."""
 
     name: str
     role: Role
@@ -42,31 +42,31 @@ class Key:
 
     @classmethod
     def of(cls, name: str, role: Role, secret: str) -> "Key":
-        """The key that `secret` opens."""
+        """Return the key of a secret."""
         return cls(name, role, hashlib.sha256(secret.encode()).hexdigest())
 
     @property
     def line(self) -> str:
-        """As it stands in a file."""
+        """The key's line in a key file."""
         return f"{self.name} {self.role} {self.digest}"
 
 
 class Keys(Protocol):
-    """Where keys are looked up."""
+    """A set of keys that can be searched."""
 
     def find(self, secret: str) -> Key | None:
-        """The key that `secret` opens, None where there is none."""
+        """Return the key of a secret; None if no key matches."""
 
 
 class KeyRing:
-    """Keys that stay as they are."""
+    """Keys that don't change."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = tuple(keys)
 
     def find(self, secret: str) -> Key | None:
-        """The key that `secret` opens, found in a time that doesn't depend on it."""
-        # A header's bytes come as Latin-1.
+        """Return the key of a secret, compared with all keys, so that the time reveals nothing about it."""
+        # Starlette decodes a header's bytes as Latin-1.
         digest = hashlib.sha256(secret.encode("latin-1")).hexdigest()
         found = None
         for key in self._keys:
@@ -76,9 +76,9 @@ class KeyRing:
 
 
 class KeyFile:
-    """The keys of a file. A change that can't be read leaves the keys as they were, and is told in the log.
+    """The keys of a file. If a changed file can't be read, the keys stay as they are, and the log says so.
 
-    Raises ValueError or OSError where the file can't be read at first.
+    The constructor raises ValueError or OSError if the file can't be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,7 +87,7 @@ class KeyFile:
         self._ring = KeyRing(read_keys(path))
 
     def find(self, secret: str) -> Key | None:
-        """The key that `secret` opens now."""
+        """Return the key of a secret, in the file's present state."""
         state = self._stat()
         if state != self._state:
             self._state = state
@@ -105,9 +105,12 @@ class KeyFile:
         try:
             keys = read_keys(self._path)
         except ValueError as error:
-            logger.error("The keys stay as they were: %s", error)
+            logger.error("The key file has changed and can't be used. The keys stay as they are. %s", error)
         except OSError as error:
-            logger.error("The keys stay as they were, and are read again: %s", error)
+            logger.error(
+                "The key file can't be read. The keys stay as they are; the next request reads it again. %s",
+                error,
+            )
             self._state = None
         else:
             self._ring = KeyRing(keys)
@@ -115,18 +118,18 @@ class KeyFile:
 
 
 class BothKeys:
-    """Keys of two places."""
+    """The keys of two places."""
 
     def __init__(self, first: Keys, second: Keys) -> None:
         self._first, self._second = first, second
 
     def find(self, secret: str) -> Key | None:
-        """The key that `secret` opens in either."""
+        """Return the key of a secret, from either place."""
         return self._first.find(secret) or self._second.find(secret)
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """A file's keys. Raises ValueError with a sentence where a line is none or there are none."""
+    """Return a file's keys. Raises ValueError with a sentence if a line is not a key or there are no keys."""
     keys = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         words = line.partition("#")[0].split()
@@ -134,18 +137,21 @@ def read_keys(path: Path) -> tuple[Key, ...]:
             continue
         if len(words) != 3 or not NAME.fullmatch(words[0]) or not DIGEST.fullmatch(words[2]):
             raise ValueError(
-                f"Line {number} of {path} is no key: write NAME ROLE SHA256, as `prismoe key NAME FILE` does."
+                f"Line {number} of {path} is not a key: write NAME ROLE SHA256, like `prismoe key NAME FILE`."
             )
         if words[1] not in tuple(Role):
-            raise ValueError(f"Line {number} of {path} has no role: it is {' or '.join(Role)}.")
+            raise ValueError(f"Line {number} of {path} has an unknown role: write {' or '.join(Role)}.")
         keys.append(Key(words[0], Role(words[1]), words[2]))
     if not keys:
-        raise ValueError(f"{path} holds no keys: add one with `prismoe key NAME {path}`.")
+        raise ValueError(f"{path} has no keys: add one with `prismoe key NAME {path}`.")
     return tuple(keys)
 
 
 def add_key(path: Path, name: str, role: Role) -> str:
-    """Add a new key to a file, which only its owner can read if it is new; the key."""
+    """Add a new key to a file and return its secret. If the file is new, only its owner can read it.
+
+    Raises ValueError if the name is not valid.
+    """
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} can't name a key: use up to 64 letters, digits and . _ @ -")
     secret = secrets.token_urlsafe(32)

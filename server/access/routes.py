@@ -1,4 +1,4 @@
-"""Every route that the server has, and who may use it. What is not listed is not there."""
+"""The list of all routes of the server, and who may use each. The server has no route that is not listed."""
 
 import re
 from typing import Any
@@ -21,27 +21,27 @@ VLLM_ROUTES = frozenset(
         "/version",
     }
 )
-"""What is kept of vLLM's API. Its other routes pause, scale, profile or load, or are copies of these."""
+"""The routes that the server keeps of vLLM's. The others pause, scale, profile or load, or repeat these."""
 DESCRIPTION = "/openapi.json"
-"""The API's description, which vLLM leaves out with --disable-fastapi-docs."""
+"""The API's OpenAPI description, which vLLM leaves out with --disable-fastapi-docs."""
 
 OPEN = frozenset({"/livez", "/readyz", "/health", "/inspector"})
-"""Routes that need no key: the probes, and the inspector's page, which asks for a key once it is there."""
+"""Routes that need no key: the probes and the inspector's page. The page asks for a key once it is loaded."""
 OPEN_FOLDER = "/inspector/"
-"""The page's files."""
+"""The folder of the inspector page's files."""
 
 METRICS = "/metrics"
 WATCHED = frozenset({METRICS, "/v1/routing", "/v1/routing/load"})
-"""What a key for metrics opens."""
+"""The routes that a key with the role metrics opens."""
 
 ADMINISTERED = frozenset({"/v1/routing/in_force", "/v1/routing/thresholds"})
-"""What only an administrator's key opens."""
+"""The routes that only an administrator's key opens."""
 
 ROUTES = VLLM_ROUTES | OPEN | WATCHED | ADMINISTERED | {DESCRIPTION, "/v1/routing/inspect"}
 
 
 def keep_listed_routes(app: FastAPI) -> None:
-    """Take every route that is not listed from vLLM's app. Raises ValueError where it lacks a listed one."""
+    """Remove every route that is not listed from vLLM's app. Raises ValueError if it lacks a listed one."""
     listed = VLLM_ROUTES | {DESCRIPTION}
     kept = [route for route in app.router.routes if getattr(route, "path", None) in listed]
     if missing := VLLM_ROUTES - {getattr(route, "path", None) for route in kept}:
@@ -53,9 +53,10 @@ def keep_listed_routes(app: FastAPI) -> None:
 
 
 def match_whole_paths(app: FastAPI) -> None:
-    """Have the router take a path for a route only where it is the route's to the last character.
+    """Make the router match a route only with its exact path.
 
-    Starlette's patterns end in $, which takes a newline behind the path, too: log and counters would not.
+    Starlette's patterns end in $, which also matches a newline after the path. Such a path would be routed,
+    but the access rules, the log and the counters would not recognise it.
     """
     route: Any
     for route in app.router.routes:
@@ -63,19 +64,19 @@ def match_whole_paths(app: FastAPI) -> None:
 
 
 def is_open(path: str) -> bool:
-    """Whether a path needs no key."""
+    """Return whether a path needs no key."""
     return path in OPEN or path.startswith(OPEN_FOLDER)
 
 
 def route_label(path: str) -> str:
-    """A route's name out of a bounded set, for logs: a path may hold anything."""
+    """Return a path's name in logs. The set of names is bounded, because a path may hold anything."""
     if path in ROUTES:
         return path
     return OPEN_FOLDER + "*" if path.startswith(OPEN_FOLDER) else "other"
 
 
 def may_use(role: Role, path: str) -> bool:
-    """Whether a key opens a path that is not open."""
+    """Return whether keys with this role open a path that needs a key."""
     match role:
         case Role.ADMIN:
             return True

@@ -1,4 +1,4 @@
-"""Settings of who may use the server."""
+"""Settings for access to the server."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ from pydantic import BaseModel, Field
 
 
 class AccessSettings(BaseModel):
-    """Without keys the server is open to all who reach it."""
+    """Access to the server. Without keys it is open to everybody who can reach it."""
 
     api_keys_file: Path | None = Field(
-        None, description="API keys that open the server; `prismoe key NAME FILE` adds one"
+        None, description="file of the API keys that open the server; `prismoe key NAME FILE` adds one"
     )
-    open_metrics: bool = Field(False, description="/metrics needs no key")
+    open_metrics: bool = Field(False, description="serve /metrics without a key")

@@ -1,4 +1,4 @@
-"""The HTTP app around vLLM's: how it is put together, the engine behind it, and the shape of its errors.
+"""The HTTP app around vLLM's app: its parts, the engine behind it, and the form of its errors.
 
 May import every room of the server but commands.
 """

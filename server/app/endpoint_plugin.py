@@ -1,4 +1,4 @@
-"""prismoe's metrics and routes in vLLM's own API server, as an endpoint plugin."""
+"""An endpoint plugin that adds prismoe's metrics and routes to vLLM's own API server."""
 
 import asyncio
 from argparse import Namespace
@@ -20,39 +20,39 @@ from prismoe.server.metrics.page import MetricsPage
 
 logger = init_logger("vllm.prismoe.plugin")
 
-UNREAD = "This server reads no expert load: its log says why at the start."
+NO_LOAD = "This server can't read the expert load: its log says why, at the start."
 
 
 class RoutingEndpoints:
-    """vLLM loads it where `VLLM_PLUGINS` names prismoe, once in each API server."""
+    """The plugin. If `VLLM_PLUGINS` names prismoe, vLLM loads it once in each API server."""
 
     name = "prismoe"
     required_tasks: tuple[SupportedTask, ...] = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Put /metrics in place of vLLM's, and the routes that the operator asked for beside it."""
+        """Replace vLLM's /metrics, and add prismoe's routes if the operator asks for them."""
         self._settings = EngineSettings.of(app.state.args.additional_config)
         self._page = MetricsPage(get_prometheus_registry())
         self._page.add_to(app)
         if self._settings.routes:
-            there = [Depends(self._check_read)]
-            app.include_router(routes.router, dependencies=there)
-            app.include_router(inspection_routes.router, dependencies=there)
+            needs_load = [Depends(self._check_load)]
+            app.include_router(routes.router, dependencies=needs_load)
+            app.include_router(inspection_routes.router, dependencies=needs_load)
             inspector_page.add_to(app)
 
     async def init_state(self, engine_client: EngineClient, state: Any, args: Namespace) -> None:
-        """Read the load from now on. Where that can't be, the server is vLLM's, and a sentence says so."""
+        """Start to read the expert load. If that fails, log an error and leave vLLM's server as it is."""
         if engine_client.vllm_config.parallel_config.worker_cls != ROUTED_WORKER:
-            return  # and the general plugin has said why
+            return  # The general plugin has logged why.
         settings = self._settings
         try:
             self._page.experts = await init_routing_state(state, engine_client, self._page.registry, settings)
         except Exception as error:
-            logger.error("The expert load can't be read, so /metrics has none of it. %s", error)
+            logger.error("The expert load can't be read, so /metrics leaves it out. %s", error)
             return
         self._polling = asyncio.create_task(state.expert_load.poll(settings.expert_load_interval))
 
-    async def _check_read(self) -> None:
-        """Raise HTTPException where there is no load to tell of."""
+    async def _check_load(self) -> None:
+        """Raise HTTPException if the expert load can't be read."""
         if self._page.experts is None:
-            raise HTTPException(503, UNREAD)
+            raise HTTPException(503, NO_LOAD)

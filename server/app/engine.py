@@ -1,4 +1,4 @@
-"""vLLM's engine, started as vLLM's launcher starts it, only sooner on CPU."""
+"""vLLM's engine. It starts as under vLLM's launcher, but faster on CPU."""
 
 import os
 import signal
@@ -21,27 +21,30 @@ METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
 class EngineArgs(AsyncEngineArgs):
-    """vLLM's engine arguments, whose errors are sentences."""
+    """vLLM's engine arguments, with errors that are sentences."""
 
     def create_engine_config(self, *args: Any, **kwargs: Any) -> VllmConfig:
-        """vLLM's configuration. On the way, choose how the engine process will start."""
-        asked_for = METHOD in os.environ
+        """Return vLLM's configuration, and choose how the engine process starts.
+
+        Raises StartRefused if the engine can't run with these arguments.
+        """
+        is_method_set = METHOD in os.environ
         try:
             config = super().create_engine_config(*args, **kwargs)
             if not is_moe_llava(config.model_config.hf_config.to_dict()):
                 check_native_engine(config)
         except (ValueError, OSError) as error:
             raise StartRefused(sentence(error)) from error
-        if not asked_for:
-            # vLLM chooses spawn, with which each process imports everything anew: 5 s. On CPU nothing in this
-            # process stands against a fork; CUDA would.
+        if not is_method_set:
+            # vLLM chooses spawn, with which each process imports all modules again, in 5 s. This process can
+            # be forked on CPU, but not with CUDA.
             forkable = current_platform.is_cpu() and sys.platform == "linux"
             os.environ[METHOD] = "fork" if forkable else "spawn"
         return config
 
 
 class RoutedEngines:
-    """The data-parallel engines behind a client (often one), asked about their routers."""
+    """The data-parallel engines of a client (often one). They answer questions about their routers."""
 
     def __init__(self, client: EngineClient) -> None:
         self._client = client
@@ -52,17 +55,20 @@ class RoutedEngines:
         return self._client.errored
 
     async def ask(self, method: str, *args: Any) -> list[Any]:
-        """Each engine's answer to one of `RoutingWorkerExtension`'s methods; its ranks answer alike."""
+        """Call a method of `RoutingCalls` in each engine, and return each engine's answer.
+
+        All ranks of an engine give the same answer.
+        """
         return await ask_engines(self._client, method, *args)
 
 
 def prepare_fork(listener: socket.socket) -> None:
-    """What an engine process forked from this one (on Linux) must do differently."""
+    """Prepare this process for the fork of the engine process (on Linux)."""
 
     def after_fork() -> None:
-        # Signals to this process would wake the server's event loop, as if they were sent to the server.
+        # Otherwise a signal to the engine would wake the server's event loop like a signal to the server.
         signal.set_wakeup_fd(-1)
-        # Its workers need a fresh process: OpenMP reads thread counts and bindings when it is loaded.
+        # The engine's workers need new processes: OpenMP reads thread counts and bindings when it is loaded.
         os.environ[METHOD] = "spawn"
         listener.close()
 

@@ -1,4 +1,4 @@
-"""Every error has one shape: OpenAI's, or Anthropic's on its routes."""
+"""The form of all errors: OpenAI's, or Anthropic's on Anthropic's routes."""
 
 import json
 from http import HTTPStatus
@@ -25,23 +25,23 @@ ANTHROPIC_TYPES = {
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
     HTTPStatus.SERVICE_UNAVAILABLE: "overloaded_error",
 }
-"""Anthropic's names of errors. Other client's errors are invalid_request_error, other servers' api_error."""
+"""Anthropic's names of errors. Below 500 the others are invalid_request_error, and from 500 on api_error."""
 
-OF_THE_ROUTER = {
-    HTTPStatus.NOT_FOUND: "This server has no such route. GET /openapi.json lists those that it has.",
-    HTTPStatus.METHOD_NOT_ALLOWED: "This route does not take this method.",
+ROUTER_MESSAGES = {
+    HTTPStatus.NOT_FOUND: "This server has no such route. GET /openapi.json lists its routes.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This route does not take this method: GET /openapi.json lists them.",
 }
-"""What Starlette says in two words."""
+"""The messages for errors of Starlette's router, whose own messages are two or three words."""
 
 
 class ErrorShape:
-    """ASGI middleware that writes the JSON body of an error anew, whoever wrote it."""
+    """ASGI middleware that gives the JSON body of every error the same form."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and keep back an error until its body is whole."""
+        """Pass a request on. Hold an error back until its body is complete, and send it in the right form."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -66,16 +66,16 @@ class ErrorShape:
 
 
 def tell_validation_errors(app: FastAPI) -> None:
-    """Have the app answer what vLLM's models find wrong by one sentence, not by pydantic's list."""
+    """Make the app answer a body that vLLM's models refuse with a sentence, not with pydantic's list."""
 
     @app.exception_handler(RequestValidationError)
-    async def tell(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def answer(request: Request, error: RequestValidationError) -> JSONResponse:
         faults = [{**fault, "loc": fault["loc"][1:]} for fault in error.errors()]  # without "body"
         return _refused(sentence(faults, error.body))  # type: ignore[arg-type]  # FastAPI's are pydantic's
 
     @app.exception_handler(ValidationError)
-    async def tell_inner(request: Request, error: ValidationError) -> JSONResponse:
-        # vLLM makes a chat request out of each conversation of a batch, whose faults are of single keys.
+    async def answer_in_batch(request: Request, error: ValidationError) -> JSONResponse:
+        # vLLM makes a chat request of each conversation of a batch. Its errors name keys of that request.
         keys = [fault["loc"][0] for fault in error.errors() if fault["loc"]]
         return _refused(sentence(error.errors(), dict.fromkeys(keys)))
 
@@ -90,28 +90,28 @@ def _is_error(message: Message) -> bool:
 
 
 def _shaped(path: str, status: int, body: bytes) -> bytes:
-    told: Any = json.loads(body)
-    if not isinstance(told, dict) or not told.keys() & {"error", "detail"}:
-        return body  # A probe's, which is no error of a request.
-    if "detail" in told:
-        default = {"message": str(told["detail"]), "type": HTTPStatus(status).phrase}
-        error = {**default, "param": None, "code": status}
-        if told["detail"] == HTTPStatus(status).phrase:
-            error["message"] = OF_THE_ROUTER.get(HTTPStatus(status), f"{told['detail']}.")
+    answer: Any = json.loads(body)
+    if not isinstance(answer, dict) or not answer.keys() & {"error", "detail"}:
+        return body  # This is a probe's answer, not the error of a request.
+    if "detail" in answer:
+        message = str(answer["detail"])
+        if message == HTTPStatus(status).phrase:
+            message = ROUTER_MESSAGES.get(HTTPStatus(status), message)
+        error = {"message": message, "type": HTTPStatus(status).phrase, "param": None, "code": status}
     else:
-        error = told["error"]
+        error = answer["error"]
     error["message"] = _sentence(str(error["message"]))
     if path == ANTHROPIC or path.startswith(f"{ANTHROPIC}/"):
-        other = "invalid_request_error" if status < 500 else "api_error"
-        kind = ANTHROPIC_TYPES.get(HTTPStatus(status), other)
-        told = {"type": "error", "error": {"type": kind, "message": error["message"]}}
+        default_type = "invalid_request_error" if status < 500 else "api_error"
+        error_type = ANTHROPIC_TYPES.get(HTTPStatus(status), default_type)
+        answer = {"type": "error", "error": {"type": error_type, "message": error["message"]}}
     else:
-        told = {"error": error}
-    return json.dumps(told).encode()
+        answer = {"error": error}
+    return json.dumps(answer).encode()
 
 
 def _sentence(message: str) -> str:
-    """vLLM's message without what it puts behind: the names and values of its own code."""
-    sentence, behind, _ = message.rpartition(" (parameter=")
-    sentence = (sentence if behind and message.endswith(")") else message).strip()
+    """Return vLLM's message as a sentence, without the names and values of its own code at the end."""
+    sentence, separator, _ = message.rpartition(" (parameter=")
+    sentence = (sentence if separator and message.endswith(")") else message).strip()
     return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."

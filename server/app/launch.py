@@ -1,4 +1,4 @@
-"""One server's life: the engine, the app on it, and the HTTP server, out of vLLM's launchers."""
+"""Starts and ends a server: the engine, the app and the HTTP server, with parts of vLLM's launchers."""
 
 import asyncio
 import logging
@@ -30,11 +30,7 @@ from prismoe.server.access.gate import Gate
 from prismoe.server.access.keys import Keys
 from prismoe.server.access.routes import keep_listed_routes, match_whole_paths
 from prismoe.server.app import model_routes
-from prismoe.server.app.engine import (
-    EngineArgs,
-    RoutedEngines,
-    prepare_fork,
-)
+from prismoe.server.app.engine import EngineArgs, RoutedEngines, prepare_fork
 from prismoe.server.app.error_shape import ErrorShape, tell_validation_errors
 from prismoe.server.app.routing_state import init_routing_state
 from prismoe.server.errors import EngineFailed, StartRefused, explained
@@ -43,7 +39,7 @@ from prismoe.server.health.http_server import serve_until
 from prismoe.server.health.listener import listening, url_of
 from prismoe.server.health.probes import probe_routes
 from prismoe.server.health.running_requests import RunningRequests
-from prismoe.server.health.starting import answering_meanwhile
+from prismoe.server.health.starting import answering_while_starting
 from prismoe.server.inspector import page as inspector_page
 from prismoe.server.inspector import routes as inspection_routes
 from prismoe.server.limits.admission import Admission
@@ -58,7 +54,7 @@ from prismoe.server.refusal import RefusalCounter
 from prismoe.server.requests.answer_text import mend_answers
 from prismoe.server.requests.guard import RequestGuard
 from prismoe.server.requests.routing_choice import RequestCounter
-from prismoe.server.requests.served import what_is_served
+from prismoe.server.requests.served import find_served
 from prismoe.server.settings import ServeSettings
 
 logger = logging.getLogger("vllm.prismoe")
@@ -67,7 +63,10 @@ ENGINE_END_S = 10
 
 
 async def run_server(args: Namespace, settings: ServeSettings) -> None:
-    """Start everything, serve until a signal, and end everything. Raises EngineFailed where that ended it."""
+    """Start the server, serve until a signal, and end the server.
+
+    Raises StartRefused if the server can't start, and EngineFailed if the engine or the HTTP server fails.
+    """
     decorate_logs("APIServer", skip_if_decorated=True)
     use_media(settings)
     keys = _keys(args, settings)
@@ -76,7 +75,7 @@ async def run_server(args: Namespace, settings: ServeSettings) -> None:
         logger.info("Loading the model %s.", args.model)
         prepare_fork(listener)
         async with AsyncExitStack() as stack:
-            with _sentences(), answering_meanwhile(listener, args, settings):
+            with _start_refused(), answering_while_starting(listener, args, settings):
                 check(all_needs())
                 engine = await stack.enter_async_context(
                     build_async_engine_client_from_engine_args(EngineArgs.from_cli_args(args))
@@ -92,7 +91,7 @@ async def run_server(args: Namespace, settings: ServeSettings) -> None:
                 await asyncio.to_thread(partial(engine.shutdown, timeout=ENGINE_END_S))
 
             logger.info(
-                "Ready after %.0f s at %s: the API is under /v1, also there are /metrics and /inspector.",
+                "Ready after %.0f s at %s: the API is under /v1; there are also /metrics and /inspector.",
                 time.monotonic() - start,
                 url_of(listener, args),
             )
@@ -102,8 +101,8 @@ async def run_server(args: Namespace, settings: ServeSettings) -> None:
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
-    """Whatever stops the start, the user is told in a sentence."""
+def _start_refused() -> Iterator[None]:
+    """Raise StartRefused with a sentence for any error in the block."""
     try:
         yield
     except StartRefused:
@@ -113,8 +112,8 @@ def _sentences() -> Iterator[None]:
 
 
 def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> RunningRequests:
-    """Put prismoe's middleware around the app, outermost last, and add the probes."""
-    # vLLM has built the stack already, so Starlette takes no more middleware.
+    """Put prismoe's middleware around the app, the outermost last, and add the probes."""
+    # vLLM has already built the middleware stack, so Starlette refuses more middleware.
     checked = BodyLimit(app.middleware_stack or app.build_middleware_stack(), settings)
     running = RunningRequests(Admission(checked, settings))
     app.router.routes.extend(probe_routes(lambda: running.trouble or app.state.engine_watch.trouble))
@@ -128,10 +127,10 @@ def _protect(app: FastAPI, keys: Keys | None, settings: ServeSettings) -> Runnin
 
 
 def _keys(args: Namespace, settings: ServeSettings) -> Keys | None:
-    """The keys of those who may use the server; vLLM is left without any."""
+    """Return the keys that open the server, and remove vLLM's own keys. Returns None without keys."""
     in_environment = os.environ.pop("VLLM_API_KEY", "")
     secrets = [secret for secret in (args.api_key or [in_environment]) if secret]
-    args.api_key = None  # vLLM's own check would let its other routes through.
+    args.api_key = None  # prismoe checks the keys instead. vLLM's own check leaves some routes open.
     host = "localhost" if args.uds else args.host
     try:
         return configured_keys(settings, secrets, host)
@@ -142,11 +141,11 @@ def _keys(args: Namespace, settings: ServeSettings) -> Keys | None:
 def listed_app(
     args: Namespace, tasks: tuple[SupportedTask, ...], model_config: ModelConfig | None = None
 ) -> FastAPI:
-    """vLLM's app with the routes that are listed, and prismoe's but for the probes and /metrics."""
+    """Return vLLM's app with its listed routes, and with prismoe's except for the probes and /metrics."""
     with with_handlers(tell_validation_errors):
         app: FastAPI = build_app(args, tasks, model_config)
     keep_listed_routes(app)
-    app.state.endpoint_plugins = []  # their routes are gone
+    app.state.endpoint_plugins = []  # Their routes have been removed.
     app.include_router(routes.router)
     app.include_router(model_routes.router)
     app.include_router(inspection_routes.router)
@@ -155,10 +154,13 @@ def listed_app(
 
 
 async def build_routed_app(engine: EngineClient, args: Namespace, settings: ServeSettings) -> FastAPI:
-    """vLLM's app with prismoe's routes, metrics and checks."""
+    """Return vLLM's app with prismoe's routes, metrics and checks.
+
+    Raises StartRefused if the model's routers can't be read.
+    """
     tasks = await engine.get_supported_tasks()
     args.middleware = [*args.middleware, f"{RequestGuard.__module__}.{RequestGuard.__name__}"]
-    args.log_error_stack = True  # vLLM logs every error, of which log_faults_alone leaves the server's.
+    args.log_error_stack = True  # vLLM logs every error; log_faults_alone keeps those of the server.
     app = listed_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
     model_routes.hide_folders(app.state.openai_serving_models)
@@ -173,7 +175,7 @@ async def build_routed_app(engine: EngineClient, args: Namespace, settings: Serv
         metrics = await init_routing_state(app.state, engine, registry, settings)
     except Exception as error:
         raise StartRefused(f"{args.model} has no routers that prismoe can read. {error}") from error
-    app.state.served = await what_is_served(engine, app.state.openai_serving_chat)
+    app.state.served = await find_served(engine, app.state.openai_serving_chat)
     model_name = str(engine.model_config.served_model_name)
     app.state.requests = RequestCounter(registry, model_name)
     if app.state.routing.switchable:

@@ -1,4 +1,4 @@
-"""Prints docs/reference/routes.md, made of the app that a server has (`make reference`)."""
+"""Prints docs/reference/routes.md, from the routes of the server's app (`make reference`)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,11 +18,11 @@ from prismoe.server.metrics.page import MetricsPage
 START = """\
 # Routes
 
-This page is made by `make reference` of the app that `prismoe serve` builds; what is not here does not exist.
-A running server describes the bodies at `/openapi.json`. *Key* says which [roles](../operations.md#keys) open
-a route where the server has keys. Routes of vLLM's take what [vLLM's do][vllm], within the
-[limits](../operations.md#limits). [Your own `vllm serve`](../plugin.md) has `/metrics`, and where you ask for
-them `/v1/routing`, `/v1/routing/load`, `/v1/routing/inspect` and `/inspector`.
+`make reference` makes this page from the app of `prismoe serve`. The server has no other routes. A running
+server describes the bodies at `/openapi.json`. *Key* says which [roles](../operations.md#keys) open a route
+if the server has keys. vLLM's routes take [the same requests as in vLLM][vllm], within the
+[limits](../operations.md#limits). [Your own `vllm serve`](../plugin.md) has `/metrics`. It has `/v1/routing`,
+`/v1/routing/load`, `/v1/routing/inspect` and `/inspector` if you ask for them.
 
 [vllm]: https://docs.vllm.ai/en/stable/serving/openai_compatible_server/
 
@@ -31,25 +31,25 @@ them `/v1/routing`, `/v1/routing/load`, `/v1/routing/inspect` and `/inspector`.
 """
 
 UNDESCRIBED = {
-    DESCRIPTION: "The API's description, in OpenAPI's form.",
+    DESCRIPTION: "The OpenAPI description of the API.",
     METRICS: "[Metrics](../metrics.md) for Prometheus.",
-    "/livez": "Whether the HTTP server answers.",
-    "/readyz": "Whether the engine takes steps, and the server is not about to end.",
-    "/health": "The same as `/readyz`.",
+    "/livez": "Return whether the HTTP server answers.",
+    "/readyz": "Return whether the server is ready: its engine takes steps, and it is not about to end.",
+    "/health": "The same as `/readyz`, under another name.",
     "/inspector": "[The inspector's](../inspector.md) page.",
-    "/inspector/": "The same.",
-    "/inspector/*": "The page's files.",
+    "/inspector/": "Redirects to `/inspector`.",
+    "/inspector/*": "The files of the inspector's page.",
 }
-"""What routes do that OpenAPI's description leaves out."""
+"""Descriptions of the routes that the OpenAPI description leaves out."""
 
 
 def page() -> str:
-    """The page as it has to be."""
+    """Return the page's text."""
     return START + "".join(f"| {' | '.join(row)} |\n" for row in sorted(_rows(app_without_engine())))
 
 
 def app_without_engine() -> FastAPI:
-    """All routes that a server has. They would answer nothing."""
+    """Return an app with all routes of the server. They can't answer requests."""
     app = listed_app(make_arg_parser(FlexibleArgumentParser()).parse_args([]), ("generate",))
     MetricsPage(CollectorRegistry()).add_to(app)
     app.router.routes.extend(probe_routes(lambda: None))
@@ -62,7 +62,7 @@ def _rows(app: FastAPI) -> Iterator[tuple[str, str, str, str]]:
     for route in app.router.routes:
         if isinstance(route, Mount):
             if route.path != "/inspector":
-                continue  # inside the other one
+                continue  # This is the folder of pictures inside /inspector.
             path, methods = f"{route.path}/*", ["GET"]
         else:
             path, methods = route.path_format, sorted(route.methods - {"HEAD"})
@@ -73,7 +73,7 @@ def _rows(app: FastAPI) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _what(path: str, about: dict[str, Any]) -> str:
-    """The first line of the route's own description; of a route of vLLM's, its title."""
+    """Return the first line of the route's description, or the title of a route of vLLM's."""
     if path in VLLM_ROUTES:
         return f"vLLM's: {about['summary'].lower()}."
     return str(about["description"].split("\n")[0])

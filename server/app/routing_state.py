@@ -1,4 +1,4 @@
-"""What the routes and metrics of expert load rest on, in an app's state."""
+"""The app's state for the routes and metrics of routing and expert load."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from vllm.engine.protocol import EngineClient
 
 from prismoe.model_plugins.worker.settings import MetricsSettings
 from prismoe.server.app.engine import RoutedEngines
-from prismoe.server.inspector.inspector import Inspector, what_is_inspectable
+from prismoe.server.inspector.inspector import Inspector, find_inspectable
 from prismoe.server.metrics import routes
 from prismoe.server.metrics.load_reader import ExpertLoadReader, logger
 from prismoe.server.metrics.page import ExpertMetrics, vllm_tokens
@@ -16,15 +16,15 @@ from prismoe.server.metrics.page import ExpertMetrics, vllm_tokens
 async def init_routing_state(
     state: Any, engine: EngineClient, registry: CollectorRegistry, settings: MetricsSettings
 ) -> ExpertMetrics:
-    """Ask the engines what they route and count, and say it in the log.
+    """Ask the engines how they route, log their answer, and return the metrics.
 
-    `state` gets `expert_load`, `routing` and `inspector`. Raises what the engines answer with.
+    This sets `expert_load`, `routing` and `inspector` of `state`. Errors of the engines are raised.
     """
     engines = RoutedEngines(engine)
     state.routing = await routes.routing_in_force(engines)
     state.expert_load = ExpertLoadReader(engines, lambda: vllm_tokens(registry))
     await state.expert_load.read()
-    inspectable = await what_is_inspectable(engines, engine.vllm_config, state.routing.not_supported)
+    inspectable = await find_inspectable(engines, engine.vllm_config, state.routing.not_supported)
     state.inspector = Inspector(engines, state.openai_serving_chat, inspectable)
     model_name = str(engine.model_config.served_model_name)
     metrics = ExpertMetrics(state.expert_load, state.routing, model_name, settings.expert_metrics)

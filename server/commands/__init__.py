@@ -1,4 +1,4 @@
-"""The `prismoe` command: its arguments and settings, and what each subcommand does.
+"""The `prismoe` command: its subcommands and their arguments.
 
 May import every room of the server.
 """

@@ -1,4 +1,4 @@
-"""`prismoe serve`'s arguments: its own are read here; the rest is left to vLLM, which is slow to import."""
+"""The arguments of `prismoe serve`: prismoe's own are read here, without importing vLLM, which is slow."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from prismoe.model_plugins.routing.setting import ShadowSetting
 from prismoe.model_plugins.worker.settings import CodeSettings, LogSettings, MetricsSettings
 from prismoe.server.access.settings import AccessSettings
 from prismoe.server.commands.parser import add_options, command_parser
-from prismoe.server.health.settings import LifeSettings
+from prismoe.server.health.settings import HealthSettings
 from prismoe.server.limits.settings import LimitSettings
 from prismoe.server.media.settings import MediaSettings
 from prismoe.server.settings import ServeSettings
@@ -16,25 +16,25 @@ USAGE = "[MODEL] [options] [any vLLM option]"
 EXAMPLE = """\
 Qwen/Qwen3-VL-30B-A3B-Instruct --port 8001 --expert-metrics full
 
-MODEL is a folder or a name on the Hugging Face Hub; without it, the bundled model is served.
-Every option of vLLM's server works, too: `prismoe serve --help=all` lists them.
+MODEL is a folder or a name on the Hugging Face Hub. Without it, the bundled model is served.
+vLLM's options work, too: `prismoe serve --help=all` lists them.
 """
 GROUPS = {
     "Metrics": MetricsSettings,
     "Access": AccessSettings,
     "Limits": LimitSettings,
-    "Health": LifeSettings,
+    "Health": HealthSettings,
     "Images and videos": MediaSettings,
 }
 
 
 def serve_settings(arguments: Sequence[str]) -> ServeSettings:
-    """Split `prismoe serve`'s arguments into its own settings and vLLM's options."""
+    """Return the settings in the arguments of `prismoe serve`, with vLLM's options as `engine_options`."""
     parser = serve_parser()
     if arguments and arguments[0] in ("-h", "--help"):
         parser.print_help()
         raise SystemExit(0)
-    # MODEL comes first, so that the value of an option of vLLM's is never taken for it.
+    # MODEL must come first. Otherwise the value of one of vLLM's options could be read as MODEL.
     model = [] if not arguments or arguments[0].startswith("-") else [arguments[0]]
     own, engine_options = parser.parse_known_args(list(arguments[len(model) :]))
     return ServeSettings.model_validate(
@@ -43,7 +43,7 @@ def serve_settings(arguments: Sequence[str]) -> ServeSettings:
 
 
 def serve_parser() -> argparse.ArgumentParser:
-    """The options that `serve` adds to vLLM's, whose own --help=all stays vLLM's."""
+    """Return the parser of prismoe's own options. vLLM answers --help=all."""
     parser = command_parser("serve", EXAMPLE, usage=USAGE, add_help=False)
     parser.add_argument("--model", help="the same as MODEL")
     add_options(parser, ShadowSetting)

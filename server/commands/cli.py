@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from prismoe.server.commands.interruption import silent_imports
 from prismoe.server.commands.parser import COMMANDS
 
-DESCRIPTION = "Serve mixture-of-experts vision-language models, and see where their tokens go, by modality."
+DESCRIPTION = (
+    "Serve mixture-of-experts vision-language models, and see which experts their tokens use, by modality."
+)
 
 FIRST_STEPS = """\
-prismoe demo          see it work: the bundled model answers questions about three pictures
+prismoe demo          see how the bundled model answers questions about three pictures
 prismoe serve MODEL   serve a model over the OpenAI API, at http://localhost:8000
 prismoe top           show the expert load of a running server, by modality
 prismoe --help        list all commands; every command has --help, too"""
@@ -55,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _ShowVersions(argparse.Action):
-    """As argparse's own action "version", which would look them up for every command."""
+    """Prints the versions. argparse's own action "version" would look them up at every command."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import PackageNotFoundError, version

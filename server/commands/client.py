@@ -1,4 +1,4 @@
-"""The little of an HTTP client that the commands need, from the standard library."""
+"""A small HTTP client for the commands, made with the standard library."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Client:
-    """Asks one server, with the key of the environment variable PRISMOE_API_KEY if there is one."""
+    """A client of one server. It sends the key in the environment variable PRISMOE_API_KEY, if any."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -17,7 +17,7 @@ class Client:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def healthy(self) -> bool:
-        """Whether the server is ready for requests."""
+        """Return whether the server is ready for requests."""
         try:
             with urllib.request.urlopen(f"{self.url}/readyz", timeout=5):
                 return True
@@ -25,21 +25,21 @@ class Client:
             return False
 
     def get(self, path: str) -> Any:
-        """The JSON at `path`."""
+        """Return the JSON at `path`."""
         return json.loads(self.text(path))
 
     def text(self, path: str) -> str:
-        """The text at `path`."""
+        """Return the text at `path`."""
         request = urllib.request.Request(self.url + path, headers=self._headers)
         with urllib.request.urlopen(request, timeout=60) as response:
             return str(response.read().decode())
 
     def model(self) -> str:
-        """The name of the model that is served."""
+        """Return the name of the served model."""
         return str(self.get("/v1/models")["data"][0]["id"])
 
     def ask(self, model: str, picture: Path, question: str) -> str:
-        """The model's answer to a question about a PNG picture."""
+        """Return the model's answer to a question about a PNG picture."""
         url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
         body = json.dumps(

@@ -9,7 +9,7 @@ EXAMPLE = """\
 bash
 
 In bash, add `source <(prismoe completion bash)` to ~/.bashrc.
-In zsh, add `source <(prismoe completion zsh)` to ~/.zshrc, behind compinit.
+In zsh, add `source <(prismoe completion zsh)` to ~/.zshrc, after compinit.
 """
 
 BASH = """\
@@ -30,21 +30,21 @@ _prismoe() {{
 }}
 complete -o default -F _prismoe prismoe
 """
-"""Where there are no values, bash completes the names of files."""
+"""The script. If an option has no listed values, bash completes the names of files."""
 
 ZSH = "autoload -Uz bashcompinit && bashcompinit\n"
-"""With it zsh runs bash's completions."""
+"""The command that lets zsh run completions for bash."""
 
 
 def completion_parser() -> argparse.ArgumentParser:
-    """Of `prismoe completion`."""
+    """Return the parser of `prismoe completion`."""
     parser = command_parser("completion", EXAMPLE)
     parser.add_argument("shell", choices=("bash", "zsh"), help="shell to complete in")
     return parser
 
 
 def completion(arguments: Sequence[str]) -> int:
-    """Print the script; the exit status."""
+    """Print the script, and return the exit status."""
     shell = completion_parser().parse_args(list(arguments)).shell
     of_commands, of_options = [], []
     for name in COMMANDS:
@@ -64,6 +64,6 @@ def completion(arguments: Sequence[str]) -> int:
 
 
 def _values(action: argparse.Action) -> list[str]:
-    """What may be given for an option or argument, where it is one of a few words."""
+    """Return the words that an option or argument takes, if it takes only a few."""
     listed = str(action.metavar or "")
     return [*map(str, action.choices or ())] or (listed[1:-1].split(",") if listed.startswith("{") else [])

@@ -1,4 +1,4 @@
-"""`prismoe demo`: serve the bundled model, ask it about pictures, and show which experts the tokens used."""
+"""`prismoe demo` serves the bundled model, asks it about pictures, and shows which experts were used."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ LOG_LINES = 25
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, and what its artist drew."""
+    """A picture, with the name and category of the thing that it shows."""
 
     path: Path
     name: str
@@ -38,40 +38,40 @@ class Picture:
 
 def demo(arguments: Sequence[str]) -> int:
     """Run the demo and return its exit status."""
-    own, rest = demo_parser().parse_known_args(list(arguments))
-    port = _free_port(own.host, own.port)
+    options, serve_options = demo_parser().parse_known_args(list(arguments))
+    port = _free_port(options.host, options.port)
     if port is None:
         return fail(
-            f"Nothing can listen at {own.host}, port {own.port}: the port is in use, or the host is not this "
-            "machine. Choose others with --port and --host."
+            f"The server can't listen at {options.host}, port {options.port}: the port is in use, or the "
+            "host is not this machine. Choose others with --port and --host."
         )
-    serve_settings(rest)  # What can't be served is refused here, before the wait.
+    serve_settings(serve_options)  # Refuse bad options now, before the server starts.
     pictures = _pictures(bundled_checkpoint() / "pictures")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = [
         sys.executable,
-        "-P",  # the folders of the directory it runs in are no packages
+        "-P",  # Folders of the current directory must not be imported as packages.
         "-m",
         "prismoe.server.commands.cli",
         "serve",
-        *rest,
+        *serve_options,
         "--host",
-        own.host,
+        options.host,
         "--port",
         str(port),
     ]
     with tempfile.NamedTemporaryFile("w", prefix="prismoe-demo-", suffix=".log", delete=False) as log:
         print(f"Starting the server. Its log is {log.name}", flush=True)
-        # A process group of its own, so that Ctrl-C reaches it once, from here.
+        # The server gets its own process group, so that Ctrl-C reaches it only through this process.
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, process_group=0)
-    client = Client(f"http://{own.host}:{port}")
+    client = Client(f"http://{options.host}:{port}")
     try:
         if not _wait_until_ready(server, client):
             return _server_failed(server, Path(log.name))
         _show(client, pictures)
-        if own.once:
+        if options.once:
             return 0
-        print(f"\nTo see where each patch went: {client.url}/inspector", flush=True)
+        print(f"\nTo see which experts each patch used: {client.url}/inspector", flush=True)
         print(f"Serving at {client.url} until you press Ctrl-C.", flush=True)
         server.wait()
         return _server_failed(server, Path(log.name))
@@ -85,8 +85,8 @@ def demo(arguments: Sequence[str]) -> int:
         server.wait()
 
 
-def load_told(client: Client) -> str:
-    """The server's expert load by modality as a table, or why it can't be seen."""
+def load_report(client: Client) -> str:
+    """Return the server's expert load by modality as a table, or the reasons why prismoe can't see it."""
     load, routing = ExpertLoad.model_validate(client.get("/v1/routing/load")), client.get("/v1/routing")
     if not load.layers:
         return "\n".join(routing["not_supported"])
@@ -97,13 +97,13 @@ def load_told(client: Client) -> str:
 
 
 def curl_line(url: str, model: str, picture: Path, question: str) -> str:
-    """A command that asks about a picture, to be pasted into a shell."""
+    """Return a shell command that asks the server about a picture."""
     content = [
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,PICTURE"}},
         {"type": "text", "text": question},
     ]
     request = json.dumps({"model": model, "messages": [{"role": "user", "content": content}]})
-    # printf is part of the shell: a large picture would be too long for an argument of curl's.
+    # printf is part of the shell. A large picture would be too long for an argument of curl.
     form = request.replace("\\", "\\\\").replace("%", "%%").replace("PICTURE", "%s", 1)
     return (
         f"printf {shlex.quote(form)} \"$(base64 < {shlex.quote(str(picture))} | tr -d '\\n')\" |\n"
@@ -112,7 +112,7 @@ def curl_line(url: str, model: str, picture: Path, question: str) -> str:
 
 
 def demo_parser() -> argparse.ArgumentParser:
-    """Of `prismoe demo`."""
+    """Return the parser of `prismoe demo`."""
     parser = command_parser("demo", "--once --port 8001", usage="[options] [any option of prismoe serve]")
     parser.add_argument("--once", action="store_true", default=False, help="end after the three pictures")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
@@ -122,9 +122,9 @@ def demo_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _free_port(host: str, asked: int | None) -> int | None:
-    """The port that the user asked for, else 8000 or a free one; None where nothing can listen there."""
-    for port in (8000, 0) if asked is None else (asked,):
+def _free_port(host: str, requested: int | None) -> int | None:
+    """Return the requested port, or without one 8000 or any free port; None if nothing can listen there."""
+    for port in (8000, 0) if requested is None else (requested,):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -148,7 +148,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], client: Client) -> bool:
 def _server_failed(server: subprocess.Popen[bytes], log: Path) -> int:
     print(*log.read_text(errors="replace").splitlines()[-LOG_LINES:], sep="\n", file=sys.stderr)
     ended = "did not get ready" if server.poll() is None else f"ended with status {server.returncode}"
-    return fail(f"The server {ended}. The end of its log is above; the whole is {log}")
+    return fail(f"The server {ended}. The end of its log is above; the whole log is {log}")
 
 
 def _show(client: Client, pictures: Sequence[Picture]) -> None:
@@ -157,13 +157,13 @@ def _show(client: Client, pictures: Sequence[Picture]) -> None:
         print(f"\n  {picture.path}\n    (drawn as: {picture.name}, {picture.category})")
         for question in QUESTIONS:
             print(f"    {question:<36}{client.ask(model, picture.path, question)}", flush=True)
-    print("\n" + load_told(client))
+    print("\n" + load_report(client))
     print("\nTo ask it yourself:\n")
     print(curl_line(client.url, model, pictures[0].path, QUESTIONS[0]), flush=True)
 
 
 def _pictures(folder: Path) -> list[Picture]:
-    """A few of the pictures that the bundled model never saw, from all over their list."""
+    """Return pictures that the bundled model was not trained on, spread over their list."""
     listed = json.loads((folder / "pictures.json").read_text())
     chosen = listed[:: max(1, len(listed) // PICTURES)][:PICTURES]
     return [Picture(folder / entry["file"], entry["name"], entry["category"]) for entry in chosen]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM before the server serves: the command ends at once, silently, with all its processes."""
+"""Handles Ctrl-C and SIGTERM during the start: the command ends at once, silently, with all its processes."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 @contextlib.contextmanager
 def silent_imports() -> Iterator[None]:
-    """In this block a signal ends the process at once: an exception could be lost in what is imported."""
+    """Make signals end the process at once during this block. Imported code could catch an exception."""
 
     def leave(signal_number: int, frame: FrameType | None) -> NoReturn:
         os._exit(128 + signal_number)
@@ -26,11 +26,11 @@ def silent_imports() -> Iterator[None]:
 
 
 class StartSignals:
-    """Ends a start that is under way when this process is told to end.
+    """Ends this process and its engines if a signal comes during the start.
 
     A terminal sends Ctrl-C to all processes of a server, and those that are still importing would print a
-    traceback. So SIGINT is blocked in this one, and with it in those that it starts, which it ends itself:
-    a thread waits for SIGINT and sends this process SIGTERM instead.
+    traceback. So SIGINT is blocked in this process, and the processes that it starts inherit that. A thread
+    waits for SIGINT and sends SIGTERM to this process instead, which then ends the other processes.
     """
 
     def __init__(self) -> None:
@@ -38,12 +38,12 @@ class StartSignals:
         self._ending = False
 
     def take(self) -> None:
-        """From now on signals end the process, until `signal.signal` or an event loop takes SIGTERM over."""
+        """Make signals end the process, until another handler for SIGTERM is set."""
         from multiprocessing import resource_tracker
 
-        # It removes what engines that are killed leave, and would warn of that.
+        # The tracker removes the resources of killed engines, and would warn about them.
         sys.warnoptions.append("ignore:resource_tracker:UserWarning")
-        resource_tracker.ensure_running()  # Where a later call starts it, that unblocks SIGINT.
+        resource_tracker.ensure_running()  # A later start of the tracker would unblock SIGINT.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         signal.signal(signal.SIGTERM, self._end)
         threading.Thread(target=self._pass_on, name="signals", daemon=True).start()
@@ -63,16 +63,16 @@ class StartSignals:
         self._ending = True
         for engine in engines:
             _kill_family(engine.pid)
-        raise SystemExit(self._status)  # vLLM removes what the engines left.
+        raise SystemExit(self._status)  # With this exception vLLM removes the engines' resources.
 
 
 def _kill_family(process_id: int | None) -> None:
-    """Kill a process and all that descend from it."""
+    """Kill a process and all its descendants."""
     import psutil
 
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(process_id)
-        process.suspend()  # It starts no more.
+        process.suspend()  # A suspended process starts no more children.
         for member in (*process.children(recursive=True), process):
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()

@@ -1,4 +1,4 @@
-"""`prismoe key`: add a key to a file for `prismoe serve --api-keys-file`."""
+"""`prismoe key` adds a key to a file for `prismoe serve --api-keys-file`."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,26 +17,27 @@ A running server reads the file again when it changes. To revoke a key, delete i
 
 
 def key_parser() -> argparse.ArgumentParser:
-    """Of `prismoe key`."""
+    """Return the parser of `prismoe key`."""
     parser = command_parser("key", EXAMPLE)
     parser.add_argument("name", metavar="NAME", help="name of the key, for the server's log")
-    parser.add_argument("file", metavar="FILE", type=Path, help="key file, made if it does not exist")
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="key file; it is created if it does not exist"
+    )
     parser.add_argument(
         "--role",
-        type=Role,
-        choices=list(Role),
+        choices=[role.value for role in Role],
         default=Role.CLIENT,
         help="client opens the API (the default); metrics opens /metrics and the expert load; admin opens "
-        "everything, and may switch the routing",
+        "everything, and may change the routing",
     )
     return parser
 
 
 def key(arguments: Sequence[str]) -> int:
-    """Print a new key, of which the file keeps only the digest; the exit status."""
-    own = key_parser().parse_args(list(arguments))
+    """Add a new key to the file, print it, and return the exit status."""
+    options = key_parser().parse_args(list(arguments))
     try:
-        print(add_key(own.file, own.name, own.role))
+        print(add_key(options.file, options.name, Role(options.role)))
     except (ValueError, OSError) as error:
         return fail(str(error))
     return 0

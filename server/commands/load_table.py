@@ -1,4 +1,4 @@
-"""Expert load by modality as text."""
+"""Writes the expert load by modality as text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,21 +6,23 @@ from typing import Any
 from prismoe.kernels.modalities import VISION
 from prismoe.server.metrics.expert_load import ExpertLoad
 
-COLUMNS = 16
-"""How many experts have a column each; of more, the most and the least loaded are told."""
+MAX_COLUMNS = 16
+"""The most experts that get a column each. With more, only the most and the least loaded are shown."""
 
 
 def load_table(load: ExpertLoad) -> str:
-    """One line per layer and modality: its tokens, and how its picks of experts are shared among them."""
+    """Return a table with a line for each layer and modality: the tokens, and how many used each expert."""
     experts = max((len(row) for rows in load.expert_tokens for row in rows), default=0)
-    each = experts <= COLUMNS
-    shares = [f"expert {expert}" for expert in range(experts)] if each else ["most loaded", "least loaded"]
-    lines = [["layer", "modality", "tokens", *shares, "experts/token"]]
+    shows_all = experts <= MAX_COLUMNS
+    columns = (
+        [f"expert {expert}" for expert in range(experts)] if shows_all else ["most loaded", "least loaded"]
+    )
+    lines = [["layer", "modality", "tokens", *columns, "experts/token"]]
     for layer, by_modality, tokens in zip(load.layers, load.expert_tokens, load.tokens, strict=True):
         for modality, counts, token_count in zip(load.modalities, by_modality, tokens, strict=True):
             picks = sum(counts)
             cells = [f"{count} ({count / max(picks, 1):4.0%})" for count in counts]
-            cells = cells + [""] * (experts - len(counts)) if each else most_and_least_loaded(counts)
+            cells = cells + [""] * (experts - len(counts)) if shows_all else most_and_least_loaded(counts)
             lines.append(
                 [str(layer), modality, str(token_count), *cells, f"{picks / max(token_count, 1):.2f}"]
             )
@@ -31,7 +33,7 @@ def load_table(load: ExpertLoad) -> str:
 
 
 def most_and_least_loaded(counts: Sequence[int]) -> list[str]:
-    """The experts with the largest and the smallest load, each with its share; empty without load."""
+    """Return the most and the least loaded expert, each with its share; empty texts without load."""
     picks = sum(counts)
     if not picks:
         return ["", ""]
@@ -39,7 +41,10 @@ def most_and_least_loaded(counts: Sequence[int]) -> list[str]:
 
 
 def tail_sentence(load: ExpertLoad, routing: Mapping[str, Any]) -> str:
-    """How many vision tokens were tail tokens, and what they used. `routing` is /v1/routing's answer."""
+    """Return a sentence about the tail tokens and the experts that they used.
+
+    `routing` is the answer of /v1/routing.
+    """
     layers = routing["layers"]
     tail = sum(load.tail_tokens)
     vision = sum(
@@ -49,13 +54,13 @@ def tail_sentence(load: ExpertLoad, routing: Mapping[str, Any]) -> str:
         if modality in VISION
     )
     policies = ", ".join(sorted({layer["policy"]["policy"] for layer in layers}))
-    if routing["in_force"] == "native":
+    if routing["in_force"] == "native" != policies:
         return f"The model's native routing is in force, not its policy ({policies})."
-    knowing = [layer for layer in layers if "tail_experts" in layer["policy"]]
-    if not knowing:
-        return f"The policy in force ({policies}) knows no tail tokens."
-    used = {layer["policy"]["tail_experts"] or layer["experts"] for layer in knowing}
-    experts = {layer["experts"] for layer in knowing}
+    layers_with_tail = [layer for layer in layers if "tail_experts" in layer["policy"]]
+    if not layers_with_tail:
+        return f"The policy in force ({policies}) has no tail tokens."
+    used = {layer["policy"]["tail_experts"] or layer["experts"] for layer in layers_with_tail}
+    experts = {layer["experts"] for layer in layers_with_tail}
     all_of_them = "all " if used == experts else ""
     return (
         f"{tail} of {vision} vision tokens ({tail / max(vision, 1):.1%}, over {len(layers)} MoE layers) were "

@@ -1,4 +1,4 @@
-"""Prints docs/reference/options.md, made of the commands' parsers (`make reference`)."""
+"""Prints docs/reference/options.md, from the commands' parsers (`make reference`)."""
 
 from argparse import ArgumentParser
 
@@ -7,23 +7,23 @@ from prismoe.server.commands.parser import COMMANDS, parser_of
 START = """\
 # Options
 
-This page is made by `make reference` of the commands' own parsers; `prismoe COMMAND --help` prints the same.
-Where a command also takes vLLM's options, [vLLM's documentation](https://docs.vllm.ai/en/stable/cli/serve/)
-has them, and [serving](../serving.md#options-images-and-videos-of-other-models) those that have another
-default here.
+`make reference` makes this page from the commands' own parsers; `prismoe COMMAND --help` prints the same.
+If a command also takes vLLM's options, [vLLM's documentation](https://docs.vllm.ai/en/stable/cli/serve/)
+lists them. [Serving](../serving.md#options-images-and-videos-of-other-models) lists those that have another
+default in prismoe.
 """
 
 ENVIRONMENT = {
     "PRISMOE_API_KEY": "the key that `prismoe top` and `prismoe demo` send",
-    "PRISMOE_METRICS_KEY": "`make load`: a key with the role `metrics`; a client's is in `OPENAI_API_KEY`",
-    "PRISMOE_PLAIN_KERNELS": "1: do without prismoe's GPU kernels ([kernels](../kernels.md))",
-    "PRISMOE_END_WITH_PARENT": "set by prismoe itself: an engine's processes end with their parent",
+    "PRISMOE_METRICS_KEY": "the metrics key that `make load` sends; its client key is in `OPENAI_API_KEY`",
+    "PRISMOE_PLAIN_KERNELS": "the value 1 turns prismoe's GPU kernels off ([kernels](../kernels.md))",
+    "PRISMOE_END_WITH_PARENT": "set by prismoe itself, so that an engine's processes end with their parent",
 }
-"""Each variable that prismoe reads and nobody else does."""
+"""The variables that only prismoe reads."""
 
 
 def page() -> str:
-    """The page as it has to be."""
+    """Return the page's text."""
     commands = "".join(_command(parser_of(name)) for name in COMMANDS)
     variables = [(f"`{name}`", what) for name, what in ENVIRONMENT.items()]
     return f"{START}{commands}\n## Environment\n\n{_table(('variable', 'what'), variables)}"
@@ -38,9 +38,9 @@ def _command(parser: ArgumentParser) -> str:
         if action.choices:
             value = " or ".join(map(str, action.choices))
         name = ", ".join(action.option_strings)
-        told = (action.help or "") % {**vars(action), "prog": parser.prog}
-        rows.append((f"`{' '.join(part for part in (name, str(value)) if part)}`", told))
-    usage = f"```sh\n{parser.usage}\n```\n\n" if parser.usage else ""
+        description = (action.help or "") % {**vars(action), "prog": parser.prog}
+        rows.append((f"`{' '.join(part for part in (name, str(value)) if part)}`", description))
+    usage = f"```text\n{parser.usage}\n```\n\n" if parser.usage else ""
     return f"\n## {parser.prog}\n\n{usage}{parser.description}\n\n{_table(('option', 'what'), rows)}"
 
 

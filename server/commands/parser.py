@@ -1,4 +1,4 @@
-"""The commands of `prismoe`, and what their parsers share: the form of help, and options from settings."""
+"""The list of the commands of `prismoe`, and functions that make their parsers."""
 
 import argparse
 import importlib
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: `module`, beside this one, has a function of its name and another that makes its parser."""
+    """A command. `module` is in this package, and has the functions NAME, which runs it, and NAME_parser."""
 
     module: str
     purpose: str
@@ -22,16 +22,18 @@ COMMANDS = {
     "serve": Command("serve", "serve a model over the OpenAI API, and export its expert load by modality"),
     "top": Command("top", "show the expert load of a running server in the terminal"),
     "key": Command("key", "make an API key and add its digest to a key file"),
-    "check": Command("tools", "load a checkpoint and print what it is and how it routes"),
+    "check": Command("tools", "load a checkpoint and report its properties and its routing"),
     "convert": Command("tools", "write a checkpoint as one folder that needs no other files"),
-    "calibrate": Command("tools", "fit a routing policy to a model, from pictures and questions"),
-    "evaluate": Command("tools", "ask a model the same questions under several routings, and compare"),
+    "calibrate": Command("tools", "fit a routing policy to a model, with pictures and questions"),
+    "evaluate": Command(
+        "tools", "ask a model the same questions under several routings, and compare the answers"
+    ),
     "completion": Command("completion", "print a script that completes commands and options in your shell"),
 }
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
-    """A command's parser."""
+    """Return a command's parser."""
     module = importlib.import_module(f"{__package__}.{COMMANDS[name].module}")
     parser: argparse.ArgumentParser = getattr(module, f"{name}_parser")()
     return parser
@@ -40,7 +42,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 def command_parser(
     name: str, example: str, *, usage: str | None = None, add_help: bool = True
 ) -> argparse.ArgumentParser:
-    """The parser of a command, whose help has its purpose and an example. Options not given stay unset."""
+    """Return a parser for a command. Its help has the purpose and an example. It sets no defaults."""
     purpose = COMMANDS[name].purpose
     return argparse.ArgumentParser(
         prog=f"prismoe {name}",
@@ -55,9 +57,10 @@ def command_parser(
 
 
 def add_options(group: argparse._ActionsContainer, settings: "type[BaseModel]") -> None:
-    """An option for each described field of `settings`, those of its bases last; the title names its value.
+    """Add an option for each field of `settings` that has a description, those of base classes last.
 
-    A required field with a title is a positional argument. The model checks the values, not the parser.
+    A field's title is the name of the option's value in the help. A required field with a title becomes a
+    positional argument. The settings' model checks the values, not the parser.
     """
     fields = settings.model_fields.items()
     for name, field in sorted(fields, key=lambda item: item[0] not in settings.__annotations__):
@@ -76,7 +79,7 @@ def add_options(group: argparse._ActionsContainer, settings: "type[BaseModel]") 
 
 
 def _choices(annotation: Any) -> str:
-    """The values of a Literal, as help shows them; empty for other types."""
+    """Return the values of a Literal in the form that help shows; empty for other types."""
     for kind in (annotation, *get_args(annotation)):
         if get_origin(kind) is Literal:
             return "{" + ",".join(get_args(kind)) + "}"

@@ -1,4 +1,4 @@
-"""`prismoe serve`: vLLM's engine and its OpenAI endpoints, with prismoe's routes and metrics beside them."""
+"""`prismoe serve` runs vLLM's engine and OpenAI endpoints, with prismoe's routes and metrics."""
 
 import gc
 from argparse import Namespace
@@ -14,7 +14,7 @@ __all__ = ["serve", "serve_parser"]
 
 
 def serve(arguments: Sequence[str]) -> int:
-    """Serve until interrupted; the exit status."""
+    """Serve until a signal or a failure, and return the exit status."""
     settings = serve_settings(arguments)
     StartSignals().take()
     prepare_environment(settings.model)
@@ -37,6 +37,6 @@ def serve(arguments: Sequence[str]) -> int:
     except (StartRefused, EngineFailed) as error:
         return fail(str(error))
     finally:
-        # vLLM froze the heap against pauses; thawed, its libraries end without complaints of leaks.
+        # vLLM has frozen the heap to avoid pauses. If it stays frozen, libraries report leaks at the end.
         gc.unfreeze()
     return 0

@@ -1,4 +1,4 @@
-"""`prismoe check`, `convert`, `calibrate` and `evaluate`: their arguments, and how they end."""
+"""`prismoe check`, `convert`, `calibrate` and `evaluate`: their arguments and exit statuses."""
 
 import argparse
 import signal
@@ -19,13 +19,13 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def check_parser() -> argparse.ArgumentParser:
-    """Of `prismoe check`."""
+    """Return the parser of `prismoe check`."""
     parser = command_parser(
         "check",
         """\
 LanguageBind/MoE-LLaVA-Phi2-2.7B-4e --json
 
-The exit status is 1 where the checkpoint can't be loaded, or is too far from the file of --against.
+The exit status is 1 if the checkpoint can't be loaded, or differs too much from the file of --against.
 """,
     )
     add_options(parser, CheckSettings)
@@ -34,7 +34,7 @@ The exit status is 1 where the checkpoint can't be loaded, or is too far from th
 
 
 def check(arguments: Sequence[str]) -> int:
-    """Report what a checkpoint is; 1 where it can't be loaded or a tolerance is broken."""
+    """Report on a checkpoint. Returns the exit status: 1 if it can't be loaded, or exceeds a tolerance."""
     settings = CheckSettings.model_validate(vars(check_parser().parse_args(arguments)))
 
     def run() -> int:
@@ -46,14 +46,14 @@ def check(arguments: Sequence[str]) -> int:
 
 
 def convert_parser() -> argparse.ArgumentParser:
-    """Of `prismoe convert`."""
+    """Return the parser of `prismoe convert`."""
     parser = command_parser("convert", "LanguageBind/MoE-LLaVA-Phi2-2.7B-4e my-checkpoint --dtype bfloat16")
     add_options(parser, ConvertSettings)
     return parser
 
 
 def convert(arguments: Sequence[str]) -> int:
-    """Write a self-contained checkpoint; 1 where that can't be done."""
+    """Write a self-contained checkpoint. Returns the exit status: 1 if that fails."""
     settings = ConvertSettings.model_validate(vars(convert_parser().parse_args(arguments)))
 
     def run() -> int:
@@ -65,13 +65,13 @@ def convert(arguments: Sequence[str]) -> int:
 
 
 def calibrate_parser() -> argparse.ArgumentParser:
-    """Of `prismoe calibrate`."""
+    """Return the parser of `prismoe calibrate`."""
     parser = command_parser(
         "calibrate",
         """\
 my-checkpoint calibrated --policy dual_threshold --skip-overall 0.3
 
-An interrupted calibration goes on where it stopped when the same command runs again.
+If a calibration is interrupted, the same command continues it.
 """,
         usage="MODEL DST --policy POLICY [options] [any option of vLLM's engine]",
     )
@@ -80,9 +80,9 @@ An interrupted calibration goes on where it stopped when the same command runs a
 
 
 def calibrate(arguments: Sequence[str]) -> int:
-    """Write a checkpoint with a fitted router, or settings for one; 1 where that can't be done."""
-    own, engine_options = calibrate_parser().parse_known_args(arguments)
-    settings = CalibrateSettings.model_validate({**vars(own), "engine_options": engine_options})
+    """Write a checkpoint with a fitted router, or its settings. Returns the exit status: 1 if that fails."""
+    options, engine_options = calibrate_parser().parse_known_args(arguments)
+    settings = CalibrateSettings.model_validate({**vars(options), "engine_options": engine_options})
 
     def run() -> int:
         from prismoe.model_plugins.tools.calibrate.calibrate import calibrate
@@ -93,13 +93,13 @@ def calibrate(arguments: Sequence[str]) -> int:
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
-    """Of `prismoe evaluate`."""
+    """Return the parser of `prismoe evaluate`."""
     parser = command_parser(
         "evaluate",
         """\
 my-checkpoint --routing '{"policy": "native"}' --routing '{"policy": "top_any"}'
 
-It prints, for each routing, the right answers, the difference to the first routing, and the experts used.
+For each routing it prints the correct answers, the difference from the first routing, and the used experts.
 """,
         usage="MODEL [options] [any option of vLLM's engine]",
     )
@@ -108,22 +108,22 @@ It prints, for each routing, the right answers, the difference to the first rout
         "--routing",
         metavar="JSON",
         action="append",
-        help='a routing to compare, as for `prismoe serve`; repeat it for more; {"policy": "native"} is the '
-        "checkpoint's own (default: that alone)",
+        help="a routing to compare, in the form of `prismoe serve --routing`; repeat the option for more "
+        'routings; {"policy": "native"} is the checkpoint\'s own routing, and the default',
     )
     parser.add_argument(
-        "--json", dest="json_file", metavar="FILE", help="write the results and all answers to this file, too"
+        "--json", dest="json_file", metavar="FILE", help="also write the results and all answers to this file"
     )
     return parser
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """Print a table of routings; 1 where one of them can't be run."""
+    """Print a table that compares routings. Returns the exit status: 1 if one of them can't be run."""
     parser = evaluate_parser()
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
-        parser.error("MODEL comes first, so that the value of an option is not taken for it")
-    own, engine_options = parser.parse_known_args(arguments)
-    settings = EvaluateSettings.model_validate({**vars(own), "engine_options": engine_options})
+        parser.error("put MODEL first: after an option it could be read as the option's value")
+    options, engine_options = parser.parse_known_args(arguments)
+    settings = EvaluateSettings.model_validate({**vars(options), "engine_options": engine_options})
 
     def run() -> int:
         from prismoe.model_plugins.tools.evaluate.evaluate import evaluate
@@ -134,7 +134,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def _end(run: Callable[[], int]) -> int:
-    """The exit status of a command that cleans up when it is interrupted, and whose errors are sentences."""
+    """Run a command and return its exit status. SIGTERM interrupts it like Ctrl-C, so that it cleans up."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     ask_to_end_with_parent()
     add_to_vllm_plugins()

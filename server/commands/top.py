@@ -1,4 +1,4 @@
-"""`prismoe top`: a running server's expert load by modality, tokens a second and queue, in the terminal."""
+"""`prismoe top` shows a running server's expert load, tokens per second and queue in the terminal."""
 
 import argparse
 import math
@@ -26,74 +26,74 @@ from prismoe.server.metrics.expert_load import ExpertLoad
 EXAMPLE = """\
 --url http://127.0.0.1:8000 --interval 5
 
-It also shows the tokens a second and the queue. For a server with keys, put a key of the role metrics into
-the environment variable PRISMOE_API_KEY.
+It also shows the tokens per second and the queue. If the server has keys, put a key with the role metrics
+into the environment variable PRISMOE_API_KEY.
 """
 LEVELS = "▁▂▃▄▅▆▇█"
 BARS_WIDTH = 48
-"""The most experts that have a bar each; of more, the most and the least loaded are told."""
+"""The most experts that get a bar each. With more, only the most and the least loaded are shown."""
 FRAME_LINES = 6
-"""The lines of a view that tell of no layer."""
+"""The number of lines of a view outside its layers."""
 SHARES = ("vllm:kv_cache_usage_perc",)
 COLORS = dict(zip(MODALITIES, ("cyan", "magenta", "yellow", "green"), strict=True))
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a server told, and when."""
+    """A reading of a server's load and metrics, and its time."""
 
     at: float
     load: ExpertLoad
     engine: dict[str, float]
-    """vLLM's metrics by name: over its series the sum, or of SHARES the most."""
+    """vLLM's metrics by name: the sum over a metric's series, or the largest for those in SHARES."""
     not_supported: Sequence[str] = field(default=())
-    """Why there are no layers, where there are none."""
+    """Sentences that say why there are no layers; empty if there are some."""
 
 
 def top(arguments: Sequence[str]) -> int:
-    """Show the load until interrupted; the exit status."""
-    own = top_parser().parse_args(list(arguments))
-    client, console = Client(own.url.rstrip("/")), Console()
+    """Show the load until an interruption, and return the exit status."""
+    options = top_parser().parse_args(list(arguments))
+    client, console = Client(options.url.rstrip("/")), Console()
     try:
         before: Snapshot | None = read(client)
-        with Live(console=console, auto_refresh=False, screen=not own.once) as live:
+        with Live(console=console, auto_refresh=False, screen=not options.once) as live:
             while True:
-                time.sleep(own.interval)
+                time.sleep(options.interval)
                 try:
                     now = read(client)
                 except NoSnapshot as error:
-                    if own.once:
+                    if options.once:
                         raise
                     live.update(Text(f"{error} Trying again."), refresh=True)
                     before = None
                     continue
                 if before is not None and not restarted(before, now):
-                    live.update(view(before, now, None if own.once else console.height), refresh=True)
-                    if own.once:
+                    live.update(view(before, now, None if options.once else console.height), refresh=True)
+                    if options.once:
                         return 0
                 before = now
     except NoSnapshot as error:
-        return fail(f"{error} Name yours with --url.")
+        return fail(f"{error} Give the server's URL with --url.")
     except KeyboardInterrupt:
         return 0
 
 
 class NoSnapshot(Exception):
-    """A server could not be read; the message is a sentence."""
+    """A server could not be read. The message is a sentence."""
 
 
 def read(client: Client) -> Snapshot:
-    """Ask a server. Raises NoSnapshot where it does not answer as a prismoe server does."""
+    """Read a server's load and metrics. Raises NoSnapshot if it does not answer like a prismoe server."""
     try:
         return _read(client)
     except (OSError, HTTPException) as error:
         raise NoSnapshot(f"No prismoe server answers at {client.url} ({error}).") from error
     except (ValueError, KeyError) as error:
-        raise NoSnapshot(f"What answers at {client.url} is not a prismoe server.") from error
+        raise NoSnapshot(f"The server at {client.url} is not a prismoe server.") from error
 
 
 def restarted(before: Snapshot, now: Snapshot) -> bool:
-    """Whether the server began to count anew between two readings, or serves another model."""
+    """Return whether the server reset its counts between two readings, or serves another model."""
     if (before.load.modalities, before.load.layers) != (now.load.modalities, now.load.layers):
         return True
     pairs = zip(before.load.tokens, now.load.tokens, strict=True)
@@ -113,9 +113,9 @@ def _read(client: Client) -> Snapshot:
 
 
 def view(before: Snapshot, now: Snapshot, lines: int | None = None) -> RenderableType:
-    """What happened between two readings, and the queue as it is.
+    """Return a view of the load between two readings, and of the present queue.
 
-    Where not all layers find room in so many lines, those whose load is most uneven are shown.
+    If `lines` are too few for all layers, the layers with the most uneven load are shown.
     """
     seconds = now.at - before.at
 
@@ -135,16 +135,16 @@ def view(before: Snapshot, now: Snapshot, lines: int | None = None) -> Renderabl
     used = [np.array(after) - np.array(earlier) for after, earlier in pairs]
     room = len(used) if lines is None else max(1, (lines - FRAME_LINES) // len(now.load.modalities))
     shown = most_uneven(used, room)
-    each = all(used_ME.shape[1] <= BARS_WIDTH for used_ME in used)
+    shows_all = all(used_ME.shape[1] <= BARS_WIDTH for used_ME in used)
     table = Table("layer", "modality", "computed/s", "experts/token")
-    for heading in ("load of each expert",) if each else ("most loaded", "least loaded"):
+    for heading in ("load of each expert",) if shows_all else ("most loaded", "least loaded"):
         table.add_column(heading)
     for index in shown:
         for modality, name in enumerate(now.load.modalities):
             tokens = now.load.tokens[index][modality] - before.load.tokens[index][modality]
             counts = used[index][modality].tolist()
             per_token = f"{sum(counts) / tokens:.2f}" if tokens else ""
-            cells = [load_bars(counts)] if each else most_and_least_loaded(counts)
+            cells = [load_bars(counts)] if shows_all else most_and_least_loaded(counts)
             layer = str(now.load.layers[index])
             table.add_row(
                 *(layer, name, f"{tokens / seconds:,.0f}", per_token),
@@ -152,18 +152,19 @@ def view(before: Snapshot, now: Snapshot, lines: int | None = None) -> Renderabl
             )
     if len(shown) == len(used):
         return Group(head, table)
-    return Group(head, table, Text(f"The {len(shown)} of {len(used)} layers with the most uneven load."))
+    note = f"These are the {len(shown)} of {len(used)} layers with the most uneven load."
+    return Group(head, table, Text(note))
 
 
-def most_uneven(used: Sequence[Counts], most: int) -> list[int]:
-    """The indices of at most so many layers, those whose experts' load varies most, in the layers' order."""
+def most_uneven(used: Sequence[Counts], max_layers: int) -> list[int]:
+    """Return the indices of the layers whose experts' load varies most, in the layers' order."""
     variations = np.nan_to_num([variation(used_ME.sum(axis=0)) for used_ME in used])
     ranked: list[int] = np.argsort(-variations, kind="stable").tolist()
-    return sorted(ranked[:most])
+    return sorted(ranked[:max_layers])
 
 
 def load_bars(used: Sequence[int]) -> str:
-    """A bar for each expert, as high as its load beside the largest; blank without load."""
+    """Return a bar for each expert, with its load relative to the largest; a blank for no load."""
     width = max(1, BARS_WIDTH // max(1, len(used)) - 1)
     gap = " " if width > 1 else ""
     most = max(used, default=0)
@@ -174,9 +175,11 @@ def load_bars(used: Sequence[int]) -> str:
 
 
 def top_parser() -> argparse.ArgumentParser:
-    """Of `prismoe top`."""
+    """Return the parser of `prismoe top`."""
     parser = command_parser("top", EXAMPLE)
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="server to ask (default: %(default)s)")
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="URL of the server (default: %(default)s)"
+    )
     parser.add_argument(
         "--interval", type=_seconds, default=2, metavar="SECONDS", help="time between readings (default: 2)"
     )
@@ -185,7 +188,10 @@ def top_parser() -> argparse.ArgumentParser:
 
 
 def _seconds(argument: str) -> float:
-    seconds = float(argument)
+    try:
+        seconds = float(argument)
+    except ValueError:
+        seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError("it must be more than 0")
+        raise argparse.ArgumentTypeError("give a number of seconds greater than 0")
     return seconds

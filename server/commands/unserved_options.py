@@ -1,4 +1,4 @@
-"""Options of vLLM's server for what prismoe leaves out of it. They are refused: they would do nothing."""
+"""Refuses vLLM's options for features that prismoe leaves out, because they would do nothing."""
 
 from argparse import ArgumentParser, Namespace
 from typing import Any
@@ -28,12 +28,12 @@ ROUTES = {
     "enable_fault_tolerance": "/fault_tolerance/apply",
     "fault_tolerance_config": "/fault_tolerance/apply",
 }
-"""Each option, and the first of vLLM's routes that it is about (`access.routes` keeps others)."""
+"""For each option, the first of vLLM's routes that it is about. prismoe has none of these routes."""
 
-ONE_PROCESS = "prismoe runs one HTTP process"
+ONE_PROCESS = "prismoe runs only one HTTP process"
 NO_LORA = "prismoe serves no LoRA adapters; merge the adapter into the checkpoint"
-NO_TOOLS = "prismoe calls no tools"
-OWN_PARSER = "prismoe reads HTTP with another parser, whose limits are its own"
+NO_TOOLS = "prismoe runs no tools"
+OTHER_PARSER = "prismoe reads HTTP with another parser, which has other limits"
 OTHERS = {
     "headless": ONE_PROCESS,
     "grpc": ONE_PROCESS,
@@ -47,21 +47,21 @@ OTHERS = {
     "lora_modules": NO_LORA,
     "default_mm_loras": NO_LORA,
     "tool_server": NO_TOOLS,
-    "h11_max_incomplete_event_size": OWN_PARSER,
-    "h11_max_header_count": OWN_PARSER,
+    "h11_max_incomplete_event_size": OTHER_PARSER,
+    "h11_max_header_count": OTHER_PARSER,
 }
-"""Each option, and why it is refused."""
+"""For each other option, why it is refused."""
 
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "api_server_count": (1,),
     "runner": ("generate",),
     "convert": ("none",),
 }
-"""Values beside the default that ask for nothing that prismoe leaves out."""
+"""Values that are accepted besides the default, because they need no feature that prismoe leaves out."""
 
 
 def refuse_unserved(args: Namespace, parser: ArgumentParser) -> None:
-    """Raise ValueError with a sentence where an option asks for what prismoe leaves out of vLLM's server."""
+    """Raise ValueError with a sentence if an option is for a feature that prismoe leaves out."""
     reasons = {name: f"prismoe has no route {route}" for name, route in ROUTES.items()} | OTHERS
     for name, reason in reasons.items():
         value = getattr(args, name)

@@ -1,4 +1,4 @@
-"""vLLM's arguments, with prismoe's defaults where the user gave none."""
+"""Parses vLLM's arguments, with prismoe's defaults for those that the user does not give."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -23,21 +23,21 @@ from prismoe.server.settings import ServeSettings
 
 MIB = 2**20
 MEDIA_PER_PROMPT = {"image": 8, "video": 1, "vision_chunk": 8}
-"""vLLM asks for the limits of a model's own modalities alone. Kimi has images and videos as vision chunks."""
+"""The most media of a request. vLLM ignores modalities that a model lacks. Only Kimi has vision chunks."""
 
-MOST_PORT = 2**16 - 1
+MAX_PORT = 2**16 - 1
 NO_DEVICE = (
-    "vLLM finds no device here that its build can use. With a GPU: see whether nvidia-smi lists it. "
-    "Without one: install vLLM's CPU build, for example with pip install -e '.[cpu]'."
+    "vLLM finds no device that its build can use. If this machine has a GPU, check whether nvidia-smi lists "
+    "it. Otherwise install vLLM's CPU build, for example with pip install -e '.[cpu]'."
 )
 REMOTE_CODE = (
-    "--trust-remote-code is not taken. To run the Python files of the checkpoint, with all rights of this "
-    "server, give --run-checkpoint-code."
+    "prismoe does not take --trust-remote-code. To run the checkpoint's Python files, with all rights of "
+    "this server, give --run-checkpoint-code."
 )
 
 
 def parse_vllm_arguments(settings: ServeSettings) -> Namespace:
-    """vLLM's arguments for these settings. Raises ValueError where they can't be served."""
+    """Return vLLM's arguments for these settings. Raises ValueError with a sentence if they are not valid."""
     if not current_platform.device_type:
         raise ValueError(NO_DEVICE)
     routed = engine_options(settings.routing, settings.shadow)
@@ -47,7 +47,7 @@ def parse_vllm_arguments(settings: ServeSettings) -> Namespace:
     folder = checkpoint_folder(settings.model, args.revision, args.download_dir)
     moe_llava = _is_moe_llava(_config_folder(args.hf_config_path, folder))
     if args.trust_request_mm_kwargs is None:
-        # A request may choose its images' numbers of experts; MoE-LLaVA's processor refuses all else.
+        # A request may choose the numbers of experts of its images. MoE-LLaVA's processor refuses other keys.
         args.trust_request_mm_kwargs = moe_llava
     for routing in (settings.routing, settings.shadow):
         if (calibrated_for := Calibrated.model_of(routing or {})) is not None:
@@ -55,19 +55,19 @@ def parse_vllm_arguments(settings: ServeSettings) -> Namespace:
     args.model = str(folder)
     args.additional_config = {**(args.additional_config or {}), **routed["additional_config"]}
     refuse_unserved(args, parser)
-    if not 0 <= args.port <= MOST_PORT:
-        raise ValueError(f"--port is {args.port}: give a number from 0 to {MOST_PORT}.")
+    if not 0 <= args.port <= MAX_PORT:
+        raise ValueError(f"--port is {args.port}: give a number from 0 to {MAX_PORT}.")
     if args.trust_remote_code:
         raise ValueError(REMOTE_CODE)
     args.trust_remote_code = settings.run_checkpoint_code
     check_media_io(args.media_io_kwargs)
-    AllowedOrigins(args.allowed_media_domains)  # says what is wrong with them, if anything
+    AllowedOrigins(args.allowed_media_domains)  # It raises ValueError for domains that are not valid.
     validate_parsed_serve_args(args)
     return args
 
 
 def _config_folder(named: str | None, checkpoint: Path) -> Path:
-    """The folder of config.json: the checkpoint's, or that of `--hf-config-path`."""
+    """Return the folder of config.json: the checkpoint's, or that of `--hf-config-path`."""
     if named is None:
         return checkpoint
     if Path(named).is_dir():
@@ -75,14 +75,14 @@ def _config_folder(named: str | None, checkpoint: Path) -> Path:
     try:
         return files_from_hub(named, ["config.json"])
     except ValueError as error:
-        raise ValueError(f"--hf-config-path: the config.json of {named} can't be had ({error}).") from error
+        raise ValueError(f"--hf-config-path: the config.json of {named} can't be read ({error}).") from error
 
 
 def _is_moe_llava(folder: Path) -> bool:
-    """Whether the config.json in a folder is a MoE-LLaVA's. Raises ValueError where it is not whole."""
+    """Return whether a folder has a MoE-LLaVA's config.json. Raises ValueError if that is not complete."""
     file = folder / "config.json"
     if not file.is_file() and (folder / "params.json").is_file():
-        return False  # Mistral's own format
+        return False  # This is Mistral's own format.
     if file.is_file() and not is_moe_llava(read_json(file)):
         return False
     check_config_file(folder)
@@ -91,23 +91,23 @@ def _is_moe_llava(folder: Path) -> bool:
 
 def _defaults(settings: ServeSettings) -> dict[str, Any]:
     defaults: dict[str, Any] = {"trust_request_mm_kwargs": None, "limit_mm_per_prompt": MEDIA_PER_PROMPT}
-    # Seconds that requests under way have to finish when the server is told to end.
+    # When the server gets a signal to end, running requests have 30 seconds to finish.
     defaults |= {"shutdown_timeout": 30}
-    # With white space allowed, a small model writes nothing else; xgrammar also knows the tags of tools.
+    # If white space is allowed, a small model may write nothing else. xgrammar also supports tools' tags.
     compact = StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True)
-    # How many of a prompt's tokens are its images', and how many came out of the cache.
+    # The details of an answer's usage are its image tokens and its cached tokens.
     defaults |= {"structured_outputs_config": compact, "enable_prompt_tokens_details": True}
     if is_quiet():
         defaults |= {"use_tqdm_on_load": False, "uvicorn_log_level": "warning"}
     if settings.bundled:
-        # vLLM would keep up to 4 GiB of pictures.
+        # vLLM's own default is 4 GiB of pictures.
         defaults |= {"mm_processor_cache_gb": 0.25}
         defaults |= {"served_model_name": [Path(settings.model).name], "dtype": "float32"}
     elif not Path(settings.model).is_dir():
         defaults["served_model_name"] = [settings.model]
     if current_platform.is_cpu():
-        # Compiling takes longer than a small model's whole start; --no-enforce-eager asks for it.
+        # Compiling takes longer than the whole start of a small model. --no-enforce-eager turns compiling on.
         defaults["enforce_eager"] = True
-        # With a size given there is nothing to profile. vLLM would take most of the machine's memory.
+        # With a given size vLLM does not profile. Its own default is most of the machine's memory.
         defaults["kv_cache_memory_bytes"] = (256 if settings.bundled else 1024) * MIB
     return defaults

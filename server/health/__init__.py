@@ -1,4 +1,4 @@
-"""How the server starts, whether it is alive and ready, and how it ends.
+"""The server's start, its probes, the watch on its engine, and its end.
 
 May import metrics, logs, limits and access.
 """

@@ -1,11 +1,11 @@
-"""Knows when the engine took its last step, and asks an idle one for another."""
+"""Watches when the engine took its last step, and asks an idle engine for an empty step."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
 
-from prismoe.server.health.settings import LifeSettings
+from prismoe.server.health.settings import HealthSettings
 from prismoe.server.metrics.load_reader import Engine
 
 logger = logging.getLogger("vllm.prismoe")
@@ -14,18 +14,18 @@ TICK_S = 0.5
 
 
 class EngineWatch:
-    """Watches one engine.
+    """Watches the engine.
 
-    A step is seen by `work_done`, which changes with each one that computed tokens (see `ExpertLoadReader`).
-    An engine without work is asked for a step with padding alone, which the counters leave out; one that is
-    busy answers between two steps.
+    `work_done` changes with each step that computes tokens (see `ExpertLoadReader`). If it does not change,
+    the watch asks the engine for a step of padding only, which the counters leave out. A busy engine answers
+    between two steps.
     """
 
     def __init__(
         self,
         engine: Engine,
         work_done: Callable[[], float | None],
-        settings: LifeSettings,
+        settings: HealthSettings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -34,16 +34,16 @@ class EngineWatch:
         self._clock = clock
         self._work = work_done()
         self._last_step = clock()
-        self._asked: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
 
     @property
     def silence(self) -> float:
-        """Seconds since the last step."""
+        """The seconds since the last step."""
         return self._clock() - self._last_step
 
     @property
     def trouble(self) -> str | None:
-        """Why no requests should be sent here, in a sentence; None where there is no reason."""
+        """A sentence that says why the server is not ready; None if it is ready."""
         if self._engine.errored:
             return "The engine is dead."
         if self.silence > self._settings.ready_seconds:
@@ -51,25 +51,25 @@ class EngineWatch:
         return None
 
     async def watch(self) -> str:
-        """Return with a sentence once the engine is dead or stuck."""
+        """Wait until the engine is dead or stuck, and return a sentence that says so."""
         try:
             while not self._engine.errored:
-                self._look()
+                self._check()
                 if self.silence > self._settings.stuck_seconds:
                     return f"The engine is stuck: it has taken no step for {self.silence:.0f} s."
                 await asyncio.sleep(TICK_S)
             return "The engine died. Its error is in the log above."
         finally:
-            if self._asked is not None:
-                self._asked.cancel()
+            if self._asking is not None:
+                self._asking.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         work = self._work_done()
         if work != self._work:
             self._work = work
             self._last_step = self._clock()
-        elif self._asked is None and self.silence >= self._settings.heartbeat_seconds:
-            self._asked = asyncio.create_task(self._ask_for_a_step())
+        elif self._asking is None and self.silence >= self._settings.heartbeat_seconds:
+            self._asking = asyncio.create_task(self._ask_for_a_step())
 
     async def _ask_for_a_step(self) -> None:
         try:
@@ -80,4 +80,4 @@ class EngineWatch:
                 logger.warning("The engine could not take a step: %s", error)
                 await asyncio.sleep(self._settings.heartbeat_seconds)
         finally:
-            self._asked = None
+            self._asking = None

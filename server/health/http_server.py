@@ -1,4 +1,4 @@
-"""The HTTP server from its start to its end: by a signal, or because the engine can't go on."""
+"""The HTTP server: it runs until a signal, or until the engine fails."""
 
 import asyncio
 import logging
@@ -23,9 +23,9 @@ from prismoe.server.limits.settings import LimitSettings
 logger = logging.getLogger("vllm.prismoe")
 
 NOTICE_S = 2
-"""How long a dead engine takes to be noticed (`EngineWatch.watch` looks twice a second)."""
+"""The time in which a dead engine is noticed (`EngineWatch.watch` checks twice a second)."""
 CLOSE_LIMIT_S = 5
-"""Answers that are not sent so long after all else has ended are cut off."""
+"""The time that unsent answers have after everything else has ended. Then their connections close."""
 
 
 async def serve_until(
@@ -36,45 +36,46 @@ async def serve_until(
     failure: Awaitable[str],
     end: Callable[[float], Awaitable[None]],
 ) -> str | None:
-    """Serve until a signal or a failure. The failure, in a sentence; None on a signal.
+    """Serve until a signal or a failure. Returns None after a signal, and a sentence after a failure.
 
-    A failure is also an HTTP server that ends by itself. Before it closes, `end` gives the requests under way
-    so many seconds, and the rest an answer.
+    `failure` is awaited for the engine's failures; an HTTP server that ends by itself is a failure, too.
+    Before the server closes, `end(seconds)` gives the running requests that time and answers the rest.
     """
     options: dict[str, Any] = {
         "log_level": args.uvicorn_log_level,
         "timeout_graceful_shutdown": CLOSE_LIMIT_S,
     }
     if getattr(args, "log_config_file", None):
-        options["log_config"] = None  # vLLM has applied the file. Anew, handlers would lose their filters.
+        # vLLM has applied the file. Applied again, it would replace the handlers without their filters.
+        options["log_config"] = None
     elif (log_config := get_uvicorn_log_config(args)) is not None:
         options["log_config"] = log_config
     config = uvicorn_config(app, args, limits, **options)
     config.load()
     server = NoSignalServer(config)
-    app.state.server = server  # vLLM's error handlers tell it to end where the engine is dead.
+    app.state.server = server  # vLLM's error handlers end it if the engine is dead.
     refresher = (
         SSLCertRefresher(config.ssl, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs)
         if args.enable_ssl_refresh and config.ssl is not None
         else None
     )
-    told_to_end = asyncio.Event()
+    signal_received = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signal_number, told_to_end.set)
+        loop.add_signal_handler(signal_number, signal_received.set)
     serving = asyncio.create_task(_serve(server, listener))
-    signalled: asyncio.Future[Any] = asyncio.create_task(told_to_end.wait())
+    signalled: asyncio.Future[Any] = asyncio.create_task(signal_received.wait())
     failing = asyncio.ensure_future(failure)
     try:
         await asyncio.wait((serving, signalled, failing), return_when=asyncio.FIRST_COMPLETED)
         if serving.done() and not signalled.done():
-            # vLLM's error handlers end the server where they notice first that the engine is dead.
+            # vLLM's error handlers may end the server before `failure` has noticed the dead engine.
             await asyncio.wait((failing,), timeout=NOTICE_S)
-        why = next(task for task in (signalled, failing, serving) if task.done())
-        await end(args.shutdown_timeout if why is signalled else 0)
+        cause = next(task for task in (signalled, failing, serving) if task.done())
+        await end(args.shutdown_timeout if cause is signalled else 0)
         server.should_exit = True
         await serving
-        return None if why is signalled else why.result()
+        return None if cause is signalled else cause.result()
     finally:
         signalled.cancel()
         failing.cancel()
@@ -83,23 +84,23 @@ async def serve_until(
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket) -> str:
-    """Serve until told to end; a sentence for where nobody did."""
+    """Serve until `server.should_exit` is set. Returns a sentence for a server that ended by itself."""
     try:
         await server.serve(sockets=[listener])
-    except (Exception, SystemExit):  # uvicorn exits where the app's start fails.
+    except (Exception, SystemExit):  # uvicorn raises SystemExit if the app's start fails.
         logger.exception("The HTTP server failed.")
         return "The HTTP server failed. Its error is in the log above."
     return "The HTTP server ended by itself."
 
 
 def uvicorn_config(app: ASGIApp, args: Namespace, limits: LimitSettings, **options: Any) -> uvicorn.Config:
-    """uvicorn's settings out of vLLM's options and the limits of a connection; `options` are more of them."""
+    """Return uvicorn's configuration, made of vLLM's options, the connection's limits, and more `options`."""
     return uvicorn.Config(
         app,
         http=partial(BoundedConnection, limits),  # type: ignore[arg-type]  # uvicorn calls it as a class
         host=args.host,
         port=args.port,
-        access_log=False,  # `RequestLog` writes a line that says more.
+        access_log=False,  # `RequestLog` writes a better line.
         timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
         ws="none",
         ssl_keyfile=args.ssl_keyfile,

@@ -1,4 +1,4 @@
-"""The socket that the server listens on. It listens as soon as it is bound, so that a second server can't."""
+"""The socket that the server listens on. It listens as soon as it is bound, so that no second server can."""
 
 import contextlib
 import errno
@@ -20,28 +20,29 @@ PROBE_S = 1
 
 @contextlib.contextmanager
 def listening(args: Namespace) -> Iterator[socket.socket]:
-    """A socket that listens where vLLM's options say; a Unix socket's file goes when the block ends.
+    """Yield a socket that listens on the address in vLLM's options, and close it when the block ends.
 
-    Raises StartRefused where that is not possible, such as where another server listens.
+    The file of a Unix socket is removed then. Raises StartRefused if nothing can listen there, for example
+    because another server does.
     """
     path = Path(args.uds) if args.uds else None
-    with _sentences(args), _alone(path):
+    with _start_refused(args), _folder_locked(path):
         if path is not None:
             _remove_stale(path)
         listener: socket.socket = setup_server(args, reuse_port=False)[1]
         listener.listen(BACKLOG)
-        file = _file(path)
+        file = _identity(path)
     try:
         yield listener
     finally:
-        with contextlib.suppress(OSError), _alone(path):
-            if path is not None and file == _file(path):
+        with contextlib.suppress(OSError), _folder_locked(path):
+            if path is not None and file == _identity(path):
                 path.unlink()
         listener.close()
 
 
 def url_of(listener: socket.socket, args: Namespace) -> str:
-    """Where a client on this machine reaches the server."""
+    """Return the URL at which a client on this machine reaches the server."""
     if args.uds:
         return f"unix:{args.uds}"
     scheme = "https" if args.ssl_certfile else "http"
@@ -51,10 +52,11 @@ def url_of(listener: socket.socket, args: Namespace) -> str:
 
 
 @contextlib.contextmanager
-def _sentences(args: Namespace) -> Iterator[None]:
+def _start_refused(args: Namespace) -> Iterator[None]:
+    """Raise StartRefused with a sentence for an error in the block."""
     try:
         yield
-    except KeyError as error:  # as vLLM refuses the name of a parser
+    except KeyError as error:  # vLLM refuses an unknown name of a parser with it.
         raise StartRefused(str(error.args[0])) from error
     except (OSError, ValueError) as error:
         where, option = f"port {args.port}", "--port"
@@ -67,8 +69,8 @@ def _sentences(args: Namespace) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone(path: Path | None) -> Iterator[None]:
-    """While the block lasts, no other server removes or makes a socket in this one's folder."""
+def _folder_locked(path: Path | None) -> Iterator[None]:
+    """Lock the folder of a Unix socket during the block, so that no other server changes its sockets."""
     if path is None:
         yield
         return
@@ -81,7 +83,7 @@ def _alone(path: Path | None) -> Iterator[None]:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove the socket of a server that was killed. Another file, or one that somebody hears, stays."""
+    """Remove the socket of a server that was killed. Leave any other file, and a socket that is in use."""
     if not path.exists() or not stat.S_ISSOCK(path.lstat().st_mode):
         return
     with socket.socket(socket.AF_UNIX) as probe:
@@ -91,11 +93,11 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
         except OSError:
-            return  # Somebody holds it, as far as can be told; binding says what is wrong.
+            return  # The socket may be in use. Binding it raises the error that the user sees.
 
 
-def _file(path: Path | None) -> tuple[int, ...] | None:
-    """What tells this file from a later one of its name."""
+def _identity(path: Path | None) -> tuple[int, ...] | None:
+    """Return numbers that identify this file among files of the same name."""
     if path is None:
         return None
     state = path.lstat()

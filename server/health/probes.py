@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz` and `/health`: whether to start the server anew, and whether to send it requests."""
+"""The probes `/livez`, `/readyz` and `/health`: whether the server is live, and whether it is ready."""
 
 from collections.abc import Callable
 from http import HTTPStatus
@@ -9,9 +9,9 @@ from starlette.routing import Route
 
 
 def probe_routes(trouble: Callable[[], str | None]) -> list[Route]:
-    """The probes. `trouble` tells why no requests should be sent here; None where there is no reason.
+    """Return the routes of the probes. `trouble` returns why the server is not ready; None if it is ready.
 
-    /health is the name by which vLLM's router and others ask for readiness.
+    /health answers like /readyz: vLLM's router and other programs ask for readiness by that name.
     """
 
     async def live(request: Request) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""The requests under way, and what becomes of them when the server ends."""
+"""The running requests, and how they end when the server ends."""
 
 import asyncio
 from http import HTTPStatus
@@ -13,18 +13,22 @@ RETRY_S = 10
 CUT_LIMIT_S = 5
 
 DRAINING = Refusal(
-    HTTPStatus.SERVICE_UNAVAILABLE, "draining", "The server is about to end: ask again in a moment.", RETRY_S
+    HTTPStatus.SERVICE_UNAVAILABLE, "draining", "The server is about to end: try again in a moment.", RETRY_S
 )
 CUT = Refusal(
-    HTTPStatus.SERVICE_UNAVAILABLE, "draining", "The server ended before its answer did: ask again.", RETRY_S
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "draining",
+    "The server ended before the answer was complete: try again in a moment.",
+    RETRY_S,
 )
 
 
 class RunningRequests:
-    """ASGI middleware that knows the requests under way.
+    """ASGI middleware that keeps track of the running requests.
 
-    While the server drains, new ones are refused, except for probes and metrics. What is left after that is
-    cut: a client that has no answer yet gets a 503, one that reads a stream an error event.
+    While the server drains, new requests are refused, except for probes and metrics. Requests that still run
+    after that are cut: their clients get a 503 if no answer has begun, or an error event if they read a
+    stream.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -33,7 +37,7 @@ class RunningRequests:
         self.draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and answer for it where it is cut."""
+        """Pass a request on, or refuse it with 503. If the request is cut, end its answer."""
         path = get_route_path(scope) if scope["type"] == "http" else ""
         if scope["type"] == "lifespan" or is_open(path) or path == METRICS:
             await self._app(scope, receive, send)
@@ -44,18 +48,18 @@ class RunningRequests:
 
     @property
     def trouble(self) -> str | None:
-        """Why no requests should be sent here, in a sentence; None where there is no reason."""
+        """A sentence that says why the server is not ready; None if it is ready."""
         return DRAINING.message if self.draining else None
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new requests, give those under way so long, then cut them."""
+        """Refuse new requests, let the running ones finish for this time, then cut the rest."""
         self.draining = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
-        if left := list(self._tasks):
-            for task in left:
+        if unfinished := list(self._tasks):
+            for task in unfinished:
                 task.cancel()
-            await asyncio.wait(left, timeout=CUT_LIMIT_S)
+            await asyncio.wait(unfinished, timeout=CUT_LIMIT_S)
 
     async def _follow(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
@@ -72,8 +76,8 @@ class RunningRequests:
 
 
 async def _cut(scope: Scope, send: Send) -> None:
-    """End an answer whose request was cancelled."""
-    started: Message | None = scope.get("prismoe.answer")  # as `RequestLog` noted it
+    """End the answer of a request that was cancelled."""
+    started: Message | None = scope.get("prismoe.answer")  # `RequestLog` stores it.
     if started is None:
         await refuse(CUT, scope, send)
         return

@@ -1,4 +1,4 @@
-"""Settings of how the server notices that its engine is stuck."""
+"""Settings for noticing a stuck engine."""
 
 from typing import Self
 
@@ -7,17 +7,18 @@ from pydantic import BaseModel, Field, model_validator
 from prismoe.server.limits.settings import Seconds
 
 
-class LifeSettings(BaseModel):
-    """Bounds on the time since the engine's last step."""
+class HealthSettings(BaseModel):
+    """Limits on the time since the engine's last step."""
 
     heartbeat_seconds: Seconds = Field(
         15, description="time without a step after which the server asks the engine for an empty one"
     )
     ready_seconds: Seconds = Field(
-        60, description="time without a step after which GET /readyz says that the server is not ready"
+        60, description="time without a step after which /readyz says that the server is not ready"
     )
     stuck_seconds: Seconds = Field(
-        300, description="time without a step after which the server ends, to be started again"
+        300,
+        description="time without a step after which the server ends with status 1, so that it is restarted",
     )
 
     @model_validator(mode="after")
@@ -28,7 +29,7 @@ class LifeSettings(BaseModel):
         ):
             if self.heartbeat_seconds >= seconds:
                 raise ValueError(
-                    f"--heartbeat-seconds ({self.heartbeat_seconds:g}) has to be smaller than {option} "
-                    f"({seconds:g}): an idle engine would be taken for a stuck one."
+                    f"--heartbeat-seconds ({self.heartbeat_seconds:g}) must be smaller than {option} "
+                    f"({seconds:g}): otherwise an idle engine counts as a stuck one."
                 )
         return self

@@ -1,6 +1,7 @@
-"""What the server answers while its engine starts: it lives, it is not ready, and requests are to come later.
+"""The server's answers while its engine starts: it is live, but not ready, and clients must try again.
 
-Without this they would wait for as long as the start takes, since the socket listens from its beginning.
+Without them requests would wait for as long as the start takes, because the socket listens from the
+beginning.
 """
 
 import contextlib
@@ -24,22 +25,24 @@ from prismoe.server.logs.request_log import take_request_id, with_request_id
 from prismoe.server.refusal import Refusal, refuse
 
 STARTING = Refusal(
-    HTTPStatus.SERVICE_UNAVAILABLE, "starting", "The server is starting: ask again in a moment.", 10
+    HTTPStatus.SERVICE_UNAVAILABLE, "starting", "The server is starting: try again in a moment.", 10
 )
 END_LIMIT_S = 5
 
 
 @contextlib.contextmanager
-def answering_meanwhile(listener: socket.socket, args: Namespace, limits: LimitSettings) -> Iterator[None]:
-    """Answer on this socket from a thread, while the block starts the engine. Nothing of it is logged.
+def answering_while_starting(
+    listener: socket.socket, args: Namespace, limits: LimitSettings
+) -> Iterator[None]:
+    """Answer on this socket from a thread while the block starts the engine. These requests are not logged.
 
-    Raises StartRefused where the TLS certificate or key can't be read.
+    Raises StartRefused if the TLS certificate or key can't be read.
     """
     config = uvicorn_config(
         starting_app(),
         args,
         limits,
-        headers=[("connection", "close")],  # The server itself is to get the client's next request.
+        headers=[("connection", "close")],  # The client's next request then reaches the real server.
         lifespan="off",
         log_config=None,
         log_level="critical",
@@ -48,16 +51,19 @@ def answering_meanwhile(listener: socket.socket, args: Namespace, limits: LimitS
     try:
         config.load()
     except (OSError, AssertionError) as error:
-        raise StartRefused(f"--ssl-certfile and --ssl-keyfile can't be used: {error}") from error
-    server, own = uvicorn.Server(config), listener.dup()
+        raise StartRefused(
+            f"The files of --ssl-certfile and --ssl-keyfile can't be used ({error}): name a certificate and "
+            "its key, in PEM format."
+        ) from error
+    server, duplicate = uvicorn.Server(config), listener.dup()
 
     def after_fork() -> None:
-        own.close()
+        duplicate.close()
         for connection in server.server_state.connections:
             os.close(connection.transport.get_extra_info("socket").fileno())
 
     os.register_at_fork(after_in_child=after_fork)
-    thread = threading.Thread(target=server.run, args=([own],), name="starting", daemon=True)
+    thread = threading.Thread(target=server.run, args=([duplicate],), name="starting", daemon=True)
     thread.start()
     try:
         yield
@@ -67,7 +73,7 @@ def answering_meanwhile(listener: socket.socket, args: Namespace, limits: LimitS
 
 
 def starting_app() -> ASGIApp:
-    """The app that answers: probes as `probe_routes` does, all else with STARTING."""
+    """Return the app that answers the probes, and refuses all other requests with STARTING."""
 
     async def refuse_all(scope: Scope, receive: Receive, send: Send) -> None:
         await refuse(STARTING, scope, send)

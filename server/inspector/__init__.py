@@ -1,4 +1,4 @@
-"""The inspector: a chat request whose tokens' routing is recorded, its route, and the page that shows it.
+"""The inspector: it records the routing of a chat request's tokens. It has a route and a page.
 
 May import metrics, which reads the engine.
 """

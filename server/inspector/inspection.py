@@ -1,4 +1,4 @@
-"""What an inspection tells: for each token of a request what it is, and per MoE layer where it went."""
+"""The data of an inspection: a request's tokens, and the experts that they used in each MoE layer."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,103 +13,103 @@ TEXT = MODALITIES[0]
 
 
 class Model(BaseModel):
-    """Refuses unknown fields. The string behind a field describes it in /openapi.json."""
+    """A model that refuses unknown fields. The string after a field is its description in /openapi.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class RecordedLayer(Model):
-    """What one MoE layer did with the tokens, each list by token."""
+    """The routing of the tokens in one MoE layer. Each list has an entry for each token."""
 
     layer: int
-    """Its index in the decoder."""
+    """The layer's index in the decoder."""
     experts: list[list[int]]
-    """The experts that a token used, best first."""
+    """The experts that a token used, the best first."""
     weights: list[list[float]] | None
-    """As many routing weights; None where the layer's kernel does not tell them."""
+    """The routing weights of these experts; None if the layer's kernel does not return them."""
     tail: list[bool]
-    """Whether it was a vision tail token in this layer."""
+    """Whether a token was a vision tail token in this layer."""
     router_logits: list[list[float]] | None
-    """The gate's logits, where the request asks for them."""
+    """The gate's logits for a token; None if the request does not ask for them."""
 
 
 class RecordedMedium(Model):
-    """An image, a video or a sound of the request: a range of its positions."""
+    """An image, a video or a sound of the request, as a range of positions."""
 
     modality: str
     """image, video or audio."""
     offset: int
     """The position of its first token."""
     length: int
-    """Separators among its embeddings are counted, too."""
+    """The number of its positions, including separators among its embeddings."""
     grid: tuple[int, int, int] | None
-    """Its frames, rows and columns, where the model's processor tells them."""
+    """Its numbers of frames, rows and columns; None if the model's processor does not return them."""
 
     def holds(self, position: int, modality: str) -> bool:
-        """Whether the token at `position` is one of its embeddings."""
+        """Return whether the token at `position` is one of its embeddings."""
         return modality == self.modality and self.offset <= position < self.offset + self.length
 
 
 class RecordedRows(Model):
-    """What the worker recorded, each list but `media` by token in the order of their positions."""
+    """The worker's record. The lists of tokens are in the order of the tokens' positions."""
 
     positions: list[int]
-    """Each token's place in the request, from 0."""
+    """The position of each token in the request, from 0."""
     modalities: list[str]
-    """text, image, video or audio."""
+    """The modality of each token: text, image, video or audio."""
     media: list[RecordedMedium]
     """The request's images, videos and sounds."""
     layers: list[RecordedLayer]
-    """Its MoE layers."""
+    """The model's MoE layers."""
 
 
 class InspectedMedium(Model):
-    """An image, a video or a sound. Where the numbers are None, nothing is known of its tokens' places."""
+    """An image, a video or a sound. The numbers are None if the places of its tokens are unknown."""
 
     modality: str
     """image, video or audio."""
     frames: int | None
-    """How many frames its tokens come from."""
+    """The number of frames."""
     rows: int | None
-    """How many rows of tokens a frame has."""
+    """The number of rows of tokens in a frame."""
     columns: int | None
-    """How many tokens a row has."""
+    """The number of tokens in a row."""
 
 
 class InspectedToken(Model):
-    """What a token is. `segment` is its place in `media`; frame, row and column say where in that it lies."""
+    """A token of the request. frame, row and column are its place in its image, video or sound."""
 
     position: int
-    """Its place in the request, from 0."""
+    """Its position in the request, from 0."""
     modality: str
     """text, image, video or audio."""
     text: str | None
-    """What a text token says; None for others."""
+    """The text of a text token; None for other tokens."""
     segment: int | None = None
-    """The index in `media` of what it is a token of; None for text."""
+    """The index in `media` of its image, video or sound; None for text."""
     frame: int | None = None
-    """Its frame, from 0."""
+    """Its frame, from 0; None if that is unknown."""
     row: int | None = None
-    """Its row in the frame, from 0."""
+    """Its row in the frame, from 0; None if that is unknown."""
     column: int | None = None
-    """Its column in the frame, from 0."""
+    """Its column in the frame, from 0; None if that is unknown."""
 
 
 class Inspection(Model):
-    """A request's tokens and where they went. Lists of `layers` follow `tokens`."""
+    """A request's tokens and their routing. The lists in `layers` have the order of `tokens`."""
 
     grid: PatchGrid | None
-    """How an image's tokens lie on it, in a model that sees all images alike."""
+    """The arrangement of an image's tokens on the image; None if it differs between images."""
     media: list[InspectedMedium]
     """The request's images, videos and sounds, in order."""
     prompt_tokens: int
-    """How many of the tokens are the prompt's; the others are the answer's."""
+    """The number of tokens that belong to the prompt; the others belong to the answer."""
     tokens: list[InspectedToken]
-    """The tokens that were recorded, the prompt's first."""
+    """The recorded tokens, the prompt's first."""
     layers: list[RecordedLayer]
-    """Where each MoE layer sent them."""
+    """The routing of the tokens in each MoE layer."""
     left_out: int
-    """How many tokens went beyond the limit and were not recorded."""
+    """The number of tokens beyond the limit, which were not recorded."""
 
 
 def inspection(
@@ -119,13 +119,16 @@ def inspection(
     answer: Sequence[int],
     text_of: Callable[[int], str],
 ) -> Inspection:
-    """The recorded rows of a request with these tokens."""
-    # The answer's last token is never fed back; a scheduler that runs ahead computes it all the same.
+    """Return the inspection of a request, from its recorded rows and the tokens of its prompt and answer.
+
+    `text_of` returns the text of a token.
+    """
+    # The answer's last token is never fed back to the model, but a scheduler that runs ahead computes it.
     fed = [*prompt, *answer][: len(prompt) + len(answer) - 1]
     count = sum(position < len(fed) for position in rows.positions)
     return Inspection(
         grid=grid,
-        media=[_described(medium, grid) for medium in rows.media],
+        media=[_inspected(medium, grid) for medium in rows.media],
         prompt_tokens=min(len(prompt), count),
         tokens=list(_tokens(rows, count, grid, fed, text_of)),
         layers=[_first(layer, count) for layer in rows.layers],
@@ -133,7 +136,7 @@ def inspection(
     )
 
 
-def _described(medium: RecordedMedium, grid: PatchGrid | None) -> InspectedMedium:
+def _inspected(medium: RecordedMedium, grid: PatchGrid | None) -> InspectedMedium:
     shape = (1, grid.rows, grid.columns) if grid is not None else medium.grid
     frames, rows, columns = shape or (None, None, None)
     return InspectedMedium(modality=medium.modality, frames=frames, rows=rows, columns=columns)
@@ -167,7 +170,7 @@ def _tokens(
 
 
 def _place(medium: RecordedMedium, token: int, grid: PatchGrid | None) -> tuple[int, int, int] | None:
-    """Frame, row and column of a medium's n-th token; None where that is not known, or no patch."""
+    """Return the frame, row and column of a medium's n-th token; None if unknown, or if it is no patch."""
     if grid is not None:
         place = grid.place(token)
         return place and (0, *place)
@@ -179,6 +182,7 @@ def _place(medium: RecordedMedium, token: int, grid: PatchGrid | None) -> tuple[
 
 
 def _first(layer: RecordedLayer, count: int) -> RecordedLayer:
+    """Return the layer with only its first tokens."""
     lists: dict[str, Any] = {
         name: None if rows is None else rows[:count] for name, rows in layer if name != "layer"
     }

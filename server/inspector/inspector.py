@@ -1,4 +1,4 @@
-"""Runs a chat request and tells what each of its tokens was routed to."""
+"""Runs chat requests and returns the experts to which each of their tokens was routed."""
 
 import asyncio
 import json
@@ -20,18 +20,18 @@ from prismoe.model_plugins.models.patch_grid import PatchGrid
 from prismoe.server.inspector.inspection import Inspection, Model, RecordedRows, inspection
 from prismoe.server.metrics.load_reader import Engine
 
-MOST_TOKENS = 8192
-"""How many of a request's tokens are recorded."""
-MOST_NEW_TOKENS = 512
-MOST_WAITING = 4
-"""Inspections run one at a time; this many wait for their turn."""
+MAX_TOKENS = 8192
+"""The most tokens of a request that are recorded."""
+MAX_NEW_TOKENS = 512
+MAX_WAITING = 4
+"""The most inspections that wait for their turn. Inspections run one at a time."""
 
 DONE = "data: [DONE]\n\n"
 
 NO_LAYERS = "This checkpoint has no MoE layers, so there is no routing to inspect."
-REPLACED = "An inspection by another API server took the place of this one: try again in a moment."
+REPLACED = "An inspection by another API server replaced this one: try again in a moment."
 NO_LOGITS = (
-    "This server runs a compiled model, whose router logits can't be kept: "
+    "This server runs a compiled model, and router logits can't be recorded in it: "
     "leave router_logits out, or start another server with --enforce-eager."
 )
 
@@ -41,48 +41,48 @@ class InspectionRequest(ChatCompletionRequest):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    max_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] | None = None
     """The most tokens of the answer."""
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] | None = None
     """OpenAI's newer name of max_tokens."""
     router_logits: bool = False
-    """Whether to tell the gates' logits too; an engine that runs eagerly has them."""
+    """Whether to return the gates' logits, too. This needs an engine that runs eagerly."""
 
 
 class Inspected(Model):
-    """The answer to a request, and where its tokens went."""
+    """The answer to a request, and the routing of its tokens."""
 
     completion: ChatCompletionResponse
-    """The answer, as /v1/chat/completions gives it."""
+    """The answer, in the form of /v1/chat/completions."""
     routing: Inspection
-    """Where its tokens went."""
+    """The routing of its tokens."""
 
 
 class Inspectable(Model):
-    """What can be inspected here."""
+    """The inspections that this server can make."""
 
     refusal: str | None
-    """Why this server inspects nothing; None where it does."""
+    """The reason why this server inspects nothing; None if it does."""
     router_logits: bool
     """Whether requests may ask for the gates' logits."""
     grid: PatchGrid | None
-    """How an image's tokens lie on it; None where the processor of the model decides for each image."""
+    """The arrangement of an image's tokens on the image; None if it differs between images."""
     request_experts: int
-    """The most experts that a request may ask for its vision tokens; 0: none."""
+    """The most experts that a request may choose for its vision tokens; 0 if it may not choose."""
     moe_layers: int
-    """How many MoE layers the model has."""
-    most_tokens: int = MOST_TOKENS
-    """How many tokens of a request are recorded; an answer says how many were left out."""
-    most_new_tokens: int = MOST_NEW_TOKENS
-    """The most tokens that an answer may have."""
+    """The number of MoE layers of the model."""
+    most_tokens: int = MAX_TOKENS
+    """The most tokens of a request that are recorded. An answer says how many were left out."""
+    most_new_tokens: int = MAX_NEW_TOKENS
+    """The most tokens of an answer."""
 
 
-async def what_is_inspectable(
+async def find_inspectable(
     engine: Engine, vllm_config: VllmConfig, not_supported: Sequence[str]
 ) -> Inspectable:
-    """Ask what can be inspected: each engine answers alike, and as long as it runs.
+    """Ask the engine what it can inspect. All engines give the same answer, and it does not change.
 
-    `not_supported` says why a model's MoE layers can't be seen, where it has some.
+    `not_supported` has the reasons why prismoe can't see the model's MoE layers.
     """
     facts = (await engine.ask("prismoe_inspectable"))[0]
     refusal = None if facts["moe_layers"] else " ".join(not_supported) or NO_LAYERS
@@ -90,28 +90,29 @@ async def what_is_inspectable(
 
 
 class Inspector:
-    """Inspects one request at a time."""
+    """Runs inspections, one at a time."""
 
     def __init__(self, engine: Engine, chat: OpenAIServingChat, inspectable: Inspectable) -> None:
         self._engine = engine
         self._chat = chat
         self._turn = asyncio.Lock()
-        self._under_way = 0
+        self._admitted = 0
         self.inspectable = inspectable
 
     async def answer(self, body: InspectionRequest) -> Inspected:
-        """The whole answer with the routing behind it."""
+        """Run a request, and return its answer and its routing. Raises HTTPException if it is refused."""
         async with self._recording(body) as (request, routing):
             completion = accepted(await self._chat.create_chat_completion(request))
             assert isinstance(completion, ChatCompletionResponse)
             prompt = completion.prompt_token_ids or []
-            told = await routing(prompt, completion.choices[0].token_ids or [])
-        return Inspected(completion=completion, routing=told)
+            recorded = await routing(prompt, completion.choices[0].token_ids or [])
+        return Inspected(completion=completion, routing=recorded)
 
     async def events(self, body: InspectionRequest) -> AsyncGenerator[str, None]:
-        """The answer as it comes, as vLLM's server-sent events, then an event `routing`.
+        """Run a request, and yield vLLM's server-sent events of its answer, then an event `routing`.
 
-        What the client has not read yet waits here, so that a slow one keeps no other from its turn.
+        Events that the client has not read yet are kept, so that a slow client does not delay the next
+        inspection.
         """
         unread: asyncio.Queue[str | None] = asyncio.Queue()
 
@@ -126,10 +127,10 @@ class Inspector:
         try:
             while (event := await unread.get()) is not None:
                 yield event
-            await running  # It raises what it ended with.
+            await running  # This raises the error with which the task ended.
         finally:
             running.cancel()
-            with anyio.CancelScope(shield=True):  # also where the client has gone away
+            with anyio.CancelScope(shield=True):  # The wait must complete even if the client is gone.
                 await asyncio.wait([running])
 
     async def _events(self, body: InspectionRequest) -> AsyncGenerator[str, None]:
@@ -157,12 +158,12 @@ class Inspector:
     async def _recording(
         self, body: InspectionRequest
     ) -> AsyncIterator[tuple[ChatCompletionRequest, "Routing"]]:
-        """While it lasts, the request that it gives is recorded; `Routing` tells what was."""
+        """Yield a request to run, which is recorded during the block, and a `Routing` to get the record."""
         check(body, self.inspectable)
-        if self._under_way > MOST_WAITING:
-            raise HTTPException(429, "Other inspections wait for their turn already: try again in a moment.")
+        if self._admitted > MAX_WAITING:
+            raise HTTPException(429, "Too many inspections wait for their turn: try again in a moment.")
         request = prepared(body)
-        internal_id = f"chatcmpl-{request.request_id}"  # as vLLM names it, before a suffix of its own
+        internal_id = f"chatcmpl-{request.request_id}"  # vLLM's own id begins like this and has a suffix.
 
         async def routing(prompt: list[int], answer: list[int]) -> Inspection:
             recorded = await self._engine.ask("prismoe_inspected_rows", internal_id)
@@ -173,45 +174,45 @@ class Inspector:
             tokenizer, grid = self._chat.renderer.get_tokenizer(), self.inspectable.grid
             return inspection(rows, grid, prompt, answer, lambda token: tokenizer.decode([token]))
 
-        self._under_way += 1
+        self._admitted += 1
         try:
             async with self._turn:
                 try:
                     await self._engine.ask(
-                        "prismoe_start_inspection", internal_id, MOST_TOKENS, body.router_logits
+                        "prismoe_start_inspection", internal_id, MAX_TOKENS, body.router_logits
                     )
                     yield request, routing
                 finally:
-                    with anyio.CancelScope(shield=True):  # also where the client has gone away
+                    with anyio.CancelScope(shield=True):  # The recording must end even if the client is gone.
                         await self._engine.ask("prismoe_end_inspection", internal_id)
         finally:
-            self._under_way -= 1
+            self._admitted -= 1
 
 
 Routing = Callable[[list[int], list[int]], Awaitable[Inspection]]
-"""From a request's prompt and answer in tokens to where they went."""
+"""A function from the tokens of a request's prompt and answer to their inspection."""
 
 
 def runs_eagerly(vllm_config: VllmConfig) -> bool:
-    """Whether Python runs in each step, so that the gates can be watched."""
+    """Return whether Python code runs in each step, so that the gates' logits can be recorded."""
     compilation = vllm_config.compilation_config
     return compilation.mode == CompilationMode.NONE and compilation.cudagraph_mode == CUDAGraphMode.NONE
 
 
 def check(body: InspectionRequest, facts: Inspectable) -> None:
-    """Raise HTTPException with a sentence for what can't be inspected."""
+    """Raise HTTPException with a sentence if this server can't inspect the request."""
     if facts.refusal:
         raise HTTPException(501, facts.refusal)
     if (body.n or 1) != 1 or body.use_beam_search:
-        raise HTTPException(400, "An inspection follows one answer: leave n and use_beam_search out.")
+        raise HTTPException(400, "An inspection has only one answer: leave n and use_beam_search out.")
     if body.router_logits and not facts.router_logits:
         raise HTTPException(400, NO_LOGITS)
 
 
 def prepared(body: InspectionRequest) -> ChatCompletionRequest:
-    """The request to run: under an id that is known, with no token out of the prefix cache."""
+    """Return the request to run, with a known id, and a salt so that no token comes from the prefix cache."""
     unique = str(uuid4())
-    limits = {} if body.max_tokens or body.max_completion_tokens else {"max_tokens": MOST_NEW_TOKENS}
+    limits = {} if body.max_tokens or body.max_completion_tokens else {"max_tokens": MAX_NEW_TOKENS}
     usage = {"stream_options": StreamOptions(include_usage=True)} if body.stream else {}
     own = {"request_id": unique, "cache_salt": unique, "return_token_ids": True}
     return body.model_copy(update={**own, **limits, **usage})
@@ -221,7 +222,7 @@ Answer = ChatCompletionResponse | AsyncGenerator[str, None]
 
 
 def accepted(answer: Answer | ErrorResponse) -> Answer:
-    """vLLM's answer; raises HTTPException where it refuses the request."""
+    """Return vLLM's answer. Raises HTTPException if vLLM refuses the request."""
     if isinstance(answer, ErrorResponse):
         raise HTTPException(answer.error.code, answer.error.message)
     return answer

@@ -1,4 +1,4 @@
-"""`GET /inspector`: a page that shows a picture's routing. All that it loads comes from here."""
+"""`GET /inspector`, a page that shows the routing of a picture. It loads files only from this server."""
 
 from pathlib import Path
 
@@ -26,14 +26,14 @@ class PageFiles(StaticFiles):
     """Static files with the page's headers."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """The file at `path`."""
+        """Return the file at `path`."""
         response = await super().get_response(path, scope)
         response.headers.update(HEADERS)
         return response
 
 
 def add_to(app: FastAPI) -> None:
-    """Serve the page and the pictures that ship with prismoe. Every link is relative to /inspector."""
+    """Add the page and prismoe's pictures to an app. All links on the page are relative to /inspector."""
 
     @app.get("/inspector", include_in_schema=False)
     async def inspector() -> FileResponse:

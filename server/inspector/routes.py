@@ -1,4 +1,4 @@
-"""`POST /v1/routing/inspect`, and what it can tell."""
+"""The routes of `/v1/routing/inspect`."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/routing/inspect", tags=["routing"])
 
 @router.get("")
 async def inspectable(request: Request) -> Inspectable:
-    """Whether requests can be inspected here, how a picture is cut into patches, and the limits."""
+    """Return whether requests can be inspected, how an image is divided into patches, and the limits."""
     facts: Inspectable = request.app.state.inspector.inspectable
     return facts
 
@@ -22,16 +22,16 @@ async def inspectable(request: Request) -> Inspectable:
 @router.post("", response_model=None, responses={200: {"model": Inspected}})
 @with_cancellation
 async def inspect(body: InspectionRequest, raw_request: Request) -> Response:
-    """Answer a chat request and tell what each of its tokens was routed to.
+    """Answer a chat request, and return the experts to which each of its tokens was routed.
 
-    With `stream` the answer comes as vLLM's server-sent events, then one event `routing`.
+    With `stream` the answer consists of vLLM's server-sent events, and then one event `routing`.
     """
     inspector: Inspector = raw_request.app.state.inspector
     if not body.stream:
         answer = await inspector.answer(body)
         return Response(answer.model_dump_json(), media_type="application/json")
     events = inspector.events(body)
-    first = await anext(events)  # A refusal comes here, while the answer can still have its status.
+    first = await anext(events)  # A refused request raises here, while the answer can still have its status.
     return StreamingResponse(_and_then(first, events), media_type="text/event-stream")
 
 

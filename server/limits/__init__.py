@@ -1,4 +1,4 @@
-"""How much a client may take.
+"""Limits on requests, their bodies and their connections.
 
 May import access.
 """

@@ -1,4 +1,4 @@
-"""How large a request's body may be, and how long it may take to come."""
+"""The limits on a request's body: its size, the time that it takes to arrive, and the size of all bodies."""
 
 import asyncio
 from http import HTTPStatus
@@ -14,7 +14,7 @@ RETRY_S = 1
 
 
 class Refused(Exception):
-    """The body can't be taken."""
+    """The body exceeds a limit."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
@@ -22,18 +22,18 @@ class Refused(Exception):
 
 
 class BodyLimit:
-    """ASGI middleware that reads the whole body first, within bounds on its size, its time and all bodies.
+    """ASGI middleware that reads a request's whole body, within the limits, before it passes the request on.
 
-    What comes behind it gets the body in one piece, of which nothing is kept here but its length, and never
-    waits for a slow client.
+    So the app gets the body in one piece and never waits for a slow client. After passing the body on, this
+    middleware keeps only its length.
     """
 
     def __init__(self, app: ASGIApp, settings: LimitSettings) -> None:
         self._app = app
-        self._most = settings.max_body_mib * MIB
-        self._most_in_all = settings.max_bodies_mib * MIB
-        self._seconds = settings.body_seconds
-        self._held = 0
+        self._max_bytes = settings.max_body_mib * MIB
+        self._max_total_bytes = settings.max_bodies_mib * MIB
+        self._max_seconds = settings.body_seconds
+        self._total_bytes = 0
         self._too_large = Refusal(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             "body_size",
@@ -42,24 +42,24 @@ class BodyLimit:
         self._too_slow = Refusal(
             HTTPStatus.REQUEST_TIMEOUT,
             "body_time",
-            f"The request's body did not come within {settings.body_seconds:g} s.",
+            f"The request's body did not arrive within {settings.body_seconds:g} s: send a smaller one.",
         )
         self._full = Refusal(
             HTTPStatus.TOO_MANY_REQUESTS,
             "memory",
-            "The server holds too many large requests: ask again in a moment.",
+            "The server holds too many large requests: try again in a moment.",
             RETRY_S,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on with its whole body."""
+        """Pass a request on with its whole body, or refuse it with 413, 408 or 429."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
         body = bytearray()
         try:
             try:
-                async with asyncio.timeout(self._seconds):
+                async with asyncio.timeout(self._max_seconds):
                     await self._read(scope, receive, body)
             except TimeoutError:
                 raise Refused(self._too_slow) from None
@@ -73,11 +73,11 @@ class BodyLimit:
         except ClientGone:
             pass
         finally:
-            self._held -= length
+            self._total_bytes -= length
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._most:
+        if declared.isdecimal() and int(declared) > self._max_bytes:
             raise Refused(self._too_large)
         more = True
         while more:
@@ -86,20 +86,20 @@ class BodyLimit:
                 raise ClientGone
             piece = message.get("body", b"")
             body += piece
-            self._held += len(piece)
-            if len(body) > self._most:
+            self._total_bytes += len(piece)
+            if len(body) > self._max_bytes:
                 raise Refused(self._too_large)
-            if self._held > self._most_in_all:
+            if self._total_bytes > self._max_total_bytes:
                 raise Refused(self._full)
             more = message.get("more_body", False)
 
 
 class ClientGone(Exception):
-    """The client left before its body was there."""
+    """The client closed the connection before its whole body arrived."""
 
 
 def _replay(messages: list[Message], receive: Receive) -> Receive:
-    """A `receive` that gives these messages away, then what comes after them."""
+    """Return a `receive` that returns these messages first, without keeping them, then those of `receive`."""
 
     async def replay() -> Message:
         return messages.pop(0) if messages else await receive()

@@ -1,4 +1,4 @@
-"""What the log says: a line for each request, and each fault of the server's once.
+"""The log: a line for each request, and each fault of the server once.
 
 May import access.
 """

@@ -1,8 +1,8 @@
-"""What the log says of errors in a request: nothing of the client's errors, each of the server's once.
+"""A filter of the log during requests: it keeps only the server's faults, and each of them once.
 
-vLLM logs both alike, with tracebacks and with what the client wrote. `RequestLog` writes a line for each
-request; beside it only a fault of the server is logged, by its class and its traceback. Its message is left
-out, as it may quote the request.
+vLLM logs the client's errors like the server's, with tracebacks and with the client's text. `RequestLog`
+writes a line for each request. Besides that line the log has only faults of the server, each with its class
+and traceback. An error's message is left out, because it may quote the request.
 """
 
 import logging
@@ -20,25 +20,25 @@ from vllm.renderers import BaseRenderer
 
 from prismoe.model_plugins.vllm_seams.front.threads import keep_context
 
-OWN = "vllm.prismoe"
-"""Where the loggers of prismoe begin, which quote no client."""
+OWN_LOGGERS = "vllm.prismoe"
+"""The beginning of the names of prismoe's loggers. These quote no client."""
 
 
 @dataclass
 class _Request:
     id: str
-    told: tuple[BaseException, logging.LogRecord] | None = None
-    """The fault that was told last, and where."""
+    last_fault: tuple[BaseException, logging.LogRecord] | None = None
+    """The fault that was logged last, and its record."""
 
 
 _request: ContextVar[_Request] = ContextVar("prismoe_request")
 
 
 def log_faults_alone(renderer: BaseRenderer) -> None:
-    """Bound what is logged in requests, from now on and in this process.
+    """Filter what this process logs during requests from now on, and hide warnings during requests.
 
-    This filters the handlers that there are now, and uvicorn's logger, whose handlers come later. The threads
-    of `renderer`, in which vLLM prepares a request's text and images, learn which request they work for.
+    The filter is added to all present handlers, and to uvicorn's logger, which gets its handlers later. The
+    threads of `renderer`, in which vLLM prepares a request's text and images, inherit the request's context.
     """
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {each for logger in loggers for each in getattr(logger, "handlers", ())} | {logging.lastResort}
@@ -51,27 +51,27 @@ def log_faults_alone(renderer: BaseRenderer) -> None:
 
 
 def begin_request(request_id: str) -> None:
-    """From here on this task, and what it starts, work for a request."""
+    """Note that this task, and the tasks that it starts, work for a request from now on."""
     _request.set(_Request(request_id))
 
 
 def may_be_written(record: logging.LogRecord) -> bool:
-    """Whether a handler writes this record; that of a fault is rewritten."""
+    """Return whether a handler writes this record. The record of a fault is rewritten without its message."""
     request = _request.get(None)
-    if request is None or record.levelno < logging.WARNING or record.name.startswith(OWN):
+    if request is None or record.levelno < logging.WARNING or record.name.startswith(OWN_LOGGERS):
         return True
     error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
     if error is None or not _is_fault(error):
         return False
-    if request.told is None or request.told[0] is not error:
-        request.told = error, record
+    if request.last_fault is None or request.last_fault[0] is not error:
+        request.last_fault = error, record
         record.msg, record.args = "A fault of the server, request_id=%s\n%s", (request.id, _described(error))
         record.exc_info = record.exc_text = None
-    return request.told[1] is record
+    return request.last_fault[1] is record
 
 
 def _is_fault(error: BaseException) -> bool:
-    """Whether vLLM answers the error with status 500."""
+    """Return whether vLLM answers this error with status 500."""
     match error:
         case HTTPException():
             return error.status_code == HTTPStatus.INTERNAL_SERVER_ERROR
@@ -83,7 +83,7 @@ def _is_fault(error: BaseException) -> bool:
 
 
 def _described(error: BaseException) -> str:
-    """The error's class and where it was raised, after those of the errors that it came from."""
+    """Return the classes and tracebacks of the error and of its causes, the first cause first."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:

@@ -1,7 +1,7 @@
-"""A line a request: who asked for what, how it ended, how long it took and how many tokens it had.
+"""The request log: a line for each request, with its key, route, status, time and numbers of tokens.
 
-No text of a request or an answer is in it. How many of its tokens were tail tokens is not known: the device
-counts them for all requests together.
+A line has no text of the request or its answer. It has no number of tail tokens, because the device counts
+these for all requests together.
 """
 
 import logging
@@ -31,16 +31,16 @@ logger = logging.getLogger("vllm.prismoe.requests")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 GONE = 499
-"""The status of a request whose client left before an answer began, as nginx writes it."""
-FAULT = "The server has a fault."
+"""The status of a request whose client closed the connection before the answer began. nginx uses it, too."""
+FAULT = "The server failed on this request: its log has the error, under the request's id."
 
 
 @dataclass
 class Tokens:
-    """A request's tokens. `stats` are vLLM's own of each of its answers, which vLLM keeps up to date."""
+    """A request's tokens. vLLM updates `stats`, one entry for each answer of the request, as it runs."""
 
     prompt: Counter[str] = field(default_factory=Counter)
-    """By modality."""
+    """The number of the prompt's tokens, by modality."""
     stats: list[RequestStateStats] = field(default_factory=list)
 
     def add(
@@ -50,22 +50,22 @@ class Tokens:
         stats: RequestStateStats | None,
         medium: Callable[[Sequence[int], Any], str],
     ) -> None:
-        """Count an answer that the engine was asked for; the prompt only for the `first` of several.
+        """Add an answer that the engine starts. The prompt is counted only for a request's `first` answer.
 
-        `medium` is `tells_media` of the model.
+        `medium` is the function that `tells_media` returns for the model.
         """
         if first:
             prompt = request.prompt_token_ids or ()
             self.prompt["text"] += len(prompt)
             for feature in request.mm_features or ():
-                tokens = feature.mm_position.get_num_embeds()  # markers between them are text
+                tokens = feature.mm_position.get_num_embeds()  # Markers between these tokens are text.
                 self.prompt[medium(prompt, feature)] += tokens
                 self.prompt["text"] -= tokens
         if stats is not None:
             self.stats.append(stats)
 
-    def described(self) -> dict[str, Any]:
-        """As fields of the line."""
+    def fields(self) -> dict[str, Any]:
+        """Return the line's fields about tokens, and the times until the engine began and answered."""
         if not self.prompt.total():
             return {}
         fields: dict[str, Any] = {f"{modality}_tokens": count for modality, count in self.prompt.items()}
@@ -83,8 +83,7 @@ _tokens: ContextVar[Tokens] = ContextVar("prismoe_tokens")
 
 
 def count_tokens(engine: EngineClient) -> None:
-    """Have vLLM tell of each answer that its engine is asked for, once, as it begins."""
-
+    """Count the tokens of each answer that vLLM's engine starts."""
     medium = tells_media(engine.model_config)
 
     def count(request: EngineCoreRequest, index: int, state: Any) -> None:
@@ -95,10 +94,10 @@ def count_tokens(engine: EngineClient) -> None:
 
 
 class RequestLog:
-    """ASGI middleware that writes the line, and gives each request an id.
+    """ASGI middleware that gives each request an id, and logs a line when the request is over.
 
-    The id is the client's X-Request-Id where it is short and plain, else a new one; vLLM names the request in
-    its own log by it, and the answer has it. The answer's start is left in `scope["prismoe.answer"]`.
+    The id is the client's X-Request-Id if it is short and plain, and otherwise a new one. vLLM's own log uses
+    it, and the answer has it as a header. `scope["prismoe.answer"]` gets the message that starts the answer.
     """
 
     def __init__(self, app: ASGIApp, refusals: RefusalCounter) -> None:
@@ -106,7 +105,7 @@ class RequestLog:
         self._refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and write its line when it is over."""
+        """Pass a request on, and log its line when it is over."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -119,7 +118,7 @@ class RequestLog:
         async def receive_and_note() -> Message:
             message = await receive()
             if message["type"] == "http.disconnect" and status == GONE:
-                scope["prismoe.gone"] = True  # vLLM answers none then, with 200
+                scope["prismoe.gone"] = True  # vLLM then sends an empty answer with status 200.
             return message
 
         async def send_and_note(message: Message) -> None:
@@ -133,7 +132,7 @@ class RequestLog:
         try:
             await self._app(scope, receive_and_note, send_and_note)
         except Exception:
-            if status == GONE:  # uvicorn's own answer would have no id.
+            if status == GONE:  # No answer has begun. uvicorn's own answer would have no request id.
                 await _fault()(scope, receive, send_and_note)
             status = 500
             raise
@@ -151,7 +150,7 @@ def _fault() -> JSONResponse:
 
 
 def take_request_id(scope: Scope) -> bytes:
-    """The id of a request, which becomes its only X-Request-Id."""
+    """Return the id of a request, and make it the request's only X-Request-Id header."""
     given = [value for name, value in scope["headers"] if name == b"x-request-id"]
     usable = len(given) == 1 and REQUEST_ID.fullmatch(given[0].decode("latin-1"))
     request_id = given[0] if usable else uuid.uuid4().hex.encode()
@@ -160,7 +159,10 @@ def take_request_id(scope: Scope) -> bytes:
 
 
 def with_request_id(headers: Iterable[tuple[bytes, bytes]], request_id: bytes) -> list[tuple[bytes, bytes]]:
-    """The headers with this X-Request-Id and no other, such as that of vLLM's --enable-request-id-headers."""
+    """Return the headers with this X-Request-Id and no other.
+
+    vLLM's --enable-request-id-headers, for example, adds one of its own.
+    """
     others = [(name, value) for name, value in headers if name.lower() != b"x-request-id"]
     return [*others, (b"x-request-id", request_id)]
 
@@ -175,8 +177,8 @@ def _write(scope: Scope, path: str, status: int, request_id: str, seconds: float
         "request_id": request_id,
         **({} if key is None else {"key": key.name}),
         **({} if refusal is None else {"refused": refusal.reason}),
-        **tokens.described(),
+        **tokens.fields(),
     }
     line = " ".join(f"{name}={value}" for name, value in fields.items())
-    # vLLM's JSON format writes `extra` as fields.
+    # vLLM's JSON format writes `extra` as separate fields.
     logger.info("request %s", line, extra=fields)

@@ -1,4 +1,4 @@
-"""A request's images and videos: where they may come from, what is fetched of them, and what is decoded.
+"""A request's images and videos: their allowed sources, and how they are read and decoded.
 
 Imports no other room of the server.
 """

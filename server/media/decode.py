@@ -1,8 +1,8 @@
-"""From untrusted bytes to an RGB picture, within bounds.
+"""Decodes untrusted bytes to an RGB picture, within limits.
 
-The format is what the bytes say. Metadata are left out before Pillow reads the file. The size is read from
-the header before anything is decoded. The picture has its pixels and nothing else. Nothing that Pillow says
-of a broken file is passed on (CVE-2026-22778: its errors name addresses).
+The bytes decide the format. Metadata are removed before Pillow reads the file. The size is read from the
+header and checked before pixels are decoded. The picture has pixels only. Pillow's own error messages are not
+passed on, because they contain memory addresses (CVE-2026-22778).
 """
 
 import warnings
@@ -20,10 +20,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 LONGEST_SIDE = 8192
 """In pixels. MoE-LLaVA pads an image to the square of its longer side: 200 MB at this size."""
 
-MOST_STRETCHED = 100
-"""Longer side by shorter side. A tower scales by the shorter side: at 20,000 to 1 that would be gigabytes."""
+MAX_ASPECT_RATIO = 100
+"""The longer side by the shorter. A vision tower scales the shorter side: 20,000 to 1 takes gigabytes."""
 
-# Pillow warns of sizes, for which there is check_size, and of metadata: a request would fill the log.
+# Pillow warns of large sizes, which check_size refuses, and of metadata. Requests could fill the log.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Colour = tuple[int, int, int]
@@ -31,9 +31,9 @@ WHITE = (255, 255, 255)
 
 
 def decode(data: bytes, max_pixels: int, budget: MediaBudget, background: Colour = WHITE) -> Image.Image:
-    """The first frame, upright, in RGB, with `background` behind what is transparent.
+    """Return the image's first frame, upright and in RGB, with `background` behind transparent pixels.
 
-    Its pixels count against `budget` until it is gone. Raises MediaRefused, or BudgetSpent.
+    Its pixels count against `budget` until it is collected. Raises MediaRefused, or BudgetSpent.
     """
     try:
         file, info = bare(data)
@@ -46,7 +46,7 @@ def decode(data: bytes, max_pixels: int, budget: MediaBudget, background: Colour
         raise MediaRefused(f"it has more than {max_pixels:,} pixels") from error
     except MemoryError as error:
         raise MediaRefused("there is not enough memory for it now") from error
-    except Exception as error:  # Pillow's readers raise many kinds, of which only some are documented.
+    except Exception as error:  # Pillow's readers raise many kinds of errors, and document only some.
         raise MediaRefused(DAMAGED) from error
 
 
@@ -64,17 +64,17 @@ def _within(budget: MediaBudget, image: Image.Image, info: Info, background: Col
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise MediaRefused where an image or a frame is too large, or too long for its width."""
+    """Raise MediaRefused if an image or a frame is too large, or one side is too long for the other."""
     shorter, longer = sorted((width, height))
     if shorter < 1:
         raise MediaRefused("it has no pixels")
     if width * height > max_pixels:
-        raise MediaRefused(f"it is {width} x {height} pixels, and the most is {max_pixels:,} in all")
+        raise MediaRefused(f"it has {width} x {height} pixels, and may have at most {max_pixels:,}")
     if longer > LONGEST_SIDE:
-        raise MediaRefused(f"it is {width} x {height} pixels, and the longest side is {LONGEST_SIDE:,}")
-    if longer > MOST_STRETCHED * shorter:
+        raise MediaRefused(f"it has {width} x {height} pixels, and a side may have at most {LONGEST_SIDE:,}")
+    if longer > MAX_ASPECT_RATIO * shorter:
         raise MediaRefused(
-            f"it is {width} x {height} pixels, and one side may be {MOST_STRETCHED} times the other"
+            f"it has {width} x {height} pixels, and a side may be at most {MAX_ASPECT_RATIO} times the other"
         )
 
 
@@ -83,7 +83,7 @@ def _rgb(image: Image.Image, background: Colour) -> Image.Image:
         image = _eight_bits(image)
     if not image.has_transparency_data:
         opaque = image.convert("RGB")
-        opaque.info.clear()  # Pillow copies it: vLLM would turn the picture again by its EXIF.
+        opaque.info.clear()  # Pillow copies the metadata, and vLLM would turn the picture again by its EXIF.
         return opaque
     picture = image.convert("RGBA")
     flat = Image.new("RGB", picture.size, background)
@@ -92,7 +92,7 @@ def _rgb(image: Image.Image, background: Colour) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A picture of 16-bit greys in 8 bits. Pillow's own conversion would cut off all above 255."""
+    """Return a picture of 16-bit greys in 8 bits. Pillow's own conversion clips all values above 255."""
     greys = np.asarray(image)
     picture = Image.fromarray((greys >> 8).astype(np.uint8))
     clear = image.info.get("transparency")
@@ -102,7 +102,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _upright(picture: Image.Image, info: Info) -> Image.Image:
-    """The picture, turned as the metadata say."""
+    """Return the picture, turned by the orientation in the metadata."""
     orientation = _orientation(info)
     if orientation not in range(2, 9):
         return picture
@@ -111,10 +111,10 @@ def _upright(picture: Image.Image, info: Info) -> Image.Image:
 
 
 def _orientation(info: Info) -> object:
-    """EXIF's orientation; None where there is none, or the metadata can't be read."""
+    """Return the EXIF orientation; None if there is none, or the metadata can't be read."""
     holder = Image.new("1", (1, 1))
     holder.info.update(info)
     try:
         return holder.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # Pillow raises many kinds, as it does for pixels. The picture is there.
+    except Exception:  # Pillow raises many kinds of errors. The picture can be used without its orientation.
         return None

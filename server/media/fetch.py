@@ -1,4 +1,4 @@
-"""Fetches media from a web server: from the addresses that are allowed, no further, no more, no longer."""
+"""Fetches media from web servers, within limits on addresses, size and time."""
 
 import asyncio
 import socket
@@ -24,18 +24,20 @@ async def fetch(
     timeout_s: float,
     networks: Sequence[Network] = (),
 ) -> bytes:
-    """The body at `url`, whose bytes are counted with `take` as they come, before they are kept.
+    """Return the body at `url`. The size of each piece is passed to `take` before the piece is kept.
 
-    Raises MediaRefused, whose reason names no address and no part of the answer, and what `take` raises.
+    Raises MediaRefused, with a reason that names no address and no part of the answer. Errors of `take` are
+    raised, too.
 
-    Every address is checked as its socket is made, so a name that resolves otherwise the second time, or to
-    several addresses, gains nothing. Redirects are refused. No proxy, cookie or saved password is used.
+    Every address is checked when its socket is created. So a host name that resolves to several addresses, or
+    to another one the second time, can't avoid the check. Redirects are refused. No proxy, cookie or saved
+    password is used.
     """
 
     def checked_socket(address: tuple[int, int, int, str, tuple[str, int]]) -> socket.socket:
         family, kind, protocol, _, where = address
         if not may_fetch_from(where[0], networks):
-            raise MediaRefused("its server has an address that media may not be fetched from")
+            raise MediaRefused("its server's address is not public, and not in a network of --fetch-networks")
         return socket.socket(family, kind, protocol)
 
     connector = aiohttp.TCPConnector(
@@ -43,7 +45,7 @@ async def fetch(
         resolver=aiohttp.ThreadedResolver(),
         use_dns_cache=False,
         force_close=True,
-        # One address after the other: what checked_socket raises ends the attempt at once.
+        # So aiohttp tries one address after the other, and an error of checked_socket ends the attempt.
         happy_eyeballs_delay=None,
     )
     try:
@@ -59,14 +61,14 @@ async def fetch(
         ):
             return await _body(answer, take, max_bytes)
     except TimeoutError as error:
-        raise MediaRefused(f"its server took longer than {timeout_s:g} s") from error
+        raise MediaRefused(f"fetching it took longer than {timeout_s:g} s") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise MediaRefused("its server can't be reached, or did not answer as a web server does") from error
 
 
 async def _body(answer: aiohttp.ClientResponse, take: Callable[[int], None], max_bytes: int) -> bytes:
     if 300 <= answer.status < 400:
-        raise MediaRefused("its URL redirects: give the address that it leads to")
+        raise MediaRefused("its URL redirects to another: give the URL that it redirects to")
     if answer.status != HTTPStatus.OK:
         raise MediaRefused(f"its server answered with status {answer.status}")
     body = bytearray()

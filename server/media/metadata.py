@@ -1,7 +1,7 @@
-"""An image's file without its metadata: what its pixels need, and what says which way up they are.
+"""Removes the metadata from an image's file, and keeps the metadata that may hold the image's orientation.
 
-Texts, profiles, thumbnails and comments say nothing of the pixels, but Pillow reads them: for some it refuses
-the image, some unpack to gigabytes, and some take it minutes.
+The pixels don't need texts, profiles, thumbnails and comments, but Pillow reads them. Some of them make it
+refuse the image, some unpack to gigabytes, and some take it minutes.
 """
 
 import re
@@ -15,7 +15,7 @@ from prismoe.server.media.refusal import DAMAGED, MediaRefused
 T = TypeVar("T")
 
 Info = dict[str, bytes | str]
-"""A part of Pillow's `Image.info`, under its names."""
+"""A part of Pillow's `Image.info`, with Pillow's keys."""
 
 
 class Bare(NamedTuple):
@@ -25,18 +25,18 @@ class Bare(NamedTuple):
     info: Info
 
 
-MOST_BYTES = 2**18
-"""How much of EXIF, or of XMP, is read. A JPEG holds 64 KiB of it: twice as much in hexadecimal."""
+MAX_BYTES = 2**18
+"""The most bytes of EXIF or XMP that are read. A JPEG has at most 64 KiB, or 128 KiB in hexadecimal."""
 
-MOST_PARTS = 100_000
-"""Chunks, segments or blocks of a file. Each takes Python a microsecond or two."""
+MAX_PARTS = 100_000
+"""The most chunks, segments or blocks of a file. Each takes Python one or two microseconds."""
 
 
 def bare(data: bytes) -> Bare:
-    """The image without its metadata.
+    """Return the image without its metadata.
 
-    Raises MediaRefused where it is none, and any error where it is broken. What its decoder can see of that
-    is not looked for here.
+    Raises MediaRefused if the data are no image, and may raise any error if the image is damaged. Damage that
+    Pillow detects is not looked for here.
     """
     if data.startswith(PNG_SIGNATURE):
         return _bare_png(data)
@@ -51,8 +51,8 @@ def bare(data: bytes) -> Bare:
 
 def _counted(parts: Iterator[T]) -> Iterator[T]:
     for number, part in enumerate(parts):
-        if number == MOST_PARTS:
-            raise MediaRefused(f"its file has more than {MOST_PARTS:,} parts")
+        if number == MAX_PARTS:
+            raise MediaRefused(f"its file has more than {MAX_PARTS:,} parts")
         yield part
 
 
@@ -61,15 +61,16 @@ GREY, RGB, PALETTE = 0, 2, 3
 PALETTE_COLOURS = 256
 
 ORIENTING_TEXTS = ("XML:com.adobe.xmp", "Raw profile type exif")
-"""The keywords of texts that may hold the orientation."""
+"""The keywords of PNG texts that may hold the orientation."""
 
 
 def _bare_png(data: bytes) -> Bare:
-    """Damage to the chunks that make the picture is refused; any other chunk that is damaged is left out.
+    """Return a PNG without its metadata. Raises MediaRefused if a chunk of its picture is damaged.
 
-    So are the later frames of an animation: the first, or the image that stands for all, is in IDAT.
+    Other damaged chunks are left out. So are the later frames of an animation: IDAT has the first frame, or
+    the image for viewers that show no animations.
     """
-    header = palette = clear = b""
+    header = palette = transparency = b""
     pixels: list[memoryview] = []
     info: Info = {}
     for name, body, is_whole in _counted(_png_chunks(data)):
@@ -83,9 +84,9 @@ def _bare_png(data: bytes) -> Bare:
         elif name == b"PLTE":
             palette = palette or bytes(body)
         elif name == b"tRNS":
-            clear = clear or bytes(body)
+            transparency = transparency or bytes(body)
         elif name == b"eXIf":
-            info.setdefault("exif", bytes(body[:MOST_BYTES]))
+            info.setdefault("exif", bytes(body[:MAX_BYTES]))
         elif name in (b"tEXt", b"zTXt", b"iTXt"):
             keyword = bytes(body[:80]).partition(b"\0")[0].decode("latin-1")
             if keyword in ORIENTING_TEXTS and keyword not in info:
@@ -93,14 +94,14 @@ def _bare_png(data: bytes) -> Bare:
     file = [PNG_SIGNATURE, *_png_chunk(b"IHDR", header)]
     if palette:
         file += _png_chunk(b"PLTE", palette)
-    if clear := _png_transparency(clear, depth=header[8], colour=header[9]):
-        file += _png_chunk(b"tRNS", clear)
+    if transparency := _png_transparency(transparency, depth=header[8], colour=header[9]):
+        file += _png_chunk(b"tRNS", transparency)
     file += [*_png_chunk(b"IDAT", *pixels), *_png_chunk(b"IEND")]
     return Bare(b"".join(file), info)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
-    """The name and body of each chunk that is not cut short, and whether its checksum is right."""
+    """Yield the name and body of each complete chunk, and whether its checksum is right."""
     view, at, name = memoryview(data), len(PNG_SIGNATURE), b""
     while at + 12 <= len(data) and name != b"IEND":
         length, name = struct.unpack_from(">I4s", data, at)
@@ -119,16 +120,17 @@ def _png_chunk(name: bytes, *parts: bytes | memoryview) -> list[bytes | memoryvi
     return [struct.pack(">I", sum(map(len, parts))), name, *parts, struct.pack(">I", checksum)]
 
 
-def _png_transparency(clear: bytes, *, depth: int, colour: int) -> bytes:
-    """What tRNS says, in the depth that Pillow decodes to; empty where it is not valid.
+def _png_transparency(transparency: bytes, *, depth: int, colour: int) -> bytes:
+    """Return the transparency (tRNS) in the depth that Pillow decodes to; empty if it is not valid.
 
-    Pillow takes 16 bits of greys, and 8 of all else, but would compare them with samples as they are here.
+    Pillow decodes 16-bit greys to 16 bits and all else to 8 bits, but compares the decoded samples with tRNS
+    in the file's depth.
     """
     if colour == PALETTE:
-        return clear if len(clear) <= PALETTE_COLOURS else b""
-    if len(clear) != {GREY: 2, RGB: 6}.get(colour):
+        return transparency if len(transparency) <= PALETTE_COLOURS else b""
+    if len(transparency) != {GREY: 2, RGB: 6}.get(colour):
         return b""
-    samples = [sample % 2**depth for (sample,) in struct.iter_unpack(">H", clear)]
+    samples = [sample % 2**depth for (sample,) in struct.iter_unpack(">H", transparency)]
     if depth < 8:
         samples = [sample * 255 // (2**depth - 1) for sample in samples]
     elif depth == 16 and colour == RGB:
@@ -137,67 +139,70 @@ def _png_transparency(clear: bytes, *, depth: int, colour: int) -> bytes:
 
 
 def _png_text(name: bytes, body: bytes) -> str:
-    """The text of a chunk, or as much of it as is read; empty where it can't be unpacked."""
+    """Return the text of a chunk, at most MAX_BYTES of it; empty if it can't be unpacked."""
     _, _, text = body.partition(b"\0")
     is_packed = name == b"zTXt" or (name == b"iTXt" and text.startswith(b"\1"))
     if name == b"zTXt":
-        text = text[1:]  # behind the method
+        text = text[1:]  # The first byte is the method.
     elif name == b"iTXt":
-        text = text[2:].split(b"\0", 2)[-1]  # behind the method, the language, and the keyword in it
+        text = text[2:].split(b"\0", 2)[-1]  # Flag, method, language and translated keyword precede the text.
     if is_packed:
         try:
-            text = zlib.decompressobj().decompress(text, MOST_BYTES)
+            text = zlib.decompressobj().decompress(text, MAX_BYTES)
         except zlib.error:
             text = b""
-    return text[:MOST_BYTES].decode("latin-1")
+    return text[:MAX_BYTES].decode("latin-1")
 
 
 START_OF_IMAGE, TEMPORARY, END_OF_IMAGE, SCAN = 0xD8, 0x01, 0xD9, 0xDA
 APP0, APP1, APP14, APP15, COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-"""Neither an 0xff of a scan's data, nor a restart between them."""
+"""A marker that is neither an 0xff in a scan's data nor a restart marker between these data."""
 
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 READABLE_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA}
-"""The others are hierarchical, or both lossless and with arithmetic coding."""
+"""The kinds of frames that are decoded. The others are hierarchical, or lossless with arithmetic coding."""
 
-MOST_IN_SEGMENT = 2**16 - 1
+MAX_SEGMENT_BYTES = 2**16 - 1
 
-MOST_SCANS = 100
-"""Each of a progressive image goes over all its pixels, and may have but fifty bytes. Ten are usual."""
+MAX_SCANS = 100
+"""The most scans. A scan of fifty bytes can visit all pixels of a progressive image. Ten are usual."""
 
 EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 CHANNELS = {APP0: (b"JFIF", 14), APP14: (b"Adobe", 12)}
-"""Segments that say what the channels are: the first bytes, and the least length with which they count."""
+"""The segments that define the channels: their first bytes, and the smallest valid length."""
 
 
 def _bare_jpeg(data: bytes) -> Bare:
-    """Comments and application segments are left out, but those of CHANNELS; so is what is in no segment."""
+    """Return a JPEG without comments, application segments other than CHANNELS, and data outside segments.
+
+    Raises MediaRefused if it is of a kind that is not read.
+    """
     view = memoryview(data)
     pieces: list[memoryview] = []
     scans = 0
     info: Info = {}
     for marker, start, end in _counted(_jpeg_segments(data)):
-        body = data[start + 4 : min(end, start + 2 + MOST_IN_SEGMENT)]
+        body = data[start + 4 : min(end, start + 2 + MAX_SEGMENT_BYTES)]
         if marker in FRAMES and not (marker in READABLE_FRAMES and body[0] == 8 and body[5] in (1, 3, 4)):
             raise MediaRefused("it is a JPEG of a rare kind: send one with 8 bits and 1, 3 or 4 channels")
         scans += marker == SCAN
-        if scans > MOST_SCANS:
-            raise MediaRefused(f"it is a JPEG of more than {MOST_SCANS} scans")
+        if scans > MAX_SCANS:
+            raise MediaRefused(f"it is a JPEG with more than {MAX_SCANS} scans")
         if marker == APP1 and body.startswith(EXIF):
             info.setdefault("exif", body)
         elif marker == APP1 and body.startswith(XMP):
             info.setdefault("xmp", body.removeprefix(XMP))
-        first, least = CHANNELS.get(marker, (b"", 0))
-        says_channels = least and body.startswith(first) and len(body) >= least
-        if says_channels or not (marker == COMMENT or APP0 <= marker <= APP15):
+        beginning, min_length = CHANNELS.get(marker, (b"", 0))
+        defines_channels = min_length and body.startswith(beginning) and len(body) >= min_length
+        if defines_channels or not (marker == COMMENT or APP0 <= marker <= APP15):
             pieces.append(view[start:end])
     return Bare(b"".join(pieces), info)
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The marker, start and end of each segment up to the end of the image. A scan has its data in it."""
+    """Yield the marker, start and end of each segment up to the image's end. A scan includes its data."""
     marker = at = 0
     while marker != END_OF_IMAGE and (match := MARKER.search(data, at)):
         start = match.start()
@@ -214,11 +219,11 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 WEBP_PIXELS = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"}
 WEBP_ORIENTATION = {b"EXIF": ("exif", 0x08), b"XMP ": ("xmp", 0x04)}
-"""By chunk: its name in `Image.info`, and the flag without which it does not count."""
+"""For each chunk its key in `Image.info`, and the header's flag without which Pillow ignores it."""
 
 
 def _bare_webp(data: bytes) -> Bare:
-    """Only chunks of pixels stay."""
+    """Return a WebP with only its chunks of pixels."""
     pieces: list[bytes | memoryview] = []
     info: Info = {}
     flags = data[20] if data[12:16] == b"VP8X" else 0
@@ -228,13 +233,13 @@ def _bare_webp(data: bytes) -> Bare:
         elif name in WEBP_ORIENTATION:
             key, flag = WEBP_ORIENTATION[name]
             if flags & flag:
-                info.setdefault(key, bytes(body[:MOST_BYTES]))
+                info.setdefault(key, bytes(body[:MAX_BYTES]))
     size = len(b"WEBP") + sum(map(len, pieces))
     return Bare(b"".join([b"RIFF", struct.pack("<I", size), b"WEBP", *pieces]), info)
 
 
 def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """The name and body of each chunk that is not cut short."""
+    """Yield the name and body of each complete chunk."""
     view, at = memoryview(data), 12
     last = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     while at + 8 <= last:
@@ -252,7 +257,7 @@ GRAPHIC_CONTROL = 0xF9
 
 
 def _bare_gif(data: bytes) -> Bare:
-    """Extensions before the first frame are left out, but those that say what is clear."""
+    """Return a GIF without the extensions before its first frame, except those about transparency."""
     at = _gif_start(data)
     pieces = [data[:at]]
     for start, end in _counted(_gif_blocks(data, at)):
@@ -264,13 +269,13 @@ def _bare_gif(data: bytes) -> Bare:
 
 
 def _gif_start(data: bytes) -> int:
-    """Where the blocks begin: behind the header and its palette."""
+    """Return the offset of the first block, after the header and its palette."""
     flags = data[10]
     return GIF_HEADER_BYTES + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
 
 
 def _gif_blocks(data: bytes, at: int) -> Iterator[tuple[int, int]]:
-    """The start and end of each extension before the first frame, and of each byte that is of none."""
+    """Yield the start and end of each extension before the first frame, and of each other byte there."""
     while data[at : at + 1] not in (FRAME, TRAILER, b""):
         start = at
         if data[at : at + 1] == EXTENSION:

@@ -1,7 +1,7 @@
-"""The web servers that media may come from (`--allowed-media-domains`), and which of them a URL names.
+"""Checks that a URL is one of a web server that media may come from (`--allowed-media-domains`).
 
-The URL that is checked here is the parsed one that the connection is made with, so there is no second parser
-to disagree (CVE-2026-24779).
+The connection uses the same parsed URL that is checked here, so no second parser can read it differently
+(CVE-2026-24779).
 """
 
 import re
@@ -28,12 +28,15 @@ class Origin(NamedTuple):
 
 
 def origin(entry: str) -> Origin:
-    """The server of one entry of the option: `host`, `host:port` or `http://host`, where `*` is any host."""
+    """Return the server of one entry of the option: `host`, `host:port` or `http://host`; `*` is any host.
+
+    Raises ValueError with a sentence.
+    """
     match = ENTRY.fullmatch(entry)
     if match is None:
         raise ValueError(
-            f"{OPTION}: {entry!r} is not a host. Examples: images.example.com, images.example.com:8443, "
-            f"http://images.example.com, {ANY_HOST} (any public host)."
+            f"{OPTION}: {entry!r} is not a host: write, for example, images.example.com, "
+            f"images.example.com:8443, http://images.example.com or {ANY_HOST} (any public host)."
         )
     scheme, host, port = match.groups()
     scheme = (scheme or "https").lower()
@@ -41,27 +44,27 @@ def origin(entry: str) -> Origin:
 
 
 class AllowedOrigins:
-    """The servers that the operator allows; none where the option is not given."""
+    """The servers that the operator allows. Without the option there are none."""
 
     def __init__(self, entries: Iterable[str] | None) -> None:
         self._origins = {origin(entry) for entry in entries or ()}
 
     def checked(self, url: str) -> URL:
-        """The URL, parsed, of an allowed server. Raises MediaRefused."""
+        """Return the parsed URL if its server is allowed. Raises MediaRefused otherwise."""
         if not self._origins:
             raise MediaRefused(
                 f"this server fetches nothing, because {OPTION} is not set: send it as a data URL"
             )
         if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
-            raise MediaRefused("its URL has spaces, backslashes or other characters to percent-encode")
+            raise MediaRefused("its URL has spaces, backslashes or other characters: percent-encode them")
         try:
             parsed = URL(url)
             named = Origin(parsed.scheme, (parsed.raw_host or "").lower(), parsed.port or 0)
         except ValueError as error:
-            raise MediaRefused("its URL is not one") from error
+            raise MediaRefused("its URL is not valid") from error
         if parsed.raw_user is not None or parsed.raw_password is not None:
-            raise MediaRefused("its URL names a user, and no server is given one")
+            raise MediaRefused("its URL has a user name or password: leave it out")
         anywhere = Origin(named.scheme, ANY_HOST, named.port)
         if not named.host or not {named, anywhere} & self._origins:
-            raise MediaRefused(f"its URL is not of a server that {OPTION} allows")
+            raise MediaRefused(f"its server is not one that {OPTION} allows")
         return parsed

@@ -1,7 +1,7 @@
-"""Why an image or a video of a request is not taken."""
+"""The error for an image or a video that is refused."""
 
 DAMAGED = "it is damaged or cut short"
 
 
 class MediaRefused(Exception):
-    """It is not taken; the message is the reason, for the client to read: part of a sentence."""
+    """An image or a video is refused. The message is the reason: the last part of a sentence."""

@@ -1,4 +1,4 @@
-"""Expert load by modality: read from the engine, measured, exported to Prometheus, and its routes.
+"""Expert load by modality: its readings, its metrics for Prometheus, its routes, and changes of the routing.
 
 Imports no other room of the server.
 """

@@ -10,7 +10,7 @@ from prismoe.server.metrics.routes import ServedRouting
 
 
 def layer_metrics(load: ExpertLoad, routing: ServedRouting, model_name: str) -> list[Metric]:
-    """The metrics by MoE layer and expert, for a model whose load looks like `load`."""
+    """Return the metrics by MoE layer and expert, for a model with the layers and experts of `load`."""
     entry = partial(metric, model_name)
     layers = [str(layer) for layer in load.layers]
     by_layer = [[layer] for layer in layers]
@@ -20,7 +20,7 @@ def layer_metrics(load: ExpertLoad, routing: ServedRouting, model_name: str) -> 
         entry(
             "prismoe_layer_routing",
             "info",
-            "The routing policy that was chosen for a layer.",
+            "The routing policy of a layer.",
             lambda reading: [1] * len(routing.layers),
             labels=["layer", "policy"],
             label_values=[[str(layer.layer), str(layer.policy["policy"])] for layer in routing.layers],
@@ -100,7 +100,7 @@ def layer_metrics(load: ExpertLoad, routing: ServedRouting, model_name: str) -> 
         entry(
             "prismoe_layer_most_loaded_text_ratio",
             "gauge",
-            f"Text share of what the most loaded quarter of a layer's experts got {WINDOW}.",
+            f"Text share of the tokens that used the most loaded quarter of a layer's experts {WINDOW}.",
             lambda reading: map(balance.text_among_most_loaded, reading.window.used),
             unit="ratio",
             labels=["layer"],

@@ -1,4 +1,4 @@
-"""Expert load: what the engine counts, by layer, modality and expert."""
+"""The expert load: the engine's counts of tokens by layer, modality and expert."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -7,42 +7,42 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ExpertLoad(BaseModel):
-    """Counts since the start, each list by MoE layer, and in it by modality.
+    """The counts since the start: lists with an entry for each MoE layer, and in it for each modality.
 
-    A model whose MoE layers can't be seen has none: its lists are empty.
+    The lists are empty if prismoe can't see the model's MoE layers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     modalities: list[str]
-    """Those that the model has, in the order of MODALITIES."""
+    """The model's modalities: some of text, image, video and audio, in this order."""
     layers: list[int]
     """The MoE layers' indices in the decoder."""
     expert_tokens: list[list[list[int]]]
-    """By expert: how many tokens used it."""
+    """The number of tokens that used each expert, by expert."""
     tokens: list[list[int]]
-    """How many tokens were routed."""
+    """The number of routed tokens."""
     tail_tokens: list[int]
-    """How many vision tokens were tail tokens."""
+    """The number of vision tokens that were tail tokens, only by layer."""
     tokens_by_experts: list[list[list[int]]]
-    """By number of experts, from 0: how many tokens used as many."""
+    """The number of tokens that used 0, 1, 2 and more experts, by number of experts."""
     scored_tokens: list[list[int]]
-    """Of how many tokens the next three tell: those whose router gave probabilities, or some of them."""
+    """The number of scored tokens: those whose router gave probabilities, or a sample of them."""
     near_ties: list[list[int | None]]
-    """How many of them had a last used expert that scored less than 0.01 above the best unused one.
+    """The number of scored tokens whose last used expert scored less than 0.01 above the best unused one.
 
-    None where the layer's gate gives no order to tell it by.
+    None if the layer's gate does not order the experts by scores.
     """
     routing_entropy: list[list[float]]
-    """The sum of their routing entropies, in nats."""
+    """The sum of the scored tokens' routing entropies, in nats."""
     routing_variance: list[list[float]]
-    """The sum of their RPV, the variance of the routing probabilities (LTDR, Eq. 9)."""
+    """The sum of the scored tokens' RPV, the variance of the routing probabilities (LTDR, Eq. 9)."""
     shadow: "ExpertLoad | None" = None
-    """What the same tokens would have used by the shadow policy; None without one."""
+    """The load that the same tokens would have caused under the shadow policy; None without one."""
 
     @classmethod
     def total(cls, loads: Sequence[Self]) -> Self:
-        """What engines that share the requests counted together."""
+        """Return the sum of the counts of engines that share the requests."""
         counts = {
             name: _sum([getattr(load, name) for load in loads])
             for name in cls.model_fields
@@ -58,7 +58,7 @@ class ExpertLoad(BaseModel):
 
 
 def _sum(counts: Sequence[Any]) -> Any:
-    """The sum of nested lists of equal form, number by number; None of None."""
+    """Return the sum of nested lists of equal form, number by number. The sum of None is None."""
     if isinstance(counts[0], list):
         return [_sum(part) for part in zip(*counts, strict=True)]
     return None if counts[0] is None else sum(counts)

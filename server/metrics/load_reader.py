@@ -11,29 +11,29 @@ from prismoe.server.metrics.expert_load import ExpertLoad
 from prismoe.server.metrics.load_window import LoadWindow
 from prismoe.server.metrics.single_flight import SingleFlight
 
-# Under vLLM's logger, so that its handlers and levels apply.
+# This logger is a child of vLLM's, so that vLLM's handlers and levels apply.
 logger = logging.getLogger("vllm.prismoe")
 
 RECENT_S = 0.5
-"""How old a reading may be that a client gets, so that no client makes the engine answer more often."""
+"""The largest age of a reading for a client, so that clients can't make the engine answer more often."""
 
 
 class Engine(Protocol):
-    """What is needed of vLLM's engine client."""
+    """The part of vLLM's engine client that the server uses."""
 
     @property
     def errored(self) -> bool:
         """Whether the engine is dead."""
 
     async def ask(self, method: str, *args: Any) -> list[Any]:
-        """The answer of each data-parallel engine."""
+        """Call a method in each data-parallel engine, and return each engine's answer."""
 
 
 class ExpertLoadReader:
-    """Reads the load, and keeps the latest.
+    """Reads the load, and keeps the latest reading.
 
-    `work_done` tells how much work the engine has done so far, in any unit, without asking the engine; None
-    where that is not known.
+    `work_done` returns how much work the engine has done so far, in any unit, without asking the engine. It
+    returns None if that is unknown.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class ExpertLoadReader:
         self._reading = SingleFlight(self._read)
 
     async def read(self) -> ExpertLoad:
-        """Read the load now. The engine is asked once for all who want it at a time."""
+        """Read the load now, and return it. Callers at the same time share one reading."""
         return await self._reading()
 
     async def recent(self) -> ExpertLoad:
-        """The load as it was at most RECENT_S ago."""
+        """Return the latest load if it is at most RECENT_S old; otherwise read it."""
         if self.latest is not None and self._clock() - self._asked_at < RECENT_S:
             return self.latest
         return await self.read()
@@ -71,16 +71,16 @@ class ExpertLoadReader:
         return self.latest
 
     async def poll(self, interval: float) -> None:
-        """Read every `interval` seconds in which work was done, until cancelled or the engine is dead."""
+        """Read the load every `interval` seconds while the engine works, until the engine is dead."""
         while not self._engine.errored:
             await asyncio.sleep(interval)
             if self._work_at_latest is not None and self._work_done() == self._work_at_latest:
-                continue  # vLLM's worker spins for a second after each question; let an idle one sleep.
+                continue  # vLLM's worker spins for a second after each call. An idle one can sleep.
             try:
                 await self.read()
             except Exception as error:
                 if not self._engine.errored:
                     self.failures += 1
                     logger.warning(
-                        "The expert load could not be read; /metrics keeps the last one. %s", error
+                        "The expert load could not be read, so /metrics keeps the last one. %s", error
                     )

@@ -1,4 +1,4 @@
-"""The expert load of the last few minutes: the difference of two readings of the counters."""
+"""The expert load of the last five minutes: the difference of two readings of the counters."""
 
 import time
 from collections import deque
@@ -16,31 +16,31 @@ STEPS = 60
 
 @dataclass(frozen=True)
 class Counted:
-    """What was counted, since the start or within a window."""
+    """Counts of tokens, since the start or in a window."""
 
     used: tuple[Counts, ...]
-    """By MoE layer: `[modality, expert]`, how many tokens used the expert."""
+    """For each MoE layer the number of tokens that used each expert: `[modality, expert]`."""
     tokens_M: Counts
-    """By modality, each token once."""
+    """The number of tokens of each modality. A token counts once, not in every layer."""
 
     @classmethod
     def of(cls, load: ExpertLoad) -> "Counted":
-        """A reading, as arrays."""
+        """Return the counts of a reading."""
         used = tuple(np.array(rows, dtype=np.int64) for rows in load.expert_tokens)
         # Every MoE layer sees every token.
         tokens = load.tokens[0] if load.tokens else [0] * len(load.modalities)
         return cls(used, np.array(tokens, dtype=np.int64))
 
     def since(self, earlier: "Counted") -> "Counted":
-        """What was counted between an earlier reading and this one."""
+        """Return the counts between an earlier reading and this one."""
         used = tuple(now - before for now, before in zip(self.used, earlier.used, strict=True))
         return Counted(used, self.tokens_M - earlier.tokens_M)
 
 
 class LoadWindow:
-    """Readings of the last WINDOW_S seconds, thinned to about STEPS, so that memory is bounded.
+    """The readings of the last WINDOW_S seconds. At most about STEPS are kept, so that memory is bounded.
 
-    A reading holds until the next one: the engine is not asked while it does nothing.
+    A reading is valid until the next one, because an idle engine is not read.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,7 +48,7 @@ class LoadWindow:
         self._readings: deque[tuple[float, Counted]] = deque()
 
     def add(self, load: ExpertLoad) -> None:
-        """Note a reading made now."""
+        """Add a reading that was made now."""
         now = self._clock()
         readings = self._readings
         if len(readings) > 1 and readings[-1][0] - readings[-2][0] < WINDOW_S / STEPS:
@@ -58,8 +58,8 @@ class LoadWindow:
             readings.popleft()
 
     def counted(self) -> Counted:
-        """What was counted in the window that ends now. There must have been a reading."""
-        readings = tuple(self._readings)  # at once, as another thread may add one
+        """Return the counts of the window that ends now. This needs at least one reading."""
+        readings = tuple(self._readings)  # A copy, because another thread may add a reading.
         start = self._clock() - WINDOW_S
         before = [counted for at, counted in readings if at <= start]
         return readings[-1][1].since(before[-1] if before else readings[0][1])

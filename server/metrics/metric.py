@@ -1,4 +1,4 @@
-"""What a metric of prismoe's is, and what both levels of metrics share."""
+"""The class of prismoe's metrics, and the metrics that both levels share."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,17 +14,17 @@ WINDOW = f"in the last {WINDOW_S // 60} minutes"
 
 @dataclass(frozen=True)
 class Reading:
-    """What the metrics are computed from."""
+    """The data that the metrics are computed from."""
 
     load: ExpertLoad
     window: Counted
     failures: int
-    """How often a reading failed."""
+    """The number of readings that failed."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, and its values in the order of its series; NaN where there is nothing to tell."""
+    """A metric, and the function that computes its values in the order of its series; NaN for no value."""
 
     family: Family
     values: Callable[[Reading], Iterable[float]]
@@ -41,7 +41,7 @@ def metric(
     label_values: Iterable[Sequence[str]] = ((),),
     bounds: Sequence[float] = (),
 ) -> Metric:
-    """An entry, with the label `model_name` behind its own."""
+    """Return a metric with the label `model_name` after its own labels."""
     of_this_model = [(*values_of_one, model_name) for values_of_one in label_values]
     family = Family(name, kind, help_text, [*labels, "model_name"], of_this_model, unit, bounds)
     return Metric(family, values)
@@ -53,7 +53,10 @@ def confidence_metrics(
     help_end: str,
     flat: Callable[[Sequence[Sequence[float]]], Iterable[float]],
 ) -> list[Metric]:
-    """What routers made of the tokens that were sampled; `flat` makes series of lists by layer."""
+    """Return the metrics about the routers' scores of the sampled tokens.
+
+    `flat` turns lists by layer and modality into the values of the series.
+    """
 
     def count_and_sum(reading: Reading, sums: Sequence[Sequence[float | None]]) -> Iterator[float]:
         counts = [
@@ -67,8 +70,8 @@ def confidence_metrics(
         entry(
             f"{prefix}_near_ties",
             "summary",
-            "Sampled tokens, and of them those whose last used expert scored less than 0.01 above the best "
-            f"unused one{help_end}",
+            "Sampled tokens, and how many of them have a last used expert that scored less than 0.01 above "
+            f"the best unused one{help_end}",
             lambda reading: count_and_sum(reading, reading.load.near_ties),
         ),
         entry(

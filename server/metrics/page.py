@@ -1,4 +1,4 @@
-"""The /metrics page: prismoe's metrics beside vLLM's own."""
+"""The /metrics page: prismoe's metrics and vLLM's own."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ VLLM_TOKENS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 
 
 def vllm_tokens(registry: CollectorRegistry) -> float | None:
-    """How many tokens vLLM's own counters have seen so far; None where they are switched off."""
+    """Return the number of tokens in vLLM's own counters; None if they are switched off."""
     samples = [
         sample.value
         for metric in registry.restricted_registry(VLLM_TOKENS).collect()
@@ -32,11 +32,11 @@ def vllm_tokens(registry: CollectorRegistry) -> float | None:
 
 
 class ExpertMetrics:
-    """What the reader read, as text for Prometheus.
+    """The metrics of a reader's latest reading, as text for Prometheus.
 
-    At level `summary` the number of series does not depend on how many layers and experts the model has;
-    `full` adds series for each of them. A model whose MoE layers can't be seen has no series at all, as there
-    is nothing they could tell. The reader must have read the load once.
+    At level `summary` the number of series does not depend on the model's layers and experts. Level `full`
+    adds series for each layer and expert. If prismoe can't see the model's MoE layers, there are no series.
+    The reader must have read the load once.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class ExpertMetrics:
 
     @property
     def series(self) -> int:
-        """How many series it exports, once tokens of all modalities were seen."""
+        """The number of exported series after tokens of all modalities have been counted."""
         return sum(len(metric.family.series) for metric in self._metrics)
 
     def text(self, openmetrics: bool) -> str:
-        """All metrics as of the last reading, in OpenMetrics (without its end mark) or the older format."""
+        """Return all metrics of the last reading, in OpenMetrics without its end mark or the older format."""
         reading = self._reading()
         lines = [
             line
@@ -69,18 +69,18 @@ class ExpertMetrics:
 
 @dataclass
 class MetricsPage:
-    """/metrics: prismoe's metrics, if there are any yet, and those of the registry."""
+    """The page /metrics: prismoe's metrics, if they exist already, and those of the registry."""
 
     registry: CollectorRegistry
     experts: ExpertMetrics | None = None
 
     def __call__(self, request: Request) -> Response:
-        """The page in the format that the scraper asks for."""
+        """Return the page in the format that the scraper accepts."""
         openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
         encode, content_type = choose_encoder(OPENMETRICS if openmetrics else "text/plain")
         text = "" if self.experts is None else self.experts.text(openmetrics)
         return Response(text.encode() + encode(self.registry), headers={"Content-Type": content_type})
 
     def add_to(self, app: FastAPI) -> None:
-        """Serve the page."""
+        """Add the page to an app."""
         app.add_api_route("/metrics", self, response_model=None, include_in_schema=False)

@@ -1,4 +1,4 @@
-"""What prismoe adds to vLLM's HTTP API."""
+"""The routes under /v1/routing about the routing in force and the expert load."""
 
 from collections import Counter
 from typing import Annotated, Any
@@ -13,13 +13,13 @@ from prismoe.server.metrics.load_reader import Engine
 
 router = APIRouter(prefix="/v1/routing", tags=["routing"])
 
-ADMINS_ALONE = (
+ADMINS_ONLY = (
     "Only an administrator's key may change the routing: make one with `prismoe key NAME FILE --role admin`, "
     "and name FILE with `prismoe serve --api-keys-file FILE`."
 )
-NOTHING_TO_SWITCH = (
-    "There is nothing to switch: only a model of vLLM's own that was started with a policy in --routing has "
-    "its native routing, too."
+NOT_SWITCHABLE = (
+    "This server's routing can't be changed while it runs: start it with one of vLLM's own models, and with "
+    "a policy in --routing."
 )
 
 
@@ -29,19 +29,19 @@ class ServedLayer(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     layer: int
-    """Its index in the decoder."""
+    """The layer's index in the decoder."""
     experts: int
-    """How many experts it has."""
+    """The number of its experts."""
     top_k: int
-    """How many experts the model's own gate picks."""
+    """The number of experts that the model's own gate picks."""
     gate: str
     """How the model's own gate turns logits into routing weights."""
     kernel: str
-    """The class of vLLM's experts that run."""
+    """The class that runs the experts."""
     policy: dict[str, Any]
-    """The name of its policy, and all settings of it."""
+    """The name and all settings of its policy."""
     sources: dict[str, str]
-    """Where each setting was said: by --routing, the checkpoint, the default or the model."""
+    """The source of each setting: --routing, the checkpoint, the default or the model."""
 
 
 class ServedRouting(BaseModel):
@@ -50,24 +50,24 @@ class ServedRouting(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     source: str
-    """Where the policy was said: by --routing, the checkpoint, the default or the model."""
+    """The source of the policy: --routing, the checkpoint, the default or the model."""
     in_force: RoutedBy
-    """Whether the layers' policies route now, or the model's own gate does."""
+    """What routes now. policy: the layers' policies; native: the model's own gate."""
     switchable: bool
-    """Whether `PUT /v1/routing/in_force` and `PATCH /v1/routing/thresholds` may change that."""
+    """Whether `PUT /v1/routing/in_force` and `PATCH /v1/routing/thresholds` can change the routing."""
     architecture: str
     """The class of the model, as its config.json names it."""
     modalities: list[str]
-    """What the model takes: text, image, video, audio."""
+    """The modalities that the model takes: text, image, video, audio."""
     layers: list[ServedLayer]
-    """The MoE layers; empty where the model has none that can be seen."""
+    """The MoE layers. The list is empty if the model has none that prismoe can see."""
     not_supported: list[str]
-    """Sentences: what is not supported with this model, and why."""
+    """Sentences that say what is not supported with this model, and why."""
     shadow: list[ServedLayer] | None = None
-    """How the shadow policy would route, which is counted and routes nothing; None without one."""
+    """The layers under the shadow policy, whose choices are only counted; None without one."""
 
     def sentences(self) -> list[str]:
-        """All of it but the policies' settings, as the server's log tells it at the start."""
+        """Return sentences about the routing for the log, without the policies' settings."""
         kinds = Counter(
             (layer.experts, layer.top_k, layer.gate, layer.kernel, layer.policy["policy"])
             for layer in self.layers
@@ -75,12 +75,12 @@ class ServedRouting(BaseModel):
         return [
             f"{self.architecture} takes {', '.join(self.modalities)}.",
             *(
-                f"MoE layers of {experts} experts: {count}. The model's gate ({gate}) picks {top_k}, "
-                f"{kernel} runs them, the policy is {policy} ({self.source})."
+                f"MoE layers with {experts} experts: {count}. Their gate ({gate}) picks {top_k} experts, "
+                f"{kernel} runs them, and the policy is {policy} (set by: {self.source})."
                 for (experts, top_k, gate, kernel, policy), count in kinds.items()
             ),
             *(
-                f"In the shadow {policy} is counted in {count} MoE layers, and routes nothing."
+                f"The shadow policy is {policy}. Its choices are counted and not used. MoE layers: {count}."
                 for policy, count in Counter(layer.policy["policy"] for layer in self.shadow or ()).items()
             ),
             *self.not_supported,
@@ -88,19 +88,19 @@ class ServedRouting(BaseModel):
 
 
 class InForce(BaseModel):
-    """Whose choice the MoE layers take."""
+    """The routing that the MoE layers use."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
     routing: RoutedBy
-    """policy: that of --routing; native: the model's own."""
+    """policy: the policy of --routing; native: the model's own gate."""
 
 
 Thresholds = dict[str, FiniteFloat]
 
 
 class NewThresholds(BaseModel):
-    """Thresholds to change, in the form of `--routing`: those of all layers, and of one under `layers`."""
+    """Thresholds to change, in the form of `--routing`: for all layers, or for some under `layers`."""
 
     model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
     __pydantic_extra__: Thresholds
@@ -110,64 +110,64 @@ class NewThresholds(BaseModel):
 
 
 async def routing_in_force(engine: Engine) -> ServedRouting:
-    """Ask how the model routes: each engine answers alike, and as long as it runs.
+    """Ask the engines how the model routes. All of them must give the same answer.
 
-    Raises ValueError where an engine sees layers that another one can't see.
+    Raises ValueError if the engines don't see the same layers.
     """
-    told = [ServedRouting.model_validate(answer) for answer in await engine.ask("prismoe_routing")]
-    if len({tuple(layer.layer for layer in each.layers) for each in told}) > 1:
-        why = " ".join(dict.fromkeys(why for each in told for why in each.not_supported))
+    routings = [ServedRouting.model_validate(answer) for answer in await engine.ask("prismoe_routing")]
+    if len({tuple(layer.layer for layer in routing.layers) for routing in routings}) > 1:
+        reasons = " ".join(dict.fromkeys(reason for routing in routings for reason in routing.not_supported))
         raise ValueError(
             "The engines don't see the same MoE layers, so their counts can't be added up: "
-            f"leave --data-parallel-size out. {why}"
+            f"leave --data-parallel-size out. {reasons}"
         )
-    return told[0]
+    return routings[0]
 
 
 @router.get("")
 async def routing(request: Request) -> ServedRouting:
-    """The routing policy of each MoE layer, and whether it is in force."""
+    """Return the routing policy of each MoE layer, and whether it is in force."""
     in_force: ServedRouting = request.app.state.routing
     return in_force
 
 
 def administrator(request: Request) -> Key:
-    """The key of a request that only an administrator may make. Raises HTTPException for others."""
+    """Return the key of an administrator's request. Raises HTTPException for other requests."""
     key: Key | None = request.scope.get("prismoe.key")
     if key is None or key.role is not Role.ADMIN:
-        raise HTTPException(403, ADMINS_ALONE)
+        raise HTTPException(403, ADMINS_ONLY)
     return key
 
 
-# A path of its own, because access is judged by the path alone.
+# The route needs its own path, because the path alone decides which keys open it.
 @router.put("/in_force")
 async def put_in_force(
-    asked: InForce, key: Annotated[Key, Depends(administrator)], request: Request
+    body: InForce, key: Annotated[Key, Depends(administrator)], request: Request
 ) -> InForce:
-    """Return the model to its native routing, or to its policy, without a restart.
+    """Switch to the model's native routing, or back to its policy, without a restart.
 
-    Requests under way run on; those that come after the answer are routed so.
+    Running requests continue. Requests after the answer use the new routing.
     """
     state = request.app.state
     if not state.routing.switchable:
-        raise HTTPException(409, NOTHING_TO_SWITCH)
-    await state.routing_switch.to(asked.routing, key.name)
-    return asked
+        raise HTTPException(409, NOT_SWITCHABLE)
+    await state.routing_switch.switch_to(body.routing, key.name)
+    return body
 
 
 @router.patch("/thresholds")
 async def patch_thresholds(
-    asked: NewThresholds, key: Annotated[Key, Depends(administrator)], request: Request
+    body: NewThresholds, key: Annotated[Key, Depends(administrator)], request: Request
 ) -> ServedRouting:
-    """Change thresholds of the policies in force without a restart; what is not named stays as it is.
+    """Change thresholds of the policies without a restart. Thresholds that are not named keep their values.
 
-    Requests under way run on; those that come after the answer are routed so from their first token on.
+    Running requests continue. Requests after the answer use the new thresholds from their first token on.
     """
     state = request.app.state
     if not state.routing.switchable:
-        raise HTTPException(409, NOTHING_TO_SWITCH)
+        raise HTTPException(409, NOT_SWITCHABLE)
     try:
-        await state.routing_switch.change_thresholds(asked.__pydantic_extra__, asked.layers, key.name)
+        await state.routing_switch.change_thresholds(body.__pydantic_extra__, body.layers, key.name)
     except ValueError as error:
         raise HTTPException(400, str(error)) from error
     in_force: ServedRouting = state.routing
@@ -176,9 +176,9 @@ async def patch_thresholds(
 
 @router.get("/load")
 async def routing_load(request: Request) -> ExpertLoad:
-    """The expert load of the last half second, with the shadow policy's in it.
+    """Return the expert load since the start, and the load under the shadow policy.
 
-    /metrics has the same counts as of the last interval.
+    The reading is at most half a second old. /metrics has the same counts, as of the last interval.
     """
     load: ExpertLoad = await request.app.state.expert_load.recent()
     return load

@@ -1,4 +1,4 @@
-"""Changes of the routing while requests run: engines, prefix cache, log and metrics."""
+"""Changes of the routing while the server runs: in the engines, the prefix cache, the log and the metrics."""
 
 import asyncio
 import secrets
@@ -12,11 +12,11 @@ from prismoe.server.metrics.routes import ServedRouting, routing_in_force
 
 
 class RoutingSwitch:
-    """Of a server whose model has a policy to switch. It keeps `routing` true to what is in force.
+    """Changes the routing of a model with a policy, and keeps `routing` up to date.
 
-    vLLM empties its prefix cache only while no request runs. So each request that the engines get after a
-    change has a salt of that change: it finds nothing in the cache that was computed before, also of
-    requests that ran on. A salt is random, or a client could fill the cache for it beforehand.
+    vLLM empties its prefix cache only while no request runs. So each request that starts after a change gets
+    the salt of that change. With it the request finds no cache entry that was computed under the old routing.
+    A salt is random, because otherwise a client could fill the cache for it before the change.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class RoutingSwitch:
             registry=registry,
         ).labels(model_name)
 
-    async def to(self, choice: RoutedBy, who: str) -> None:
-        """Have all engines route by this choice. `who` is named in the log where that changes anything."""
+    async def switch_to(self, choice: RoutedBy, key_name: str) -> None:
+        """Switch all engines to this routing. If that changes the routing, the log names the key."""
         async with self._one_at_a_time:
             changes = await self._engines.ask("prismoe_route_by", choice)
             self._gauge.set(choice == "policy")
@@ -55,33 +55,33 @@ class RoutingSwitch:
             if any(changes):
                 self._new_salt()
                 self._switches[choice].inc()
-                logger.info("The routing is switched to %s by the key of %s.", choice, who)
+                logger.info("The key %s switched the routing to %s.", key_name, choice)
 
     async def change_thresholds(
-        self, common: Mapping[str, float], by_layer: Mapping[str, Mapping[str, float]], who: str
+        self, common: Mapping[str, float], by_layer: Mapping[str, Mapping[str, float]], key_name: str
     ) -> None:
-        """Have all engines route by these thresholds (`changed_thresholds`); `who` is named in the log.
+        """Change thresholds of the policies in all engines (`changed_thresholds`). The log names the key.
 
-        Raises ValueError with a sentence for what can't be, and then nothing is changed.
+        Raises ValueError with a sentence if a threshold is not valid. Then nothing changes.
         """
-        from prismoe.model_plugins.routing.thresholds import changed_thresholds  # it imports torch
+        from prismoe.model_plugins.routing.thresholds import changed_thresholds  # It imports torch.
 
         async with self._one_at_a_time:
             policies = {layer.layer: layer.policy for layer in self._routing.layers}
-            asked = changed_thresholds(policies, common, by_layer)
-            changes = await self._engines.ask("prismoe_change_thresholds", asked)
+            thresholds = changed_thresholds(policies, common, by_layer)
+            changes = await self._engines.ask("prismoe_change_thresholds", thresholds)
             self._routing.layers = (await routing_in_force(self._engines)).layers
             if any(changes):
                 self._new_salt()
                 self._changes.inc()
-                told = [f"{name} is {value:g}" for name, value in common.items()]
+                values = [f"{name} is {value:g}" for name, value in common.items()]
                 for layer, own in by_layer.items():
-                    told += [f"{name} of layer {layer} is {value:g}" for name, value in own.items()]
-                logger.info("Thresholds are changed by the key of %s: %s.", who, ", ".join(told))
+                    values += [f"{name} of layer {layer} is {value:g}" for name, value in own.items()]
+                logger.info("The key %s changed thresholds: %s.", key_name, ", ".join(values))
 
     def _new_salt(self) -> None:
         self._salt = secrets.token_hex(16)
 
     def salted(self, own: str | None) -> str | None:
-        """The cache's salt of a request that an engine gets now; `own` is the client's."""
+        """Return the cache salt of a request that starts now. `own` is the client's salt."""
         return f"{self._salt}{own or ''}" or None

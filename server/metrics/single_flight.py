@@ -1,4 +1,4 @@
-"""One question for all who wait for its answer."""
+"""One question to the engine for all callers that wait for its answer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,9 +8,10 @@ Answer = TypeVar("Answer")
 
 
 class SingleFlight(Generic[Answer]):
-    """Asks `ask` one time after the other, however many want to know.
+    """Shares the calls of `ask` among its callers. At most one call runs at a time.
 
-    Who comes while a question is under way shares the next one, as the answer to that may be of before.
+    A caller that comes while a call runs shares the next call, because the answer of the running one may be
+    older than the caller's question.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[Answer]]) -> None:
@@ -19,10 +20,12 @@ class SingleFlight(Generic[Answer]):
         self._next: asyncio.Task[Answer] | None = None
 
     async def __call__(self) -> Answer:
-        """An answer to a question that is asked from now on."""
+        """Return the answer of a call that begins after this one."""
         if self._next is None:
             self._next = asyncio.create_task(self._ask_in_turn())
-        return await asyncio.shield(self._next)  # one that goes away leaves it to the others
+        return await asyncio.shield(
+            self._next
+        )  # A caller that is cancelled must not cancel the others' call.
 
     async def _ask_in_turn(self) -> Answer:
         async with self._turn:

@@ -13,13 +13,13 @@ from prismoe.server.metrics.metric import WINDOW, Metric, Reading, confidence_me
 from prismoe.server.metrics.routes import ServedLayer, ServedRouting
 
 EXPERTS_PER_TOKEN = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64, math.inf)
-"""The histogram's bounds: the same for every model, so that their buckets add up."""
+"""The histogram's bounds. They are the same for every model, so that the buckets of several can be added."""
 
 Entry = Callable[..., Metric]
 
 
 def summary_metrics(routing: ServedRouting, model_name: str) -> list[Metric]:
-    """All of them, for one model."""
+    """Return the metrics of the level `summary`, for one model."""
     entry = partial(metric, model_name)
     by_modality = partial(
         entry, labels=["modality"], label_values=[[modality] for modality in routing.modalities]
@@ -29,7 +29,7 @@ def summary_metrics(routing: ServedRouting, model_name: str) -> list[Metric]:
         entry(
             "prismoe_routing",
             "info",
-            "The routing policies that were chosen, and where they were set.",
+            "The routing policies of the layers, and the source of their settings.",
             lambda reading: [1] * len(policies),
             labels=["policy", "source"],
             label_values=[[policy, routing.source] for policy in policies],
@@ -47,12 +47,12 @@ def summary_metrics(routing: ServedRouting, model_name: str) -> list[Metric]:
 
 
 def _counts(entry: Entry, by_modality: Entry) -> list[Metric]:
-    """What was counted since the start."""
+    """Return the metrics of the counts since the start."""
     return [
         by_modality(
             "prismoe_tokens",
             "counter",
-            "Tokens computed, each once.",
+            "Tokens computed. Each token counts once.",
             # Every MoE layer sees every token.
             lambda reading: reading.load.tokens[0],
             unit="tokens",
@@ -60,7 +60,7 @@ def _counts(entry: Entry, by_modality: Entry) -> list[Metric]:
         by_modality(
             "prismoe_routed_tokens",
             "counter",
-            "Tokens routed, each once in every MoE layer.",
+            "Tokens routed. Each token counts once in every MoE layer.",
             lambda reading: _sums(reading.load.tokens),
             unit="tokens",
         ),
@@ -74,14 +74,14 @@ def _counts(entry: Entry, by_modality: Entry) -> list[Metric]:
         entry(
             "prismoe_vision_tail_tokens",
             "counter",
-            "Vision tokens that were tail tokens, each once in every MoE layer where it was one.",
+            "Vision tokens that were tail tokens. A token counts once in every MoE layer where it was one.",
             lambda reading: [sum(reading.load.tail_tokens)],
             unit="tokens",
         ),
         by_modality(
             "prismoe_token_experts",
             "histogram",
-            "Experts that a token used, each token once in every MoE layer.",
+            "Experts that a token used. Each token counts once in every MoE layer.",
             lambda reading: _histograms(reading.load),
             unit="experts",
             bounds=EXPERTS_PER_TOKEN,
@@ -89,14 +89,14 @@ def _counts(entry: Entry, by_modality: Entry) -> list[Metric]:
         *confidence_metrics(
             by_modality,
             "prismoe",
-            ", each token once in every MoE layer.",
+            ". Each token counts once in every MoE layer.",
             _sums,
         ),
     ]
 
 
 def _shadow_counts(entry: Entry, by_modality: Entry, shadow: Sequence[ServedLayer]) -> list[Metric]:
-    """What the same tokens would have used by the shadow policy, where there is one."""
+    """Return the metrics of the shadow policy's choices for the same tokens; none without a shadow policy."""
 
     def load(reading: Reading) -> ExpertLoad:
         assert reading.load.shadow is not None
@@ -105,14 +105,15 @@ def _shadow_counts(entry: Entry, by_modality: Entry, shadow: Sequence[ServedLaye
     used = by_modality(
         "prismoe_shadow_used_experts",
         "counter",
-        "Experts that the routed tokens would have used by the shadow policy, which routes nothing.",
+        "Experts that the routed tokens would have used under the shadow policy.",
         lambda reading: _sums([map(sum, rows) for rows in load(reading).expert_tokens]),
         unit="experts",
     )
     tail = entry(
         "prismoe_shadow_vision_tail_tokens",
         "counter",
-        "Vision tokens that the shadow policy takes for tail tokens, each once in every such MoE layer.",
+        "Vision tokens that are tail tokens under the shadow policy. A token counts once in every MoE layer "
+        "where it is one.",
         lambda reading: [sum(load(reading).tail_tokens)],
         unit="tokens",
     )
@@ -121,7 +122,7 @@ def _shadow_counts(entry: Entry, by_modality: Entry, shadow: Sequence[ServedLaye
 
 
 def _window_gauges(entry: Entry, by_modality: Entry, modalities: Sequence[str]) -> list[Metric]:
-    """How evenly the load lay lately."""
+    """Return the metrics about how even the load of the window is."""
     return [
         by_modality(
             "prismoe_expert_load_variation",
@@ -148,8 +149,8 @@ def _window_gauges(entry: Entry, by_modality: Entry, modalities: Sequence[str]) 
         entry(
             "prismoe_most_loaded_text_ratio",
             "gauge",
-            f"Text share of what the most loaded quarter of the experts got {WINDOW}; "
-            "mean over the MoE layers.",
+            f"Text share of the tokens that used the most loaded quarter of the experts {WINDOW}; "
+            "mean over the layers.",
             lambda reading: _means(
                 [balance.text_among_most_loaded(used_ME)] for used_ME in reading.window.used
             ),
@@ -167,7 +168,7 @@ def _window_gauges(entry: Entry, by_modality: Entry, modalities: Sequence[str]) 
         by_modality(
             "prismoe_window_tokens",
             "gauge",
-            f"Tokens computed {WINDOW}: what the gauges of expert load rest on.",
+            f"Tokens computed {WINDOW}: the sample of the gauges of expert load.",
             lambda reading: reading.window.tokens_M.tolist(),
             unit="tokens",
         ),
@@ -175,7 +176,7 @@ def _window_gauges(entry: Entry, by_modality: Entry, modalities: Sequence[str]) 
 
 
 def _histograms(load: ExpertLoad) -> Iterator[float]:
-    """By modality: how many tokens used at most as many experts as each bound says; tokens, used experts."""
+    """Yield for each modality the number of tokens up to each bound, of all tokens, and of used experts."""
     for modality in range(len(load.modalities)):
         by_experts = Counter[int]()
         for of_layer in load.tokens_by_experts:
@@ -187,12 +188,12 @@ def _histograms(load: ExpertLoad) -> Iterator[float]:
 
 
 def _sums(by_layer: Iterable[Iterable[float]]) -> list[float]:
-    """Each column's sum over the layers, without layers that don't know it; NaN where none does."""
+    """Return each column's sum over the layers, without NaN; NaN if all its values are NaN."""
     return [_over(column, sum) for column in zip(*by_layer, strict=True)]
 
 
 def _means(by_layer: Iterable[Iterable[float]]) -> list[float]:
-    """Each column's mean over the layers that know it; NaN where none does."""
+    """Return each column's mean over the layers, without NaN; NaN if all its values are NaN."""
     return [_over(column, np.mean) for column in zip(*by_layer, strict=True)]
 
 

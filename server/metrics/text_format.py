@@ -1,7 +1,7 @@
-"""Prometheus' text formats for metrics whose series are known from the start.
+"""Writes Prometheus' text formats for metrics whose series are known from the start.
 
-prometheus_client takes a quarter of a second for 64 layers of 128 experts. Here names and labels are written
-once, and a scrape only adds the values.
+prometheus_client takes a quarter of a second for 64 layers of 128 experts. This module writes names and
+labels once, and only adds the values at a scrape.
 """
 
 import math
@@ -19,11 +19,11 @@ SUFFIXES = {
 
 
 class Family:
-    """One metric: its series for each of `label_values`, in that order.
+    """One metric, with its series for each of `label_values`, in that order.
 
-    `name` ends with its unit, where it has one, and lacks its kind's suffix. A summary (it has no quantiles)
-    has two series for each: count and sum. A histogram has one for each of `bounds`, which end with infinity,
-    and these two.
+    `name` ends with the unit, if there is one, and lacks the suffix of the kind. A summary has two series for
+    each of `label_values`: count and sum, and no quantiles. A histogram has these two, after one for each of
+    `bounds`, the last of which is infinity.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Family:
         ]
 
     def lines(self, values: Iterable[float], openmetrics: bool) -> list[str]:
-        """The metric in OpenMetrics or in the older format, a value for each series; NaN leaves one out."""
+        """Return the metric's lines in OpenMetrics or in the older format. A series with NaN is left out."""
         samples = [
             f"{series} {value}"
             for series, value in zip(self.series, values, strict=True)

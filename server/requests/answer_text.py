@@ -1,4 +1,4 @@
-"""The text of answers, where vLLM's detokenizer gives more than the model answered."""
+"""Corrects the text of answers: vLLM's detokenizer can add text that is not part of the answer."""
 
 from contextvars import ContextVar
 from typing import Any
@@ -12,23 +12,24 @@ from prismoe.model_plugins.models.moe_llava.names import RENDERER
 from prismoe.model_plugins.vllm_seams.front.answers import tell_answers
 
 COMPLETION = "cmpl-"
-"""How vLLM's ids of completions begin. All other requests are answers to a conversation."""
+"""The beginning of vLLM's ids of completions. All other requests have conversations."""
 
-CUT = "\N{REPLACEMENT CHARACTER}"
-"""What a text of bytes ends in that ends inside a character."""
+CUT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+"""The end of a decoded text whose last character lacks bytes."""
 
 LONGEST_CHARACTER = 4
-"""In bytes, so in tokens too."""
+"""The most bytes of a character, and so its most tokens."""
 
 continues: ContextVar[bool] = ContextVar("prismoe_continues", default=False)
-"""Whether the request at hand has the model go on with a message (`continue_final_message`)."""
+"""Whether the present request makes the model continue a message (`continue_final_message`)."""
 
 
 def mend_answers(engine: EngineClient) -> None:
-    """Mend the detokenizer of each answer that the engine is asked for, as it begins.
+    """Correct the detokenizer of each answer that the engine starts.
 
-    MoE-LLaVA's prompts end in "ASSISTANT:", so an answer's first token begins with a space: it is left out.
-    A prompt that ends inside a character would come back whole in front of the answer's text.
+    MoE-LLaVA's prompts end in "ASSISTANT:", so an answer's first token begins with a space, which is left
+    out. If a prompt ends inside a character, vLLM's detokenizer would put the whole prompt before the
+    answer's text.
     """
     begins_with_a_space = engine.vllm_config.model_config.tokenizer_mode == RENDERER
 
@@ -42,11 +43,12 @@ def mend_answers(engine: EngineClient) -> None:
 
 
 def _prime(detokenizer: FastIncrementalDetokenizer, prompt: list[int]) -> None:
-    """Start a detokenizer at the last whole character of a prompt, or at nothing where there is none near."""
+    """Start a detokenizer at the prompt's last whole character, or without a prompt if none is near."""
     tokenizer, skip = detokenizer.tokenizer, detokenizer.skip_special_tokens
 
     def ends_whole(ids: list[int]) -> bool:
-        return not tokenizer.decode(ids[-2 * LONGEST_CHARACTER :], skip_special_tokens=skip).endswith(CUT)
+        text = tokenizer.decode(ids[-2 * LONGEST_CHARACTER :], skip_special_tokens=skip)
+        return not text.endswith(CUT_CHARACTER)
 
     if ends_whole(prompt):
         return
@@ -60,6 +62,7 @@ def _prime(detokenizer: FastIncrementalDetokenizer, prompt: list[int]) -> None:
 
 
 def _leave_out_space(detokenizer: IncrementalDetokenizer) -> None:
+    """Remove a space at the beginning of the detokenizer's text."""
     next_text = detokenizer.get_next_output_text
     began = False
 

@@ -1,4 +1,4 @@
-"""Anthropic's messages: their blocks, and the sources of images."""
+"""Models of Anthropic's messages, their blocks, and the sources of images."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,11 +11,11 @@ from prismoe.server.requests.models import (
     MessagePart,
     NonEmpty,
     Part,
+    chosen_by,
     one_of,
     text_or_list,
-    told_by,
 )
-from prismoe.server.requests.tools import OfTools
+from prismoe.server.requests.tools import ToolMessage
 
 
 class TextBlock(MessagePart):
@@ -27,7 +27,7 @@ class TextBlock(MessagePart):
 
 
 class Base64Source(Part):
-    """An image in the request."""
+    """An image that the request contains."""
 
     type: Literal["base64"]
     media_type: Annotated[str, Field(pattern=r"^image/[a-z0-9.+-]+$")]
@@ -35,7 +35,7 @@ class Base64Source(Part):
 
 
 class URLSource(Part):
-    """An image elsewhere."""
+    """An image at a URL."""
 
     type: Literal["url"]
     url: NonEmpty
@@ -48,12 +48,12 @@ class ImageBlock(Medium):
     type: Literal["image"]
     source: Annotated[
         Annotated[Base64Source, Tag("<base64>")] | Annotated[URLSource, Tag("<url>")],
-        told_by("type"),
+        chosen_by("type"),
         one_of("type", "sources", "base64", "url"),
     ]
 
 
-class ToolUseBlock(OfTools, MessagePart):
+class ToolUseBlock(ToolMessage, MessagePart):
     """A call that the model made."""
 
     type: Literal["tool_use"]
@@ -64,13 +64,13 @@ class ToolUseBlock(OfTools, MessagePart):
 
 ResultBlock = Annotated[
     Annotated[TextBlock, Tag("<text>")] | Annotated[ImageBlock, Tag("<image>")],
-    told_by("type"),
+    chosen_by("type"),
     one_of("type", "blocks of a result", "text", "image"),
 ]
 
 
-class ToolResultBlock(OfTools, MessagePart):
-    """What a call gave."""
+class ToolResultBlock(ToolMessage, MessagePart):
+    """The result of a call."""
 
     type: Literal["tool_result"]
     tool_use_id: str
@@ -83,7 +83,7 @@ class ToolResultBlock(OfTools, MessagePart):
 
 
 class ThinkingBlock(MessagePart):
-    """What the model thought."""
+    """The model's thoughts."""
 
     type: Literal["thinking"]
     thinking: str
@@ -91,7 +91,7 @@ class ThinkingBlock(MessagePart):
 
 
 class RedactedThinkingBlock(MessagePart):
-    """What the model thought, which nobody can read."""
+    """The model's thoughts, encrypted."""
 
     type: Literal["redacted_thinking"]
     data: str
@@ -101,7 +101,7 @@ UserBlock = Annotated[
     Annotated[TextBlock, Tag("<text>")]
     | Annotated[ImageBlock, Tag("<image>")]
     | Annotated[ToolResultBlock, Tag("<tool_result>")],
-    told_by("type"),
+    chosen_by("type"),
     one_of("type", "blocks of a user", "text", "image", "tool_result"),
 ]
 
@@ -110,7 +110,7 @@ AssistantBlock = Annotated[
     | Annotated[ToolUseBlock, Tag("<tool_use>")]
     | Annotated[ThinkingBlock, Tag("<thinking>")]
     | Annotated[RedactedThinkingBlock, Tag("<redacted_thinking>")],
-    told_by("type"),
+    chosen_by("type"),
     one_of("type", "blocks of an assistant", "text", "tool_use", "thinking", "redacted_thinking"),
 ]
 
@@ -125,7 +125,7 @@ System = Annotated[
 
 
 class UserMessage(Message):
-    """What the user says."""
+    """A message of the user."""
 
     role: Literal["user"]
     content: Annotated[
@@ -136,7 +136,7 @@ class UserMessage(Message):
 
 
 class AssistantMessage(Message):
-    """What the model said."""
+    """A message of the model."""
 
     role: Literal["assistant"]
     content: Annotated[
@@ -147,7 +147,7 @@ class AssistantMessage(Message):
 
 
 class SystemMessage(Message):
-    """An instruction among the messages, which vLLM takes."""
+    """An instruction among the messages. vLLM accepts these."""
 
     role: Literal["system"]
     content: System
@@ -157,7 +157,7 @@ AnthropicMessage = Annotated[
     Annotated[UserMessage, Tag("<user>")]
     | Annotated[AssistantMessage, Tag("<assistant>")]
     | Annotated[SystemMessage, Tag("<system>")],
-    told_by("role"),
+    chosen_by("role"),
     one_of("role", "roles", "user", "assistant", "system"),
 ]
 

@@ -1,4 +1,4 @@
-"""OpenAI's chat messages: roles, parts, images, videos and calls of tools."""
+"""Models of OpenAI's chat messages, their parts, and calls of tools."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,11 +12,11 @@ from prismoe.server.requests.models import (
     MessagePart,
     NonEmpty,
     Part,
+    chosen_by,
     one_of,
     text_or_list,
-    told_by,
 )
-from prismoe.server.requests.tools import OfTools
+from prismoe.server.requests.tools import ToolMessage
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -29,14 +29,14 @@ class TextPart(MessagePart):
 
 
 class RefusalPart(MessagePart):
-    """What the model refused before."""
+    """An earlier refusal of the model."""
 
     type: Literal["refusal"]
     refusal: str
 
 
 class URL(Part):
-    """Where an image is. `detail` is ignored: every image has the resolution that the model wants."""
+    """The URL of an image. `detail` is ignored, because the model decides an image's resolution."""
 
     url: NonEmpty
     detail: Any = Field(default=None, exclude=True)
@@ -51,13 +51,13 @@ class ImagePart(Medium):
 
 
 class VideoURL(Part):
-    """Where a video is."""
+    """The URL of a video."""
 
     url: NonEmpty
 
 
 class VideoPart(Medium):
-    """A video, as vLLM's clients send it: OpenAI has none."""
+    """A video. This is vLLM's own kind of part: OpenAI has no videos."""
 
     modality: ClassVar[str] = "video"
     type: Literal["video_url"]
@@ -69,7 +69,7 @@ ChatPart = Annotated[
     | Annotated[RefusalPart, Tag("<refusal>")]
     | Annotated[ImagePart, Tag("<image_url>")]
     | Annotated[VideoPart, Tag("<video_url>")],
-    told_by("type"),
+    chosen_by("type"),
     one_of("type", "parts", "text", "refusal", "image_url", "video_url"),
 ]
 
@@ -80,8 +80,8 @@ Content = Annotated[
 ]
 
 
-class Told(Message):
-    """What the model is told."""
+class PromptMessage(Message):
+    """A message for the model."""
 
     role: Literal["system", "developer", "user"]
     content: Content
@@ -90,18 +90,18 @@ class Told(Message):
 
 def _check_arguments(arguments: Any) -> Any:
     if not isinstance(arguments, str | dict | None):
-        raise fault(f"{PLACE} has to be a text that holds JSON, or an object.")
+        raise fault(f"{PLACE} must be a JSON text or an object.")
     return arguments
 
 
 class Function(Message):
-    """A function and its arguments, as JSON or read."""
+    """A function and its arguments, as a JSON text or an object."""
 
     name: str
     arguments: Annotated[Any, BeforeValidator(_check_arguments)] = None
 
 
-class ToolCall(OfTools):
+class ToolCall(ToolMessage):
     """A call that the model made."""
 
     id: str | None = None
@@ -109,8 +109,8 @@ class ToolCall(OfTools):
     function: Function
 
 
-class Answered(Message):
-    """What the model answered. It says something, or calls a tool."""
+class AssistantMessage(Message):
+    """An earlier answer of the model. It has a text, or calls a tool."""
 
     role: Literal["assistant"]
     content: Content | None = None
@@ -121,15 +121,15 @@ class Answered(Message):
     name: str | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> "Answered":
-        said = (self.content, self.refusal, self.reasoning, self.reasoning_content, self.tool_calls or None)
-        if all(each is None for each in said):
-            raise fault(f"{PLACE} says nothing: give it a content or tool_calls.")
+    def _check(self) -> "AssistantMessage":
+        parts = (self.content, self.refusal, self.reasoning, self.reasoning_content, self.tool_calls or None)
+        if all(part is None for part in parts):
+            raise fault(f"{PLACE} is empty: give it a content or tool_calls.")
         return self
 
 
-class ToolResult(OfTools):
-    """What a call gave."""
+class ToolResult(ToolMessage):
+    """The result of a call."""
 
     role: Literal["tool"]
     tool_call_id: str
@@ -138,12 +138,12 @@ class ToolResult(OfTools):
 
 
 ChatMessage = Annotated[
-    Annotated[Told, Tag("<system>")]
-    | Annotated[Told, Tag("<developer>")]
-    | Annotated[Told, Tag("<user>")]
-    | Annotated[Answered, Tag("<assistant>")]
+    Annotated[PromptMessage, Tag("<system>")]
+    | Annotated[PromptMessage, Tag("<developer>")]
+    | Annotated[PromptMessage, Tag("<user>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")]
     | Annotated[ToolResult, Tag("<tool>")],
-    told_by("role"),
+    chosen_by("role"),
     one_of("role", "roles", *ROLES),
 ]
 

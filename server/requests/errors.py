@@ -1,20 +1,20 @@
-"""What is wrong with a request, in a sentence about the first fault that pydantic found."""
+"""Turns pydantic's errors about a request into a sentence about the first error."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-MOST_ECHOED = 40
-"""How many characters of a client's own value an error repeats."""
+MAX_ECHOED = 40
+"""The most characters of a client's own value that an error repeats."""
 
 OWN = "prismoe"
-"""The type of pydantic's errors whose messages are prismoe's sentences."""
+"""The type of those pydantic errors that have prismoe's own sentences as messages."""
 
 PLACE = "{place}"
-"""Stands in such a message for the place of the fault."""
+"""The placeholder for the error's place in such a message."""
 
-WANTED = {
+EXPECTED = {
     "string_type": "a text",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -29,7 +29,7 @@ WANTED = {
     "model_type": "an object",
     "model_attributes_type": "an object",
 }
-"""What pydantic's errors of wrong types want."""
+"""For pydantic's errors of wrong types, the type that is expected."""
 
 BOUNDS = {
     "greater_than": ("gt", "greater than"),
@@ -37,53 +37,53 @@ BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
-"""For pydantic's errors of bounds, the key of the bound and its words."""
+"""For pydantic's errors of limits, the key of the limit and its words."""
 
 
 def sentence(errors: Sequence[ErrorDetails], request: Any) -> str:
-    """What is wrong with `request`, of which pydantic found `errors`."""
+    """Return a sentence about the first of the errors that pydantic found in `request`."""
     error, path = errors[0], _path(errors[0], request)
     kind: str = error["type"]
     context: dict[str, Any] = error.get("ctx", {})
     if kind == OWN:
         return error["msg"].replace(PLACE, path, 1)
     if isinstance(context.get("error"), Exception):
-        return str(context["error"])  # a validator's own words
+        return str(context["error"])  # This is a validator's own message.
     others = [(other["type"], _path(other, request)) for other in errors[1:]]
     if any(place.startswith(path) and (other, place) != (kind, path) for other, place in others):
-        # Each way to read the value has a fault of its own.
-        return f"{path} has a value of a kind that it does not take."
-    if kind in WANTED:
-        return f"{path} has to be {WANTED[kind]}."
+        # The value may have several types, and does not fit any of them.
+        return f"{path} has a value of a type that it does not take."
+    if kind in EXPECTED:
+        return f"{path} must be {EXPECTED[kind]}."
     if kind in BOUNDS:
         key, words = BOUNDS[kind]
-        return f"{path} has to be {words} {context[key]}."
+        return f"{path} must be {words} {context[key]}."
     match kind:
         case "missing":
             return f"{path} is missing."
         case "extra_forbidden" | "none_required":
-            return f"{path} is not taken: leave it out of the request."
+            return f"{path} is not supported: leave it out of the request."
         case "literal_error" | "enum":
-            return f"{path} has to be {context['expected']}."
+            return f"{path} must be {context['expected']}."
         case "too_short" | "string_too_short":
             return f"{path} is empty."
         case "too_long" | "string_too_long":
             return f"{path} is longer than {context['max_length']}."
         case "string_pattern_mismatch":
-            return f"{path} has to match {context['pattern']}."
+            return f"{path} must match {context['pattern']}."
     return f"{path} has a value that it does not take."
 
 
 def fault(message: str) -> PydanticCustomError:
-    """An error for a validator to raise, in whose message PLACE stands for where it is."""
+    """Return an error for a validator to raise. PLACE in its message is replaced by the error's place."""
     return PydanticCustomError(OWN, message)
 
 
 def _path(error: ErrorDetails, request: Any) -> str:
-    """An error's place as one would write it in Python, such as `messages[0].content`.
+    """Return an error's place in Python's notation, such as `messages[0].content`.
 
-    Pydantic's places also name the members of unions: steps that the request does not have are left out,
-    unless the last one is the key that is missing or not taken.
+    Pydantic's places also name the members of unions. So steps that the request does not have are left out,
+    except a last step that is a missing or unsupported key.
     """
     steps, value = [], request
     last = len(error["loc"]) - 1 if error["type"] in ("missing", "extra_forbidden") else None
@@ -100,5 +100,5 @@ def _path(error: ErrorDetails, request: Any) -> str:
 
 
 def shortened(text: str) -> str:
-    """The text, or its beginning where it is long."""
-    return text if len(text) <= MOST_ECHOED else text[:MOST_ECHOED] + "…"
+    """Return the text, or only its beginning if it is long."""
+    return text if len(text) <= MAX_ECHOED else text[:MAX_ECHOED] + "…"

@@ -1,4 +1,4 @@
-"""Passes on of a request only what `bodies` read of it, and counts the answered ones."""
+"""Passes on only the checked content of a request, and counts the answered requests."""
 
 from fastapi import HTTPException
 from starlette._utils import get_route_path
@@ -10,19 +10,18 @@ from prismoe.server.requests.routing_choice import ANSWERING, chooses_routing, t
 
 
 class RequestGuard:
-    """ASGI middleware: a request that can't be read, or names a task that is none, is answered with 400.
+    """ASGI middleware that refuses a request with 400 if it can't be read or names an unknown task.
 
-    The app's state holds what is `served` and the `routing` in force, and counts the
-    answered `requests`. The guard looks on as the app reads the body (which comes in one piece, see
-    `BodyLimit`), so what the app does before that (authentication) comes first, and the app's own handler
-    turns the refusal into an answer.
+    It uses `served`, `routing` and the counter `requests` of the app's state. It checks the body when the app
+    reads it (in one piece, see `BodyLimit`). So the app's earlier steps, such as authentication, come first,
+    and the app's own handler turns the error into an answer.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, with the guard at its body."""
+        """Pass the request on, and check its body when the app reads it."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return

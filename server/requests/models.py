@@ -1,4 +1,4 @@
-"""What the models of all routes share: parts told by a key, media by modality, errors by place."""
+"""Base classes and validators for the models of all routes."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
@@ -23,41 +23,41 @@ VIDEOS = "Send videos as parts of messages to /v1/chat/completions."
 
 @dataclass(frozen=True)
 class Served:
-    """What the model and the server take: the context in which requests are read."""
+    """The abilities of the model and the server: the context in which requests are validated."""
 
     modalities: frozenset[str] = frozenset()
-    """Those of media."""
+    """The modalities of the media that the model takes."""
     template_has_tools: bool = False
     """Whether the chat template writes tools, calls and their results."""
     reads_forced_calls: bool = False
-    """Whether calls are read out of answers where a request forces one."""
+    """Whether the server reads calls from answers if the request forces a call."""
     reads_calls: bool = False
-    """Whether they are where the model has the choice."""
+    """Whether the server reads calls from answers if the model may choose to call."""
     images_choose_routing: bool = False
-    """Whether a request may choose how its images are routed, as MoE-LLaVA's processor lets it."""
+    """Whether a request may choose the routing of its images. Only MoE-LLaVA's processor supports that."""
 
 
 class Message(BaseModel):
-    """A message or a whole body: an unlisted key is left out, and no value is converted."""
+    """A message or a whole body. Unlisted keys are left out, and no value is converted."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
 class Part(BaseModel):
-    """A part of a message: an unlisted key is refused, and no value is converted."""
+    """A part of a message. Unlisted keys are refused, and no value is converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class MessagePart(Part):
-    """A part that stands in a message's own list."""
+    """A part in a message's own list."""
 
     cache_control: Any = Field(default=None, exclude=True)
-    """Anthropic's hint, which clients' libraries send to all servers. It is ignored."""
+    """Anthropic's hint for caches. Client libraries send it to all servers, and it is ignored."""
 
 
 class Medium(MessagePart):
-    """A part that holds a medium. The served model has to take its modality."""
+    """A part that contains a medium. The served model must take its modality."""
 
     modality: ClassVar[str]
     uuid: Any = Field(default=None, exclude=True)
@@ -66,28 +66,30 @@ class Medium(MessagePart):
     @classmethod
     def _refuse_uuid(cls, uuid: Any) -> None:
         if uuid is not None:
-            raise fault(f"{PLACE} would be shared with other clients: leave it out of the request.")
+            raise fault(f"{PLACE} would share the medium with other clients: leave it out of the request.")
 
     @model_validator(mode="after")
     def _check_modality(self, info: ValidationInfo[Served]) -> Self:
         if self.modality not in info.context.modalities:
-            raise fault(f"{PLACE} is of modality {self.modality}, which this model does not take.")
+            raise fault(
+                f"{PLACE} has the modality {self.modality}, which this model does not take: leave it out."
+            )
         return self
 
 
-def told_by(key: str) -> Discriminator:
-    """Tells the members of a union, read or not yet, by the value of `key`: the name in their tags."""
+def chosen_by(key: str) -> Discriminator:
+    """Return a discriminator that chooses a union's member by the value of `key`, which is in its tag."""
     return Discriminator(lambda value: tag(value[key] if isinstance(value, dict) else getattr(value, key)))
 
 
 def one_of(key: str, kinds: str, *names: str) -> BeforeValidator:
-    """Refuses what is no object, or has none of `names` under `key`. `kinds` is what users call the names."""
+    """Return a validator for objects with one of `names` under `key`. Errors call the names `kinds`."""
     listed = f"The {kinds} are: {', '.join(names)}."
     takes_videos = any("video" in name for name in names)
 
     def check(value: Any) -> Any:
         if not isinstance(value, dict):
-            raise fault(f"{PLACE} has to be an object.")
+            raise fault(f"{PLACE} must be an object.")
         if key not in value:
             raise fault(f"{PLACE}.{key} is missing. {listed}")
         if not isinstance(value[key], str) or value[key] not in names:
@@ -100,11 +102,11 @@ def one_of(key: str, kinds: str, *names: str) -> BeforeValidator:
 
 
 def text_or_list(items: str) -> BeforeValidator:
-    """Refuses what is neither text nor a list that holds at least one of `items`."""
+    """Return a validator for a text or a list that is not empty. Errors call the list's items `items`."""
 
     def check(value: Any) -> Any:
         if not isinstance(value, str | list):
-            raise fault(f"{PLACE} has to be a text or a list of {items}.")
+            raise fault(f"{PLACE} must be a text or a list of {items}.")
         if value == []:
             raise fault(f"{PLACE} is an empty list: give at least one of its {items}.")
         return value
@@ -113,9 +115,9 @@ def text_or_list(items: str) -> BeforeValidator:
 
 
 TEXT_OR_LIST = Discriminator(lambda value: tag("text" if isinstance(value, str) else "list"))
-"""Tells a text from a list, by the tags `<text>` and `<list>`."""
+"""Chooses the member with the tag `<text>` for a text, and that with `<list>` for a list."""
 
 
 def tag(name: str) -> str:
-    """A union's tag. Its brackets tell it from the request's keys where an error says its place."""
+    """Return a union's tag. The brackets distinguish it from the request's keys in an error's place."""
     return f"<{name}>"

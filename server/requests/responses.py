@@ -1,4 +1,4 @@
-"""The items that OpenAI's responses API takes as input."""
+"""Models of the input items of OpenAI's responses API."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,11 +10,11 @@ from prismoe.server.requests.models import (
     Message,
     MessagePart,
     NonEmpty,
+    chosen_by,
     one_of,
     text_or_list,
-    told_by,
 )
-from prismoe.server.requests.tools import OfTools
+from prismoe.server.requests.tools import ToolMessage
 
 
 class InputText(MessagePart):
@@ -35,7 +35,7 @@ class InputImage(Medium):
 
 
 class OutputText(MessagePart):
-    """A text of the model's."""
+    """A text of the model."""
 
     type: Literal["output_text"]
     text: str
@@ -44,7 +44,7 @@ class OutputText(MessagePart):
 
 
 class OutputRefusal(MessagePart):
-    """What the model refused before."""
+    """An earlier refusal of the model."""
 
     type: Literal["refusal"]
     refusal: str
@@ -52,7 +52,7 @@ class OutputRefusal(MessagePart):
 
 InputPart = Annotated[
     Annotated[InputText, Tag("<input_text>")] | Annotated[InputImage, Tag("<input_image>")],
-    told_by("type"),
+    chosen_by("type"),
     one_of("type", "parts", "input_text", "input_image"),
 ]
 
@@ -60,7 +60,7 @@ OutputPart = Annotated[
     Annotated[InputText, Tag("<input_text>")]
     | Annotated[OutputText, Tag("<output_text>")]
     | Annotated[OutputRefusal, Tag("<refusal>")],
-    told_by("type"),
+    chosen_by("type"),
     one_of("type", "parts of an answer", "output_text", "refusal", "input_text"),
 ]
 
@@ -71,16 +71,16 @@ InputContent = Annotated[
 ]
 
 
-class Told(Message):
-    """What the model is told."""
+class PromptMessage(Message):
+    """A message for the model."""
 
     role: Literal["system", "developer", "user"]
     content: InputContent
     type: Literal["message"] = "message"
 
 
-class Answered(Message):
-    """What the model answered. vLLM would take the first of several parts alone: they become one text."""
+class AssistantMessage(Message):
+    """An earlier answer of the model. Its parts become one text, because vLLM reads only the first part."""
 
     role: Literal["assistant"]
     content: Annotated[
@@ -97,7 +97,7 @@ class Answered(Message):
         return "".join(part.refusal if isinstance(part, OutputRefusal) else part.text for part in content)
 
 
-class FunctionCall(OfTools):
+class FunctionCall(ToolMessage):
     """A call that the model made."""
 
     type: Literal["function_call"]
@@ -108,8 +108,8 @@ class FunctionCall(OfTools):
     status: Literal["in_progress", "completed", "incomplete"] | None = None
 
 
-class FunctionCallOutput(OfTools):
-    """What a call gave."""
+class FunctionCallOutput(ToolMessage):
+    """The result of a call."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -117,21 +117,21 @@ class FunctionCallOutput(OfTools):
 
 
 class Summary(Message):
-    """A summary of what the model thought."""
+    """A summary of the model's thoughts."""
 
     type: Literal["summary_text"]
     text: str
 
 
 class Thought(Message):
-    """What the model thought."""
+    """A thought of the model."""
 
     type: Literal["reasoning_text"]
     text: str
 
 
 class Reasoning(Message):
-    """What the model thought before a call or an answer."""
+    """The model's thoughts before a call or an answer."""
 
     type: Literal["reasoning"]
     id: str | None = None
@@ -140,16 +140,16 @@ class Reasoning(Message):
 
 
 def _with_type(item: Any) -> Any:
-    """An item without a type is a message."""
+    """Give an item without a type the type message."""
     return {**item, "type": "message"} if isinstance(item, dict) and "type" not in item else item
 
 
 MessageItem = Annotated[
-    Annotated[Told, Tag("<system>")]
-    | Annotated[Told, Tag("<developer>")]
-    | Annotated[Told, Tag("<user>")]
-    | Annotated[Answered, Tag("<assistant>")],
-    told_by("role"),
+    Annotated[PromptMessage, Tag("<system>")]
+    | Annotated[PromptMessage, Tag("<developer>")]
+    | Annotated[PromptMessage, Tag("<user>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")],
+    chosen_by("role"),
     one_of("role", "roles", "system", "developer", "user", "assistant"),
 ]
 
@@ -158,7 +158,7 @@ Item = Annotated[
     | Annotated[FunctionCall, Tag("<function_call>")]
     | Annotated[FunctionCallOutput, Tag("<function_call_output>")]
     | Annotated[Reasoning, Tag("<reasoning>")],
-    told_by("type"),
+    chosen_by("type"),
     one_of("type", "items", "message", "function_call", "function_call_output", "reasoning"),
     BeforeValidator(_with_type),
 ]

@@ -1,4 +1,4 @@
-"""Requests that choose their own routing: what they may choose, and how many do."""
+"""Checks and counts requests that choose their own routing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,30 +14,30 @@ ANSWERING = (
     "/v1/responses",
     "/v1/messages",
 )
-"""The paths of requests that are answered by the model."""
+"""The paths of requests that the model answers."""
 
 
 def tasks(routing: ServedRouting) -> int:
-    """How many tasks every layer that routes by them knows; 0 where none does."""
+    """Return the number of tasks that all layers with the task policy know; 0 if no layer has it."""
     return min(
         (layer.policy["tasks"] for layer in routing.layers if layer.policy["policy"] == "task"), default=0
     )
 
 
 def task_fault(request: Mapping[str, Any], num_tasks: int) -> str | None:
-    """What is wrong with the task that a request names; None where nothing is."""
+    """Return a sentence if the request names a task that does not exist; otherwise None."""
     task = _named_task(request)
     if task is None:
         return None
     if num_tasks == 0:
-        return "The routing policy in force knows no tasks: leave vllm_xargs.task out."
+        return "The routing policy in force has no tasks: leave vllm_xargs.task out."
     if type(task) is not int or not 0 <= task < num_tasks:
         return f"vllm_xargs.task is {task!r}: give a whole number from 0 to {num_tasks - 1}."
     return None
 
 
 def chooses_routing(request: Mapping[str, Any]) -> bool:
-    """Whether a request says anything about its own routing."""
+    """Return whether a request chooses anything about its own routing."""
     images = request.get("mm_processor_kwargs")
     return _named_task(request) is not None or (isinstance(images, dict) and bool(images.get("routing")))
 
@@ -48,7 +48,7 @@ def _named_task(request: Mapping[str, Any]) -> Any:
 
 
 class RequestCounter:
-    """Counts the requests that are answered, by whether they chose their own routing."""
+    """Counts the answered requests, by whether they chose their own routing."""
 
     def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
         counter = Counter(
@@ -61,5 +61,5 @@ class RequestCounter:
         self._by_request = counter.labels("request", model_name)
 
     def add(self, chose_routing: bool) -> None:
-        """Count a request, which chose its own routing or not."""
+        """Count an answered request."""
         (self._by_request if chose_routing else self._by_default).inc()

@@ -1,4 +1,4 @@
-"""What the model and the server take of a request, found out at the start."""
+"""Finds out at the start which media and tools the model and the server support."""
 
 import json
 
@@ -11,14 +11,14 @@ from prismoe.model_plugins.models.moe_llava.names import RENDERER
 from prismoe.server.requests.models import Served
 
 PARAMETER, ARGUMENT, RESULT = "hedgerow", "meadowland", "fortyseven"
-"""Words that no template has of its own: of a tool, of a call, and of its result."""
+"""Words that no chat template contains. They mark a tool, a call and the call's result."""
 
 VISION_CHUNK = "vision_chunk"
-"""What vLLM makes of images and of videos for models that take both as one modality, such as Kimi."""
+"""vLLM's common modality of images and videos, for models such as Kimi."""
 
 
-async def what_is_served(engine: EngineClient, chat: OpenAIServingChat) -> Served:
-    """The media that the operator allows, and the tools that template and options have a place for."""
+async def find_served(engine: EngineClient, chat: OpenAIServingChat) -> Served:
+    """Return what requests may contain with this model, its chat template and the operator's options."""
     parser = chat.parser_cls
     reads_forced_calls = parser is not None and parser.tool_parser_cls is not None
     return Served(
@@ -31,14 +31,14 @@ async def what_is_served(engine: EngineClient, chat: OpenAIServingChat) -> Serve
 
 
 def _modalities(engine: EngineClient) -> frozenset[str]:
-    processor = engine.renderer.mm_processor  # AsyncLLM has one
+    processor = engine.renderer.mm_processor  # AsyncLLM has a renderer.
     limits = {} if processor is None else processor.info.allowed_mm_limits
     taken = {modality for modality, limit in limits.items() if limit > 0}
     return frozenset(taken | {"image", "video"} if VISION_CHUNK in taken else taken)
 
 
 async def _template_has_tools(engine: EngineClient, chat: OpenAIServingChat) -> bool:
-    """Whether a tool, a call and its result are all in the prompt that the template makes of them."""
+    """Return whether the chat template writes a tool, a call and the call's result into the prompt."""
     parameters = {"type": "object", "properties": {PARAMETER: {"type": "string"}}}
     call = {"name": "count", "arguments": json.dumps({"where": ARGUMENT})}
     messages = [
@@ -56,7 +56,7 @@ async def _template_has_tools(engine: EngineClient, chat: OpenAIServingChat) -> 
     )
     try:
         rendered = await chat.render_chat_request(request)
-    except Exception:  # A template says in any way it likes that it has no place for them.
+    except Exception:  # A template without tools may raise any error.
         return False
     if isinstance(rendered, ErrorResponse):
         return False

@@ -1,4 +1,4 @@
-"""Tools: what a request offers the model, which choice it leaves, and whether this server can keep to it."""
+"""Checks the tools of a request: the server must be able to show them to the model and to read its calls."""
 
 from typing import Any, ClassVar, Self
 
@@ -9,19 +9,19 @@ from prismoe.server.requests.errors import fault, shortened
 from prismoe.server.requests.models import Message, Served
 
 NO_PLACE = (
-    "This model's chat template has no place for tools: leave tools, their calls and their results out of "
-    "the request, or serve the model with a --chat-template that has one."
+    "This model's chat template does not support tools: leave tools, their calls and their results out of "
+    "the request, or serve the model with a --chat-template that supports them."
 )
 NO_CALLS = (
-    "This server doesn't read calls out of answers: start it with --enable-auto-tool-choice and "
+    "This server doesn't read calls from answers: start it with --enable-auto-tool-choice and "
     "--tool-call-parser, or set tool_choice to none."
 )
 FUNCTIONS = ("function", "custom", None)
-"""The types of tools whose calls go to the client. The others are the server's to run; they are refused."""
+"""The types of tools that the client runs. Others are refused, because the server would have to run them."""
 
 
-class OfTools(Message):
-    """A message, or a part of one, that tells of a tool's call or of its result."""
+class ToolMessage(Message):
+    """A message, or a part of one, about a tool's call or its result."""
 
     @model_validator(mode="after")
     def _check_template(self, info: ValidationInfo[Served]) -> Self:
@@ -31,10 +31,10 @@ class OfTools(Message):
 
 
 class OffersTools(Message):
-    """A body that may offer tools to the model. The checks of their details are vLLM's."""
+    """A body that may offer tools to the model. vLLM checks their details."""
 
     is_answered: ClassVar[bool] = True
-    """Whether the model answers; else the prompt's tokens are counted alone."""
+    """Whether the model answers. Otherwise the prompt is only tokenized."""
     tools: Any = None
     tool_choice: Any = None
 
@@ -43,7 +43,7 @@ class OffersTools(Message):
         served, choice = info.context, _choice(self.tool_choice)
         if not self.tools:
             if choice == "forced":
-                raise fault("tool_choice asks for a call, and there are no tools: send tools, too.")
+                raise fault("tool_choice asks for a call, but the request has no tools: send tools, too.")
             return self
         if isinstance(self.tools, list):
             for index, tool in enumerate(self.tools):
@@ -58,8 +58,10 @@ class OffersTools(Message):
 
 
 def _choice(tool_choice: Any) -> str:
-    """What all three APIs leave to the model: `none`, `auto`, or that a call is `forced`."""
-    if isinstance(tool_choice, dict):  # Anthropic's, a named function, or responses' allowed tools
+    """Return `none`, `auto` or `forced` for a tool_choice of any of the three APIs."""
+    if isinstance(
+        tool_choice, dict
+    ):  # Anthropic's form, a named function, or the responses API's allowed tools
         tool_choice = tool_choice.get("mode") or tool_choice.get("type")
     if tool_choice is None:
         return "auto"
@@ -68,7 +70,7 @@ def _choice(tool_choice: Any) -> str:
 
 def _check_type(place: str, tool: Any) -> None:
     if not isinstance(tool, dict):
-        raise fault(f"{place} has to be an object.")
+        raise fault(f"{place} must be an object.")
     kind = tool.get("type")
     if not isinstance(kind, str | None) or kind not in FUNCTIONS:
-        raise fault(f"{place}.type is {shortened(repr(kind))}. prismoe runs no tools: send functions alone.")
+        raise fault(f"{place}.type is {shortened(repr(kind))}. prismoe runs no tools: send only functions.")

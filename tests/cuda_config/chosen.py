@@ -1,6 +1,7 @@
-"""What vLLM and prismoe choose on a GPU that is not there, as JSON: a process asks once, for one GPU.
+"""Writes the choices of vLLM and prismoe for a simulated GPU as JSON.
 
-`python -m tests.cuda_config.chosen CAPABILITY FOLDER` writes `chosen.json` into the folder, which is empty.
+A process does this once, for one GPU: `python -m tests.cuda_config.chosen CAPABILITY FOLDER` writes
+`chosen.json` into the folder, which has to be empty.
 """
 
 import json
@@ -11,7 +12,10 @@ from tests.cuda_config.faked_gpu import fake_gpu
 
 
 def main(capability: str, folder: Path) -> None:
-    """Answer for a GPU of this compute capability; vLLM remembers what it learns of its platform."""
+    """Write the choices for a GPU of this compute capability.
+
+    vLLM caches what it learns about its platform, so a process can do this only once.
+    """
     fake_gpu(capability, folder)
     from tests.cuda_config.engine import engine_of
     from tests.cuda_config.kernels import kernels_of_in_tree, kernels_of_moe_llava

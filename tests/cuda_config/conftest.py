@@ -1,4 +1,4 @@
-"""`make test-cuda-config` asks for these tests. They need vLLM's CUDA build, and hide any real GPU."""
+"""Tests of `make test-cuda-config`. They need vLLM's CUDA build, and hide any real GPU."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The configuration that vLLM makes of prismoe's options, and models that are built by it on the CPU."""
+"""vLLM's configuration for prismoe's options, and models that are built with it on the CPU."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ LTDR = {"policy": "ltdr"}
 
 
 def config_of(checkpoint: Path, routing: Mapping[str, Any] | None, **options: Any) -> VllmConfig:
-    """Of an engine with default options, but for the length of its prompts."""
+    """The configuration of an engine with default options, except for the length of its prompts."""
     register()
     return EngineArgs(
         model=str(checkpoint), max_model_len=512, **engine_options(routing) | options
@@ -34,7 +34,7 @@ def config_of(checkpoint: Path, routing: Mapping[str, Any] | None, **options: An
 
 @contextmanager
 def one_rank(config: VllmConfig, folder: Path) -> Iterator[None]:
-    """One rank, which computes on the CPU, with the groups that this configuration needs."""
+    """Set up one rank that computes on the CPU, with the groups that this configuration needs."""
     with set_current_vllm_config(config):
         if not torch.distributed.is_initialized():
             init_distributed_environment(1, 0, f"file://{folder}/ranks", 0, "gloo")
@@ -49,13 +49,13 @@ def one_rank(config: VllmConfig, folder: Path) -> Iterator[None]:
 
 
 def built(config: VllmConfig, folder: Path) -> nn.Module:
-    """The model without weights."""
+    """Build the model without weights."""
     with one_rank(config, folder):
         return initialize_model(config)
 
 
 def engine_of() -> dict[str, Any]:
-    """What vLLM chose for MoE-LLaVA under a policy."""
+    """vLLM's choices for MoE-LLaVA under a policy."""
     config = config_of(DATA / "moe-llava-phi-tiny", LTDR)
     scheduler, parallel = config.scheduler_config, config.parallel_config
     assert isinstance(scheduler.scheduler_cls, str)

@@ -1,6 +1,6 @@
-"""A GPU of a given compute capability that is not there, for vLLM's CUDA build on a machine without one.
+"""Simulates a GPU of a given compute capability for vLLM's CUDA build on a machine without one.
 
-vLLM's platform tells of it, and tensors lie on the CPU. No kernel runs.
+vLLM's platform reports the GPU, but tensors are on the CPU. No kernel runs.
 """
 
 import ctypes
@@ -15,19 +15,19 @@ COMPUTE_UNITS = 132
 
 
 def fake_gpu(capability: str, folder: Path) -> None:
-    """Have this process take itself for one with such a GPU, "9.0" as Hopper, before it imports vLLM."""
+    """Make this process believe that it has such a GPU ("9.0" is Hopper). Call this before importing vLLM."""
     os.environ.update(
         VLLM_NO_USAGE_STATS="1",
         HF_HUB_OFFLINE="1",
         VLLM_LOGGING_LEVEL="WARNING",
-        VLLM_DISABLE_SHARED_EXPERTS_STREAM="1",  # there is no driver to make a stream
+        VLLM_DISABLE_SHARED_EXPERTS_STREAM="1",  # without a driver there are no streams
     )
     load_stub(folder)
     set_platform(capability)
 
 
 def load_stub(folder: Path) -> None:
-    """Compile the stub of libcuda in `folder`, and load it, so that what is linked to libcuda finds it."""
+    """Compile the stub of libcuda in `folder`, and load it, so that libraries linked to libcuda find it."""
     library = folder / "libcuda.so.1"
     subprocess.run(
         ["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(STUB)], check=True
@@ -36,15 +36,15 @@ def load_stub(folder: Path) -> None:
 
 
 def set_platform(capability: str) -> None:
-    """Have vLLM take its platform for CUDA, with one GPU of this capability."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Triton's driver then need not be active
+    """Make vLLM use its CUDA platform with one GPU of this capability."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that Triton's driver need not be active
     import torch
     import vllm.platforms
     from vllm.platforms.cuda import NonNvmlCudaPlatform
     from vllm.platforms.interface import DeviceCapability
 
     class FakedGPU(NonNvmlCudaPlatform):
-        """What vLLM asks a GPU for, answered without one."""
+        """The properties of a GPU that vLLM reads, without a GPU."""
 
         @classmethod
         def get_device_capability(  # type: ignore[override]  # vLLM's is cached

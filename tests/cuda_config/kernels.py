@@ -1,4 +1,4 @@
-"""Which of vLLM's kernels experts get, and what prismoe then sees of their routing and can route."""
+"""Finds the vLLM kernels that experts get, and whether prismoe can observe and route them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,16 +23,19 @@ from tests.model_plugins.routing.routing_steps import CASES, make
 from tests.model_plugins.tiny_checkpoints import FAMILIES, MOE, make_checkpoint
 
 MOE_LLAVA_QUANTISATIONS = (None, "fp8")
-"""That vLLM makes as it loads weights: the families' checkpoints have none."""
+"""Quantisations that vLLM does while it loads weights: the families' checkpoints have no others."""
 MOE_LLAVA_SIZES: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8}
 BY_USE = {"all slots": {"policy": "topk"}, "unused slots": {"policy": "dual_threshold"}}
-"""Policies of vLLM's own models, by the slots that they use."""
+"""Policies for vLLM's own models, by the slots that they use."""
 CHOICES = ("auto", "triton", "marlin")
-"""Of --moe-backend."""
+"""Values of --moe-backend."""
 
 
 def kernels_of_moe_llava(folder: Path) -> dict[str, Any]:
-    """By family, quantisation and whether a policy uses all slots: the kernel, which is the same for all."""
+    """The kernel by family, quantisation and whether a policy uses all slots.
+
+    All such policies get the same.
+    """
     layers = len(CASES)
     moe = {"moe_layers_idx": [*range(layers)], "num_experts": [6] * layers, "expert_width": 128}
     routing = {"policy": "topk", "layers": dict(zip(map(str, range(layers)), CASES.values(), strict=True))}
@@ -62,7 +65,7 @@ def kernels_of_moe_llava(folder: Path) -> dict[str, Any]:
 
 
 def kernel_or_refusal(runner: MoERunner, policy: str, uses_all: bool) -> str:
-    """A kernel by its name, in brackets where prismoe refuses it."""
+    """A kernel's name, in brackets if prismoe refuses it."""
     try:
         if not uses_all:
             check_unused_slots(runner, policy)
@@ -72,7 +75,7 @@ def kernel_or_refusal(runner: MoERunner, policy: str, uses_all: bool) -> str:
 
 
 def kernels_of_in_tree(folder: Path) -> dict[str, Any]:
-    """By model and quantisation: the kernel under `native`, what is seen of it, and those under policies."""
+    """The kernels by model and quantisation: under `native`, its observation, and under policies."""
     found: dict[str, Any] = {}
     for name in IN_TREE:
         for quantisation in QUANTISATIONS:
@@ -89,7 +92,7 @@ def kernels_of_in_tree(folder: Path) -> dict[str, Any]:
 
 
 def seen(runner: MoERunner) -> dict[str, Any]:
-    """What prismoe says of a layer that vLLM routes."""
+    """prismoe's description of a layer that vLLM routes."""
     by_itself = routes_by_itself(runner)
     return {
         "kernel": kernel_name(runner),
@@ -100,7 +103,7 @@ def seen(runner: MoERunner) -> dict[str, Any]:
 
 
 def routed(checkpoint: Path, settings: Mapping[str, Any], moe_backend: str) -> str:
-    """The kernel under a policy, in brackets where prismoe refuses it; "-" where vLLM has none."""
+    """The kernel under a policy: in brackets if prismoe refuses it, "-" if vLLM has none."""
     use_in_all_models()
     try:
         runner = built_runners(checkpoint, settings, moe_backend=moe_backend)[0]
@@ -119,7 +122,7 @@ def routed(checkpoint: Path, settings: Mapping[str, Any], moe_backend: str) -> s
 
 
 def built_runners(checkpoint: Path, routing: Mapping[str, Any] | None, **options: Any) -> list[MoERunner]:
-    """A model's MoE layers, each with an object of the class of kernel that it will have with its weights."""
+    """A model's MoE layers, each with a kernel object of the class that it will have with weights."""
     runners = runners_of(built(config_of(checkpoint, routing, **options), checkpoint))
     for runner in runners:
         method: Any = runner.routed_experts.quant_method
@@ -133,5 +136,5 @@ def built_runners(checkpoint: Path, routing: Mapping[str, Any] | None, **options
     return runners
 
 
-# A GPU's kernels route the tokens of this check.
+# A GPU's kernels route the tokens of this check themselves.
 checked_policies.follows = lambda runner, gate: True

@@ -1,4 +1,4 @@
-"""Weights loaded on the CPU right into the experts that vLLM has on a GPU, under a policy that skips."""
+"""Loads weights on the CPU into the experts that vLLM has on a GPU, under a policy that skips."""
 
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,11 @@ EXPERTS_OF = {
     "qwen": ("transformer.h.{}.mlp.deepspeed_moe.experts.deepspeed_experts", ["w2", "w1"], "c_proj"),
     "glm4v-moe": ("model.language_model.layers.{}.mlp.experts", ["gate_proj", "up_proj"], "down_proj"),
 }
-"""Where a checkpoint has them: the first product's parts in vLLM's order, and the second product's."""
+"""The names of the weights in checkpoints: parts of the first product in vLLM's order, then the second."""
 
 
 def kernels_with_weights(folder: Path) -> dict[str, str]:
-    """By model the kernel of its first MoE layer. Raises AssertionError where a weight is another."""
+    """The kernel of the first MoE layer by model. Raises AssertionError if a weight differs."""
     return {
         name: loaded(
             name,
@@ -65,7 +65,7 @@ def loaded(name: str, checkpoint: Path, routing: dict[str, Any]) -> str:
 
 
 def check_weights(name: str, runner: MoERunner, weights: dict[str, Tensor]) -> None:
-    """Raise AssertionError where a layer's experts have other weights than the checkpoint."""
+    """Raise AssertionError if a layer's experts don't have the checkpoint's weights."""
     experts: Any = runner.routed_experts
     if name == "qwen3-vl-moe":
         prefix = f"model.language_model.layers.{runner.layer_id}.mlp.experts"

@@ -1,13 +1,13 @@
-"""docs/cuda.md, made of what `make test-cuda-config` holds vLLM and prismoe to."""
+"""Writes docs/cuda.md from the expected results of `make test-cuda-config`."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 EXPECTED = Path(__file__).with_name("expected")
-"""By compute capability, what `chosen` says."""
+"""The results of `chosen` by compute capability."""
 CAPABILITIES = ("8.0", "9.0", "10.0", "12.0")
-"""Of Ampere, Hopper, and Blackwell in data centres and in workstations."""
+"""The capabilities of Ampere, Hopper, and Blackwell in data centres and in workstations."""
 NAMES = {
     "phi": "MoE-LLaVA-Phi",
     "stablelm": "MoE-LLaVA-StableLM",
@@ -74,12 +74,12 @@ def in_tree_table(by_capability: dict[str, Any]) -> str:
 def native(seen: dict[str, Any] | None) -> str:
     if seen is None:
         return "–"
-    told = "" if not seen["routes by itself"] else " (sink)" if seen["has a sink"] else " (not seen)"
-    return code(seen["kernel"]) + told
+    reported = "" if not seen["routes by itself"] else " (sink)" if seen["has a sink"] else " (not seen)"
+    return code(seen["kernel"]) + reported
 
 
 def routed(by_choice: dict[str, str]) -> str:
-    """What vLLM takes by itself, and where that is refused the first choice that is not."""
+    """vLLM's default kernel, and if prismoe refuses it, the first accepted choice."""
     named = by_choice["auto"]
     if not named.startswith("("):
         return code(named)
@@ -88,7 +88,7 @@ def routed(by_choice: dict[str, str]) -> str:
 
 
 def code(kernel: str) -> str:
-    """A kernel's name as code, within its brackets."""
+    """A kernel's name as code, with brackets around it if it has them."""
     if kernel == "-":
         return "–"
     return f"(`{kernel[1:-1]}`)" if kernel.startswith("(") else f"`{kernel}`"

@@ -1,4 +1,4 @@
-"""The engine's configuration, kernels and weights on GPUs that are not there are as kept in `expected`."""
+"""The engine's configuration, kernels and weights on simulated GPUs equal those in `expected`."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.paths import REPOSITORY
 
 
 @pytest.mark.timeout(1800)
-def test_vllm_and_prismoe_choose_what_the_page_says(capability: str, tmp_path: Path) -> None:
+def test_the_choices_are_those_on_the_page(capability: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.cuda_config.chosen", capability, str(tmp_path)],
         cwd=REPOSITORY,

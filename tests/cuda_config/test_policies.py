@@ -1,7 +1,7 @@
-"""Each policy on fake tensors of a GPU, which have shapes and devices but no data: nothing waits for the GPU.
+"""Runs each policy on fake GPU tensors, which have shapes and devices but no data.
 
-A value that the host would read, a shape that depends on data, or a tensor of the CPU among those of the GPU
-raises there.
+So nothing may wait for the GPU: reading a value, a shape that depends on data, or a CPU tensor among the
+GPU's raises an error.
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ from tests.model_plugins.routing.routing_steps import CASES, make
 
 EXPERTS = 6
 FAKED = FakeTensorMode()
-"""One for all: policies keep constants."""
+"""One mode for all tests, because policies keep constants."""
 STEPS = {"one token": [TEXT], "two images": [TEXT, *[0] * 7, TEXT, *[1] * 9, PADDING]}
 
 
 def on_gpu(value: Any) -> Any:
-    """The same without its data, on a GPU; within `FAKED`."""
+    """The same tensors on a GPU without data. Use it within `FAKED`."""
     if isinstance(value, Tensor):
         return torch.empty(value.shape, dtype=value.dtype, device="cuda")
     return {name: on_gpu(part) for name, part in value.items()} if isinstance(value, dict) else value
@@ -47,7 +47,7 @@ def test_nothing_waits_for_the_gpu(settings: dict[str, Any], segments: list[int]
     assert routing.experts_TA.device.type == routing.weights_TA.device.type == "cuda"
 
 
-def test_a_policy_that_reads_a_value_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_that_reads_a_value_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = CASES["topk"]
     policy_class = type(make(settings))
     route = policy_class.route

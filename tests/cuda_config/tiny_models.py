@@ -1,4 +1,4 @@
-"""Tiny models of which vLLM is asked for its kernels: MoE-LLaVA's families, and two of vLLM's own."""
+"""Tiny models for queries about vLLM's kernels: MoE-LLaVA's families, and two of vLLM's own models."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ SIZES = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
 }
-"""Of decoders whose kernels are asked for: multiples of what quantisations take together."""
+"""Sizes of the decoders: multiples of the group sizes of quantisations."""
 NOT_QUANTISED = ["lm_head", "re:.*visual.*", "re:.*mlp.gate$"]
 GROUPS_OF_128: dict[str, Any] = {"bits": 4, "group_size": 128, "modules_to_not_convert": ["visual"]}
 QUANTISATIONS: dict[str, dict[str, Any] | None] = {
@@ -53,11 +53,11 @@ QUANTISATIONS: dict[str, dict[str, Any] | None] = {
         "ignore": ["lm_head", "*visual*", "*mlp.gate"],
     },
 }
-"""By name, what a checkpoint's settings say; None: no quantisation."""
+"""The quantisation settings of a checkpoint by name. None is no quantisation."""
 
 
 def settings_of(name: str, quantisation: str, folder: Path) -> Path:
-    """A folder with a model of vLLM's own with `SIZES`, quantised by its settings. Its weights do not fit."""
+    """The folder of a model of vLLM with `SIZES` and quantisation settings. Its weights don't match them."""
     checkpoint = make_checkpoint(name, folder / quantisation.replace(" ", "-"))
     file = checkpoint / "config.json"
     config = json.loads(file.read_text())

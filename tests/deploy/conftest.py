@@ -1,4 +1,4 @@
-"""Compose's own reading of compose.yaml, and the chart rendered by Helm, shared by the tests."""
+"""Compose's interpretation of compose.yaml, and Helm's rendering of the chart, for the tests."""
 
 import os
 import re
@@ -32,11 +32,10 @@ Manifests = dict[tuple[str, str], dict[str, Any]]
 
 @pytest.fixture
 def compose(tmp_path: Path) -> Compose:
-    """Runs `docker compose config` on compose.yaml with these settings in .env.
+    """Run `docker compose config` on compose.yaml with these settings in .env.
 
-    With `cpu` it runs on cpu.yaml too, and with `alerts` on alertmanager.yaml.
-
-    Without any settings there is no .env, and without its text no server.env.
+    `cpu` adds cpu.yaml, and `alerts` adds alertmanager.yaml. Without settings there is no .env, and without a
+    text for it no server.env.
     """
     folder = tmp_path / "deploy"
     folder.mkdir()
@@ -71,7 +70,7 @@ def env_example() -> dict[str, str]:
 
 
 def render(**values: Any) -> Manifests:
-    """What the chart makes of these values and the required ones, by kind and name."""
+    """The chart's manifests for these values and the required ones, by kind and name."""
     with Chart.load(CHART) as chart:
         files = chart.render(values=REQUIRED | values, name="demo", namespace="serving")
     found = [manifest for text in files.values() for manifest in yaml.safe_load_all(text) if manifest]

@@ -1,4 +1,4 @@
-"""A Docker engine to test in: the one that is there or, under continuous integration, Debian's."""
+"""A Docker engine for the tests: the running one or, under continuous integration, Debian's."""
 
 import json
 import os
@@ -19,20 +19,20 @@ MAY_INSTALL = UNDER_CI and os.geteuid() == 0 and shutil.which("apt-get") is not 
 
 
 def docker(*arguments: str | Path, limit_s: float = 120, check: bool = True) -> str:
-    """What a docker command prints, without the last line's end."""
+    """The output of a docker command, without the last newline."""
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=limit_s)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done.stdout.rstrip("\n")
 
 
 def inspect(name: str) -> dict[str, Any]:
-    """What Docker knows of a container or image."""
+    """Docker's description of a container or image."""
     found: dict[str, Any] = json.loads(docker("inspect", name))[0]
     return found
 
 
 def has_image(name: str) -> bool:
-    """Whether an image is there, or can be pulled."""
+    """Whether an image exists or can be pulled."""
     for command in (["image", "inspect", name], ["pull", "--quiet", name]):
         try:
             docker(*command, limit_s=300)
@@ -44,7 +44,7 @@ def has_image(name: str) -> bool:
 
 @contextmanager
 def engine() -> Iterator[None]:
-    """Docker that answers. Without one, and without the right to install it, the test is skipped."""
+    """A running Docker engine. The test is skipped if there is none and none can be installed."""
     if _answers():
         yield
         return
@@ -57,7 +57,7 @@ def engine() -> Iterator[None]:
 
 
 def install(packages: Sequence[str]) -> None:
-    """Install Debian's packages, where that is allowed."""
+    """Install Debian's packages if that is allowed."""
     if not MAY_INSTALL:
         text = f"This needs Debian's {' and '.join(packages)}, which root installs where CI is true."
         (pytest.fail if UNDER_CI else pytest.skip)(text)
@@ -70,7 +70,7 @@ def install(packages: Sequence[str]) -> None:
 
 @contextmanager
 def _daemon() -> Iterator[None]:
-    """The engine, until the tests are through. What it has built stays."""
+    """Run the engine until the tests end. Its built images stay."""
     log = Path("/var/log/dockerd-of-tests.log")
     with log.open("w") as output:
         process = subprocess.Popen(["dockerd"], stdout=output, stderr=subprocess.STDOUT)

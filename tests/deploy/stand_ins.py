@@ -1,4 +1,4 @@
-"""Images (images/) in the place of those that compose and Dockerfile.cpu need, where none can be pulled."""
+"""Images (images/) that replace those of compose and Dockerfile.cpu if none can be pulled."""
 
 import hashlib
 import shutil
@@ -16,11 +16,11 @@ from tests.deploy.docker_engine import docker, has_image, install
 
 FOLDER = Path(__file__).with_name("images")
 INDEX_PORT = 8791
-"""Always the same: Docker's cache of layers goes by the index's address too."""
+"""The port is always the same, because Docker's layer cache depends on the index's address."""
 
 
 def in_their_place(base: str, prometheus: str, grafana: str) -> dict[str, Any]:
-    """What a compose file says of its services to use images that can be had; `base` is Dockerfile.cpu's."""
+    """An override of a compose file that uses available images. `base` is that of Dockerfile.cpu."""
     changes: dict[str, Any] = {}
     if not has_image(base):
         args = {"BASE": _python(), "TORCH_INDEX": f"http://127.0.0.1:{INDEX_PORT}"}
@@ -55,14 +55,14 @@ def _built(what: str, argument: str) -> str:
 
 
 def _name(what: str) -> str:
-    """Another one when the recipes change."""
+    """The name of an image, which changes with its recipe."""
     text = b"".join(file.read_bytes() for file in sorted(FOLDER.iterdir()) if file.is_file())
     return f"prismoe-stand-in/{what}:{hashlib.sha256(text).hexdigest()[:12]}"
 
 
 @contextmanager
 def torch_index(folder: Path, torch: str) -> Iterator[None]:
-    """An index with torch's CPU build, which pip finds on this machine as `make install` does."""
+    """An index with torch's CPU build, which pip finds on this machine as in `make install`."""
     wheels = folder / "torch"
     if not list(wheels.glob("*.whl")):
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), torch]
@@ -78,4 +78,4 @@ def torch_index(folder: Path, torch: str) -> Iterator[None]:
 
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
+        """Print nothing."""

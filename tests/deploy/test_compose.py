@@ -1,4 +1,4 @@
-"""compose.yaml and cpu.yaml as the real Compose reads them. test_stack.py runs them."""
+"""The real Compose's interpretation of compose.yaml and cpu.yaml. test_stack.py runs them."""
 
 import re
 from typing import Any
@@ -27,7 +27,7 @@ def cpu(request: pytest.FixtureRequest) -> bool:
     return form
 
 
-def test_nothing_has_to_be_set(compose: Compose, cpu: bool) -> None:
+def test_all_settings_are_optional(compose: Compose, cpu: bool) -> None:
     services = read(compose, cpu)["services"]
     assert set(services) == {"setup"} | LASTING
     name = "cpu" if cpu else "cuda"
@@ -39,12 +39,12 @@ def test_nothing_has_to_be_set(compose: Compose, cpu: bool) -> None:
     assert services["server"]["command"] == ["serve", "--api-keys-file", "/run/prismoe/api_keys", *ranks]
 
 
-def test_a_server_may_take_longer_to_end_than_its_requests_get(compose: Compose) -> None:
-    """Which is 30 s, `--shutdown-timeout`."""
+def test_a_server_has_more_time_to_end_than_its_requests(compose: Compose) -> None:
+    """Requests have 30 s, `--shutdown-timeout`."""
     assert read(compose)["services"]["server"]["stop_grace_period"] == "1m0s"
 
 
-def test_the_example_says_what_holds_without_it(compose: Compose) -> None:
+def test_the_example_shows_the_defaults(compose: Compose) -> None:
     own = {
         name: text
         for name, text in env_example().items()
@@ -54,7 +54,7 @@ def test_the_example_says_what_holds_without_it(compose: Compose) -> None:
     assert read(compose, **own | {"COMPOSE_FILE": "compose.yaml"}) == plain
 
 
-def test_every_variable_of_the_files_is_a_setting_of_the_example() -> None:
+def test_every_variable_of_the_files_is_in_the_example() -> None:
     files = ("compose.yaml", "cpu.yaml", "alertmanager.yaml")
     text = "".join((DEPLOY / file).read_text() for file in files)
     assert set(re.findall(r"\$\{(\w+)", text)) == set(env_example()) - OF_COMPOSE
@@ -65,7 +65,7 @@ def test_every_variable_has_a_value_without_the_example() -> None:
     assert not re.findall(r"\$\{\w+(?!:-)\W", text)
 
 
-def test_the_command_line_takes_the_settings(compose: Compose) -> None:
+def test_the_command_line_has_the_settings(compose: Compose) -> None:
     options = """--routing '{"policy": "ltdr", "tail_experts": 3}' --max-model-len 2048"""
     server = read(compose, MODEL="owner/some-model", GPUS="2", OPTIONS=options)["services"]["server"]
     assert server["command"] == [
@@ -76,7 +76,7 @@ def test_the_command_line_takes_the_settings(compose: Compose) -> None:
     assert server["gpus"] == [{"driver": "nvidia", "count": 2}]
 
 
-def test_the_other_settings_arrive(compose: Compose) -> None:
+def test_the_other_settings_reach_their_services(compose: Compose) -> None:
     ports = {"server": "80", "prometheus": "81", "grafana": "82"}
     numbers = {f"{name.upper()}_PORT": port for name, port in ports.items()}
     paths = {"CHECKPOINTS": "/data/models", "HF_TOKEN_FILE": "/data/token"}
@@ -102,14 +102,14 @@ def test_the_other_settings_arrive(compose: Compose) -> None:
         ({"IP_ADDRESS": "here"}, r"services\.server\.ports.* invalid ip address: here"),
     ],
 )
-def test_compose_names_a_wrong_setting(compose: Compose, setting: dict[str, str], complaint: str) -> None:
-    """The others setup.sh refuses, or Docker: see test_setup.py."""
+def test_compose_reports_a_wrong_setting(compose: Compose, setting: dict[str, str], complaint: str) -> None:
+    """setup.sh or Docker refuses the others: see test_setup.py."""
     done = compose(**setting)
     assert done.returncode != 0
     assert re.search(complaint, done.stderr), done.stderr
 
 
-def test_a_file_of_environment_variables_reaches_the_server_alone(compose: Compose, cpu: bool) -> None:
+def test_a_file_of_environment_variables_reaches_only_the_server(compose: Compose, cpu: bool) -> None:
     before = read(compose, cpu)["services"]
     after = read(compose, cpu, server_env="VLLM_USE_V2_MODEL_RUNNER=0\nHF_HUB_OFFLINE=1\n")["services"]
     own = {"VLLM_USE_V2_MODEL_RUNNER": "0", "HF_HUB_OFFLINE": "1"}
@@ -129,12 +129,12 @@ def test_containers_are_confined(compose: Compose, cpu: bool) -> None:
         else:
             assert service["restart"] == "unless-stopped", name
             assert service["ports"][0]["host_ip"] == "127.0.0.1", name
-            assert "user" not in service, name  # The images' own, which are not root.
+            assert "user" not in service, name  # The images' own users, which are not root.
             assert service["depends_on"]["setup"]["condition"] == "service_completed_successfully"
 
 
-def test_each_service_sees_its_own_secrets_alone(compose: Compose, cpu: bool) -> None:
-    """But for setup, which makes them."""
+def test_each_service_sees_only_its_own_secrets(compose: Compose, cpu: bool) -> None:
+    """setup is the exception, because it makes them."""
     configured = read(compose, cpu)
     seen = {
         name: {
@@ -158,7 +158,7 @@ def test_images_are_pinned(compose: Compose, cpu: bool) -> None:
         assert re.search(r":v?\d+\.\d+\.\d+", service["image"]), service["image"]
 
 
-def test_a_folder_of_checkpoints_that_is_not_there_is_not_made(compose: Compose, cpu: bool) -> None:
+def test_a_missing_folder_of_checkpoints_is_not_created(compose: Compose, cpu: bool) -> None:
     services = read(compose, cpu, CHECKPOINTS="/mistyped")["services"]
     for name in ("setup", "server"):
         (mount,) = (each for each in services[name]["volumes"] if each["target"] == "/checkpoints")
@@ -190,9 +190,7 @@ def read_with_alertmanager(compose: Compose, cpu: bool = False) -> dict[str, Any
     return configured
 
 
-def test_alertmanager_changes_the_others_only_by_where_prometheus_finds_it(
-    compose: Compose, cpu: bool
-) -> None:
+def test_alertmanager_only_changes_prometheus_volumes(compose: Compose, cpu: bool) -> None:
     before = read(compose, cpu)["services"]
     after = read_with_alertmanager(compose, cpu)["services"]
     alertmanager = after.pop("alertmanager")
@@ -207,7 +205,7 @@ def test_alertmanager_changes_the_others_only_by_where_prometheus_finds_it(
     assert group == {"targets": [f"alertmanager:{alertmanager['ports'][0]['target']}"]}
 
 
-def test_alertmanager_is_confined_as_prometheus_is(compose: Compose) -> None:
+def test_alertmanager_is_confined_like_prometheus(compose: Compose) -> None:
     services = read_with_alertmanager(compose)["services"]
     alertmanager, prometheus = services["alertmanager"], services["prometheus"]
     for name in ("read_only", "cap_drop", "security_opt", "logging", "restart", "depends_on"):
@@ -217,7 +215,7 @@ def test_alertmanager_is_confined_as_prometheus_is(compose: Compose) -> None:
     assert re.search(r":v\d+\.\d+\.\d+$", alertmanager["image"])
 
 
-def test_alertmanager_alone_sees_the_webhook(compose: Compose) -> None:
+def test_only_alertmanager_sees_the_webhook(compose: Compose) -> None:
     configured = read_with_alertmanager(compose)
     assert configured["secrets"]["alert_webhook"]["file"] == "/data/webhook"
     holders = [
@@ -232,7 +230,7 @@ def test_alertmanager_alone_sees_the_webhook(compose: Compose) -> None:
     assert [hook["url_file"] for hook in receiver["webhook_configs"]] == ["/run/secrets/alert_webhook"]
 
 
-def test_alertmanager_without_a_webhook_is_refused_with_a_sentence(compose: Compose) -> None:
+def test_alertmanager_without_a_webhook_is_refused_with_a_message(compose: Compose) -> None:
     done = compose(alerts=True)
     assert done.returncode != 0
-    assert "write the URL that alerts are sent to into a file" in done.stderr
+    assert "write the URL of the webhook for alerts into a file" in done.stderr

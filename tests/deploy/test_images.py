@@ -1,6 +1,6 @@
-"""The Dockerfiles and the scripts beside them, as far as they can be checked without building them.
+"""Checks the Dockerfiles and their scripts without building them.
 
-test_stack.py builds and runs Dockerfile.cpu. Dockerfile.cuda is not built, but held against it.
+test_stack.py builds and runs Dockerfile.cpu. Dockerfile.cuda is not built, but compared with it.
 """
 
 import re
@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from prismoe.model_plugins.vllm_seams.check import CHECKED, TESTED
 from prismoe.server.access.keys import KeyFile, read_keys
 from tests.deploy.conftest import DEPLOY
+from tests.doc_commands import documented, shell
 from tests.paths import REPOSITORY
 from tests.project import PROJECT
 
@@ -30,7 +31,7 @@ def dockerfile(request: pytest.FixtureRequest) -> Path:
 
 
 def instructions(dockerfile: Path) -> list[str]:
-    """Each on a line of its own, without comments."""
+    """The instructions, each on one line, without comments."""
     text = re.sub(r"^#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE)
     return re.sub(r"\s*\\\n\s*", " ", text).splitlines()
 
@@ -40,12 +41,12 @@ def last_stage(dockerfile: Path) -> list[str]:
     return lines[max(number for number, line in enumerate(lines) if line.startswith("FROM ")) :]
 
 
-def test_hadolint_has_nothing_to_say(dockerfile: Path) -> None:
+def test_hadolint_has_no_complaints(dockerfile: Path) -> None:
     done = subprocess.run([BIN / "hadolint", dockerfile], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
-def test_shellcheck_has_nothing_to_say() -> None:
+def test_shellcheck_has_no_complaints() -> None:
     scripts = [
         *DEPLOY.glob("*.sh"),
         *DEPLOY.glob("prometheus/*.sh"),
@@ -63,14 +64,14 @@ def test_the_base_is_pinned(dockerfile: Path) -> None:
         assert re.search(r":v?\d+\.\d+\.\d+", base), base
 
 
-def test_prismoe_is_packed_alike_for_both() -> None:
+def test_both_images_package_prismoe_alike() -> None:
     [cpu, cuda] = ([line for line in instructions(file) if line] for file in (CPU, CUDA))
     first, last = cpu.index("WORKDIR /src"), next(n for n, line in enumerate(cpu) if "pip wheel" in line)
     assert cpu[first : last + 1] == cuda[1 : last - first + 2]
 
 
-def test_the_containers_are_alike() -> None:
-    """In user, folder, port, health check, entry point and labels."""
+def test_both_containers_are_set_up_alike() -> None:
+    """Compares user, folder, port, health check, entry point and labels."""
     same = ("LABEL", "ENV HOME", "USER", "WORKDIR", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD")
     [cpu, cuda] = ([line for line in last_stage(file) if line.startswith(same)] for file in (CPU, CUDA))
     differing = (("(CPU)", "(CUDA)"), ("start-period=5m", "start-period=30m"), ('"python"', '"python3"'))
@@ -79,15 +80,15 @@ def test_the_containers_are_alike() -> None:
     assert cpu == cuda and len(cpu) == len(same)
 
 
-def test_labels_tell_what_it_is(dockerfile: Path) -> None:
+def test_labels_describe_the_image(dockerfile: Path) -> None:
     [labels] = [line for line in last_stage(dockerfile) if line.startswith("LABEL")]
     assert f'licenses="{PROJECT["license"]}"' in labels
     assert f'description="{PROJECT["description"]}"' in labels
     assert f"ARG VERSION={PROJECT['version']}" in last_stage(dockerfile)
 
 
-def test_the_context_holds_what_is_copied() -> None:
-    """.dockerignore leaves everything out but what it lists."""
+def test_the_context_has_everything_that_is_copied() -> None:
+    """.dockerignore excludes everything that it does not list."""
     kept = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line[0] == "!"}
     lines = [*instructions(CPU), *instructions(CUDA)]
     copied = [line.split()[1:-1] for line in lines if re.match("COPY [^-]", line)]
@@ -102,7 +103,7 @@ def test_all_parts_are_packed(dockerfile: Path) -> None:
     assert {f"COPY {part} {part}" for part in {"prismoe", *parts}} <= set(instructions(dockerfile))
 
 
-def test_versions_are_those_of_the_project() -> None:
+def test_versions_match_the_projects() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     versions = locked("cpu")
     assert f"\nTORCH := torch=={versions['torch']}\n" in makefile
@@ -114,7 +115,7 @@ def test_versions_are_those_of_the_project() -> None:
     assert last_stage(CUDA)[0] == f"FROM vllm/vllm-openai:v{tested}"
 
 
-def test_the_window_of_vllm_is_that_of_the_start_check() -> None:
+def test_the_supported_vllm_versions_match_the_start_check() -> None:
     """The CUDA image has the release that the tests run."""
     [vllm] = map(Requirement, PROJECT["optional-dependencies"]["cuda"])
     releases = [f"0.{minor}.0" for minor in range(30, 40) if vllm.specifier.contains(f"0.{minor}.0")]
@@ -123,7 +124,7 @@ def test_the_window_of_vllm_is_that_of_the_start_check() -> None:
 
 
 def locked(name: str) -> dict[str, str]:
-    """The versions of a lock file, in which each has hashes."""
+    """The versions in a lock file, which has hashes for all of them."""
     versions: dict[str, str] = {}
     hashes = 0
     for line in (DEPLOY / f"requirements-{name}.lock").read_text().splitlines():
@@ -138,30 +139,30 @@ def locked(name: str) -> dict[str, str]:
     return versions
 
 
-def test_the_lock_holds_what_the_project_asks_for() -> None:
+def test_the_lock_has_the_projects_requirements() -> None:
     versions = locked("cpu")
     for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cpu"]]:
-        wanted = Requirement(text)
-        assert wanted.specifier.contains(versions[wanted.name]), text
+        expected = Requirement(text)
+        assert expected.specifier.contains(versions[expected.name]), text
     assert not {"torchaudio", "torchcodec"} & set(versions)
 
 
-def test_the_lock_holds_what_builds_the_project() -> None:
+def test_the_lock_has_the_build_requirements() -> None:
     build = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["build-system"]["requires"]
-    for wanted in map(Requirement, build):
-        assert wanted.specifier.contains(locked("build")[wanted.name])
+    for expected in map(Requirement, build):
+        assert expected.specifier.contains(locked("build")[expected.name])
 
 
-def test_images_install_locked_packages_alone(dockerfile: Path) -> None:
-    """But for Ray, which has to be asked for, and prismoe itself."""
+def test_images_install_only_locked_packages(dockerfile: Path) -> None:
+    """The exceptions are Ray, which is optional, and prismoe itself."""
     installs = [line for line in instructions(dockerfile) if "pip install" in line and "$RAY" not in line]
     assert installs
     for line in installs:
         assert "--require-hashes" in line or "--no-index /opt/wheels/*.whl" in line, line
 
 
-def test_torchvision_imports_beside_cpu_torch() -> None:
-    """As vLLM's processors use it, and with what `make install` and Dockerfile.cpu lay beside it."""
+def test_torchvision_imports_with_cpu_torch() -> None:
+    """Imports it like vLLM's processors, with the files that `make install` and Dockerfile.cpu add."""
     program = "import torchvision; from torchvision.transforms.v2 import functional"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -170,7 +171,7 @@ def test_torchvision_imports_beside_cpu_torch() -> None:
 
 
 @pytest.mark.parametrize("role", ["client", "metrics"])
-def test_the_script_makes_a_key_that_the_server_knows(tmp_path: Path, role: str) -> None:
+def test_the_script_makes_a_key_that_the_server_accepts(tmp_path: Path, role: str) -> None:
     file = tmp_path / "api_keys"
     for name in ("alice", "bob"):
         done = subprocess.run(
@@ -181,7 +182,7 @@ def test_the_script_makes_a_key_that_the_server_knows(tmp_path: Path, role: str)
     assert len(done.stdout.strip()) == 64
 
 
-def test_the_script_begins_a_line_where_the_last_one_has_no_end(tmp_path: Path) -> None:
+def test_the_script_starts_a_new_line_if_the_last_one_has_no_end(tmp_path: Path) -> None:
     file = tmp_path / "api_keys"
     file.write_text(f"alice client {'0' * 64}")
     subprocess.run([DEPLOY / "key.sh", "bob", "client", file], capture_output=True, check=True)
@@ -189,13 +190,26 @@ def test_the_script_begins_a_line_where_the_last_one_has_no_end(tmp_path: Path) 
     assert "\n\n" not in file.read_text()
 
 
-def test_the_script_says_what_it_wants(tmp_path: Path) -> None:
+def test_the_script_prints_its_usage(tmp_path: Path) -> None:
     done = subprocess.run([DEPLOY / "key.sh", "alice"], capture_output=True, text=True)
-    assert done.returncode == 2 and "Say whose key it is" in done.stderr
+    assert done.returncode == 2 and "Give the name of the key" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["a b", "", "x" * 65, "a#b"])
-def test_the_script_refuses_what_names_no_key(tmp_path: Path, name: str) -> None:
+def test_the_script_refuses_a_wrong_name(tmp_path: Path, name: str) -> None:
     done = subprocess.run([DEPLOY / "key.sh", name, "client", tmp_path / "k"], capture_output=True, text=True)
     assert done.returncode == 2 and "can't name a key" in done.stderr
     assert not (tmp_path / "k").exists()
+
+
+def test_the_pages_commands_make_keys(tmp_path: Path) -> None:
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    clients, metrics = documented("deploy/key.sh")
+    client_key = shell(clients, tmp_path).strip()
+    assert shell(metrics, tmp_path) == ""
+    metrics_key = (tmp_path / "metrics_key").read_text().strip()
+    found = [KeyFile(tmp_path / "api_keys").find(key) for key in (client_key, metrics_key)]
+    assert [(key.name, key.role.value) for key in found if key] == [
+        ("alice", "client"),
+        ("prometheus", "metrics"),
+    ]

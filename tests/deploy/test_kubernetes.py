@@ -1,9 +1,10 @@
-"""The Helm chart: Helm's lint, Kubernetes's schemas, KEDA's and the Prometheus operator's own types.
+"""The Helm chart: Helm's lint, Kubernetes's schemas, and the types of KEDA and the Prometheus operator.
 
-LeaderWorkerSet has no schema in a Python package: its pods are checked as pods, its few fields by hand.
+No Python package has a schema of LeaderWorkerSet: its pods are checked as pods, its few fields by hand.
 """
 
 import json
+import shlex
 import subprocess
 from typing import Any
 
@@ -17,6 +18,8 @@ from pydantic import BaseModel
 
 from prismoe.server.commands.arguments import serve_settings
 from tests.deploy.conftest import CHART, DEPLOY, REQUIRED, render
+from tests.doc_commands import documented
+from tests.paths import REPOSITORY
 
 KUBERNETES = "1.37"
 OTHER_KINDS = ("LeaderWorkerSet", "PodMonitor", "ScaledObject")
@@ -64,7 +67,7 @@ def test_helm_lint(values: dict[str, Any]) -> None:
     assert (found, report["errors"]) == ([], [])
 
 
-def test_kubernetes_takes_the_manifests(values: dict[str, Any]) -> None:
+def test_the_manifests_are_valid_for_kubernetes(values: dict[str, Any]) -> None:
     manifests = render(**values)
     own = [manifest for (kind, _), manifest in manifests.items() if kind not in OTHER_KINDS]
     assert len(own) >= 8
@@ -73,7 +76,7 @@ def test_kubernetes_takes_the_manifests(values: dict[str, Any]) -> None:
 
 
 def known_to(model: type[BaseModel], manifest: dict[str, Any]) -> bool:
-    """Whether an operator's types take a manifest as it is; they drop a key that they don't know."""
+    """Whether an operator's types keep a manifest unchanged. They drop unknown keys."""
     return (
         model.model_validate(manifest).model_dump(mode="json", by_alias=True, exclude_unset=True) == manifest
     )
@@ -90,14 +93,14 @@ def test_the_operators_know_every_key_of_their_manifests(values: dict[str, Any])
 
 @pytest.mark.parametrize(("kind", "model"), [("PodMonitor", PodMonitor), ("ScaledObject", ScaledObject)])
 def test_the_operators_types_show_a_misspelt_key(kind: str, model: type[BaseModel]) -> None:
-    """Else the test above could not fail."""
+    """Otherwise the test above could not fail."""
     manifest = render()[kind, "demo"]
     manifest["spec"]["misspelt"] = 1
     assert not known_to(model, manifest)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_keda_alone_says_how_many_replicas(nodes: int) -> None:
+def test_only_keda_sets_the_number_of_replicas(nodes: int) -> None:
     manifests = render(nodes=nodes)
     target = manifests["ScaledObject", "demo"]["spec"]["scaleTargetRef"]
     scaled = manifests[target["kind"], target["name"]]
@@ -119,10 +122,10 @@ def test_several_nodes_make_a_group_of_pods() -> None:
 
 
 @pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (4, 1), (8, 2)])
-def test_the_server_takes_the_command_line(gpus: int, nodes: int) -> None:
+def test_the_server_gets_the_command_line(gpus: int, nodes: int) -> None:
     options = ["--routing", '{"policy": "ltdr", "tail_experts": 3}', "--max-model-len", "2048"]
     [container] = server(render(gpus=gpus, nodes=nodes, options=options))["spec"]["containers"]
-    shell = container.get("command", [])  # The image's entry point is prismoe itself.
+    shell = container.get("command", [])  # The image's entry point is prismoe.
     assert bool(shell) == (nodes > 1)
     assert not shell or shell[2].endswith(' && exec prismoe "$@"')
     command, model, *arguments = container["args"]
@@ -135,12 +138,12 @@ def test_the_server_takes_the_command_line(gpus: int, nodes: int) -> None:
 
 
 def environment(container: dict[str, Any]) -> dict[str, Any]:
-    """The variables and their values; of one that comes from elsewhere, where from."""
+    """The variables and their values. For a reference it is the reference."""
     return {entry["name"]: entry.get("value") or entry["valueFrom"] for entry in container["env"]}
 
 
 def server_containers(manifests: dict[tuple[str, str], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of every pod of a replica."""
+    """The server containers of every pod of a replica."""
     pods = [server(manifests)]
     if ("LeaderWorkerSet", "demo") in manifests:
         pods.append(manifests["LeaderWorkerSet", "demo"]["spec"]["leaderWorkerTemplate"]["workerTemplate"])
@@ -176,26 +179,26 @@ def test_a_model_of_the_hub(nodes: int) -> None:
     assert {"port": 443} in outside["ports"]
 
 
-def test_a_variable_of_the_user_goes_before_the_charts() -> None:
+def test_a_variable_of_the_user_overrides_the_charts() -> None:
     [container] = server_containers(render(environment={"HF_HUB_OFFLINE": "0"}))
     assert [entry["value"] for entry in container["env"] if entry["name"] == "HF_HUB_OFFLINE"] == ["0"]
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=["leader", "worker"])
-def test_a_pod_whose_image_has_no_ray_ends_with_a_sentence(index: int) -> None:
-    """Its shell is run here, where there is no Ray either."""
+def test_a_pod_whose_image_has_no_ray_ends_with_a_message(index: int) -> None:
+    """Its shell script runs here, where there is no Ray either."""
     container = server_containers(render(nodes=2))[index]
     command = [*container["command"], *container.get("args", [])]
     done = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=10)
     assert done.returncode == 1
     assert done.stderr.startswith(
-        "This image has no Ray, which nodes: 2 needs: build it with --build-arg RAY="
+        "This image has no Ray, but nodes is 2: build the image with --build-arg RAY="
     )
     dockerfile = (DEPLOY / "Dockerfile.cuda").read_text()
     assert "ARG RAY=" in dockerfile
 
 
-def test_probes_ask_the_server() -> None:
+def test_probes_query_the_server() -> None:
     [container] = server(render())["spec"]["containers"]
     assert container["ports"] == [{"name": "http", "containerPort": 8000}]
     for probe, path in (("startupProbe", "readyz"), ("readinessProbe", "readyz"), ("livenessProbe", "livez")):
@@ -251,8 +254,8 @@ def test_selectors_find_the_pods(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_a_server_may_take_longer_to_end_than_its_requests_get(nodes: int) -> None:
-    """Which is 30 s, `--shutdown-timeout`."""
+def test_a_server_has_more_time_to_end_than_its_requests(nodes: int) -> None:
+    """Requests have 30 s, `--shutdown-timeout`."""
     assert server(render(nodes=nodes))["spec"]["terminationGracePeriodSeconds"] == 60
 
 
@@ -273,6 +276,16 @@ def test_a_server_that_may_fetch_images_reaches_no_private_address() -> None:
         *("10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16"),
         *("172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16"),
     }
+
+
+def test_the_pages_settings_render() -> None:
+    """The client `helm` is not here: the test reads each --set as that would."""
+    [command] = documented("helm install")
+    _, _, _, chart, *options = shlex.split(command)
+    assert REPOSITORY / chart == CHART and set(options[::2]) == {"--set"}
+    values = dict(option.split("=") for option in options[1::2])
+    assert values.keys() >= REQUIRED.keys()
+    assert ("Deployment", "demo") in render(**values)
 
 
 @pytest.mark.parametrize("name", ["image", "model", "apiKeySecret"])
@@ -301,5 +314,5 @@ def test_a_wrong_setting_stops_helm_with_its_name(values: dict[str, Any], compla
         render(**values)
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(json.loads((CHART / "values.schema.json").read_text()))

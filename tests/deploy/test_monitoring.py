@@ -1,4 +1,4 @@
-"""Prometheus's settings and Grafana's provisioning fit each other, compose.yaml and the chart."""
+"""Prometheus's settings and Grafana's provisioning match each other, compose.yaml and the chart."""
 
 import json
 import os
@@ -35,9 +35,9 @@ A_MINUTE = {
     "vllm:mm_cache_hits_total{}": 4,
     "vllm:mm_cache_queries_total{}": 40,
 }
-"""By how much a made-up server's counters rise."""
+"""The increases of a made-up server's counters."""
 UP = {'up{instance="a"}': 1, 'up{instance="b"}': 0, 'up{instance="c"}': 1}
-"""Which servers answer."""
+"""The servers that answer."""
 OF_PANELS: dict[str, dict[str, float]] = {
     "experts.json: Tail share 0": {"{}": 0.25},
     "experts.json: Tail share by layer 0": {'{layer="1"}': 0.4},
@@ -49,7 +49,7 @@ OF_PANELS: dict[str, dict[str, float]] = {
     "serving.json: Servers that answer 0": {"{}": 2},
     "serving.json: Servers that answer 1": {"{}": 3},
 }
-"""What panels of a part beside its whole draw then."""
+"""The values of panels that show a part and its whole."""
 
 
 def load(path: Path) -> Any:
@@ -76,7 +76,7 @@ def test_prometheus_reads_every_file_of_rules() -> None:
 
 
 @pytest.mark.prometheus
-def test_promtool_takes_the_settings(tmp_path: Path) -> None:
+def test_promtool_accepts_the_settings(tmp_path: Path) -> None:
     promtool = shutil.which("promtool", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert promtool, "promtool is needed: it comes with Prometheus (Debian's package prometheus)."
     config = shutil.copytree(DEPLOY / "prometheus", tmp_path / "prometheus") / "prometheus.yaml"
@@ -87,7 +87,7 @@ def test_promtool_takes_the_settings(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_grafana_asks_prometheus(compose: Compose) -> None:
+def test_grafana_queries_prometheus(compose: Compose) -> None:
     [source] = load(GRAFANA / "provisioning/datasources/prometheus.yaml")["datasources"]
     services = yaml.safe_load(compose().stdout)["services"]
     assert source["url"] == "http://prometheus:9090"
@@ -113,22 +113,24 @@ def test_panels_lie_within_the_dashboard() -> None:
 
 
 def test_no_two_panels_have_the_same_title() -> None:
-    """The tests of their queries know them by it."""
+    """The tests of their queries identify panels by title."""
     for dashboard in GRAFANA.rglob("*.json"):
         titles = [panel["title"] for panel in load(dashboard)["panels"]]
         assert len(titles) == len(set(titles)), dashboard.name
 
 
 @pytest.mark.prometheus
-def test_panels_tell_a_part_from_its_whole(tmp_path: Path) -> None:
+def test_panels_distinguish_a_part_from_its_whole(tmp_path: Path) -> None:
     of_server = '{job="prismoe", model_name="m", '
     values = {name: f"0+{rise}x10" for name, rise in A_MINUTE.items()} | {
         name: f"{is_up}x10" for name, is_up in UP.items()
     }
-    series = [{"series": name.replace("{", of_server), "values": told} for name, told in values.items()]
+    series = [
+        {"series": name.replace("{", of_server), "values": reported} for name, reported in values.items()
+    ]
     cases = [
         {
-            # promtool wants the very number, and a rate is rounded.
+            # promtool needs the exact number, and a rate is rounded.
             "expr": f"round({with_variables(QUERIES[panel])}, 0.001)",
             "eval_time": "10m",
             "exp_samples": [{"labels": labels, "value": value} for labels, value in samples.items()],
@@ -142,7 +144,7 @@ def test_panels_tell_a_part_from_its_whole(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_the_first_screen_answers_what_is_asked_first() -> None:
+def test_the_first_screen_fits_a_screen() -> None:
     """A screen of 1080 lines shows about 24 rows of Grafana's grid."""
     first = [
         panel for panel in load(GRAFANA / "dashboards/experts.json")["panels"] if panel["gridPos"]["y"] < 18
@@ -152,11 +154,11 @@ def test_the_first_screen_answers_what_is_asked_first() -> None:
     assert [panel["type"] for panel in first if panel["type"] != "row"] == ["stat"] * 12
 
 
-def test_dashboards_ask_the_provisioned_source() -> None:
+def test_dashboards_use_the_provisioned_source() -> None:
     [source] = load(GRAFANA / "provisioning/datasources/prometheus.yaml")["datasources"]
     for dashboard in GRAFANA.rglob("*.json"):
         asked = set(re.findall(r'"type": "prometheus", "uid": "([^"]+)"', dashboard_text(dashboard)))
-        # A variable is chosen on the dashboard, among the sources that there are.
+        # The source is a variable of the dashboard.
         assert {uid for uid in asked if not uid.startswith("$")} <= {source["uid"]}, dashboard
 
 
@@ -164,7 +166,7 @@ def dashboard_text(dashboard: Path) -> str:
     return json.dumps(json.loads(dashboard.read_text()), sort_keys=True)
 
 
-def test_kubernetes_and_compose_name_the_job_alike() -> None:
+def test_kubernetes_and_compose_use_the_same_job_name() -> None:
     manifests = render()
     monitor = manifests["PodMonitor", "demo"]["spec"]
     labels = manifests["Deployment", "demo"]["spec"]["template"]["metadata"]["labels"]

@@ -19,7 +19,7 @@ ALERTS = [
 
 
 @pytest.mark.prometheus
-def test_rules_do_what_their_tests_say() -> None:
+def test_the_rules_pass_their_unit_tests() -> None:
     for arguments in (["check", "rules", str(RULES)], ["test", "rules", str(TESTS)]):
         run = subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, timeout=60)
         assert run.returncode == 0 and "SUCCESS" in run.stdout, run.stdout + run.stderr

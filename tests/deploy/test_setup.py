@@ -1,4 +1,4 @@
-"""setup.sh, which compose runs first, in a folder of its own. test_stack.py runs it in a container."""
+"""setup.sh, which compose runs first, in a temporary folder. test_stack.py runs it in a container."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ WSL = "Linux version 5.15.167.4-microsoft-standard-WSL2"
 
 @dataclass
 class Root:
-    """What setup.sh sees as the root of its file system."""
+    """The root of setup.sh's file system."""
 
     folder: Path
 
@@ -48,7 +48,7 @@ class Root:
         return (self.folder / "run" / "prismoe" / name).read_text()
 
     def opens(self, key: str) -> tuple[str, str] | None:
-        """Whose key it is, and its role."""
+        """The name and the role of a key."""
         found = KeyFile(self.folder / "run" / "prismoe" / "server" / "api_keys").find(key)
         return None if found is None else (found.name, found.role.value)
 
@@ -110,11 +110,11 @@ def test_the_printed_line_sends_a_picture(root: Root, tmp_path: Path) -> None:
     ("address", "host"),
     [("0.0.0.0", "localhost"), ("::", "localhost"), ("::1", "[::1]"), ("10.0.0.7", "10.0.0.7")],
 )
-def test_the_printed_line_asks_where_this_host_hears(root: Root, address: str, host: str) -> None:
+def test_the_printed_line_has_an_address_of_this_host(root: Root, address: str, host: str) -> None:
     assert f" http://{host}:8000/v1/chat" in root.setup(IP_ADDRESS=address).stdout
 
 
-def test_later_runs_keep_what_there_is(root: Root) -> None:
+def test_later_runs_keep_existing_secrets(root: Root) -> None:
     root.setup()
     names = ("server/api_keys", "prometheus/metrics_key", "grafana/password")
     made = [root.read(name) for name in names]
@@ -125,11 +125,11 @@ def test_later_runs_keep_what_there_is(root: Root) -> None:
 
 
 @pytest.mark.parametrize("lost", ["server/api_keys", "prometheus/metrics_key", "grafana/password"])
-def test_what_was_lost_is_made_again(root: Root, lost: str) -> None:
+def test_lost_secrets_are_made_again(root: Root, lost: str) -> None:
     first = bearer(root.setup().stdout)
     (root.folder / "run" / "prismoe" / lost).unlink()
-    said = root.setup().stdout
-    key = bearer(said) if lost == "server/api_keys" else first
+    sentence = root.setup().stdout
+    key = bearer(sentence) if lost == "server/api_keys" else first
     assert root.opens(key) == ("client", "client")
     assert root.opens(root.read("prometheus/metrics_key").strip()) == ("prometheus", "metrics")
     assert root.read("grafana/password")
@@ -158,7 +158,7 @@ def test_prometheus_gets_a_new_key(root: Root) -> None:
 @pytest.mark.parametrize(
     "words", [["remove"], ["keys"], ["key", "bob", "metrics"], ["key", "a b"], ["key", ""]]
 )
-def test_what_it_does_not_know_is_refused_and_changes_nothing(root: Root, words: list[str]) -> None:
+def test_unknown_arguments_are_refused_and_change_nothing(root: Root, words: list[str]) -> None:
     root.setup()
     before = root.read("server/api_keys")
     done = root.setup(*words)
@@ -169,12 +169,12 @@ def test_what_it_does_not_know_is_refused_and_changes_nothing(root: Root, words:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"MODEL": "/data/whole"}, "MODEL=/data/whole is no name"),
-        ({"MODEL": "~/whole"}, "MODEL=~/whole is no name"),
-        ({"MODEL": "./whole"}, "MODEL=./whole is no name"),
-        ({"MODEL": "owner/../whole"}, "MODEL=owner/../whole is no name"),
-        ({"MODEL": "whole/"}, "MODEL=whole/ is no name"),
-        ({"MODEL": "two words"}, "MODEL=two words is no name"),
+        ({"MODEL": "/data/whole"}, "MODEL=/data/whole is not a name"),
+        ({"MODEL": "~/whole"}, "MODEL=~/whole is not a name"),
+        ({"MODEL": "./whole"}, "MODEL=./whole is not a name"),
+        ({"MODEL": "owner/../whole"}, "MODEL=owner/../whole is not a name"),
+        ({"MODEL": "whole/"}, "MODEL=whole/ is not a name"),
+        ({"MODEL": "two words"}, "MODEL=two words is not a name"),
         (
             {"MODEL": "gone"},
             "MODEL=gone is neither a folder in CHECKPOINTS=/data/models nor a name on the Hugging",
@@ -184,14 +184,14 @@ def test_what_it_does_not_know_is_refused_and_changes_nothing(root: Root, words:
             {"MODEL": "empty"},
             "MODEL=empty: the folder of that name in CHECKPOINTS=/data/models has no config.json",
         ),
-        ({"GPUS": "0"}, "GPUS=0 is no number"),
-        ({"GPUS": "-1"}, "GPUS=-1 is no number"),
-        ({"GPUS": "all"}, "GPUS=all is no number"),
-        ({"RETENTION": "long"}, "RETENTION=long is no time"),
-        ({"RETENTION": "30"}, "RETENTION=30 is no time"),
+        ({"GPUS": "0"}, "GPUS=0 is not a number of GPUs"),
+        ({"GPUS": "-1"}, "GPUS=-1 is not a number of GPUs"),
+        ({"GPUS": "all"}, "GPUS=all is not a number of GPUs"),
+        ({"RETENTION": "long"}, "RETENTION=long is not a time"),
+        ({"RETENTION": "30"}, "RETENTION=30 is not a time"),
     ],
 )
-def test_a_wrong_setting_is_named_and_nothing_made(
+def test_a_wrong_setting_is_reported_and_nothing_is_made(
     root: Root, settings: dict[str, str], complaint: str
 ) -> None:
     done = root.setup(**settings)
@@ -201,11 +201,11 @@ def test_a_wrong_setting_is_named_and_nothing_made(
 
 @pytest.mark.parametrize("model", ["", "whole", "owner/whole", "LanguageBind/MoE-LLaVA-Phi2-2.7B-4e"])
 @pytest.mark.parametrize("retention", ["30d", "1d12h"])
-def test_a_right_setting_is_taken(root: Root, model: str, retention: str) -> None:
+def test_a_right_setting_is_accepted(root: Root, model: str, retention: str) -> None:
     assert root.setup(MODEL=model, RETENTION=retention, GPUS="16").returncode == 0
 
 
-def test_a_host_without_a_driver_is_told_what_to_do(root: Root) -> None:
+def test_a_host_without_a_driver_gets_instructions(root: Root) -> None:
     done = root.setup(DEVICE="gpu")
     assert done.returncode == 1
     assert "no NVIDIA GPU, or its driver is not loaded" in done.stderr
@@ -215,13 +215,13 @@ def test_a_host_without_a_driver_is_told_what_to_do(root: Root) -> None:
 @pytest.mark.parametrize(
     ("text", "release", "old"), [(PROPRIETARY, 570, True), (OPEN, 579, True), (OPEN, 580, False)]
 )
-def test_an_old_driver_is_told_of(root: Root, text: str, release: int, old: bool) -> None:
+def test_an_old_driver_is_reported(root: Root, text: str, release: int, old: bool) -> None:
     root.driver(text.format(release))
     done = root.setup(DEVICE="gpu")
     assert done.returncode == 0 and "Container Toolkit" in done.stdout
     assert ("older than 580" in done.stdout) == old
 
 
-def test_the_driver_of_wsl_is_not_seen(root: Root) -> None:
+def test_the_driver_of_wsl_is_not_checked(root: Root) -> None:
     (root.folder / "proc" / "version").write_text(WSL)
     assert root.setup(DEVICE="gpu").returncode == 0

@@ -1,20 +1,17 @@
-"""Dockerfile.cpu built, and compose.yaml's CPU form run, in a real Docker engine.
+"""Builds Dockerfile.cpu, and runs compose.yaml's CPU form in a real Docker engine.
 
-    make test ARGS=tests/deploy/test_stack.py
+make test ARGS=tests/deploy/test_stack.py
 
-The tests share the running containers and go on from where the one before left them. Where no image can be
-pulled, others stand in (stand_ins.py). What is built stays in Docker's cache of layers.
+The tests share the running containers, and each continues from the state that the previous one left. If no
+image can be pulled, others replace them (stand_ins.py). Built images stay in Docker's layer cache.
 """
 
 import json
 import os
 import re
 import secrets
-import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,10 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 import yaml
 
 from prismoe.benchmarks.monitoring.prometheus import RULES
+from prismoe.loadtests.local_server import free_port
 from tests.deploy.conftest import DEPLOY
 from tests.deploy.docker_engine import COMPOSE, docker, engine, inspect
 from tests.deploy.stand_ins import in_their_place, torch_index
@@ -58,7 +57,7 @@ class Stack:
     form: tuple[str, ...] = ("compose.yaml", "cpu.yaml")
 
     def compose(self, *arguments: str, limit_s: float = 300, check: bool = True) -> str:
-        """What Compose prints for these arguments."""
+        """The output of Compose for these arguments."""
         files = [word for file in (*self.form, str(self.changes)) for word in ("--file", file)]
         command = [str(COMPOSE), "--env-file", "/dev/null", "--project-name", PROJECT, *files, *arguments]
         done = subprocess.run(
@@ -76,29 +75,26 @@ class Stack:
         return done.stdout
 
     def state(self, service: str) -> dict[str, Any]:
-        """What Docker knows of a service's container."""
+        """Docker's description of a service's container."""
         return inspect(f"{PROJECT}-{service}-1")
 
     def inside(self, service: str, *command: str, check: bool = True) -> str:
-        """What a command in a service's container prints."""
+        """The output of a command in a service's container."""
         return docker("exec", f"{PROJECT}-{service}-1", *command, check=check)
 
     def signal_the_server(self, name: str) -> None:
-        """Send a signal to the server's process, which is not its container's first."""
+        """Send a signal to the server's process, which is not the first in its container."""
         self.inside("server", "python", "-c", SIGNAL_THE_SERVER, name)
 
     def get(self, path: str, key: str | None, port: str = "SERVER_PORT") -> tuple[int, str]:
         """The status and body of an answer."""
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         url = f"http://127.0.0.1:{self.settings[port]}{path}"
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
+        answer = httpx.get(url, headers=headers, timeout=30)
+        return answer.status_code, answer.text
 
     def query(self, expr: str) -> list[float]:
-        """The values that Prometheus has now."""
+        """The current values of a query in Prometheus."""
         _, body = self.get(f"/api/v1/query?query={quote(expr)}", None, "PROMETHEUS_PORT")
         return [float(sample["value"][1]) for sample in json.loads(body)["data"]["result"]]
 
@@ -131,9 +127,9 @@ def wait(true: Callable[[], bool], limit_s: float) -> None:
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """The containers, after the one command."""
+    """The containers, after the single command."""
     WORK.mkdir(parents=True, exist_ok=True)
-    token = WORK / "hf_token"  # in the folder that the image is built from
+    token = WORK / "hf_token"  # the folder that the image is built from
     token.write_text(f"hf_{secrets.token_hex(16)}")
     settings = {name: str(free_port()) for name in ("SERVER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
     settings |= {"HF_TOKEN_FILE": str(token), "MEMORY": "6g"}
@@ -153,7 +149,7 @@ def stack() -> Iterator[Stack]:
 
 
 def changes_for_the_test() -> dict[str, Any]:
-    """Names of the test's own, and images that can be had."""
+    """The override with names for the test, and available images."""
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     base = re.search(r"^ARG BASE=(\S+)$", (DEPLOY / "Dockerfile.cpu").read_text(), re.MULTILINE)
     assert base
@@ -169,20 +165,13 @@ def torch_build() -> str:
     return found[1]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def answer(stack: Stack, line: str) -> str:
-    """What the model says to the first run's line."""
+    """The model's answer to the first run's line."""
     done = subprocess.run(["sh", "-c", line], cwd=DEPLOY, capture_output=True, text=True, timeout=120)
     return str(json.loads(done.stdout)["choices"][0]["message"]["content"]).strip()
 
 
-def test_one_command_gets_all_healthy(stack: Stack) -> None:
+def test_one_command_starts_everything_healthy(stack: Stack) -> None:
     for service in LASTING:
         assert stack.state(service)["State"]["Health"]["Status"] == "healthy", service
     assert (stack.state("setup")["State"]["Status"], stack.state("setup")["State"]["ExitCode"]) == (
@@ -191,7 +180,7 @@ def test_one_command_gets_all_healthy(stack: Stack) -> None:
     )
 
 
-def test_ports_are_open_on_this_host_alone(stack: Stack) -> None:
+def test_ports_are_open_only_on_this_host(stack: Stack) -> None:
     for service in LASTING:
         [bound] = stack.state(service)["NetworkSettings"]["Ports"].values()
         assert [place["HostIp"] for place in bound] == ["127.0.0.1"], service
@@ -223,7 +212,7 @@ def test_prometheus_has_the_server_the_rules_and_the_series(stack: Stack) -> Non
     [("server", "2000:0", 6), ("prometheus", "65534:", 1), ("grafana", "472:0", 1)],
 )
 def test_a_container_is_confined(stack: Stack, service: str, user: str, memory: int) -> None:
-    """Seen from inside, and as Docker says it."""
+    """Checks this from inside, and in Docker's description."""
     found = stack.inside(service, "sh", "-c", "echo $(id -u):$(id -g); grep -E 'Cap|NoNew' /proc/self/status")
     who, *lines = found.splitlines()
     assert who.startswith(user)
@@ -255,12 +244,12 @@ def test_no_secret_leaks(stack: Stack) -> None:
         "token": 0,
     }
     containers = [f"{PROJECT}-{service}-1" for service in ("setup", *LASTING)]
-    told = docker("inspect", IMAGE, *containers) + docker("history", "--no-trunc", IMAGE)
-    assert not [name for name, secret in known.items() if secret in told]
-    # The server knows digests alone, and what others need is not in its sight.
+    reported = docker("inspect", IMAGE, *containers) + docker("history", "--no-trunc", IMAGE)
+    assert not [name for name, secret in known.items() if secret in reported]
+    # The server has only digests, and cannot see other services' secrets.
     seen = stack.inside("server", "sh", "-c", "cat /run/prismoe/*; env")
     assert not [name for name in ("client", "metrics", "password", "token") if known[name] in seen]
-    # The lock's packages aside, whose files are known by their hashes.
+    # Except for the lock's packages, whose files are known by their hashes.
     search = f"""
         grep -rlF {" ".join(f"-e {secret}" for secret in known.values())} \\
             --exclude-dir=proc --exclude-dir=sys --exclude-dir=site-packages \\
@@ -271,7 +260,7 @@ def test_no_secret_leaks(stack: Stack) -> None:
     assert docker(*alone, IMAGE, "-c", search, limit_s=300) == "searched"
 
 
-def test_the_health_check_fails_where_the_server_does_not_answer(stack: Stack) -> None:
+def test_the_health_check_fails_if_the_server_does_not_answer(stack: Stack) -> None:
     kind, *check = stack.state("server")["Config"]["Healthcheck"]["Test"]
     assert kind == "CMD"
     stack.inside("server", *check)
@@ -302,7 +291,7 @@ def test_a_killed_server_comes_back(stack: Stack) -> None:
     assert stack.get("/v1/models", stack.settings["KEY"])[0] == 200
 
 
-def test_stop_ends_all_well(stack: Stack) -> None:
+def test_stop_ends_all_containers_cleanly(stack: Stack) -> None:
     stack.inside("server", "touch", "/home/vllm/kept")
     stack.compose("stop")
     for service in LASTING[:2]:
@@ -310,8 +299,8 @@ def test_stop_ends_all_well(stack: Stack) -> None:
         assert (state["ExitCode"], state["OOMKilled"]) == (0, False), service
 
 
-def test_what_was_made_is_kept(stack: Stack) -> None:
-    """By new containers as well. No key is made anew, nor one that was removed."""
+def test_secrets_and_removed_keys_survive_new_containers(stack: Stack) -> None:
+    """No key is made again, not even a removed one."""
     stack.compose("down")
     assert "curl" not in stack.compose("up", "--no-build", "--detach", "--wait")
     assert "curl" not in stack.compose("logs", "setup")
@@ -327,15 +316,15 @@ def test_restart(stack: Stack) -> None:
     assert stack.get("/v1/models", stack.settings["KEY"])[0] == 200
 
 
-def test_the_gpu_form_says_what_a_host_without_a_gpu_lacks(stack: Stack) -> None:
+def test_the_gpu_form_reports_a_missing_gpu(stack: Stack) -> None:
     if Path("/proc/driver/nvidia/version").exists():
         pytest.skip("This host has an NVIDIA driver.")
     stack.compose("down")
     changes = WORK / "gpu-changes.json"
     changes.write_text(json.dumps({"services": {**json.loads(stack.changes.read_text())["services"]}}))
     gpu = Stack(stack.settings, changes, ("compose.yaml",))
-    said = gpu.compose("up", "--no-build", check=False)
-    assert "This host has no NVIDIA GPU, or its driver is not loaded." in said
-    assert "docker compose --file compose.yaml --file cpu.yaml up" in said
+    message = gpu.compose("up", "--no-build", check=False)
+    assert "This host has no NVIDIA GPU, or its driver is not loaded." in message
+    assert "docker compose --file compose.yaml --file cpu.yaml up" in message
     assert (gpu.state("setup")["State"]["ExitCode"], gpu.state("setup")["RestartCount"]) == (1, 0)
     assert gpu.state("server")["State"]["Status"] == "created", "It was not started."

@@ -7,7 +7,7 @@ SIZES = [1, 2, 3, 7, 16, 65]
 
 
 def ragged_routing(tokens: int, experts: int, slots: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """`weights_TA` and `experts_TA` (int32) as the router gives them.
+    """`weights_TA` and `experts_TA` (int32) as a router returns them.
 
     Some tokens name an expert twice, others use none.
     """

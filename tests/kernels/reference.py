@@ -1,4 +1,4 @@
-"""The routing equations one token at a time, in float64: what the fast forms are tested against."""
+"""The routing equations for one token at a time, in float64: the reference for the fast forms."""
 
 from collections.abc import Callable
 
@@ -8,13 +8,13 @@ TEXT, PADDING = -1, -2
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """LTDR, Eq. 6."""
+    """The probabilities of LTDR, Eq. 6."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def tail(probs: np.ndarray, segments: list[int]) -> list[bool]:
-    """LTDR, Eqs. 9 and 11, with the mean over the token's own image."""
+    """The tail tokens of LTDR, Eqs. 9 and 11, with the mean over the token's own image."""
     rpv = [float(np.mean((row - row.mean()) ** 2)) for row in probs]
     flags = []
     for token, image in enumerate(segments):
@@ -24,7 +24,7 @@ def tail(probs: np.ndarray, segments: list[int]) -> list[bool]:
 
 
 def experts(probs: np.ndarray, counts: list[int], renormalize: bool) -> list[dict[int, float]]:
-    """LTDR, Eqs. 7 and 12: each token's experts and weights; ties take the lower index."""
+    """Each token's experts and weights (LTDR, Eqs. 7 and 12). Ties take the lower index."""
     chosen = []
     for row, count in zip(probs, counts, strict=True):
         order = sorted(range(len(row)), key=lambda expert: (-row[expert], expert))[:count]

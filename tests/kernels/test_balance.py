@@ -1,4 +1,4 @@
-"""The statistics of expert load, against plain arithmetic and their promises."""
+"""The statistics of expert load, compared with plain arithmetic and their promised properties."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_modality_equity(used_ME: np.ndarray) -> None:
 
 
 @given(layers(), st.integers(2, 50))
-def test_modality_equity_does_not_depend_on_how_much_vision_there_is(used_ME: np.ndarray, more: int) -> None:
+def test_modality_equity_does_not_depend_on_the_amount_of_vision(used_ME: np.ndarray, more: int) -> None:
     more_vision_ME = used_ME * np.array([[1], [more]])
     index = balance.modality_equity(used_ME, BOTH)
     assert same(balance.modality_equity(more_vision_ME, BOTH), index)
@@ -68,7 +68,7 @@ def test_modality_equity_does_not_depend_on_how_much_vision_there_is(used_ME: np
         ([[4, 4, 4]], ("text",), math.nan),
         ([[4, 4, 4], [0, 0, 0], [9, 0, 9]], ("text", "image", "audio"), 2 / 3),  # no image
         ([[4, 4, 4, 4], [8, 8, 0, 0], [4, 0, 0, 4]], ("text", "image", "audio"), 1 / 4),
-        ([[4, 4, 4, 4], [8, 8, 0, 0], [4, 0, 0, 4]], MODALITIES[:3], 3 / 4),  # image and video are one
+        ([[4, 4, 4, 4], [8, 8, 0, 0], [4, 0, 0, 4]], MODALITIES[:3], 3 / 4),  # image and video count as one
         ([[0, 0], [9, 0], [0, 9]], MODALITIES[:3], math.nan),
         ([[0, 0], [9, 0], [0, 9], [5, 1]], MODALITIES, 1 / 2),  # vision and audio
     ],
@@ -77,7 +77,7 @@ def test_modality_equity_of_plain_cases(used: list[list[int]], modalities: list[
     assert same(balance.modality_equity(np.array(used), modalities), index)
 
 
-def test_any_use_counts_where_no_share_is_asked_for() -> None:
+def test_any_use_counts_without_a_least_share() -> None:
     used_ME = np.array([[1, 0, 50, 20], [90, 90, 0, 1]])
     assert balance.modality_equity(used_ME, BOTH) == 0
     assert balance.modality_equity(used_ME, BOTH, least_share=0) == 0.5
@@ -109,7 +109,7 @@ def test_a_modality_whose_tokens_use_no_expert_leaves_all_idle() -> None:
     assert math.isnan(balance.modality_equity(used_ME, BOTH))
 
 
-def test_equiroutes_sixteen_experts_are_judged_by_four() -> None:
+def test_equiroutes_sixteen_experts_have_four_most_loaded() -> None:
     used_ME = np.ones((2, 16), dtype=np.int64)
     used_ME[:, :4] = [[2] * 4, [8] * 4]
     assert same(balance.text_among_most_loaded(used_ME), 0.2)

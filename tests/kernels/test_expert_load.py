@@ -1,4 +1,4 @@
-"""Counters against a count in plain Python, and sums of entropy and RPV against float64."""
+"""Counters compared with a plain Python count, and sums of entropy and RPV with float64."""
 
 import numpy as np
 import pytest
@@ -36,9 +36,7 @@ def test_counts_each_real_pair_once(
     slots_L = [data.draw(st.integers(1, experts)) for experts in experts_L]
     generator = torch.Generator().manual_seed(seed)
     tokens, layers = len(modalities), len(experts_L)
-    experts_LTA = torch.full(
-        (layers, tokens, max(slots_L)), -1, dtype=torch.int32
-    )  # as vLLM's padding has it
+    experts_LTA = torch.full((layers, tokens, max(slots_L)), -1, dtype=torch.int32)  # like vLLM's padding
     count_LT = torch.empty(layers, tokens, dtype=torch.int32)
     for layer, (experts, slots) in enumerate(zip(experts_L, slots_L, strict=True)):
         experts_LTA[layer, :, :slots] = torch.randint(experts, (tokens, slots), generator=generator)
@@ -66,8 +64,8 @@ def test_counts_each_real_pair_once(
 
 
 @pytest.mark.parametrize(("token", "others"), [(5, [2, 2]), (0, [1, 2])], ids=["padding", "text"])
-def test_logits_that_are_no_numbers_add_nothing_to_others(token: int, others: list[int]) -> None:
-    """What a padded token holds is left over from some other step, or never written."""
+def test_logits_that_are_nan_do_not_affect_other_tokens(token: int, others: list[int]) -> None:
+    """A padded token holds values of an earlier step, or memory that was never written."""
     logits_TE, modality_T = torch.zeros(6, 4), torch.tensor([0, 0, 1, 1, -1, -1])
     logits_TE[token] = torch.nan
     load = count(
@@ -78,8 +76,8 @@ def test_logits_that_are_no_numbers_add_nothing_to_others(token: int, others: li
     assert load.routing_variance == [0, 0]
 
 
-def test_a_layer_without_confidence_adds_none_and_its_neighbour_does() -> None:
-    """Whatever its rows of logits hold."""
+def test_a_layer_without_confidence_adds_none_but_the_next_one_does() -> None:
+    """Its rows of logits can have any values."""
     logits_LTE = torch.randn(2, 5, 4)
     scored = ScoredTokens(
         torch.zeros(5).long(),
@@ -106,7 +104,7 @@ def test_a_layer_without_confidence_adds_none_and_its_neighbour_does() -> None:
 
 
 def test_a_gate_whose_ranking_does_not_decide_alone_tells_no_near_ties() -> None:
-    shape = LayerShape(4, 1, scored=4, tells_ties=False)
+    shape = LayerShape(4, 1, scored=4, has_near_ties=False)
     load = count(Confidence(torch.zeros(2, 4)), torch.zeros(2, 1), torch.ones(2), torch.zeros(2), shape)
     assert load.near_ties == [None, None]
     assert load.scored_tokens == [2, 0]
@@ -137,7 +135,7 @@ def count(
 def by_hand(
     probs_TE: np.ndarray, scores_TE: np.ndarray, counts: list[int], segments: list[int], num_experts: int
 ) -> dict[str, list[float]]:
-    """The sums over the tokens that are no padding, in float64."""
+    """The float64 sums over the tokens without padding."""
     sums = {
         name: [0.0, 0.0] for name in ("scored_tokens", "near_ties", "routing_entropy", "routing_variance")
     }
@@ -156,7 +154,7 @@ def by_hand(
 
 
 def check(confidence: Confidence, counts: list[int], segments: list[int], num_experts: int) -> LayerLoad:
-    """Count a step of the best experts and shared ones, and compare with the count by hand."""
+    """Count a step of the best experts and shared ones, and compare with `by_hand`."""
     count_T = torch.tensor(counts)
     probs_TE = confidence.probs_TE
     scores_TE = probs_TE if confidence.scores_TE is None else confidence.scores_TE
@@ -179,7 +177,7 @@ def check(confidence: Confidence, counts: list[int], segments: list[int], num_ex
 @pytest.mark.parametrize("experts", [1, 2, 3, 4, 7, 64])
 @pytest.mark.parametrize("segments", [*SEGMENTS.values(), [-1] * 9, [-2] * 3], ids=str)
 def test_confidence_is_summed_by_modality(segments: list[int], experts: int, shared: int) -> None:
-    """Whether all tokens use as many experts, or each another number."""
+    """Tokens use the same number of experts, or different ones."""
     confidence = Confidence(random_logits(len(segments), experts))
     for most in {1, min(2, experts), experts}:
         equal = [shared + most] * len(segments)
@@ -192,7 +190,7 @@ def test_confidence_is_summed_by_modality(segments: list[int], experts: int, sha
 def test_ties_of_the_last_used_and_the_first_unused_expert_are_counted(segment: int) -> None:
     probs_TE = torch.tensor(
         [
-            [0.4, 0.4, 0.1, 0.1],  # a tie that decides nothing
+            [0.4, 0.4, 0.1, 0.1],  # a tie without effect
             [0.5, 0.2, 0.2, 0.1],
             [0.5, 0.2045, 0.1955, 0.1],
             [0.5, 0.2055, 0.1945, 0.1],
@@ -206,7 +204,7 @@ def test_ties_of_the_last_used_and_the_first_unused_expert_are_counted(segment: 
 
 
 @pytest.mark.parametrize("segment", [-1, 0])
-def test_experts_out_of_the_question_tie_with_none(segment: int) -> None:
+def test_excluded_experts_have_no_ties(segment: int) -> None:
     probs_TE = torch.tensor([[0.999, 0.001, 0.0, 0.0]])
     scores_TE = torch.tensor([[0.999, 0.001, -torch.inf, -torch.inf]])
     load = check(Confidence(probs_TE.log(), scores_TE), [2], [segment], 4)

@@ -1,4 +1,4 @@
-"""Experts' posteriors against plain float64 sums."""
+"""Experts' posteriors compared with plain float64 sums."""
 
 import numpy as np
 import pytest

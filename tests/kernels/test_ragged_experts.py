@@ -1,4 +1,4 @@
-"""The flat and the sorted form against the float64 reference, with experts in plain PyTorch."""
+"""The flat and the sorted form compared with the float64 reference, with experts in plain PyTorch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,10 @@ matrices_EDD = torch.randn(EXPERTS, HIDDEN, HIDDEN, generator=torch.Generator().
 
 
 def fixed_experts(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
-    """One row at a time, so that no row can depend on another; the sum is a chain of fused multiply-adds."""
+    """Compute one row at a time, so that no row depends on another.
+
+    The sum is a chain of fused multiply-adds.
+    """
     output_TD = torch.zeros_like(hidden_TD, dtype=torch.float32)
     for token, (row_D, experts) in enumerate(zip(hidden_TD, experts_TA.tolist(), strict=True)):
         for weight, expert in zip(weights_TA[token].double(), experts, strict=True):
@@ -79,7 +82,7 @@ def test_a_token_does_not_depend_on_the_others(form: Form) -> None:
         assert torch.equal(together_TD, torch.cat([form(*part) for part in parts]))
 
 
-def test_the_flat_form_skips_unused_slots_where_that_is_worth_it(least_work: int) -> None:
+def test_the_flat_form_skips_unused_slots_if_that_saves_time(least_work: int) -> None:
     weights_TA, experts_TA = ragged_routing(16, EXPERTS, 4)
     sizes = []
 
@@ -92,7 +95,7 @@ def test_the_flat_form_skips_unused_slots_where_that_is_worth_it(least_work: int
 
 
 @pytest.mark.parametrize(("unused", "pairs"), [(39, 64), (40, 24)])
-def test_skipping_is_worth_it_by_the_slots_that_are_unused(
+def test_skipping_depends_on_the_number_of_unused_slots(
     monkeypatch: pytest.MonkeyPatch, unused: int, pairs: int
 ) -> None:
     monkeypatch.setitem(LEAST_WORK, torch.float32, 40 * HIDDEN**2)
@@ -110,7 +113,7 @@ def test_skipping_is_worth_it_by_the_slots_that_are_unused(
 
 @pytest.mark.parametrize("tokens", [1, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_step_that_uses_no_expert_runs_none(tokens: int, dtype: torch.dtype) -> None:
+def test_a_step_without_used_experts_runs_none(tokens: int, dtype: torch.dtype) -> None:
     weights_TA, experts_TA = torch.zeros(tokens, 4), torch.ones(tokens, 4, dtype=torch.int32)
     hidden_TD = torch.full((tokens, HIDDEN), torch.inf, dtype=dtype)
 
@@ -124,7 +127,7 @@ def test_a_step_that_uses_no_expert_runs_none(tokens: int, dtype: torch.dtype) -
         assert torch.equal(output_TD, torch.zeros(tokens, HIDDEN, dtype=dtype))
 
 
-def test_a_small_step_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_step_is_not_examined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LEAST_SLOTS, torch.float32, 16 * 4 + 1)
     weights_TA, experts_TA = ragged_routing(16, EXPERTS, 4)
     hidden_TD = torch.randn(16, HIDDEN)
@@ -138,8 +141,8 @@ def test_a_small_step_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(part is step for part, step in zip(given[0], (hidden_TD, weights_TA, experts_TA), strict=True))
 
 
-def test_a_small_step_of_many_slots_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One token's unused slots can be more work than many tokens that use theirs."""
+def test_a_small_step_with_many_slots_is_examined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unused slots of one token can be more work than many tokens that use theirs."""
     monkeypatch.setitem(LEAST_SLOTS, torch.float32, 16 * 4 + 1)
     weights_TA, experts_TA = torch.zeros(1, 65), torch.zeros(1, 65, dtype=torch.int32)
     weights_TA[0, :2] = 0.5

@@ -1,4 +1,4 @@
-"""The shared routing arithmetic against the float64 reference, over a grid with awkward sizes."""
+"""The shared routing arithmetic compared with the float64 reference, for many unusual sizes."""
 
 import itertools
 
@@ -55,8 +55,8 @@ def test_top_experts_match_the_reference(experts: int, renormalize: bool) -> Non
 
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("k", [1, 2, 3, 6])
-def test_as_many_experts_for_each_token_are_the_same_bits(k: int, renormalize: bool) -> None:
-    """A text token routes alike alone, where slots are left out, and beside an image."""
+def test_the_same_number_of_experts_for_each_token_gives_the_same_bits(k: int, renormalize: bool) -> None:
+    """A text token is routed the same alone, where slots are left out, and next to an image."""
     logits_TE = random_logits(50, 7)
     experts_TA, weights_TA = top_experts(logits_TE, k, renormalize)
     by_count = top_experts_by_count(logits_TE, torch.full((50,), k), 7, renormalize)
@@ -72,7 +72,7 @@ def test_an_unused_slot_repeats_the_first_expert_at_weight_0() -> None:
 
 
 @pytest.mark.parametrize("experts", range(2, 9))
-def test_ranking_by_comparison_is_the_sort(experts: int) -> None:
+def test_ranking_by_comparison_equals_the_sort(experts: int) -> None:
     scores_TE = random_logits(50, experts)
     scores_TE = torch.cat([scores_TE, scores_TE.round(), scores_TE.fill_diagonal_(-torch.inf)])  # has ties
     for slots in range(1, experts + 1):
@@ -80,8 +80,8 @@ def test_ranking_by_comparison_is_the_sort(experts: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-def test_scores_that_are_no_numbers_still_name_experts() -> None:
-    """An expert that does not exist would corrupt memory in vLLM's CPU kernel."""
+def test_nan_scores_still_give_existing_experts() -> None:
+    """A missing expert's number would corrupt memory in vLLM's CPU kernel."""
     scores_TE = torch.tensor([[torch.nan] * 4, [1.0, torch.nan, 2.0, torch.nan]])
     for rank in (ranked_experts, ranked_by_comparison):
         experts_TA, _ = rank(scores_TE, 4)
@@ -105,7 +105,7 @@ images = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 
 @settings(max_examples=200, deadline=None)
 @given(images, st.integers(0, 5), st.integers(0, 2**31))
-def test_an_image_has_the_same_mean_wherever_it_stands(sizes: list[int], text: int, seed: int) -> None:
+def test_an_image_has_the_same_mean_at_every_position(sizes: list[int], text: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     values = [torch.rand(size, generator=generator) for size in sizes]
     alone = [segment_mean(value, torch.zeros(len(value), dtype=torch.long))[0].item() for value in values]

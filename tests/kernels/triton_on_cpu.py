@@ -1,7 +1,7 @@
-"""vLLM's Triton experts without a GPU: its Triton kernel in the interpreter, its CUDA ops in plain PyTorch.
+"""Runs vLLM's Triton experts without a GPU: its kernel in the interpreter, its CUDA ops in plain PyTorch.
 
-On CPU vLLM imports placeholders in place of Triton, and has none of these ops: they follow its source,
-csrc/libtorch_stable/moe/moe_align_sum_kernels.cu. What CUDA leaves unwritten is NaN, or out of bounds.
+On CPU vLLM imports placeholders instead of Triton, and has none of these ops. The ops here follow its source,
+csrc/libtorch_stable/moe/moe_align_sum_kernels.cu. Memory that CUDA leaves unwritten is NaN or out of bounds.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from vllm.platforms import current_platform
 
 @pytest.fixture
 def triton_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For one test."""
+    """Install the replacements for one test."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(fused_moe, "triton", triton)
     for module in (fused_moe, triton_moe):
@@ -31,7 +31,7 @@ def triton_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     current_platform.import_kernels()  # the activations' ops, which CPU has
     monkeypatch.setattr(_custom_ops, "moe_align_block_size", moe_align_block_size)
     monkeypatch.setattr(_custom_ops, "moe_sum", moe_sum)
-    torch.use_deterministic_algorithms(True)  # fills what `torch.empty` gives
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -46,7 +46,7 @@ def moe_align_block_size(
     expert_map: Tensor | None = None,
     scatter_idx: Tensor | None = None,
 ) -> None:
-    """Sorts slots by expert, each expert's in whole blocks; drops ids that are no expert's, or not mapped."""
+    """Sort slots by expert into whole blocks, and drop ids that belong to no expert or are not mapped."""
     assert scatter_idx is None
     assert topk_ids.is_contiguous()
     sorted_token_ids.fill_(topk_ids.numel())
@@ -56,7 +56,7 @@ def moe_align_block_size(
     for expert in range(num_experts):
         slots = [slot for slot, local in enumerate(mapped) if local == expert]
         blocks = -(-len(slots) // block_size)
-        sorted_token_ids[end : end + len(slots)] = torch.tensor(slots[::-1])  # CUDA's order is by chance
+        sorted_token_ids[end : end + len(slots)] = torch.tensor(slots[::-1])  # CUDA's order is random
         expert_ids[end // block_size : end // block_size + blocks] = expert
         end += blocks * block_size
     num_tokens_post_pad[0] = end
@@ -71,7 +71,7 @@ def _local(expert: int, num_experts: int, expert_map: Tensor | None) -> int:
 def moe_sum(
     input: Tensor, output: Tensor, topk_ids: Tensor | None = None, expert_map: Tensor | None = None
 ) -> None:
-    """Adds up each token's slots in float32, without those whose id is negative or not mapped."""
+    """Add up each token's slots in float32, without negative ids and ids that are not mapped."""
     sum_TD = torch.zeros_like(output, dtype=torch.float32)
     for token in range(input.shape[0]):
         for slot in range(input.shape[1]):

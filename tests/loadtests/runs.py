@@ -1,4 +1,4 @@
-"""Load tests' results to try reports and checks on."""
+"""Made-up results of load tests, for the tests of reports and checks."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def run(*phases: Phase, checks: tuple[Check, ...] = (), soak: Soak | None = None
 
 
 def memory(*mebibytes: int) -> list[Memory]:
-    """A process that grew so, every five seconds."""
+    """The memory samples of a process with these sizes, one every five seconds."""
     return [
         Memory(at_s=5.0 * index, bytes_by_process={"7 prismoe": size * 2**20})
         for index, size in enumerate(mebibytes)

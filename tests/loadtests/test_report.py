@@ -1,4 +1,4 @@
-"""The report says what was found, in Markdown and plots that parse."""
+"""The report has the results, as Markdown and as plots that parse."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ from tests.loadtests.runs import memory, phase, run
 
 
 def row(report: str, first: str) -> list[str]:
-    """The first table row that starts so."""
+    """The first table row that starts with this text."""
     line = next(line for line in report.splitlines() if line.startswith(f"| {first} |"))
     return [cell.strip() for cell in line.strip("|").split("|")]
 
@@ -29,14 +29,14 @@ def test_a_phase() -> None:
     assert ": sound." in report and "## Against" not in report
 
 
-def test_what_went_wrong() -> None:
+def test_errors_and_failed_checks() -> None:
     report = markdown(run(phase("burst", failed=2), checks=(Check(what="requests", left=8, right=10),)), None)
     assert "**not sound**" in report
     assert row(report, "burst")[2] == "2" and "| burst | Bad Gateway | 2 |" in report
     assert "| requests | 8 | 10 | **no** |" in report
 
 
-def test_two_runs_are_compared_where_their_scenarios_are_equal() -> None:
+def test_two_runs_are_compared_for_equal_scenarios() -> None:
     this = run(phase("one-image", 12, images=1), phase("burst", 5, images=1))
     other = run(phase("one-image", 8, images=1), phase("burst", 5, images=2))
     report = markdown(this, other)
@@ -76,11 +76,11 @@ def test_a_line_goes_through_its_points(points: Points) -> None:
     assert {"0", "t", "x", "a"} <= {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
 
 
-def test_a_plot_is_drawn_the_same_again() -> None:
+def test_the_same_data_gives_the_same_plot() -> None:
     assert lines("t", "x", {"a": [(0, 5), (1, 6)]}) == lines("t", "x", {"a": [(0, 5), (1, 6)]})
 
 
-def test_shares_are_shades() -> None:
+def test_shares_are_colours() -> None:
     root = ElementTree.fromstring(shares("t", {"phase": [[0, 0.5], [1]]}, ["text", "image"]))
     cells = root.findall(".//{*}g[@id='shares']/{*}path")
     shades = [to_hex(colormaps["Blues"](share)) for share in (0.0, 0.5, 1.0)]

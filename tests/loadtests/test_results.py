@@ -1,4 +1,4 @@
-"""Totals, counters, the saturation point and the soak's records, on made-up numbers."""
+"""Totals, counters, the saturation point and the soak's records, for made-up numbers."""
 
 import pytest
 
@@ -98,7 +98,7 @@ def test_inconsistent_counters(counted: Counters, series: str | None, wrong: int
 
 
 @pytest.mark.parametrize(("server_requests", "sound"), [(10, True), (9, False)])
-def test_totals_agree_within_a_hundredth(server_requests: int, sound: bool) -> None:
+def test_totals_agree_within_one_percent(server_requests: int, sound: bool) -> None:
     phases = [phase("a"), phase("b", server_requests=server_requests)]
     assert run(*phases, checks=tuple(totals_agree(phases))).sound is sound
 
@@ -110,14 +110,14 @@ def test_preempted_requests_are_computed_again(counted: Counters) -> None:
     assert all(check.holds for check in consistent(counted, {}))
 
 
-def test_images_inside_which_a_cached_prefix_ends_are_computed_again(counted: Counters) -> None:
+def test_images_with_a_partly_cached_prefix_are_computed_again(counted: Counters) -> None:
     counted["prismoe_tokens_total", frozenset({("modality", "image")})] += 30
     assert all(check.holds for check in consistent(counted, {}))
     counted["prismoe_tokens_total", frozenset({("modality", "image")})] -= 33
     assert not all(check.holds for check in consistent(counted, {}))
 
 
-def test_a_failed_request_is_no_sound_run() -> None:
+def test_a_failed_request_makes_a_run_unsound() -> None:
     assert run(phase("a")).sound and not run(phase("a", failed=1)).sound
 
 
@@ -144,5 +144,5 @@ def test_memory_that_grows() -> None:
     assert growth(memory(100, 200)) is None
 
 
-def test_bad_requests_are_of_many_kinds() -> None:
+def test_there_are_many_kinds_of_bad_requests() -> None:
     assert len(bad_requests("prismoji")) == 8 and all(bad_requests("prismoji").values())

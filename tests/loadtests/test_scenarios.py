@@ -1,4 +1,4 @@
-"""A scenario becomes arguments that vLLM's benchmark takes."""
+"""A scenario's arguments are valid for vLLM's benchmark."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from tests.loadtests.runs import TARGET
 
 
 def parsed(scenario: Scenario) -> argparse.Namespace:
-    """The arguments as vLLM's own parser understands them; it ends the test where it doesn't."""
+    """The arguments, parsed by vLLM's own parser, which ends the test if they are wrong."""
     from vllm.benchmarks.serve import add_cli_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -59,7 +59,7 @@ def test_the_ratio_of_vision_to_text(ratio: int) -> None:
 
 
 def test_a_ratio_out_of_reach_is_left_out(tmp_path: Path) -> None:
-    """Where each picture brings more text along than the ratio allows."""
+    """Each picture adds more text than the ratio allows."""
     wordy = TARGET.model_copy(update={"tokens_beside_image": 4})
     names = [scenario.name for scenario in standard(wordy, 1, tmp_path)]
     assert "mixed-8:1" in names and "mixed-32:1" not in names
@@ -87,14 +87,14 @@ def test_the_standard_scenarios(tmp_path: Path) -> None:
         ({"request": 3}, "Extra inputs are not permitted"),
         ({"images": 17}, "less than or equal to 16"),
         ({"at_once": None}, "A scenario needs at_once or rate"),
-        ({"image_set": "a.jsonl", "images": 1}, "takes its pictures from image_set or makes them"),
+        ({"image_set": "a.jsonl", "images": 1}, "can't have images or varied"),
         ({"rate": 0}, "greater than 0"),
     ],
 )
-def test_what_a_scenario_refuses(wrong: dict[str, object], words: str) -> None:
+def test_wrong_scenarios_are_refused(wrong: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Scenario.model_validate_json(json.dumps({"name": "s", "requests": 3} | wrong))
 
 
-def test_the_tokenizer_of_the_server_that_a_load_test_starts_is_there() -> None:
+def test_the_local_servers_tokenizer_exists() -> None:
     assert (CHECKPOINT / "tokenizer.json").is_file()

@@ -1,4 +1,4 @@
-"""A soak reports whatever goes wrong in it, without a server."""
+"""A soak reports all errors. These tests have no server."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ async def round_of(seconds: float) -> None:
 
 
 def soaked(answer: Any, pid: int) -> Soak:
-    """A soak of 0.2 s whose bad requests, 40 a second, are answered so; memory is that of `pid`."""
+    """Run a soak of 0.2 s with 40 bad requests a second, which get this answer, and the memory of `pid`."""
 
     async def ask() -> Soak:
         transport = httpx.MockTransport(answer)
@@ -49,15 +49,15 @@ def test_a_sound_soak() -> None:
     assert {status for statuses in found.bad_requests.values() for status in statuses} == {"400"}
 
 
-def test_a_record_of_memory_that_breaks_off_fails_the_run() -> None:
+def test_a_failing_memory_record_fails_the_run() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     found = soaked(refuse, gone.pid)
     [broken_off] = found.broken_off
-    assert broken_off.startswith("the record of memory: NoSuchProcess: ") and str(gone.pid) in broken_off
+    assert broken_off.startswith("the recording of memory: NoSuchProcess: ") and str(gone.pid) in broken_off
     ended = run(phase("a"), soak=found)
     assert (ended.errors, ended.sound) == (1, False)
-    assert f"**Broken off:** {broken_off}." in markdown(ended, None)
+    assert f"**Stopped early:** {broken_off}." in markdown(ended, None)
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,4 +1,4 @@
-"""Two hosts behind vLLM's router, one of them killed. It fails and says why where no host can be made."""
+"""Two hosts behind vLLM's router, one of which is killed. A missing permission gives a message."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""vLLM engines for tests, and a recorder of what the routers decide in them."""
+"""vLLM engines for tests, and a recorder of their routers' decisions."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,11 +22,12 @@ Recording = dict[int, dict[str, list[np.ndarray]]]
 def engine(
     checkpoint: Path, routing: Mapping[str, Any] | None = None, *, runner: Runner = "v1", **options: Any
 ) -> Iterator[LLM]:
-    """An eager float32 engine that gives raw logits and ends with the block.
+    """Run an eager float32 engine that returns raw logits, until the block ends.
 
-    V2 needs an engine in a process of its own: one in this process has what this process began with.
+    An engine with V2 needs its own process: one in this process has the runner that this process started
+    with.
     """
-    envs.disable_envs_cache()  # An engine in this process, before this one, may have fixed vLLM's settings.
+    envs.disable_envs_cache()  # An earlier engine in this process may have fixed vLLM's settings.
     settings: dict[str, Any] = {
         "dtype": "float32",
         "enforce_eager": True,
@@ -45,7 +46,7 @@ def engine(
 
 @contextmanager
 def rank_cores(ranks: int) -> Iterator[None]:
-    """Ranks that share a machine's cores need to be told which are whose."""
+    """The cores of each rank, for ranks that share a machine."""
     with pytest.MonkeyPatch.context() as environment:
         if ranks > 1:
             environment.setenv("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(ranks))))
@@ -64,7 +65,7 @@ def greedy(max_tokens: int, with_prompt: bool = True) -> SamplingParams:
 
 
 def logits(positions: Any) -> np.ndarray:
-    """`[positions, vocabulary]` from vLLM's logprobs in the mode raw_logits."""
+    """vLLM's logprobs in the mode raw_logits as `[positions, vocabulary]`."""
     return np.array([[entry[token].logprob for token in range(len(entry))] for entry in positions])
 
 
@@ -76,7 +77,7 @@ def prompt_logits(output: RequestOutput) -> np.ndarray:
 
 
 def start_recording(model: Any) -> None:
-    """Keep the gate's logits and the router's experts and weights of each MoE layer from now on."""
+    """From now on, record the gate's logits and the router's experts and weights in each MoE layer."""
     recording: dict[int, dict[str, list[Tensor]]] = {}
     for layer, decoder_layer in enumerate(model.model.layers):
         if layer in model.experts_by_layer:
@@ -99,7 +100,7 @@ def _record_layer(mlp: Any, record: dict[str, list[Tensor]]) -> None:
 
 
 def take_recording(model: Any) -> Recording:
-    """By layer, the tensors of each step since the last call."""
+    """The recorded tensors of each step since the last call, by layer."""
     taken = {
         layer: {name: [step.numpy() for step in steps] for name, steps in record.items()}
         for layer, record in model.recording.items()
@@ -111,7 +112,7 @@ def take_recording(model: Any) -> Recording:
 
 
 def same_on_all_ranks(recordings: list[Recording]) -> Recording:
-    """Rank 0's recording; the others hold the same experts and weights bit for bit."""
+    """Rank 0's recording, after a check that all ranks have the same experts and weights bit for bit."""
     for other in recordings[1:]:
         for layer, record in recordings[0].items():
             for name in ("experts", "weights"):

@@ -24,13 +24,16 @@ from tests.model_plugins.routing.policy_reference import RULES, Pairs, Step
 
 IMAGE = -200
 RMS_EPS = {"qwen": "layer_norm_epsilon", "qwen2": "rms_norm_eps"}
-"""The key of config.json that holds the epsilon of RMSNorm; other families have LayerNorm."""
+"""The key of config.json with the epsilon of RMSNorm. Other families have LayerNorm."""
 Weights = dict[str, Tensor]
 
 
 @dataclass
 class Trace:
-    """What a request's forward pass gave; the tables by MoE layer, `pairs` for each token."""
+    """The results of a request's forward pass.
+
+    Tables are by MoE layer, and `pairs` has one entry for each token.
+    """
 
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     router_logits: dict[int, Tensor] = field(default_factory=dict)
@@ -54,9 +57,9 @@ class PlainMoELLaVA:
 
     @torch.inference_mode()
     def __call__(self, token_ids: list[int], images: Tensor, answer: int = 0, task: int = -1) -> Trace:
-        """`token_ids` say IMAGE for an image; `images` are pixel values `[N, 3, H, W]`.
+        """`token_ids` has IMAGE for each image, and `images` are pixel values `[N, 3, H, W]`.
 
-        The last `answer` tokens are not the prompt's. `task` is the request's label, -1 where it has none.
+        The last `answer` tokens belong to the answer. `task` is the request's label, or -1 for none.
         """
         trace = Trace()
         self.task, self.instruction = task, self._instruction(token_ids[: len(token_ids) - answer])
@@ -82,7 +85,7 @@ class PlainMoELLaVA:
         return model
 
     def _embed(self, token_ids: list[int], images: Tensor) -> tuple[Tensor, list[int]]:
-        """The embeddings, and the image that each is of, -1 for text."""
+        """The embeddings, and the image that each token belongs to, or -1 for text."""
         rows, segments, image = [], [], -1
         for token in token_ids:
             image += token == IMAGE

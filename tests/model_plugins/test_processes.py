@@ -1,4 +1,4 @@
-"""Processes whose starter has ended: its thread, or all of it."""
+"""Processes whose starter has ended: its thread, or the whole process."""
 
 import multiprocessing
 import os
@@ -15,14 +15,14 @@ from prismoe.model_plugins.processes import ASKED, ask_to_end_with_parent, end_w
 
 
 def engine(ready: Connection) -> None:
-    """What each process of an engine does as vLLM loads the plugin."""
+    """Do what each process of an engine does when vLLM loads the plugin."""
     end_with_parent_if_asked()
     ready.send(True)
     time.sleep(30)
 
 
 def exit_code_after_its_thread() -> int | None:
-    """How an engine ended that a thread started; None where it runs on."""
+    """The exit code of an engine that a thread started, or None if it still runs."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=engine, args=(there,))
@@ -54,13 +54,13 @@ def test_an_engine_outlives_the_thread_that_started_it() -> None:
 
 
 @pytest.mark.usefixtures("environment")
-def test_it_ends_with_it_where_that_was_asked_for() -> None:
+def test_it_ends_with_its_thread_if_that_was_requested() -> None:
     ask_to_end_with_parent()
     assert exit_code_after_its_thread() == -signal.SIGKILL
 
 
 def late_engine(ready: Connection) -> None:
-    """One that gets to load the plugin only when the process that started it has ended."""
+    """A process that loads the plugin only after the process that started it has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     while os.getppid() == parent.pid:
@@ -76,7 +76,7 @@ def start_and_end(ready: Connection) -> None:
 
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("asked", [True, False])
-def test_it_ends_where_its_parent_did_before_it_could_ask_linux(asked: bool) -> None:
+def test_it_ends_if_its_parent_ended_before_it_could_register(asked: bool) -> None:
     if asked:
         ask_to_end_with_parent()
     context = multiprocessing.get_context("spawn")
@@ -92,8 +92,8 @@ def test_it_ends_where_its_parent_did_before_it_could_ask_linux(asked: bool) -> 
         assert here.recv() is True
 
 
-@pytest.mark.parametrize(("parent", "said"), [("ends", ""), ("waits", "forked")])
-def test_a_fork_ends_where_its_parent_did_before_it_could_ask_linux(parent: str, said: str) -> None:
+@pytest.mark.parametrize(("parent", "message"), [("ends", ""), ("waits", "forked")])
+def test_a_fork_ends_if_its_parent_ended_before_it_could_register(parent: str, message: str) -> None:
     program = (
         "import os, sys, time; from prismoe.model_plugins.processes import end_forks_with_parent\n"
         "def wait_for_its_end():\n"
@@ -105,4 +105,4 @@ def test_a_fork_ends_where_its_parent_did_before_it_could_ask_linux(parent: str,
         "print('forked')\n"
     )
     command = [sys.executable, "-c", program, parent]
-    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip() == said
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip() == message

@@ -1,4 +1,4 @@
-"""Writes random-weight checkpoints of every family and tower in the authors' layout, tiny unless told."""
+"""Writes random-weight checkpoints of every family and tower in the authors' layout, tiny by default."""
 
 import json
 import shutil
@@ -97,9 +97,9 @@ def make_checkpoint(
     image_size: int = 56,
     **changes: Any,
 ) -> Path:
-    """A checkpoint in `folder` with its tower's settings beside it; dense where `moe` is None.
+    """Write a checkpoint and its tower's settings into `folder`. It is dense if `moe` is None.
 
-    `changes` override its config, sizes included. What its `prismoe_routing` routes by is in it.
+    `changes` override its config, including sizes. It has the tensors that its `prismoe_routing` needs.
     """
     checkpoint, tower_folder = folder / f"{family}-{tower}", folder / "towers" / tower
     generator = torch.Generator().manual_seed(FAMILIES.index(family) * 10 + TOWERS.index(tower))

@@ -1,4 +1,4 @@
-"""One server on the bundled model, shared by the tests that talk to one, and pictures to show it."""
+"""One server on the bundled model for all tests that need one, and pictures for it."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from tests.server.running import Server
 
 @pytest.fixture(scope="session")
 def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the server may read pictures from."""
+    """A folder of pictures that the server may read."""
     folder = tmp_path_factory.mktemp("pictures")
     picture = Image.new("RGB", (96, 64), "white")
     ImageDraw.Draw(picture).ellipse((20, 10, 70, 60), fill="orange")
@@ -44,7 +44,10 @@ def other_picture() -> bytes:
 def server(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
     options = ["--expert-load-interval", "0.2", "--expert-metrics", "full"]
-    options += ["--block-size", "32"]  # vLLM chooses by CPU; with 128 a repeated picture is not cached
+    options += [
+        "--block-size",
+        "32",
+    ]  # vLLM's default depends on the CPU; with 128 a repeated picture is not cached
     running = Server(log, *options, "--allowed-local-media-path", str(picture_folder))
     try:
         running.wait_until_ready()
@@ -65,7 +68,7 @@ def client(server: Server) -> OpenAI:
 
 
 def image_part(picture: bytes) -> dict[str, object]:
-    """A picture as a part of a chat message."""
+    """A picture as part of a chat message."""
     return url_part(f"data:image/png;base64,{base64.b64encode(picture).decode()}")
 
 
@@ -78,6 +81,6 @@ def text_part(text: str) -> dict[str, object]:
 
 
 def user(*content: dict[str, object] | str) -> list[Any]:
-    """A conversation of one message."""
+    """A conversation with one message."""
     parts = [text_part(part) if isinstance(part, str) else part for part in content]
     return [{"role": "user", "content": parts}]

@@ -1,4 +1,4 @@
-"""An engine that only answers questions about its expert load, and what it may answer."""
+"""An engine that only answers queries about its expert load, and its possible answers."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -31,12 +31,12 @@ NOTHING = {
     "routing_variance": [[0.0, 0.0]] * 2,
 }
 UNSEEN: dict[str, list[Any]] = {name: [] for name in LOAD} | {"modalities": ["text", "image"]}
-"""Of a model whose MoE layers can't be seen."""
+"""The load of a model whose MoE layers can't be observed."""
 UNSEEN_WHY = "Moondream3's routing can't be seen: it picks its experts outside of vLLM's MoE layer."
 
 
 def large_load(scale: int = 1) -> dict[str, Any]:
-    """Of a model of 48 layers of 128 experts, of which a token uses 8, and the later ones more often."""
+    """The load of 48 layers with 128 experts. A token uses 8, and later experts are used more."""
     layers, ramp = 48, [*range(-64, 0), *range(1, 65)]
     by_modality = [scale * 1600, scale * 8000, scale * 3200]
     used = [[tokens // 16 + scale * more for more in ramp] for tokens in by_modality]
@@ -61,7 +61,7 @@ def routing(
     modalities: Sequence[str] = ("text", "image"),
     policies: Sequence[dict[str, Any]] = (),
 ) -> ServedRouting:
-    """How a model with these MoE layers routes: by ltdr, or each by its own of `policies`."""
+    """The routing of a model with these MoE layers: ltdr, or for each layer one of `policies`."""
     in_force = [
         ServedLayer(
             layer=layer,
@@ -86,7 +86,7 @@ def routing(
 
 
 class FakeEngine:
-    """Answers with what it holds; an exception is raised."""
+    """Answers with its load. An exception is raised."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
@@ -106,7 +106,7 @@ class FakeEngine:
 
 
 class SwitchedEngines:
-    """Two data-parallel engines under policies, which are switched, or given other thresholds."""
+    """Two data-parallel engines with policies that can be switched and get other thresholds."""
 
     errored = False
 

@@ -1,4 +1,4 @@
-"""What a running server writes to its log, request by request."""
+"""A running server's log lines for a request."""
 
 import time
 
@@ -6,11 +6,11 @@ from tests.server.running import Server
 
 LIMIT_S = 10
 OTHERS = ("[loggers.py:", "Anthropic thinking.type=disabled maps to", " request method=")
-"""In lines of no single request (how busy the server is, what vLLM says once), and in other requests'."""
+"""Texts in lines that belong to no request (the server's load, vLLM's one-time messages) or to others."""
 
 
 class LogLines:
-    """The lines that come from now on."""
+    """The lines from now on."""
 
     def __init__(self, server: Server) -> None:
         self._file = server.log.open(errors="replace")

@@ -1,4 +1,4 @@
-"""The load tests measure what they say, on the shared server."""
+"""The load tests measure the right things on the shared server."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from tests.server.running import Server
 
 
 def growth(url: str, measurement: Coroutine[Any, Any, dict[str, Any]]) -> tuple[dict[str, Any], Counters]:
-    """A measurement, and how much the server's counters grew meanwhile."""
+    """Run a measurement, and return its result and the growth of the server's counters."""
 
     async def run() -> tuple[dict[str, Any], Counters]:
         async with client(url) as session:
@@ -31,7 +31,7 @@ def growth(url: str, measurement: Coroutine[Any, Any, dict[str, Any]]) -> tuple[
     return asyncio.run(run())
 
 
-def test_a_repeated_picture_is_read_once(server: Server) -> None:
+def test_a_repeated_picture_is_computed_once(server: Server) -> None:
     measured, grown = growth(server.url, measure(server.url, pictures=2, rounds=2))
     assert finished(grown) == 1 + 2 * 2
     assert total(grown, "vllm:prompt_tokens_cached_total") >= 2 * 2 * 64
@@ -45,7 +45,7 @@ def test_a_server_against_itself_gets_the_load_twice(server: Server) -> None:
     assert 0 < low <= measured["a_over_b"] <= high
 
 
-def test_metrics_have_a_key_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_have_their_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         key = {"/metrics": "metrics"}.get(request.url.path, "client")
         return httpx.Response(200 if request.headers["Authorization"] == f"Bearer {key}" else 403, text="")
@@ -69,7 +69,7 @@ def test_the_same_seed_makes_the_same_load() -> None:
     assert mixed_requests(6, seed=1) == mixed_requests(6, seed=1) != mixed_requests(6, seed=2)
 
 
-def test_a_refusal_is_a_sentence(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_is_a_message(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"The server did not answer: .*At most 8 image"):
         report(measure(server.url, pictures=9, rounds=1))
     report(measure(server.url, pictures=0, rounds=1))
@@ -78,7 +78,7 @@ def test_a_refusal_is_a_sentence(server: Server, capsys: pytest.CaptureFixture[s
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: Server) -> Callable[..., int]:
-    """Runs `python -m prismoe.loadtests` on the shared server; its exit status."""
+    """Run `python -m prismoe.loadtests` on the shared server, and return its exit status."""
 
     def run(*options: str) -> int:
         tokenizer = ("--tokenizer", str(bundled_checkpoint()))
@@ -116,7 +116,7 @@ def test_a_short_load_test_with_a_soak(load: Callable[..., int], server: Server,
         ('{"name": "a", "requests": 1, "imags": 2}', "imags: Extra inputs are not permitted"),
     ],
 )
-def test_a_wrong_scenario_is_a_sentence(
+def test_a_wrong_scenario_gives_a_message(
     load: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: str
 ) -> None:
     if text is not None:
@@ -125,6 +125,8 @@ def test_a_wrong_scenario_is_a_sentence(
     assert f"loadtests: {words}" in capsys.readouterr().err
 
 
-def test_a_wrong_process_is_a_sentence(load: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_process_gives_a_message(
+    load: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert load("--pid", "4194305") == 1
     assert "loadtests: There is no process 4194305" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The comparison's table, plot and figures, of measurements made up here."""
+"""The comparison's table, plot and figures, for made-up measurements."""
 
 import math
 import re
@@ -141,8 +141,8 @@ def test_eight_rows_have_three_seeds() -> None:
     assert len(CONTENDERS) == len(ROUTERS) + 16
 
 
-def test_first_choices_are_counted_without_what_tail_tokens_and_all_tokens_get_on_top() -> None:
-    """Of two layers: one whose tail tokens use all four experts, one with a shared expert in front."""
+def test_first_choices_are_counted_without_extra_experts() -> None:
+    """Tail tokens of one layer use all four experts; the other layer has a shared expert in front."""
     segment = torch.tensor([0, 0, TEXT, TEXT, PADDING])
     tail = torch.tensor([[0, 1, 2, 3], [0, 1, 3, 2], [0, 2, 0, 0], [0, 1, 0, 0], [3, 2, 0, 0]])
     shared = torch.tensor([[3, 0], [3, 0], [3, 0], [3, 1], [3, 2]])
@@ -287,7 +287,7 @@ def test_a_contender_can_be_served(name: str) -> None:
 
 
 class Slow(BaseHTTPRequestHandler):
-    """Counts each prompt as so many seconds of prefill as its port says."""
+    """Counts the seconds of prefill that its port stands for, for each prompt."""
 
     seconds: dict[int, float]
     prompts: dict[int, list[bytes]]
@@ -322,7 +322,7 @@ class Slow(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def urls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Two servers; the first takes three times as long."""
+    """Two servers. The first takes three times as long."""
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), Slow) for _ in range(2)]
     ports = [server.server_port for server in servers]
     monkeypatch.setattr(Slow, "seconds", dict(zip(ports, (0.75, 0.25), strict=True)), raising=False)
@@ -335,9 +335,9 @@ def urls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         server.server_close()
 
 
-def test_prefill_time_is_what_the_servers_counted(urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefill_time_is_the_servers_count(urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefill, "ROUNDS", 4)
-    for _ in range(2):  # of two contenders, beside one server
+    for _ in range(2):  # of two contenders, next to one server
         assert prefill_ratio(urls[0], urls[1], pngs=[b"png"] * 9) == pytest.approx((3, 3, 3))
     own, baseline = Slow.prompts.values()
     assert own == baseline

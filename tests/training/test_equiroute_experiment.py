@@ -1,4 +1,4 @@
-"""EquiRoute's experiment as it is read here comes near what the paper reports."""
+"""EquiRoute's experiment, as it is modelled here, is close to the paper's results."""
 
 import re
 from xml.etree import ElementTree
@@ -20,16 +20,16 @@ from prismoe.training.equiroute_experiment import (
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_the_published_values_are_near(ratio: int) -> None:
-    said, found = PUBLISHED[ratio], mean_equity(ratio, seeds=200)
-    if said.text_share is not None and said.standard_mei is not None:
-        assert found.text_share == pytest.approx(said.text_share, abs=0.005)
-        assert found.standard_mei == pytest.approx(said.standard_mei, abs=0.03)
-    assert found.equiroute_mei == pytest.approx(said.equiroute_mei, abs=0.06)
+def test_the_published_values_are_close(ratio: int) -> None:
+    message, found = PUBLISHED[ratio], mean_equity(ratio, seeds=200)
+    if message.text_share is not None and message.standard_mei is not None:
+        assert found.text_share == pytest.approx(message.text_share, abs=0.005)
+        assert found.standard_mei == pytest.approx(message.standard_mei, abs=0.03)
+    assert found.equiroute_mei == pytest.approx(message.equiroute_mei, abs=0.06)
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_text_reaches_as_many_experts_as_chance_says(ratio: int) -> None:
+def test_text_reaches_as_many_experts_as_expected_by_chance(ratio: int) -> None:
     tokens = VISION_TOKENS // ratio
     expected = 1 - (1 - 1 / EXPERTS) ** tokens
     # Vision misses an expert in a few of 200 draws.
@@ -43,7 +43,7 @@ def test_half_of_the_missed_experts_go_to_the_tokens_that_score_them_highest() -
     assert with_reservation(load_E, logits_TE).tolist() == [2, 1, 1, 0, 0]
 
 
-def test_nothing_is_reserved_where_nothing_is_missed() -> None:
+def test_nothing_is_reserved_if_nothing_is_missed() -> None:
     logits_TE = torch.eye(3)
     assert with_reservation(top_1_load(logits_TE), logits_TE).tolist() == [1, 1, 1]
 
@@ -59,7 +59,7 @@ def test_the_plot_has_every_point() -> None:
     assert "32:1" in [text.text for text in drawn.iter(f"{svg}text")]
 
 
-def test_the_table_has_published_beside_simulated() -> None:
+def test_the_table_has_published_and_simulated_values() -> None:
     lines = table({ratio: mean_equity(ratio, seeds=1) for ratio in RATIOS}).splitlines()
     assert len(lines) == 1 + len(RATIOS)
     assert "0.029" in lines[-1] and "0.625" in lines[-1]

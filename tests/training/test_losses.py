@@ -1,4 +1,4 @@
-"""The losses against float64, one token at a time, and where their gradients go."""
+"""The losses compared with float64, one token at a time, and the targets of their gradients."""
 
 import math
 from dataclasses import replace
@@ -38,7 +38,7 @@ def routing_of(logits: torch.Tensor, segment: torch.Tensor) -> LayerDecision:
 
 
 def load_times_probability(logits: torch.Tensor) -> float:
-    """Σᵢ FᵢGᵢ over all of the tokens, of which each chooses two experts."""
+    """Σᵢ FᵢGᵢ over all tokens, each of which chooses two experts."""
     probs = reference.probabilities(logits.numpy())
     share = np.bincount(logits.topk(2).indices.flatten().numpy(), minlength=logits.shape[1]) / 2 / len(logits)
     return float((share * probs.mean(0)).sum())
@@ -59,7 +59,7 @@ def test_balance_loss(experts: int) -> None:
 
 
 def test_perfect_balance_is_1() -> None:
-    """Of four experts, and of the two that a modality has for itself."""
+    """For four experts, and for the two that belong to a modality."""
     even = torch.tensor([[2.0, 1, 0, 0], [0, 2, 1, 0], [0, 0, 2, 1], [1, 0, 0, 2]])
     everyone = torch.ones(4, dtype=torch.bool)
     assert balance_loss(routing_of(even, torch.full((4,), TEXT)), everyone).item() == pytest.approx(1)
@@ -89,7 +89,7 @@ def test_utilisation_floor_loss(experts: int) -> None:
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_utilisation_floor_raises_the_experts_below_it_alone() -> None:
+def test_utilisation_floor_only_raises_the_experts_below_it() -> None:
     logits = torch.tensor([[3.0, 2, 0, 0], [3, 0, 2, 0], [3, 2, 0, 0]], requires_grad=True)
     routing = routing_of(logits, torch.full((3,), TEXT))  # shares of 1/2, 1/3, 1/6 and 0
     everyone = torch.ones(3, dtype=torch.bool)
@@ -141,7 +141,7 @@ def test_conflict_loss() -> None:
     assert conflict_loss(logits, experts, gradients, 0.3).item() == pytest.approx(np.mean(found), rel=1e-5)
 
 
-def test_conflict_loss_lowers_the_score_of_conflicting_tokens_alone() -> None:
+def test_conflict_loss_only_lowers_the_score_of_conflicting_tokens() -> None:
     logits = torch.zeros(3, 2, requires_grad=True)
     gradients = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]])
     conflict_loss(logits, torch.tensor([0, 0, 0]), gradients).backward()
@@ -150,8 +150,8 @@ def test_conflict_loss_lowers_the_score_of_conflicting_tokens_alone() -> None:
     assert logits.grad[2, 0] > 0 > logits.grad[2, 1]  # a step down the gradient leaves expert 0
 
 
-def test_every_choice_of_a_token_may_be_in_conflict() -> None:
-    """An expert weighs its tokens' gradients; a shared expert, which nobody chooses, has no part in it."""
+def test_every_choice_of_a_token_can_be_in_conflict() -> None:
+    """An expert's weight scales its tokens' gradients. A shared expert is never chosen, and not included."""
     torch.manual_seed(0)
     routing = routing_of(torch.randn(15, 4), torch.full((15,), TEXT))
     gradients = torch.randn(15, 6)
@@ -172,7 +172,7 @@ def test_every_choice_of_a_token_may_be_in_conflict() -> None:
         assert routed_conflict_loss(found, gradients).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_no_conflict_costs_nothing() -> None:
+def test_without_conflicts_the_loss_is_zero() -> None:
     assert conflict_loss(torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.randn(3, 5)) == 0
 
 
@@ -187,7 +187,7 @@ def test_modality_contrast() -> None:
     assert modality_contrast(logits, segment).item() == pytest.approx(1 - divergence, rel=1e-5)
 
 
-def test_modality_contrast_at_its_ends() -> None:
+def test_modality_contrast_at_its_limits() -> None:
     apart = torch.tensor([[500.0, 0.0], [0.0, 500.0]], requires_grad=True)
     shared_none = modality_contrast(apart, torch.tensor([TEXT, 0]))
     assert shared_none.item() == pytest.approx(0, abs=1e-6)
@@ -202,7 +202,7 @@ def test_modality_contrast_at_its_ends() -> None:
     torch.testing.assert_close(logits.grad, torch.zeros(3, 4))
 
 
-def test_reconstruction_loss_trains_the_autoencoder_alone() -> None:
+def test_reconstruction_loss_only_trains_the_autoencoder() -> None:
     hidden, rebuilt = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
     loss = reconstruction_loss(hidden, rebuilt)
     difference = (hidden - rebuilt).detach().double().numpy()

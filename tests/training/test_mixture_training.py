@@ -1,4 +1,4 @@
-"""IDA-MoE's mixtures in training: what their weights learn, and where they start."""
+"""IDA-MoE's mixtures in training: the learning of their weights, and their start."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def draw(seed: int = 0) -> torch.Generator:
 
 
 def two_blobs() -> tuple[Tensor, dict[str, Tensor]]:
-    """800 points around one place and 200 around another, explained by a component each, weighed evenly."""
+    """800 points at one place and 200 at another, with a component for each, weighed equally."""
     noise_TL = torch.randn(1000, 2, generator=draw(), dtype=torch.float64)
     centre_T = torch.where(torch.arange(1000) < 800, -50.0, 50.0)
     own = {
@@ -30,7 +30,7 @@ def two_blobs() -> tuple[Tensor, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("reactivates", [False, True])
 def test_the_gradient_of_the_mixing_weights_sums_to_0(reactivates: bool) -> None:
-    """They are a distribution: what one gains the others lose."""
+    """They are a distribution: if one grows, the others shrink."""
     latent_TL = torch.randn(50, 3, generator=draw(), dtype=torch.float64)
     own = {
         "log_mixing": torch.randn(2, 3, 4, generator=draw(1), dtype=torch.float64, requires_grad=True),
@@ -43,7 +43,7 @@ def test_the_gradient_of_the_mixing_weights_sums_to_0(reactivates: bool) -> None
     torch.testing.assert_close(gradient_KEM.sum(dim=(1, 2)), torch.zeros(2, dtype=torch.float64))
 
 
-def test_the_likeliest_mixing_weights_stay() -> None:
+def test_the_most_likely_mixing_weights_stay() -> None:
     latent_TL, own = two_blobs()
     own["log_mixing"] = torch.tensor([[[0.8], [0.2]]], dtype=torch.float64).log().requires_grad_()
     mixtures_loss(latent_TL, own, None).backward()
@@ -62,7 +62,7 @@ def test_mixing_weights_learn() -> None:
 
 
 def clustered_start(latent_TL: Tensor) -> Mixture:
-    """The other way: an expert for each of four clusters, with components inside."""
+    """The other kind of start: an expert for each of four clusters, whose components are inside."""
     domain_T = k_means(latent_TL, EXPERTS, draw())
     return fit_mixture(latent_TL, domain_T, EXPERTS, COMPONENTS, draw(), lambda _: None)
 
@@ -74,7 +74,7 @@ def load_of(mixture: Mixture, latent_TL: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_start_has_no_domains(seed: int) -> None:
-    """Sixteen blobs, some far from the rest: one mixture of all is likelier, and experts are used evenly."""
+    """There are sixteen blobs, some far away. One mixture of all is more likely, and uses experts evenly."""
     places = torch.randn(16, 6, generator=draw(10 + seed), dtype=torch.float64) * 3
     places[12:] += 12
     latent_TL = places.repeat(60, 1) + torch.randn(960, 6, generator=draw(20 + seed), dtype=torch.float64)

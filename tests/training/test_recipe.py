@@ -1,4 +1,4 @@
-"""Pictures, splits, the eye, and the whole recipe on pictures made up here."""
+"""Pictures, splits, the image tower, and the whole recipe, for made-up pictures."""
 
 import json
 import random
@@ -38,7 +38,7 @@ from prismoe.training.tower_training import (
 
 
 class MadeUpPictures(Pictures):
-    """Coloured noise, each emoji in each style."""
+    """Coloured noise for each emoji in each style."""
 
     def __init__(self, folder: Path, emoji: list[str]) -> None:
         super().__init__(folder)
@@ -58,7 +58,7 @@ def every_drawing() -> list[Drawing]:
     return [Drawing(e, style.name, "") for style in STYLES for e in [*emoji, "another"]]
 
 
-def test_what_is_kept_back_is_not_trained_on() -> None:
+def test_held_out_drawings_are_not_trained_on() -> None:
     drawings = every_drawing()
     splits = split(drawings)
     trained = {(drawings[i].emoji, drawings[i].family) for i in splits.train}
@@ -97,7 +97,7 @@ def test_augmentation_is_repeatable_and_in_range() -> None:
     assert not torch.equal(first, Augment(4)(drawing, 64))
 
 
-def test_teacher_sees_a_fine_and_a_coarse_grid() -> None:
+def test_the_teacher_returns_a_fine_and_a_coarse_grid() -> None:
     fine, coarse = teacher.Teacher()(torch.rand(2, 3, teacher.SIDE, teacher.SIDE))
     assert fine.shape == (2, 64, teacher.FINE_CHANNELS) and coarse.shape == (2, 16, teacher.COARSE_CHANNELS)
 
@@ -168,7 +168,9 @@ def test_the_whole_recipe(tmp_path: Path) -> None:
     names = {CONCEPT_BY_EMOJI[short_name].name for short_name in emoji}
     assert {entry["name"] for entry in shipped} <= names
     assert all(entry["licence"] in ("Apache-2.0", "MIT") for entry in shipped)
-    again = train(Recipe.quick(), pictures, tmp_path / "cache", output)  # resumes: every stage is done
+    again = train(
+        Recipe.quick(), pictures, tmp_path / "cache", output
+    )  # continues, and all stages are already done
     assert again == measured
     for name in ("gmm", "cluster"):
         a_contender_starts_from_the_dense_model(name, pictures, tmp_path / "cache", tmp_path / name)

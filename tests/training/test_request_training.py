@@ -1,4 +1,4 @@
-"""Routers that decide once a request, in training: what they are given, and that a server decides alike."""
+"""Training of routers that decide once for each request: their inputs, and the same decisions in a server."""
 
 import re
 from types import SimpleNamespace
@@ -50,8 +50,10 @@ def model(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) ->
     return start(MoELLaVA(config, SMALL_TOWER), (0, 2), contender)
 
 
-def test_the_same_is_asked_in_the_same_order(tokenizer: PreTrainedTokenizerFast, requests: Batch) -> None:
-    """The turns of each picture, one behind the other, hold what one sequence does."""
+def test_requests_have_the_questions_of_sequences_in_the_same_order(
+    tokenizer: PreTrainedTokenizerFast, requests: Batch
+) -> None:
+    """The turns of each picture, one after the other, have the contents of one sequence."""
     packed, own = composer(tokenizer).pictures(SHOWN), requests.tokens
     assert torch.equal(
         requests.target_BS[requests.target_BS != IGNORED], packed.target_BS[packed.target_BS != IGNORED]
@@ -64,8 +66,10 @@ def test_the_same_is_asked_in_the_same_order(tokenizer: PreTrainedTokenizerFast,
 
 
 @torch.inference_mode()
-def test_a_request_alone_is_the_turn_it_was(tokenizer: PreTrainedTokenizerFast, requests: Batch) -> None:
-    """A model without such a router gives every answer the logits it has among other turns."""
+def test_a_request_alone_gives_the_answers_of_its_turn(
+    tokenizer: PreTrainedTokenizerFast, requests: Batch
+) -> None:
+    """A model without such a router gives each answer the same logits as among other turns."""
     torch.manual_seed(0)
     model = MoELLaVA(SMALL.model_copy(update={"vocab_size": len(tokenizer)}), SMALL_TOWER).eval()
     packed = composer(tokenizer).pictures(SHOWN)
@@ -76,7 +80,7 @@ def test_a_request_alone_is_the_turn_it_was(tokenizer: PreTrainedTokenizerFast, 
 
 
 def topic_of(question: str) -> Topic | None:
-    """What is asked of a picture, however it is typed; nothing where no picture's line comes first."""
+    """The topic of a question about a picture in any wording, or nothing if no picture comes first."""
     for topic, templates in TEMPLATES.items():
         for template in templates:
             if re.fullmatch("\n" + re.sub("{.*}", ".+", template[:-1]) + ".?", question, re.IGNORECASE):
@@ -110,7 +114,9 @@ def test_the_answers_loss_reaches_the_router(model: MoELLaVA, requests: Batch) -
 def test_several_requests_in_a_sequence_are_refused(
     model: MoELLaVA, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(ValueError, match="decides once a request: give each request a sequence of its own"):
+    with pytest.raises(
+        ValueError, match="decides once for each request: put each request into its own sequence"
+    ):
         model(images(len(SHOWN)), composer(tokenizer).pictures(SHOWN).tokens)
 
 
@@ -131,7 +137,7 @@ def test_centroids_are_the_centres_of_instructions(model: MoELLaVA, requests: Ba
 def served_logits(
     moe: DeepSpeedMoE, model: MoELLaVA, prompt: list[int], image: int, task: int
 ) -> torch.Tensor:
-    """What the plugin gives every token of a request in this layer, `[E]`."""
+    """The plugin's logits for all tokens of a request in this layer, `[E]`."""
     assert isinstance(moe.policy, RequestPolicy)
     request_T = torch.zeros(1, dtype=torch.int64)
     logits = RequestLogits({0: moe.num_experts}, request_T, max_requests=1)
@@ -148,8 +154,10 @@ def served_logits(
 
 
 @torch.inference_mode()
-def test_a_server_decides_alike(model: MoELLaVA, tokenizer: PreTrainedTokenizerFast, requests: Batch) -> None:
-    """Of each request as the server gets it: its prompt, without the answer."""
+def test_a_server_decides_the_same(
+    model: MoELLaVA, tokenizer: PreTrainedTokenizerFast, requests: Batch
+) -> None:
+    """The server gets each request's prompt without the answer."""
     own = composer(tokenizer)
     prepare_routers(model, [router_training(moe) for moe in model.moe_layers], images(len(SHOWN)), requests)
     _, trained = model(images(len(SHOWN)), requests.tokens)

@@ -1,4 +1,4 @@
-"""The losses that a run chooses are those that a router trains with."""
+"""A router trains with the losses that its run chooses."""
 
 from collections.abc import Callable
 from typing import Any
@@ -69,7 +69,7 @@ def loss_of(moe: DeepSpeedMoE, routing: LayerDecision, gradient_TD: Tensor, **se
 
 @pytest.mark.parametrize("balance", BALANCES)
 @torch.no_grad()
-def test_the_balance_is_the_chosen_one(balance: str) -> None:
+def test_the_chosen_balance_is_used(balance: str) -> None:
     moe, gradient_TD = model_of("topk").moe_layers[0], hidden(8)
     routing = moe.route(hidden(), SEGMENT_T, asked())
     expected = 0.01 * BALANCES[balance](routing, gradient_TD)
@@ -78,7 +78,7 @@ def test_the_balance_is_the_chosen_one(balance: str) -> None:
 
 @pytest.mark.parametrize(("settings", "chosen"), CHOICES, ids=lambda choice: str(choice)[:20])
 @torch.no_grad()
-def test_a_chosen_loss_comes_on_top(
+def test_a_chosen_loss_is_added(
     settings: dict[str, Any], chosen: Callable[[LayerDecision, Tensor], Tensor]
 ) -> None:
     moe, gradient_TD = model_of("topk").moe_layers[0], hidden(8)
@@ -89,7 +89,7 @@ def test_a_chosen_loss_comes_on_top(
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_papers_choose_what_they_say() -> None:
+def test_each_paper_has_its_settings() -> None:
     assert published("topk") == RouterSettings(balance="all")
     assert published("ltdr") == RouterSettings(balance="text")
     assert published("modality_groups") == RouterSettings(balance="modality")
@@ -109,9 +109,11 @@ def test_the_papers_choose_what_they_say() -> None:
         ("modality_groups, v2Top1-t2Top1", {"modality_contrast": True}, "modality_contrast"),
     ],
 )
-def test_what_means_nothing_to_a_router_is_refused(router: str, settings: dict[str, Any], name: str) -> None:
+def test_settings_without_meaning_for_a_router_are_refused(
+    router: str, settings: dict[str, Any], name: str
+) -> None:
     policy = router.partition(",")[0]
-    with pytest.raises(ValueError, match=f"^{name} means nothing to a router of {policy}: leave it out"):
+    with pytest.raises(ValueError, match=f"^{name} has no meaning for a router of {policy}: leave it out"):
         router_training(model_of(router).moe_layers[0], RouterSettings.model_validate(settings))
 
 
@@ -123,8 +125,8 @@ def test_unknown_choices_are_refused() -> None:
 
 
 @pytest.mark.parametrize("conflict", [False, True])
-def test_conflicts_are_told_from_the_answers_gradient_at_each_layers_output(conflict: bool) -> None:
-    """Held against a small push of one layer's output."""
+def test_conflicts_are_computed_from_the_gradient_at_each_layers_output(conflict: bool) -> None:
+    """The gradient is compared with the effect of a small change of one layer's output."""
     model = model_of("topk")
     settings = RouterSettings(conflict=conflict)
     routers = [router_training(moe, settings) for moe in model.moe_layers]

@@ -1,4 +1,4 @@
-"""Routers in training: they route as they do when served, and everything of them learns."""
+"""Routers in training: they route the same as when served, and all of their parameters learn."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ SEGMENT_T = torch.tensor([TEXT] * 40 + [0] * 30 + [1] * 30 + [PADDING] * 10)
 
 @pytest.fixture(params=TRAINED)
 def contender(request: pytest.FixtureRequest) -> Trained:
-    """With narrower experts and latents where it has such, for the small model."""
+    """A contender with narrower experts and latents, for the small model."""
     found = TRAINED[request.param]
     if found.expert_width:
         return found.model_copy(update={"expert_width": 32})
@@ -42,15 +42,15 @@ def hidden(seed: int = 3) -> Tensor:
 
 
 def asked(seed: int = 3) -> Asked:
-    """Three tokens and more in each of 24 requests."""
+    """Three or more tokens in each of 24 requests."""
     draw = torch.Generator().manual_seed(seed + 100)
     instruction_RD = torch.randn(24, SMALL.hidden_size, generator=draw)
     task_R = torch.randint(NO_TASK, 4, (24,), generator=draw)
     return Asked(Requests(task_R, instruction_RD), torch.arange(len(SEGMENT_T)) % 24)
 
 
-def test_a_router_trains_as_it_serves(model: MoELLaVA, contender: Trained) -> None:
-    """But for a mean over the batch, which is training mode's."""
+def test_a_router_routes_the_same_in_training_and_serving(model: MoELLaVA, contender: Trained) -> None:
+    """The exception is a mean over the batch, which only training mode has."""
     (moe, _), hidden_TD = model.eval().moe_layers, hidden()
     router_training(moe, contender.training).prepare(moe, moe.route(hidden_TD, SEGMENT_T, asked()))
     trained = moe.route(hidden_TD, SEGMENT_T, asked())
@@ -73,7 +73,7 @@ def test_a_router_trains_as_it_serves(model: MoELLaVA, contender: Trained) -> No
 
 
 def test_every_parameter_of_a_router_learns(model: MoELLaVA, contender: Trained) -> None:
-    """Three steps of descent over all layers' routers."""
+    """Three steps of gradient descent for all layers' routers."""
     for moe in model.moe_layers:
         training = router_training(moe, contender.training)
         training.prepare(moe, moe.route(hidden(), SEGMENT_T, asked()))
@@ -93,7 +93,7 @@ def test_every_parameter_of_a_router_learns(model: MoELLaVA, contender: Trained)
             training.after_step(moe, routing)
         for name, parameter in routed.items():
             assert parameter.isfinite().all()
-            if name == "router.centroids":  # fitted, and then they stay
+            if name == "router.centroids":  # fitted at the start, and then constant
                 continue
             assert not torch.equal(parameter, before[name]), f"{name} does not learn"
         assert all(parameter.grad is not None for parameter in moe.experts.parameters())
@@ -103,7 +103,7 @@ def test_the_bias_of_an_overloaded_expert_falls() -> None:
     torch.manual_seed(0)
     moe = start(MoELLaVA(SMALL, SMALL_TOWER), (0,), TRAINED["bias_corrected"]).moe_layers[0]
     with torch.no_grad():
-        moe.gate.wg.weight.zero_()  # equal scores: all tokens take the first two experts
+        moe.gate.wg.weight.zero_()  # equal scores: all tokens choose the first two experts
     router_training(moe).after_step(moe, moe.route(hidden(), SEGMENT_T, asked()))
     assert moe.router["expert_bias"].tolist() == pytest.approx([-BIAS_STEP] * 2 + [BIAS_STEP] * 2)
     assert moe.route(hidden(), SEGMENT_T, asked()).experts_TA[0].tolist() == [2, 3]
@@ -142,7 +142,7 @@ def neurons(expert: nn.Module) -> set[tuple[float, ...]]:
     return {tuple(row) for row in expert.get_parameter("fc1.weight").tolist()}
 
 
-def test_every_expert_keeps_other_neurons() -> None:
+def test_every_expert_keeps_different_neurons() -> None:
     torch.manual_seed(0)
     dense = MoELLaVA(SMALL, SMALL_TOWER)
     (moe,) = start(dense, (1,), TRAINED["topk"]).moe_layers

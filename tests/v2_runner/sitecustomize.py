@@ -1,6 +1,6 @@
-"""Python runs this first in a process that has this folder on its PYTHONPATH: vLLM's runner is V2 there.
+"""Selects vLLM's V2 runner in each process that has this folder on its PYTHONPATH, when Python starts.
 
-On CPU, V2 wants a Triton with a backend called "cpu". None runs here: Triton's interpreter runs the kernels.
+On CPU, V2 needs a Triton with a backend called "cpu". It runs nothing: Triton's interpreter runs the kernels.
 """
 
 import os

@@ -1,9 +1,7 @@
 """Serve a run's checkpoint beside the baseline's, ask it the exams, and time both."""
 
-import json
 import statistics
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +27,11 @@ def measure(folder: Path, baseline_url: str, exam: Exam, old_exam: Exam) -> Cont
     """Everything of one run: what the servers report, and what the training model knows besides."""
     began = time.monotonic()
     with serving(str(folder), None) as url:
-        with_tasks = _knows_tasks(_read(f"{url}/v1/routing"))
-        replies, old_replies = (ask_all(Server(url), each, with_tasks) for each in (exam, old_exam))
+        server = Server(url)
+        with_tasks = _knows_tasks(server.call("/v1/routing"))
+        replies, old_replies = (ask_all(server, each, with_tasks) for each in (exam, old_exam))
         time.sleep(0.5)  # The server reports a reading of the last half second.
-        load = _read(f"{url}/v1/routing/load")
+        load = server.call("/v1/routing/load")
         prefill = prefill_ratio(url, baseline_url, list(old_exam.png.values())[:PICTURES])
     experts = experts_per_token(load)
     asker = Asker(folder)
@@ -59,8 +58,3 @@ def _right(exam: Exam, replies: Sequence[str]) -> list[bool]:
 
 def _knows_tasks(routing: Mapping[str, Any]) -> bool:
     return all("tasks" in layer["policy"] for layer in routing["layers"])
-
-
-def _read(url: str) -> Any:
-    with urllib.request.urlopen(url) as response:
-        return json.load(response)

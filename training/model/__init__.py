@@ -1,1 +1,1 @@
-"""The model that is trained, in plain PyTorch, and its checkpoint."""
+"""The model for training, in plain PyTorch, and its checkpoint files."""

@@ -1,6 +1,4 @@
-"""Write and read a checkpoint in the original MoE-LLaVA's Phi layout, with the image tower's settings
-beside it.
-"""
+"""Writes and reads checkpoints in MoE-LLaVA's original Phi layout, with the image tower's config."""
 
 import json
 import shutil
@@ -20,15 +18,13 @@ POSITIONS = 2048
 
 
 def export(model: MoELLaVA, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write weights (bfloat16), configs and tokenizer to `folder`, every file complete before it appears
-    there.
-    """
+    """Write weights (bfloat16), configs and tokenizer to `folder`. Only complete files appear there."""
     draft = folder.with_name(f"{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     (draft / TOWER_FOLDER).mkdir(parents=True)
     weights = {name: weight.bfloat16().contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
-    (draft / "model.safetensors").chmod(0o644)  # it comes readable by its owner alone
+    (draft / "model.safetensors").chmod(0o644)  # safetensors makes it readable only by its owner
     end = tokenizer.convert_tokens_to_ids(END)
     _write(draft / "config.json", _config(model.config, model.model.image_tower.image_tower.config, end))
     _write(draft / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end})
@@ -44,18 +40,18 @@ def export(model: MoELLaVA, tokenizer: PreTrainedTokenizerFast, folder: Path) ->
 
 
 def place(draft: Path, folder: Path) -> None:
-    """Move every file of `draft` to its place in `folder`, replacing what is there file by file."""
+    """Move every file of `draft` to its place in `folder`, and replace existing files one by one."""
     for source in sorted(path for path in draft.rglob("*") if path.is_file()):
         target = folder / source.relative_to(draft)
         target.parent.mkdir(parents=True, exist_ok=True)
         arriving = target.with_name(f".{target.name}.arriving")
-        shutil.move(source, arriving)  # perhaps from another file system
+        shutil.move(source, arriving)  # works from another file system, too
         arriving.replace(target)
     shutil.rmtree(draft)
 
 
 def load(folder: Path) -> MoELLaVA:
-    """The model as it is served: bfloat16 weights, run in float32."""
+    """Load the model as a server does: bfloat16 weights, run in float32."""
     config = json.loads((folder / "config.json").read_text())
     tower = json.loads((folder / TOWER_FOLDER / "config.json").read_text())
     moe = config["moe"]

@@ -1,9 +1,9 @@
 """MoE-LLaVA on Phi in plain PyTorch, with the tensor names of the original's checkpoints (Lin et al. 2024).
 
-Each block is parallel: attention and MLP read one LayerNorm of the block's input. A layer's MLP is dense,
-or a mixture of experts that the policies of prismoe.model_plugins.routing route: what trains is what serves.
+Attention and MLP of a block run in parallel, on the same LayerNorm of the block's input. A layer's MLP is
+dense, or a mixture of experts that is routed by a policy of prismoe.model_plugins.routing, as in serving.
 
-Shape legend: that of kernels/routing.py, and B sequences, S positions, P pictures, N image tokens, V tower
+Shape legend: that of kernels/routing.py, plus B sequences, S positions, P pictures, N image tokens, V tower
 width, Y vocabulary, R requests.
 """
 
@@ -45,15 +45,15 @@ class ModelConfig(BaseModel):
     routing: Mapping[str, Any] = {"policy": "ltdr", "tail_experts": 4, "norm_topk_prob": True}
 
     def policy(self, layer: int) -> RoutingPolicy:
-        """How a MoE layer routes, as a server of the checkpoint reads it from `prismoe_routing`."""
+        """The policy of a MoE layer, read from `prismoe_routing` as in a server."""
         experts_by_layer = dict.fromkeys(self.moe_layers, self.experts)
         return choose_routing(None, self.routing, self.top_k, experts_by_layer).layers[layer].policy
 
 
 class Prompts(NamedTuple):
-    """What a router that decides once a request may know of sequences that are a request each."""
+    """The inputs of a router that decides once for each request. Each sequence is one request."""
 
-    task_B: Tensor  # int64: the label that came with it, or NO_TASK
+    task_B: Tensor  # int64: the request's task label, or NO_TASK
     is_instruction_BS: Tensor  # bool: the prompt's text, without the answer
 
 
@@ -61,8 +61,8 @@ class Prompts(NamedTuple):
 class Tokens:
     """A batch of sequences.
 
-    `segment_BS` is the index of the token's picture in the batch, TEXT or PADDING; `mask_BSS` says which keys
-    a query may see. `prompts` is None where a sequence holds several requests.
+    `segment_BS` is the index of the token's picture in the batch, TEXT or PADDING. `mask_BSS` is true for the
+    keys that a query may see. `prompts` is None if a sequence holds several requests.
     """
 
     token_BS: Tensor
@@ -72,7 +72,7 @@ class Tokens:
     prompts: Prompts | None = None
 
     def requests(self, embeds_BSD: Tensor) -> Requests | None:
-        """As the server describes each prompt to a router, from the embeddings of `token_BS`."""
+        """The requests in the form that a server passes to a router, from the embeddings of `token_BS`."""
         if self.prompts is None:
             return None
         task_B, is_instruction_BS = self.prompts
@@ -90,27 +90,25 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerDecision:
-    """What one MoE layer decided for the batch's tokens, flattened to T, and from what."""
+    """The decision of one MoE layer for the batch's tokens, flattened to T, and its inputs."""
 
-    probs_TE: Tensor  # of the experts that are chosen among
+    probs_TE: Tensor  # of the experts that the router chooses from
     experts_TA: Tensor
     weights_TA: Tensor
     is_tail_T: Tensor
     step: RouterInputs
     asked: Asked | None
-    logits_TE: Tensor | None = None  # of which the probabilities are a softmax, where they are one
-    output_TD: Tensor | None = None  # what the layer gave back
+    logits_TE: Tensor | None = None  # set if the probabilities are a softmax of these
+    output_TD: Tensor | None = None  # the layer's output
 
     @property
     def segment_T(self) -> Tensor:
-        """As in `Tokens`."""
+        """The tokens' segments, as in `Tokens`."""
         return self.step.segment_T
 
 
 class Rotary(nn.Module):
-    """Rotary positions on the first share of each head's width (Su et al. 2021; Phi's
-    `partial_rotary_factor`).
-    """
+    """Rotary positions on the first part of each head (Su et al. 2021; Phi's `partial_rotary_factor`)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -161,7 +159,7 @@ class MLP(nn.Module):
 
 
 class Gate(nn.Module):
-    """The router's weight, where DeepSpeed keeps it."""
+    """The router's weight, under DeepSpeed's name."""
 
     def __init__(self, hidden_size: int, rows: int) -> None:
         super().__init__()
@@ -170,7 +168,7 @@ class Gate(nn.Module):
 
 
 class Experts(nn.Module):
-    """The experts, where DeepSpeed keeps them."""
+    """The experts, under DeepSpeed's name."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -179,11 +177,11 @@ class Experts(nn.Module):
 
 
 class DeepSpeedMoE(nn.Module):
-    """Route each token, run its experts, and sum their outputs by weight.
+    """A MoE layer: it routes each token, runs its experts, and sums their outputs by weight.
 
-    `router` holds the policy's own parameters, where a checkpoint has them. `mean_over_batch` makes the
-    batch's images one to a policy that compares the tokens of an image, in training mode alone: LTDR routes
-    "at each batch" (Sec. 4.1), which a server can't.
+    `router` holds the policy's own parameters, under the same name as in a checkpoint. With `mean_over_batch`
+    a policy that compares the tokens of an image compares those of all images of the batch, in training mode
+    only: LTDR routes "at each batch" (Sec. 4.1), which a server can't.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -200,13 +198,13 @@ class DeepSpeedMoE(nn.Module):
         )
 
     def route(self, x_TD: Tensor, segment_T: Tensor, asked: Asked | None = None) -> LayerDecision:
-        """The router works in float32, outside autocast. A `RequestPolicy` needs to know what was asked."""
+        """Route in float32, outside autocast. A `RequestPolicy` needs `asked`."""
         with torch.autocast(x_TD.device.type, enabled=False):
             hidden_TD = x_TD.float()
             own = {name: parameter.float() for name, parameter in self.router.items()}
             logits_TE = self._logits(hidden_TD, own, asked)
-            asks_nothing_T2 = torch.zeros(len(x_TD), 2, dtype=torch.int32)
-            step = RouterInputs(hidden_TD, logits_TE, segment_T, asks_nothing_T2, own, self.num_experts)
+            no_settings_T2 = torch.zeros(len(x_TD), 2, dtype=torch.int32)
+            step = RouterInputs(hidden_TD, logits_TE, segment_T, no_settings_T2, own, self.num_experts)
             compared_T = segment_T.clamp(max=0) if self.mean_over_batch and self.training else segment_T
             routing = self.policy.route(step._replace(segment_T=compared_T))
             weights_TA = trainable_weights(self.policy, step, routing)
@@ -215,12 +213,12 @@ class DeepSpeedMoE(nn.Module):
         return LayerDecision(probs_TE, routing.experts_TA, weights_TA, routing.tail_T, step, asked, own_TE)
 
     def _logits(self, hidden_TD: Tensor, own: Mapping[str, Tensor], asked: Asked | None) -> Tensor:
-        """The gate's, or those of each token's request."""
+        """The gate's logits, or the logits of each token's request."""
         if isinstance(self.policy, RequestPolicy):
             if asked is None:
                 raise ValueError(
-                    f"{self.policy.policy} decides once a request: give each request a sequence of its own, "
-                    "and say in Tokens.prompts what its prompt is."
+                    f"{self.policy.policy} decides once for each request: put each request into its own "
+                    "sequence, and set Tokens.prompts."
                 )
             return self.policy.request_logits(asked.requests, own, self.num_experts)[asked.request_T]
         has_gate = self.policy.gate_rows(self.num_experts) > 0
@@ -242,7 +240,7 @@ class DeepSpeedMoE(nn.Module):
 
 
 class MoE(nn.Module):
-    """The wrapper that gives DeepSpeed's tensor names their middle part."""
+    """A wrapper for the middle part of DeepSpeed's tensor names."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -259,7 +257,7 @@ class MoE(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP side by side on one LayerNorm."""
+    """Attention and MLP in parallel on one LayerNorm."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -294,7 +292,7 @@ class Projector(nn.Module):
 
 
 class TowerHolder(nn.Module):
-    """The wrapper that gives the tower's tensor names their middle part."""
+    """A wrapper for the middle part of the tower's tensor names."""
 
     def __init__(self, tower: ImageTower) -> None:
         super().__init__()
@@ -328,27 +326,29 @@ class MoELLaVA(nn.Module):
 
     @property
     def moe_layers(self) -> list[DeepSpeedMoE]:
-        """The mixtures of experts, first layer first."""
+        """The MoE layers in order."""
         return [block.mlp.deepspeed_moe for block in self.model.layers if isinstance(block.mlp, MoE)]
 
     @property
     def routes_requests(self) -> bool:
-        """Whether a router decides once a request, so that each needs a sequence of its own."""
+        """Whether a router decides once for each request, so that each request needs its own sequence."""
         return any(isinstance(moe.policy, RequestPolicy) for moe in self.moe_layers)
 
     def forward(
-        self, image_BCHW: Tensor, tokens: Tokens, wanted_BS: Tensor | None = None
+        self, image_BCHW: Tensor, tokens: Tokens, selected_BS: Tensor | None = None
     ) -> tuple[Tensor, list[LayerDecision]]:
-        """`image_BCHW` holds the pictures that the segments count, normalised for the tower.
+        """`image_BCHW` has the pictures that the segments are indices of, normalised for the tower.
 
-        The logits are `[B, S, Y]`, or `[W, Y]` for the W positions that are true in `wanted_BS`.
+        The logits are `[B, S, Y]`, or `[W, Y]` for the W positions that are true in `selected_BS`.
         """
         x_BSD = self.model.embed_tokens(tokens.token_BS)
         requests = tokens.requests(x_BSD)
         if len(image_BCHW):
             vision_PND = self.model.mm_projector(self.model.image_tower(image_BCHW))
             is_vision_BS = tokens.segment_BS >= 0
-            shown_P = tokens.segment_BS[is_vision_BS][:: vision_PND.shape[1]]  # a picture may be shown again
+            shown_P = tokens.segment_BS[is_vision_BS][
+                :: vision_PND.shape[1]
+            ]  # a picture can occur more than once
             x_BSD = x_BSD.masked_scatter(is_vision_BS[:, :, None], vision_PND[shown_P].to(x_BSD.dtype))
         bias_B1SS = torch.zeros(tokens.mask_BSS.shape).masked_fill(~tokens.mask_BSS, -1e4)[:, None]
         if torch.is_autocast_enabled("cpu"):
@@ -358,14 +358,12 @@ class MoELLaVA(nn.Module):
             x_BSD, routing = block(x_BSD, tokens, bias_B1SS, requests)
             if routing is not None:
                 routings.append(routing)
-        hidden = x_BSD if wanted_BS is None else x_BSD[wanted_BS]
+        hidden = x_BSD if selected_BS is None else x_BSD[selected_BS]
         return self.lm_head(self.model.final_layernorm(hidden)), routings
 
 
 def upcycle(dense: MoELLaVA, moe_layers: tuple[int, ...]) -> MoELLaVA:
-    """Sparse upcycling (Komatsuzaki et al. 2023): each expert starts as a copy of the dense MLP, the
-    routers anew.
-    """
+    """Sparse upcycling (Komatsuzaki et al. 2023): each expert is a copy of the dense MLP, routers are new."""
     sparse = MoELLaVA(
         dense.config.model_copy(update={"moe_layers": moe_layers}), dense.model.image_tower.image_tower.config
     )
@@ -385,9 +383,9 @@ def upcycle(dense: MoELLaVA, moe_layers: tuple[int, ...]) -> MoELLaVA:
 def prompt_tokens(
     token_BS: Tensor, image_token: int, task_B: Tensor | None = None, answered: int = 0
 ) -> Tokens:
-    """Prompts of one length as a batch: causal, and each run of `image_token` is one picture.
+    """Prompts of the same length as a causal batch. Each run of `image_token` is one picture.
 
-    `task_B` are the labels they come with; the last `answered` tokens of each are its answer so far.
+    `task_B` are the prompts' task labels. The last `answered` tokens of each prompt are its answer so far.
     """
     is_vision_BS = token_BS == image_token
     starts_BS = is_vision_BS & ~functional.pad(is_vision_BS, (1, -1))
@@ -416,7 +414,7 @@ def generate(
     limit: int,
     task_B: Tensor | None = None,
 ) -> Tensor:
-    """Greedy continuations `[B, ≤ limit]` of prompts of one length; what follows an `end` is `end`."""
+    """Greedy continuations `[B, ≤ limit]` of prompts of the same length; `end` is followed only by `end`."""
     done_B = torch.zeros(len(token_BS), dtype=torch.bool)
     start = token_BS.shape[1]
     while (answered := token_BS.shape[1] - start) < limit and not done_B.all():

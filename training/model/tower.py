@@ -1,5 +1,4 @@
-"""The image tower: a Vision Transformer in CLIP's layout (Radford et al. 2021), with the tensor names of
-CLIPVisionModel.
+"""The image tower: a Vision Transformer with CLIPVisionModel's tensor names (Radford et al. 2021).
 
 Shape legend: B pictures, N tokens (the class token, then the patches row by row), V tower width, H heads.
 """
@@ -29,7 +28,7 @@ class TowerConfig(BaseModel):
 
     @property
     def tokens(self) -> int:
-        """Patches in a picture."""
+        """The number of patches in a picture."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -53,9 +52,7 @@ class Embeddings(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Scaled dot-product attention written out: for sequences this short the CPU trains it faster than the
-    fused one.
-    """
+    """Scaled dot-product attention. For such short sequences it trains faster on CPU than the fused one."""
     scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
     return torch.softmax(scores if bias is None else scores + bias, dim=-1) @ value
 
@@ -79,8 +76,9 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps around quick GELU: x · sigmoid(1.702 x) = silu(1.702 x) / 1.702, its factors put into
-    the maps.
+    """Two linear maps around quick GELU, x · sigmoid(1.702 x) = silu(1.702 x) / 1.702.
+
+    The factors are part of the maps.
     """
 
     def __init__(self, config: TowerConfig) -> None:
@@ -117,9 +115,7 @@ class Encoder(nn.Module):
 
 
 class VisionModel(nn.Module):
-    """CLIP's `vision_model`. `pre_layrnorm` is spelt so in CLIP; `post_layernorm` serves the class token
-    alone.
-    """
+    """CLIP's `vision_model`, which has the name `pre_layrnorm`. `post_layernorm` is for the class token."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -130,14 +126,13 @@ class VisionModel(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """A picture's patch features at the selected layer, the class token dropped (`mm_vision_select_feature:
-    patch`).
+    """A picture's patch features at the selected layer, without the class token.
+
+    This is `mm_vision_select_feature: patch`.
     """
 
     def __init__(self, config: TowerConfig, select_layer: int) -> None:
-        """Negative `select_layer` counts hidden states from the end, as in CLIP: -1 is the last block's
-        output.
-        """
+        """A negative `select_layer` counts hidden states from the end, as in CLIP: -1 is the last output."""
         super().__init__()
         self.config = config
         self.blocks_used = config.num_hidden_layers + 1 + select_layer

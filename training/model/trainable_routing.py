@@ -1,4 +1,4 @@
-"""What training needs of a served policy's decision: weights with gradients, and probabilities."""
+"""Makes a served policy's decision trainable: weights with gradients, and probabilities."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingP
 
 
 def trainable_weights(policy: RoutingPolicy, step: RouterInputs, routing: Routing) -> Tensor:
-    """The weights of `routing`, with the gradients that the policy's paper gives them."""
+    """The weights of `routing`, with the gradients of the policy's paper."""
     match policy:
         case TopAny():
             return _straight_through(policy.similarity(step), step.parameters["thresholds"], routing)
@@ -20,7 +20,7 @@ def trainable_weights(policy: RoutingPolicy, step: RouterInputs, routing: Routin
 
 
 def _straight_through(similarity_TE: Tensor, thresholds_E: Tensor, routing: Routing) -> Tensor:
-    """DynMoE's step function passes the gradient on to the sigmoids that it compares (Eq. 5)."""
+    """The weights of DynMoE's step function, whose gradient is that of the compared sigmoids (Eq. 5)."""
     soft_TE = torch.sigmoid(similarity_TE) - torch.sigmoid(thresholds_E)
     soft_TA = soft_TE.gather(1, routing.experts_TA)
     is_used_TA = routing.weights_TA > 0
@@ -29,9 +29,10 @@ def _straight_through(similarity_TE: Tensor, thresholds_E: Tensor, routing: Rout
 
 
 def probabilities(policy: RoutingPolicy, step: RouterInputs, routing: Routing) -> Tensor:
-    """How likely the router finds each expert that it chooses among, `[T, gate_rows]` or `[T, E]`.
+    """The router's probability of each expert that it chooses from, `[T, gate_rows]` or `[T, E]`.
 
-    Of `gmm` the mean of the mixtures' posteriors. Without any the experts in use are equally likely.
+    For `gmm` it is the mean of the mixtures' posteriors. If a policy has no probabilities, its weights are
+    used.
     """
     if routing.confidence is not None:
         return routing.confidence.probs_TE

@@ -1,1 +1,1 @@
-"""How a trained checkpoint does: asked in this process or behind a server, and the card that tells it."""
+"""Scores a trained checkpoint, in this process or through a server, and writes its model card."""

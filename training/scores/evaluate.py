@@ -1,6 +1,4 @@
-"""Score an exported checkpoint with the training model, and measure how its routers treat the two
-modalities.
-"""
+"""Scores an exported checkpoint with the training model, and measures its routing by modality."""
 
 import io
 from collections import defaultdict
@@ -28,7 +26,7 @@ ANSWER_LIMIT = 12  # tokens
 
 
 class Asker:
-    """A checkpoint that answers questions about pictures, as the server would."""
+    """Answers questions about pictures with a checkpoint, as a server does."""
 
     def __init__(self, folder: Path) -> None:
         """Load the checkpoint."""
@@ -38,7 +36,7 @@ class Asker:
         self.side = self.model.model.image_tower.image_tower.config.image_size
 
     def picture(self, png: bytes) -> Tensor:
-        """`[3, H, W]` as CLIP's processor makes it from a square picture."""
+        """A square picture as `[3, H, W]`, processed like CLIP's processor does."""
         image = (
             Image.open(io.BytesIO(png))
             .convert("RGB")
@@ -47,7 +45,7 @@ class Asker:
         return normalise(torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255)
 
     def prompt(self, question: str) -> list[int]:
-        """The chat template's prompt, its image token repeated for every patch."""
+        """The tokens of the chat template's prompt, with one image token for each patch."""
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
         text = self.tokenizer.apply_chat_template([message], tokenize=False)
         patches = self.model.model.image_tower.image_tower.config.tokens
@@ -78,13 +76,13 @@ class Asker:
         return [replies[number] for number in range(len(exam.cases))]
 
     def routing(self, exam: Exam) -> list[LayerScores]:
-        """What each MoE layer does over the test pictures."""
+        """The routing scores of each MoE layer, over the test pictures."""
         layers = zip(self.model.config.moe_layers, self.routings(exam), strict=True)
         return [_measure(layer, routing) for layer, routing in layers]
 
     @torch.inference_mode()
     def routings(self, exam: Exam) -> list[LayerDecision]:
-        """What each MoE layer decides when asked how many things there are in each test picture."""
+        """The decisions of each MoE layer for the question how many things there are in each test picture."""
         image_BCHW = torch.stack([self.picture(png) for png in exam.png.values()])
         token_BS = torch.tensor(self.prompt(PLAIN["count"])).expand(len(image_BCHW), -1)
         task_B = torch.full((len(image_BCHW),), TASKS["count"])

@@ -1,12 +1,12 @@
-"""Serve checkpoints and score them: `python -m prismoe.training.scores.measure NAME=FOLDER …`.
+"""Serves checkpoints and scores them: `python -m prismoe.training.scores.measure NAME=FOLDER …`.
 
-Each is served with `prismoe serve` and asked every test question over HTTP, about drawings that calibration
-saw none of. One row of Markdown each: the right answers, their share of the first checkpoint's, and how many
-experts a token used, counted by the server. `NAME=FOLDER:JSON` serves with that `--routing`.
+For each checkpoint it starts `prismoe serve` and sends every test question over HTTP. The questions are about
+drawings that calibration did not use. It prints a row of Markdown for each: the share of right answers, their
+number over the first checkpoint's, and the server's mean number of experts for each token.
+`NAME=FOLDER:JSON` serves with that `--routing`.
 """
 
 import argparse
-import json
 import socket
 import subprocess
 import sys
@@ -29,16 +29,16 @@ START_LIMIT = STOP_LIMIT = 120  # seconds
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint's score and work."""
+    """One checkpoint's score, and its expert uses."""
 
     name: str
     right: int
     questions: int
     experts: Mapping[str, float]
-    """The mean uses a token in a layer, by modality."""
+    """The mean number of experts for each token and layer, by modality."""
 
     def markdown(self, first: "Row") -> str:
-        """Its row of the table."""
+        """The row as Markdown."""
         share, kept = self.right / self.questions, self.right / first.right
         return (
             f"| {self.name} | {share:.1%} | {kept:.1%} | {self.experts['image']:.2f} "
@@ -48,7 +48,7 @@ class Row:
 
 @contextmanager
 def serving(folder: str, routing: str | None) -> Iterator[str]:
-    """The URL of a server of the checkpoint, which ends with the block."""
+    """Run a server of the checkpoint during the block, and yield its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -72,22 +72,22 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
                 return
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.2)
-    raise RuntimeError("The server did not start: try `prismoe serve` with the same checkpoint.")
+    raise RuntimeError("The server did not start: run `prismoe serve` with this checkpoint to see why.")
 
 
 def measure(name: str, folder: str, routing: str | None, exam: Exam) -> Row:
-    """Score one checkpoint."""
+    """Serve and score one checkpoint."""
     with serving(folder, routing) as url:
-        replies = ask_all(Server(url), exam)
-        time.sleep(0.5)  # The server tells a reading of the last half second.
-        with urllib.request.urlopen(f"{url}/v1/routing/load") as response:
-            load: Mapping[str, Any] = json.load(response)
+        server = Server(url)
+        replies = ask_all(server, exam)
+        time.sleep(0.5)  # The server answers with a reading that is up to half a second old.
+        load = server.call("/v1/routing/load")
     right = sum(case.answer == reply.strip() for case, reply in zip(exam.cases, replies, strict=True))
     return Row(name, right, len(replies), experts_per_token(load))
 
 
 def experts_per_token(load: Mapping[str, Any]) -> dict[str, float]:
-    """The mean uses a token in a layer by modality, of what `/v1/routing/load` says."""
+    """The mean number of experts for each token and layer by modality, from `/v1/routing/load`."""
     experts = {}
     for index, modality in enumerate(load["modalities"]):
         uses = sum(sum(rows[index]) for rows in load["expert_tokens"])
@@ -107,7 +107,7 @@ def main() -> None:
         "checkpoints",
         nargs="+",
         metavar="NAME=FOLDER[:JSON]",
-        help="name of a row, its checkpoint, and a --routing to serve it with",
+        help="name of the row, folder of the checkpoint, and --routing to serve it with",
     )
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache"), help="folder of the fetched pictures (default: .cache)"

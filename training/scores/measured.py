@@ -1,4 +1,4 @@
-"""What was measured of a checkpoint, kept beside it as `measured.json`: the model card is written from it."""
+"""The measurements of a checkpoint in its `measured.json`, from which the model card is written."""
 
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ ADVERTISED_GAIN = 0.30  # a topic is advertised if it beats the commonest answer
 
 
 class Score(BaseModel):
-    """How many answers of one split and topic were right to the letter, beside the best constant answers."""
+    """The share of exactly right answers for one split and topic, and that of the best constant answers."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,7 +42,7 @@ class LayerScores(BaseModel):
 
 
 class StageRecord(BaseModel):
-    """How long a stage took, and how its losses fell."""
+    """The duration and the loss curve of a stage."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,14 +52,14 @@ class StageRecord(BaseModel):
 
 
 class CheckpointScores(BaseModel):
-    """Everything the model card tells in figures."""
+    """All figures of the model card."""
 
     model_config = ConfigDict(extra="forbid")
 
     parameters: int
     moe_layers: list[int]
     stages: list[StageRecord]
-    routing_before: list[LayerScores]  # of the upcycled model before it trained
+    routing_before: list[LayerScores]  # of the upcycled model before its training
     routing: list[LayerScores]
     scored: Literal["offline", "served"]
     scores: list[Score]
@@ -67,19 +67,19 @@ class CheckpointScores(BaseModel):
     """Of the exam of single drawings, where `scores` are of the exam of scenes."""
     validation: list[Score] = []
     """Of the split that a run is chosen on."""
-    notes: list[str] = []  # what else a reader should know of how this checkpoint came about
+    notes: list[str] = []  # other facts about this checkpoint for readers of the card
 
     @classmethod
     def read(cls, folder: Path) -> "CheckpointScores":
-        """Those of the checkpoint in `folder`."""
+        """Read the measurements of the checkpoint in `folder`."""
         return cls.model_validate_json((folder / FILE).read_text())
 
     def write(self, folder: Path) -> None:
-        """Keep them beside the checkpoint."""
+        """Write the measurements into the checkpoint's folder."""
         (folder / FILE).write_text(self.model_dump_json(indent=1) + "\n")
 
     def advertised(self) -> list[Topic]:
-        """The topics that the model answers well enough to say so."""
+        """The topics that the model answers well enough to advertise."""
         asked = {score.topic for score in self.scores}
         weak = {score.topic for score in self.scores if score.right < score.majority + ADVERTISED_GAIN}
         return [topic for topic in TEMPLATES if topic in asked - weak]

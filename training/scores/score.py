@@ -1,7 +1,7 @@
-"""Score a running server: `python -m prismoe.training.scores.score --url http://127.0.0.1:8000`.
+"""Scores a running server: `python -m prismoe.training.scores.score --url http://127.0.0.1:8000`.
 
-Asks it the questions of both exams over its OpenAI chat endpoint, prints the table, and with `--write` puts
-the scores into the checkpoint's `measured.json` and model card.
+It sends the questions of both exams to the OpenAI chat endpoint and prints a table. With `--write` it also
+writes the scores into the checkpoint's `measured.json` and model card.
 """
 
 import argparse
@@ -32,10 +32,10 @@ class Server:
     def __init__(self, url: str) -> None:
         """Use the first model that `url` serves."""
         self.url = url.rstrip("/")
-        self.model: str = self._call("/v1/models")["data"][0]["id"]
+        self.model: str = self.call("/v1/models")["data"][0]["id"]
 
     def answer(self, png: bytes, question: str, task: int | None = None) -> str:
-        """The greedy answer to a question about a picture, which may come with its task's label."""
+        """The greedy answer to a question about a picture. The request can have a task label."""
         picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         image = {"type": "image_url", "image_url": {"url": picture}}
         return self.ask([image, {"type": "text", "text": question}], ANSWER_LIMIT, task)
@@ -43,7 +43,7 @@ class Server:
     def ask(self, content: list[dict[str, Any]], max_tokens: int, task: int | None = None) -> str:
         """The greedy answer to a user's message of texts and pictures."""
         label = {} if task is None else {"vllm_xargs": {"task": task}}
-        reply = self._call(
+        reply = self.call(
             "/v1/chat/completions",
             {
                 "model": self.model,
@@ -55,7 +55,8 @@ class Server:
         )
         return str(reply["choices"][0]["message"]["content"])
 
-    def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The JSON at `path`; `body` is posted there."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
@@ -63,7 +64,7 @@ class Server:
 
 
 def ask_all(server: Server, exam: Exam, with_tasks: bool = False) -> list[str]:
-    """Its answers, in the order of the cases; `with_tasks` where its router wants each question's label."""
+    """The server's answers in the order of the cases. `with_tasks` sends each question's task label."""
 
     def answer(case: Case) -> str:
         return server.answer(exam.png[case.picture], case.question, TASKS[case.topic] if with_tasks else None)
@@ -80,12 +81,14 @@ def main() -> None:
         epilog="example:\n  python -m prismoe.training.scores.score --url http://127.0.0.1:8000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="server to ask (default: %(default)s)")
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="URL of the server (default: %(default)s)"
+    )
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache"), help="folder of the fetched pictures (default: .cache)"
     )
     parser.add_argument(
-        "--write", type=Path, help="folder of a checkpoint, whose figures and model card to rewrite"
+        "--write", type=Path, help="folder of a checkpoint whose scores and model card to rewrite"
     )
     arguments = parser.parse_args()
     pictures = Pictures(arguments.cache / "emoji")

@@ -5,7 +5,7 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
-{{/* What no container may do. */}}
+{{/* The restrictions of every container. */}}
 {{- define "prismoe.confined" -}}
 securityContext:
   readOnlyRootFilesystem: true
@@ -50,10 +50,10 @@ livenessProbe:
   timeoutSeconds: 10
   failureThreshold: 4
 lifecycle:
-  preStop: {sleep: {seconds: 5}} # so that the router stops sending before the server stops taking
+  preStop: {sleep: {seconds: 5}} # so that the router stops sending requests before the server stops accepting them
 {{- end }}
 
-{{/* What all server containers have in common: image, GPUs, folders. */}}
+{{/* The common parts of all server containers: image, GPUs, folders. */}}
 {{- define "prismoe.container" -}}
 name: prismoe
 image: {{ .Values.image | quote }}
@@ -88,7 +88,7 @@ volumeMounts:
 {{ include "prismoe.confined" . }}
 {{- end }}
 
-{{/* The rest of a server pod's spec: user, nodes, volumes. The user is that of the image. */}}
+{{/* The rest of a server pod's spec: user, nodes, volumes. The user is the image's. */}}
 {{- define "prismoe.pod" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -124,7 +124,7 @@ volumes:
   - {name: shared-memory, emptyDir: {medium: Memory, sizeLimit: {{ .Values.sharedMemory }}}}
 {{- end }}
 
-{{/* Ends a pod whose image has no Ray with a sentence. */}}
+{{/* Ends a pod with a message if its image has no Ray. */}}
 {{- define "prismoe.needsRay" -}}
-if ! command -v ray > /dev/null; then echo "This image has no Ray, which nodes: {{ .Values.nodes }} needs: build it with --build-arg RAY=ray==2.60.0" >&2; exit 1; fi
+if ! command -v ray > /dev/null; then echo "This image has no Ray, but nodes is {{ .Values.nodes }}: build the image with --build-arg RAY=ray==2.60.0" >&2; exit 1; fi
 {{- end }}

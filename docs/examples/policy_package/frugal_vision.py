@@ -20,7 +20,7 @@ class FrugalVision(TopKPolicy):
         return False
 
     def route(self, step: RouterInputs) -> Routing:
-        """The best experts by the model's own gate."""
+        """Choose the best experts by the model's own gate."""
         confidence = step.confidence
         count_T = torch.where(step.is_vision_T, 1, self.top_k)
         experts_TA, weights_TA = top_experts_by_count(

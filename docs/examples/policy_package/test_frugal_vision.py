@@ -1,4 +1,4 @@
-"""The policy as `--routing '{"policy": "frugal_vision"}'` finds it: `pip install .`, then `pytest`."""
+"""Tests the policy as `--routing '{"policy": "frugal_vision"}'` loads it: `pip install .`, then `pytest`."""
 
 import torch
 
@@ -7,7 +7,7 @@ from prismoe.model_plugins.routing.registry import choose_routing
 
 
 def test_vision_tokens_get_one_expert_and_text_tokens_two() -> None:
-    """By the name that the entry point has, as a server looks it up."""
+    """The policy is looked up by the name of its entry point, as in a server."""
     routing = choose_routing({"policy": "frugal_vision"}, None, top_k=2, experts_by_layer={0: 4})
     logits_TE = torch.tensor([[0.0, 3.0, 1.0, 2.0], [4.0, 3.0, 2.0, 1.0]])
     step = RouterInputs(

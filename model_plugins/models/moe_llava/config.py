@@ -15,14 +15,14 @@ from prismoe.model_plugins.routing.calibrated import Calibrated
 from prismoe.model_plugins.routing.registry import RoutingInForce, choose_routing
 
 MOST_REQUEST_EXPERTS = "prismoe_request_experts"
-"""Where a loaded config keeps how many experts a request may ask for; no checkpoint holds it."""
+"""The attribute of a loaded config with the most experts that a request may ask for; not in checkpoints."""
 
 
 ARCHITECTURES = {architecture for family in FAMILIES for architecture in family.architectures}
 
 
 def is_moe_llava(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json says that it is a MoE-LLaVA checkpoint's, complete or not."""
+    """Whether a config.json belongs to a MoE-LLaVA checkpoint, complete or not."""
     named = config.get("architectures")
     return config.get("model_type") in BY_MODEL_TYPE or (
         isinstance(named, list) and not ARCHITECTURES.isdisjoint(named)
@@ -30,7 +30,7 @@ def is_moe_llava(config: Mapping[str, Any]) -> bool:
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
-    """Raise ValueError with a sentence where config.json lacks a key of its decoder, or has a wrong one."""
+    """Raise ValueError where config.json lacks a key of its decoder, or has a wrong value for one."""
     model_type = config.get("model_type")
     if model_type not in BY_MODEL_TYPE:
         raise ValueError(
@@ -41,15 +41,15 @@ def check_keys(config: Mapping[str, Any]) -> None:
 
 
 def check_config_file(folder: Path) -> None:
-    """Raise ValueError with a sentence where a folder's config.json is missing, damaged or no MoE-LLaVA's."""
+    """Raise ValueError where a folder's config.json is missing, damaged or not MoE-LLaVA's."""
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"{folder} holds no config.json, so it is no checkpoint.")
+        raise ValueError(f"{folder} holds no config.json, so it is not a checkpoint.")
     check_keys(read_json(file))
 
 
 class MoESettings(BaseModel):
-    """The keys of a checkpoint's `moe` object that matter when serving; the others are its training's."""
+    """The keys of a checkpoint's `moe` object that serving uses; the others are for training."""
 
     moe_enable: bool = True
     moe_mode: Literal["first_half", "second_half", "sparse", "dense"] = "sparse"
@@ -58,13 +58,13 @@ class MoESettings(BaseModel):
     top_k_experts: PositiveInt = 2
     use_residual: bool = False
     expert_width: int | None = None
-    """F, where it is not the width of a dense layer. The authors' format has no such key: their experts are
-    copies of the dense layer. Fine-grained experts are narrower."""
+    """F, where it differs from the width of a dense layer, as with fine-grained experts, which are narrower.
+    The authors' format has no such key: its experts are copies of the dense layer."""
 
     def experts_by_layer(self, num_layers: int) -> dict[int, int]:
         """The number of experts of each MoE layer, by the decoder's layer index.
 
-        Raises ValueError for what can't be served.
+        Raises ValueError where the settings contradict each other or the decoder.
         """
         if not self.moe_enable:
             return {}
@@ -94,7 +94,7 @@ _LAYERS_OF_MODE = {
 
 
 def moe_settings(config: PretrainedConfig) -> MoESettings:
-    """The checkpoint's `moe` object; a dense checkpoint has none."""
+    """The checkpoint's `moe` object; a dense checkpoint has none, and gets disabled settings."""
     return validated(MoESettings, getattr(config, "moe", {"moe_enable": False}), "moe.")
 
 
@@ -109,9 +109,9 @@ def experts_by_layer(config: PretrainedConfig) -> dict[int, int]:
 
 
 def routing_in_force(config: PretrainedConfig, operator: Mapping[str, Any] | None) -> RoutingInForce:
-    """How a checkpoint with this config routes under the operator's setting (None: the checkpoint's own).
+    """The routing of a checkpoint with this config under the operator's setting (None: the checkpoint's own).
 
-    Raises ValueError with a sentence when the settings make no sense for one of its layers.
+    Raises ValueError where the settings don't fit one of its layers.
     """
     experts = experts_by_layer(config)
     if operator is not None and (calibrated_for := Calibrated.model_of(operator)) is not None:
@@ -128,14 +128,14 @@ def routing_in_force(config: PretrainedConfig, operator: Mapping[str, Any] | Non
 
 
 def check_servable(config: PretrainedConfig) -> None:
-    """Raise ValueError with a sentence for a checkpoint that prismoe can't serve right."""
+    """Raise ValueError for a checkpoint that prismoe can't serve correctly."""
     if getattr(config, "mm_image_tower", None) is None:
         raise ValueError("The checkpoint's config names no image tower (mm_image_tower).")
     if getattr(config, "mm_video_tower", None) is not None:
         raise ValueError("The checkpoint has a video tower (mm_video_tower); prismoe serves images only.")
     if getattr(config, "mm_use_im_start_end", False):
         raise ValueError(
-            "The checkpoint marks images with tokens of their own (mm_use_im_start_end), "
+            "The checkpoint marks images with special tokens (mm_use_im_start_end), "
             "which prismoe does not serve."
         )
     if getattr(config, "quantization_config", None) is not None:

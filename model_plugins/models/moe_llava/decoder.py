@@ -1,4 +1,4 @@
-"""What the decoders are made of, on vLLM's layers: attention, dense feed-forward, blocks, the stack."""
+"""The parts of the decoders, on vLLM's layers: attention, dense feed-forward, blocks, the stack."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,8 +48,8 @@ class DecoderAttention(nn.Module):
             hidden, hidden, bias=facts.output_bias, quant_config=quant_config, prefix=f"{prefix}.o_proj"
         )
         rotary = get_rope(head_size, max_position=facts.positions, rope_parameters=facts.rope)
-        # vLLM's CPU kernel writes aligned vectors of 8: beyond the half of what is rotated where that is no
-        # multiple of them, and nowhere at all where a head is none.
+        # vLLM's CPU kernel writes aligned vectors of 8. It writes too far where half of the rotated part is
+        # no multiple of 8, and nothing at all where a head is no multiple of 8.
         overruns = current_platform.is_cpu() and (rotary.rotary_dim % 16 or head_size % 8)
         self.rotate: Callable[..., Any] = rotary.forward_native if overruns else rotary
         ranks = get_tensor_model_parallel_world_size()
@@ -120,7 +120,7 @@ class GatedMLP(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """Phi's: attention and feed-forward both read `input_layernorm(x)`, and both are added to x."""
+    """Phi's block: attention and feed-forward both read `input_layernorm(x)`, and both are added to x."""
 
     def __init__(self, norm: Callable[[], nn.Module], attention: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class ParallelBlock(nn.Module):
 
 
 class SequentialBlock(nn.Module):
-    """StableLM's and Qwen's: attention, then feed-forward, each behind a norm of its own."""
+    """StableLM's and Qwen's block: attention, then feed-forward, each after its own norm."""
 
     def __init__(self, norm: Callable[[], nn.Module], attention: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class SequentialBlock(nn.Module):
 
 @support_torch_compile
 class Decoder(nn.Module):
-    """Token embedding, the blocks and the final norm."""
+    """The decoder: token embedding, blocks and final norm."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""MoE-LLaVA from its authors' checkpoint format, on a decoder of any of its families."""
+"""MoE-LLaVA, from its authors' checkpoint format, on a decoder of any of its families."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -57,11 +57,11 @@ MODALITIES = ("text", "image")
 
 
 def checkpoint_names(family: Family) -> WeightsMapper:
-    """From the names in a family's checkpoints to those here."""
+    """The mapping from the tensor names in a family's checkpoints to the names in this model."""
     layout, mlp = family.layout, family.feed_forward
     trunk, attention = layout.trunk, f".{layout.attention}"
     norms = zip(layout.block_norms, ("input_layernorm", "post_attention_layernorm"), strict=False)
-    renamed = {f".{theirs}.": f".{ours}." for theirs, ours in norms}
+    renamed = {f".{stored}.": f".{used}." for stored, used in norms}
     renamed[f"{attention}.{layout.attention_output}."] = ".self_attn.o_proj."
     if layout.fused_qkv:
         renamed[f"{attention}.{layout.fused_qkv}."] = ".self_attn.qkv_proj."
@@ -94,7 +94,7 @@ def checkpoint_names(family: Family) -> WeightsMapper:
 
 
 class Projector(nn.Module):
-    """`mlp2x_gelu`: from the tower's width to the decoder's."""
+    """The projector `mlp2x_gelu`, from the tower's width to the decoder's."""
 
     def __init__(self, tower_width: int, hidden_size: int) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class MoELLaVAForCausalLM(nn.Module, SupportsMultiModal):
         )
 
     def embed_text(self, token_ids: Tensor) -> Tensor:
-        """Token ids' embeddings, `[T, D]`."""
+        """The embeddings of token ids, `[T, D]`."""
         embeds_TD: Tensor = self.model.embed_tokens(token_ids)
         return embeds_TD
 
@@ -219,9 +219,9 @@ class MoELLaVAForCausalLM(nn.Module, SupportsMultiModal):
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load every tensor of a checkpoint, or name it in `unused_tensors`.
+        """Load every tensor of a checkpoint; those that serving doesn't use are listed in `unused_tensors`.
 
-        Raises ValueError with a sentence for a tensor that is missing, misshapen or unexpected.
+        Raises ValueError for a tensor that is missing, misshapen or unexpected.
         """
         return AutoWeightsLoader(self).load_weights(
             self._expert_weights(self._used_weights(weights)), mapper=self.hf_to_vllm_mapper
@@ -239,7 +239,7 @@ class MoELLaVAForCausalLM(nn.Module, SupportsMultiModal):
         self.tensors.check_complete(used)
 
     def _with_tower(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The weights, and the tower's from its own folder where the checkpoint has none."""
+        """The weights, and after them the tower's from its own folder if the checkpoint has none."""
         has_tower = False
         for name, weight in weights:
             has_tower |= name.startswith(self.tensors.tower_prefix)
@@ -250,14 +250,14 @@ class MoELLaVAForCausalLM(nn.Module, SupportsMultiModal):
                 yield self.tensors.tower_prefix + name, weight
 
     def _expert_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The checkpoint's weights, with what vLLM's experts need beyond them."""
+        """The checkpoint's weights, adapted to tensor-parallel experts."""
         down = self.family.feed_forward.down
         for name, weight in weights:
             is_down_bias = ".deepspeed_experts." in name and name.endswith(f".{down}.bias")
             yield name, self._on_one_rank(weight) if is_down_bias else weight
 
     def _on_one_rank(self, bias: Tensor) -> Tensor:
-        """Tensor-parallel ranks sum the experts' outputs, so just one of them may add the last bias."""
+        """The bias on the first rank, zeros on the others: tensor-parallel ranks sum the experts' outputs."""
         mlp: Any = self.model.layers[next(iter(self.experts_by_layer))].mlp
         experts: MoERunner = mlp.experts
         return bias if experts.moe_config.tp_rank == 0 else torch.zeros_like(bias)

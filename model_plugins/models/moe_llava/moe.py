@@ -12,7 +12,7 @@ from prismoe.model_plugins.moe_layer.router import PolicyRouter
 
 
 class MoE(nn.Module):
-    """Experts, chosen per token by `router`.
+    """Experts, chosen for each token by `router`.
 
     With a `residual` layer the output is a mix of both, in shares that depend on the token (DeepSpeed's
     residual MoE, `use_residual`).
@@ -30,7 +30,7 @@ class MoE(nn.Module):
         prefix: str,
     ) -> None:
         super().__init__()
-        # The authors' gate computes in float32 whatever the model's dtype.
+        # The authors' gate computes in float32, whatever the model's dtype.
         self.gate = (
             ReplicatedLinear(
                 hidden_size, router.gate_rows, bias=False, params_dtype=torch.float32, prefix=f"{prefix}.gate"
@@ -66,7 +66,7 @@ class MoE(nn.Module):
         return output_TD * shares_T2[:, :1] + self.mlp(hidden_TD) * shares_T2[:, 1:]
 
     def _router_logits(self, hidden_TD: Tensor) -> Tensor:
-        """`[T, E]`; without columns where the policy has a router of its own."""
+        """The router's logits, `[T, E]`; `[T, 0]` where the policy has its own router."""
         if self.request_gate is not None:
             request_logits_TE: Tensor = self.request_gate(hidden_TD)
             return request_logits_TE
@@ -77,5 +77,5 @@ class MoE(nn.Module):
 
 
 def _expert_names(kind: FeedForward) -> tuple[str, str, str | None]:
-    """The checkpoint's names of gate, down and up. Without a gate, vLLM has up stand in its place."""
+    """The checkpoint's names of gate, down and up. Without a gate, vLLM expects up in its place."""
     return (kind.up, kind.down, None) if kind.gate is None else (kind.gate, kind.down, kind.up)

@@ -1,4 +1,4 @@
-"""From an image and a prompt to pixel values and tokens, as MoE-LLaVA's own code does it."""
+"""Turns an image and a prompt into pixel values and tokens, as MoE-LLaVA's own code does."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,23 +25,23 @@ from prismoe.model_plugins.models.moe_llava.tower import tokens_per_image, tower
 from prismoe.model_plugins.moe_layer.request_routing import asked_experts
 
 IMAGE_MARK = "<image>"
-"""Stands for an image in a prompt's text."""
+"""Marks an image in a prompt's text."""
 
 IMAGE_INDEX = -200
-"""Stands for an image among a prompt's ids, until its placeholders take the place (LLaVA's number)."""
+"""Marks an image in a prompt's ids, until placeholders replace it (LLaVA's number)."""
 
 IMAGE_FIELDS = dict.fromkeys(["pixel_values", "asked_experts"], MultiModalFieldConfig.batched("image"))
-"""What the model takes of each image."""
+"""The model's inputs for each image."""
 
 
 def image_inputs(pixel_values: torch.Tensor, asked: tuple[int, int] = (0, 0)) -> BatchFeature:
-    """`IMAGE_FIELDS` of images `[N, 3, H, W]` whose request asks for these experts (`asked_experts`)."""
+    """The `IMAGE_FIELDS` of images `[N, 3, H, W]`, with the experts that their request asks for."""
     asked_N2 = torch.tensor([asked] * len(pixel_values))
     return BatchFeature({"pixel_values": pixel_values, "asked_experts": asked_N2})
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """The image in the middle of a square of its longer side (`image_aspect_ratio: pad`)."""
+    """Pad the image to a centred square of its longer side (`image_aspect_ratio: pad`)."""
     side = max(image.size)
     square = Image.new("RGB", (side, side), colour)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -49,28 +49,28 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
 
 
 def pixel_values(config: PretrainedConfig, checkpoint: str, images: Sequence[Image.Image]) -> torch.Tensor:
-    """`[N, 3, H, W]` by the tower's own image processor, for a checkpoint with this config.
+    """The pixel values `[N, 3, H, W]` by the tower's own image processor, for a checkpoint with this config.
 
-    Raises ValueError for what is no decoded image.
+    Raises ValueError for anything but a decoded image.
     """
     processor = tower_image_processor(config.mm_image_tower, checkpoint)
     pad = getattr(config, "image_aspect_ratio", None) == "pad"
     red, green, blue = (int(255 * mean) for mean in processor.image_mean)
 
     def pixels_1CHW(image: Image.Image) -> torch.Tensor:
-        # Transformers' image processors open a text as a URL or a file.
+        # Transformers' image processors would open a string as a URL or a file.
         if not isinstance(image, Image.Image):
             raise ValueError(f"An image has to be a decoded PIL.Image, not a {type(image).__name__}.")
         image = pad_to_square(image.convert("RGB"), (red, green, blue)) if pad else image
         pixels: torch.Tensor = processor(images=[image], return_tensors="pt")["pixel_values"]
         return pixels
 
-    # One after the other: a long image's square is large.
+    # One image at a time: padding a long image to a square takes much memory.
     return torch.cat([pixels_1CHW(image) for image in images])
 
 
 class MoELLaVAProcessingInfo(BaseProcessingInfo):
-    """What vLLM asks about the model's inputs."""
+    """Describes the model's inputs to vLLM."""
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"image": None}
@@ -84,18 +84,18 @@ class MoELLaVAProcessingInfo(BaseProcessingInfo):
 
     @property
     def image_size(self) -> int:
-        """The side of the tower's picture in pixels."""
+        """The side of the tower's input image, in pixels."""
         size: int = tower_config(self.get_hf_config().mm_image_tower, self.ctx.model_config.model).image_size
         return size
 
     @property
     def image_token_id(self) -> int:
-        """The id at an image's positions: the tokenizer's image token, else the vocabulary's last id."""
+        """The id at an image's positions: the tokenizer's image token, or else the vocabulary's last id."""
         vocabulary = self.get_tokenizer().get_vocab()
         return int(vocabulary.get(IMAGE_MARK, self.get_hf_config().vocab_size - 1))
 
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """`[N, 3, H, W]`."""
+        """The images' pixel values, `[N, 3, H, W]`."""
         return pixel_values(self.get_hf_config(), self.ctx.model_config.model, images)
 
 
@@ -116,7 +116,7 @@ class MoELLaVADummyInputs(BaseDummyInputsBuilder[MoELLaVAProcessingInfo]):
 
 
 class MoELLaVAProcessor(BaseMultiModalProcessor[MoELLaVAProcessingInfo]):
-    """Pixel values from images, and placeholders where they belong in the prompt."""
+    """Makes pixel values of images, and puts placeholders where the images are in the prompt."""
 
     def get_dummy_inputs(
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: MultiModalDummyOptions
@@ -149,7 +149,7 @@ class MoELLaVAProcessor(BaseMultiModalProcessor[MoELLaVAProcessingInfo]):
     def _apply_prompt_updates(
         self, token_ids: list[int], mm_prompt_updates: MultiModalPromptUpdates
     ) -> tuple[list[int], Mapping[str, list[PlaceholderFeaturesInfo]]]:
-        """Put each image's placeholders where the renderer says so."""
+        """Put each image's placeholders where the renderer has put a mark."""
         images, marks = len(mm_prompt_updates.get("image", [])), token_ids.count(IMAGE_INDEX)
         if images != marks:
             raise ValueError(

@@ -1,9 +1,9 @@
-"""From messages to tokens: a template's image marks become images, and a user's text stays text.
+"""Turns messages into tokens: a template's image marks become images, and a user's text stays text.
 
-vLLM tokenizes a whole prompt at once, so `<image>` or `<|endoftext|>` in a message would be what the template
-means by it: an image's place, or the end of a turn (CVE-2026-44222). Here the user's text is rendered with
-SEPARATOR behind each character that a special token may begin with. Special tokens are looked for in what is
-rendered, and the separators are left out after that.
+vLLM tokenizes a whole prompt at once, so `<image>` or `<|endoftext|>` in a message would act as it does in
+the template: as an image's place, or as the end of a turn (CVE-2026-44222). Here the user's text is rendered
+with SEPARATOR after each character that can begin a special token. Special tokens are then searched for in
+the rendered text, and only after that the separators are removed.
 """
 
 import json
@@ -21,16 +21,16 @@ from vllm.renderers.params import ChatParams
 from prismoe.model_plugins.models.moe_llava.processing import IMAGE_INDEX, IMAGE_MARK
 
 SEPARATOR = "\ufdd0"
-"""A code point that Unicode keeps for uses like this. In a user's own text it is left out."""
+"""A code point that Unicode reserves for internal use. It is removed from a user's own text."""
 
 MEDIA = frozenset({"type", "image_url", "video_url", "audio_url", "input_audio"})
-"""The keys of a message's part whose values no template writes: what kind it is, and where its image is."""
+"""The keys of a message's part whose values no template writes: its type, and the place of its image."""
 
 
 class PlainTextRenderer(HfRenderer):
     """vLLM's renderer of chat templates, for prompts that are untrusted input.
 
-    The tokenizers of these families put nothing before or behind a prompt, and so does this.
+    It adds no tokens before or after a prompt, and neither do the tokenizers of these families.
     """
 
     def render_messages(self, messages: Any, params: ChatParams) -> tuple[Any, Any]:
@@ -44,7 +44,7 @@ class PlainTextRenderer(HfRenderer):
         return _joined(conversation), prompt
 
     def _for_template(self, messages: Any, params: ChatParams) -> tuple[list[Any], ChatParams]:
-        """Both with separators: a template may write tools and documents, too. Raises VLLMValidationError."""
+        """Messages and template arguments with separators. Raises VLLMValidationError if nested too deep."""
         try:
             separated = [self._separated_message(message) for message in messages]
             return separated, replace(
@@ -54,7 +54,7 @@ class PlainTextRenderer(HfRenderer):
             raise VLLMValidationError("The request's JSON is nested too deeply.") from None
 
     async def render_prompts_async(self, prompts: Sequence[Any]) -> list[Any]:
-        """The prompts of completions over HTTP, which are nothing but a user's text."""
+        """The prompts of completions over HTTP, with separators: all of their text is the user's."""
         rendered: list[Any] = await super().render_prompts_async(prompts)
         return [
             {**prompt, "prompt": self._separated(prompt["prompt"])} if _is_text(prompt) else prompt
@@ -67,10 +67,10 @@ class PlainTextRenderer(HfRenderer):
         return self._build_tokens_prompt(tokens, prompt)
 
     def _tokens(self, text: str, has_images: bool) -> list[int]:
-        """The ids of a rendered text, with IMAGE_INDEX for each mark where it has images.
+        """The ids of a rendered text, with IMAGE_INDEX for each image mark if it has images.
 
-        The text between two marks is tokenized by itself, as the authors' code does: a mark is not a token
-        of the original tokenizers, so its characters would merge with their neighbours.
+        The text between two marks is tokenized separately, as in the authors' code: a mark is not a token of
+        the original tokenizers, so its characters would merge with their neighbours.
         """
         tokenizer = self.get_tokenizer()
         ids = self._special_tokens | ({IMAGE_MARK: IMAGE_INDEX} if has_images else {})
@@ -84,7 +84,7 @@ class PlainTextRenderer(HfRenderer):
 
     @cached_property
     def _special_tokens(self) -> dict[str, int]:
-        """The tokens that no text may spell, but for the image mark, and their ids."""
+        """The special tokens and their ids, without the image mark. A user's text must not produce them."""
         added: dict[int, Any] = self.get_tokenizer().added_tokens_decoder
         return {str(token): id for id, token in added.items() if token.special and str(token) != IMAGE_MARK}
 
@@ -93,7 +93,7 @@ class PlainTextRenderer(HfRenderer):
         return frozenset(token[0] for token in (IMAGE_MARK, *self._special_tokens))
 
     def _separated_message(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A message with separators in all that a template may write."""
+        """A message with separators in every text that a template may write."""
         ways = {"content": self._separated_content, "tool_calls": self._separated_calls}
         return {self._separated(key): ways.get(key, self._separated)(each) for key, each in message.items()}
 
@@ -108,7 +108,7 @@ class PlainTextRenderer(HfRenderer):
         return [self._separated(_read_call(call)) for call in calls]
 
     def _separated(self, value: Any, but: frozenset[str] = frozenset()) -> Any:
-        """The same with separators in each text, whether it is a key or a value, `but` under some keys."""
+        """The value with separators in each text, also in keys, but not in the values of the keys `but`."""
         if isinstance(value, str):
             for first in self._first_characters:
                 value = value.replace(first, first + SEPARATOR)
@@ -124,28 +124,28 @@ class PlainTextRenderer(HfRenderer):
 
 
 def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
-    """What splits a text before and behind each of these tokens, of which a longer one goes first."""
+    """A pattern that splits a text around each of these tokens, the longest token first."""
     return re.compile(f"({'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))})")
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple | Iterator)  # pydantic reads the parts of a message as they come
+    return isinstance(value, list | tuple | Iterator)  # pydantic reads the parts of a message lazily
 
 
 def _read_call(call: Any) -> Any:
-    """A tool call with its arguments read from JSON, as vLLM would later: an escape could hide a mark."""
+    """A tool call with its arguments parsed, as vLLM does later: a JSON escape could hide a mark."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
     try:
         arguments = json.loads(function["arguments"])
     except (ValueError, RecursionError):
-        arguments = None  # vLLM gives the template no arguments then.
+        arguments = None  # vLLM then gives the template no arguments.
     return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _joined(value: Any) -> Any:
-    """The same without separators."""
+    """The value without separators."""
     if isinstance(value, str):
         return value.replace(SEPARATOR, "")
     if isinstance(value, dict):

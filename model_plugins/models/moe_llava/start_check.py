@@ -1,4 +1,4 @@
-"""The check that vLLM runs on a MoE-LLaVA checkpoint and its settings before it starts an engine."""
+"""Checks a MoE-LLaVA checkpoint and its settings before vLLM starts an engine."""
 
 from pathlib import Path
 
@@ -32,15 +32,15 @@ from prismoe.model_plugins.worker.engine_options import operator_settings, use_r
 LOAD_FORMATS = ("auto", "hf", "safetensors", "fastsafetensors", "pt")
 """vLLM's --load-format values that read a checkpoint's own files."""
 NO_SHADOW = (
-    "A shadow policy is counted beside the routers of vLLM's own models, and a MoE-LLaVA checkpoint has "
-    "prismoe's: leave the setting shadow out, or put the policy in force with routing."
+    "A shadow policy works beside the routers of vLLM's own models, and a MoE-LLaVA checkpoint has prismoe's "
+    "routers: leave the setting shadow out, or put the policy in force with routing."
 )
 
 logger = init_logger("vllm.prismoe.checkpoint")
 
 
 def check_start(vllm_config: VllmConfig) -> None:
-    """Raise ValueError with a sentence, in the process that the user started."""
+    """Raise ValueError for a wrong checkpoint or setting, in the process that the user started."""
     check([*overridden.NEEDS, *scheduler.NEEDS, *step_watch.NEEDS])
     use_routed_worker(vllm_config)
     model, load = vllm_config.model_config, vllm_config.load_config
@@ -52,7 +52,7 @@ def check_start(vllm_config: VllmConfig) -> None:
     if settings.shadow is not None:
         raise ValueError(NO_SHADOW)
     in_force = routing_in_force(config, settings.routing)
-    # What processes requests sees the checkpoint's config, but not the operator's settings.
+    # The processor of requests sees the checkpoint's config, but not the operator's settings.
     setattr(config, MOST_REQUEST_EXPERTS, in_force.most_request_experts)
     check_engine(
         vllm_config,
@@ -70,14 +70,14 @@ def check_start(vllm_config: VllmConfig) -> None:
         unused = check_weights(config, Path(model.model), in_force)
         if unused:
             logger.info(
-                "%d tensors of the checkpoint are left out, since serving does not use them, such as %s.",
+                "Serving leaves out %d tensors of the checkpoint that it does not use, such as %s.",
                 len(unused),
                 unused[0],
             )
 
 
 def check_tokenizer(config: PretrainedConfig, folder: Path) -> None:
-    """Raise ValueError with a sentence where a local folder lacks its tokenizer's files."""
+    """Raise ValueError where a local folder lacks the files of its tokenizer."""
     forms = family_of(config).tokenizer_files
     if folder.is_dir() and not any(all((folder / name).is_file() for name in form) for form in forms):
         named = ", or ".join(" and ".join(form) for form in forms)
@@ -85,9 +85,9 @@ def check_tokenizer(config: PretrainedConfig, folder: Path) -> None:
 
 
 def check_weights(config: PretrainedConfig, folder: Path, in_force: RoutingInForce) -> list[str]:
-    """The checkpoint's tensors that serving does not use, from its files' headers.
+    """The names of the checkpoint's tensors that serving does not use, from its files' headers.
 
-    Raises ValueError with a sentence where a file is damaged or a tensor missing, misshapen or unexpected.
+    Raises ValueError where a file is damaged, or a tensor is missing, misshapen or unexpected.
     """
     tensors = TensorList(config, tower_config(config.mm_image_tower, str(folder)), in_force)
     stored = stored_shapes(folder)
@@ -96,8 +96,8 @@ def check_weights(config: PretrainedConfig, folder: Path, in_force: RoutingInFor
             shapes = tower_shapes(find_whole_tower(config.mm_image_tower, str(folder)))
         except ValueError as error:
             raise ValueError(
-                f"The checkpoint holds no weights of its image tower {config.mm_image_tower!r}, nor can the "
-                f"tower's own be had. {error}"
+                f"The checkpoint holds no weights of its image tower {config.mm_image_tower!r}, and the "
+                f"tower's own weights are not available. {error}"
             ) from error
         stored |= {tensors.tower_prefix + name: shape for name, shape in shapes.items()}
     unused = [name for name, shape in stored.items() if not tensors.is_used(name, shape)]

@@ -1,6 +1,7 @@
-"""The tensors of a MoE-LLaVA checkpoint, by its authors' names: what each family must hold, and may hold.
+"""The tensors that a MoE-LLaVA checkpoint must or may hold, by the authors' names.
 
-The list comes from the configs alone, so files' headers are enough to check a checkpoint before the start.
+The list comes from the configs alone, so the files' headers are enough to check a checkpoint before the
+start.
 """
 
 import re
@@ -21,29 +22,29 @@ from prismoe.model_plugins.routing.registry import RoutingInForce
 NamedShapes: TypeAlias = Iterator[tuple[str, Shape]]
 
 LEFTOVERS = (
-    # Buffers that older releases of transformers saved; they are computed here.
+    # Buffers that older releases of transformers saved; they are computed at load time.
     r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$",
     r"\.embeddings\.position_ids$",
-    # The tower behind the layer whose output is taken.
+    # The tower's layers after the one whose output is used.
     r"\.image_tower\.vision_model\.(encoder\.layers\.\d+|post_layernorm|head)\.",
-    # What other routing policies than the one in force route with.
+    # The parameters of routing policies that are not in force.
     r"\.deepspeed_moe\.(gate|router)\.",
-    # Phi-2's; the authors' decoder has none and passes over it.
+    # Phi-2 has it; the authors' decoder ignores it.
     r"^lm_head\.bias$",
-    # The output layer of a decoder whose embedding is it, too.
+    # The output layer of a decoder that shares the embedding's weights.
     r"^lm_head\.weight$",
 )
-"""What serving has no use for; each pattern is searched for in a name that is not needed."""
+"""Patterns for tensors that serving does not use; they are searched for in names that are not needed."""
 
 
 class TensorList:
-    """What a checkpoint with this config must hold for the routing in force."""
+    """The tensors that a checkpoint with this config must hold for the routing in force."""
 
     def __init__(self, config: PretrainedConfig, vision: TowerConfig, in_force: RoutingInForce) -> None:
         layout = self._layout = family_of(config).layout
         self.tower_prefix = f"{layout.trunk}.image_tower.image_tower."
         self.policies: dict[str, str] = {}
-        """The policy that needs a tensor, of those that routers need."""
+        """The policy that needs each of the routers' tensors."""
         self.needed: dict[str, Shape] = dict(_decoder(config, vision.hidden_size)) | {
             self.tower_prefix + name: shape for name, shape in _tower(vision, config)
         }
@@ -61,14 +62,14 @@ class TensorList:
         return f"{self._layout.trunk}.{self._layout.layers}.{layer}.mlp.deepspeed_moe"
 
     def is_used(self, name: str, shape: Shape) -> bool:
-        """Whether a tensor of the checkpoint is used, or one of LEFTOVERS.
+        """Whether a tensor of the checkpoint is used. False means one of LEFTOVERS.
 
-        Raises ValueError with a sentence for a wrong shape, and for a tensor that is neither.
+        Raises ValueError for a wrong shape, and for a tensor that is neither.
         """
         if name in self.needed:
             if shape != self.needed[name]:
                 raise ValueError(
-                    f"The checkpoint's tensor {name} has the shape {list(shape)}, but {self._asker(name)} "
+                    f"The checkpoint's tensor {name} has the shape {list(shape)}, but {self._requirer(name)} "
                     f"asks for {list(self.needed[name])}."
                 )
             return True
@@ -84,16 +85,16 @@ class TensorList:
         )
 
     def check_complete(self, names: Iterable[str]) -> None:
-        """Raise ValueError with a sentence where a needed tensor is not among `names`."""
+        """Raise ValueError where a needed tensor is not among `names`."""
         missing = sorted(self.needed.keys() - set(names))
         if missing:
             more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
             raise ValueError(
-                f"The checkpoint lacks the tensor {missing[0]}{more}, which {self._asker(missing[0])} "
+                f"The checkpoint lacks the tensor {missing[0]}{more}, which {self._requirer(missing[0])} "
                 "asks for."
             )
 
-    def _asker(self, name: str) -> str:
+    def _requirer(self, name: str) -> str:
         policy = self.policies.get(name)
         return f"the routing policy {policy}" if policy else "its config.json"
 
@@ -172,7 +173,7 @@ def _router_parameter(prefix: str, name: str) -> str:
 
 
 def _tower(vision: TowerConfig, config: PretrainedConfig) -> NamedShapes:
-    """What the tower needs up to the layer whose output is taken, by the names in the tower's own files."""
+    """The tower's tensors up to the layer whose output is used, by the names in the tower's own files."""
     is_clip, width = isinstance(vision, CLIPVisionConfig), vision.hidden_size
     embeddings, layers = "vision_model.embeddings", "vision_model.encoder.layers"
     if is_clip:

@@ -1,4 +1,4 @@
-"""Tokenizers that are read from a ranks file without code from the checkpoint.
+"""Tokenizers that are read from a ranks file, without code from the checkpoint.
 
 They are byte-level BPE with tiktoken's ranks; their special tokens follow the ranks in a fixed order.
 """
@@ -17,7 +17,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def tokenizer_from_ranks(ranks_file: str, special_tokens: tuple[str, ...]) -> Tokenizer:
-    """A tokenizer with the ranks of a `.tiktoken` file, and the special tokens on the ids behind them."""
+    """A tokenizer with the ranks of a `.tiktoken` file; the special tokens get the ids after them."""
     tokenizer: Tokenizer = TikTokenConverter(
         ranks_file, pattern=SPLIT_PATTERN, extra_special_tokens=special_tokens
     ).converted()
@@ -26,7 +26,7 @@ def tokenizer_from_ranks(ranks_file: str, special_tokens: tuple[str, ...]) -> To
 
 
 class RanksTokenizer(PreTrainedTokenizerFast):
-    """A tokenizer of a ranks file. The subclasses bear the names that tokenizer_config.json gives them."""
+    """A tokenizer of a ranks file. The subclasses have the names that tokenizer_config.json uses."""
 
     special_tokens_in_order: ClassVar[tuple[str, ...]]
 

@@ -1,4 +1,4 @@
-"""The image tower that a checkpoint names (CLIP or SigLIP): finding it, its settings, its module."""
+"""Finds the image tower that a checkpoint names (CLIP or SigLIP), reads its settings, builds its module."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -31,33 +31,33 @@ TOWER_FILES = ("config.json", "preprocessor_config.json")
 
 @lru_cache
 def find_tower(name: str, checkpoint: str) -> Path:
-    """The folder of the tower that `mm_image_tower` names, with its settings, if not its weights.
+    """The folder of the tower that `mm_image_tower` names, with its settings, but maybe without its weights.
 
-    It is looked for in the checkpoint's folder and beside that, by its name and by the name's last part (the
-    name may be a path of another machine), then as a path, in the local hub cache and on the Hub.
-    Raises FileNotFoundError with a sentence.
+    It is searched for in the checkpoint's folder and next to it, by its name and by the name's last part (the
+    name may be a path on another machine), then as a path, in the local hub cache and on the Hub. Raises
+    FileNotFoundError with a message for the user.
     """
     folder = Path(checkpoint).absolute()
-    last = PureWindowsPath(name).name  # It takes both kinds of slashes.
+    last = PureWindowsPath(name).name  # It accepts both kinds of slashes.
     around = [place / part for part in (name, last) for place in (folder, folder.parent)]
     places = dict.fromkeys([*around, Path(name).absolute()])
     for place in places:
         if all((place / file).is_file() for file in TOWER_FILES):
             return place
     files = " and ".join(TOWER_FILES)
-    looked = f"No folder with {files} is there: {', '.join(map(str, places))}."
+    looked = f"None of these folders holds {files}: {', '.join(map(str, places))}."
     advice = f"Put the tower's folder beside the checkpoint, as {folder.parent / last}"
     if hub := hub_name(name):
         try:
             return files_from_hub(hub, TOWER_FILES)
         except ValueError as error:
-            looked += f" Nor can {hub} be had from the Hugging Face Hub: {error}."
+            looked += f" {hub} is not available from the Hugging Face Hub: {error}."
         advice = f"Fetch it with `hf download {hub}`, or put its folder beside the checkpoint"
     raise FileNotFoundError(f"The checkpoint's image tower {name!r} was not found. {looked} {advice}.")
 
 
 def find_whole_tower(name: str, checkpoint: str) -> Path:
-    """The tower's folder with its weights too. Raises ValueError with a sentence where it has none."""
+    """The tower's folder with its weights, too. Raises ValueError where it has none."""
     folder = find_tower(name, checkpoint)
     try:
         weight_files(folder)
@@ -86,38 +86,38 @@ def tower_config(name: str, checkpoint: str) -> TowerConfig:
 
 @lru_cache
 def tower_image_processor(name: str, checkpoint: str) -> BaseImageProcessor:
-    """The tower's image processor, in the form that resizes with Pillow as the authors' code does."""
+    """The tower's image processor, in the form that resizes with Pillow, as in the authors' code."""
     path = find_tower(name, checkpoint)
     kind = CLIPImageProcessorPil if _tower_family(path) == "clip" else SiglipImageProcessorPil
     return kind.from_pretrained(path)
 
 
 def make_tower(vision: TowerConfig, select_layer: int) -> CLIPVisionModel | SiglipVisionModel:
-    """The tower up to the layer whose output is taken (`mm_vision_select_layer`; -2 is the last but one)."""
+    """The tower up to the layer whose output is used (`mm_vision_select_layer`; -2 is the last but one)."""
     kind = CLIPVisionModel if isinstance(vision, CLIPVisionConfig) else SiglipVisionModel
     layers = get_layer_index(select_layer, vision.num_hidden_layers)
     return kind(vision, num_hidden_layers_override=layers, require_post_norm=False, prefix="image_tower")
 
 
 VISION = "vision_model."
-"""How the names of a tower's weights start; in a whole CLIP or SigLIP, the text model's start otherwise."""
+"""The prefix of a tower's weights; a complete CLIP or SigLIP has other prefixes for the text model."""
 
 
 def tower_shapes(folder: Path) -> dict[str, Shape]:
-    """The tensors of a tower's own folder by name, as `tower_weights` names them."""
+    """The shapes of the tensors in a tower's own folder, by the names that `tower_weights` gives them."""
     return {name: shape for name, shape in stored_shapes(folder).items() if name.startswith(VISION)}
 
 
 def tower_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The weights in a tower's own folder, for checkpoints that hold none of it."""
+    """The weights in a tower's own folder, for checkpoints without tower weights."""
     return stored_tensors(folder, VISION)
 
 
 def drops_first_token(config: PretrainedConfig) -> bool:
     """Whether the tower's first output is left out (`mm_vision_select_feature`).
 
-    It is CLIP's class token. SigLIP has none, and there the authors' code loses the first patch: so does
-    this, since their checkpoints were trained so.
+    That output is CLIP's class token. SigLIP has none, so the authors' code loses the first patch. prismoe
+    does the same, since their checkpoints were trained that way.
     """
     feature = getattr(config, "mm_vision_select_feature", "patch")
     if feature not in ("patch", "cls_patch"):
@@ -129,7 +129,7 @@ def drops_first_token(config: PretrainedConfig) -> bool:
 
 
 def patch_grid(config: PretrainedConfig, checkpoint: str) -> PatchGrid:
-    """How an image's tokens lie on the picture."""
+    """The grid of an image's tokens on the picture."""
     vision = tower_config(config.mm_image_tower, checkpoint)
     processor = tower_image_processor(config.mm_image_tower, checkpoint)
     side: int = vision.image_size // vision.patch_size
@@ -147,5 +147,5 @@ def patch_grid(config: PretrainedConfig, checkpoint: str) -> PatchGrid:
 
 
 def tokens_per_image(config: PretrainedConfig, checkpoint: str) -> int:
-    """How many tokens an image becomes."""
+    """The number of tokens of an image."""
     return patch_grid(config, checkpoint).tokens

@@ -1,5 +1,5 @@
-"""What stands at the MoE layers of a model that vLLM has built: `native` read along, policies, shadows.
+"""Routing for models that vLLM has built: observed `native` routing, policies, shadow policies.
 
-It is attached after the model is loaded. May import the rest of `moe_layer`; knows a model by
-name only where its tokens or layers are unlike the others'.
+It is attached after the model is loaded. May import the rest of `moe_layer`; names a model only where the
+model's tokens or layers differ from those of others.
 """

@@ -1,6 +1,6 @@
-"""What policies and counters stand on in a model that vLLM has built: gates, steps, and why they can't.
+"""The basis of policies and counters in a model that vLLM has built: gates, steps, and refusals.
 
-Everything is attached to the instances of the loaded model, and nothing of its code is touched.
+Everything is attached to the instances of the loaded model; its code stays unchanged.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ from prismoe.model_plugins.vllm_seams.engine.vision_chunks import medium_of
 
 NOT_SHOWN = "It is served as vLLM serves it, and nothing of its routing is shown."
 SPLIT = frozenset({"Ernie4_5_VLMoeForConditionalGeneration"})
-"""Models with text experts and vision experts side by side in a layer, by their names in vLLM's registry."""
+"""Models whose layers have text experts and vision experts, by their names in vLLM's registry."""
 
 logger = init_logger("vllm.prismoe.native")
 
 
 def gate_of(runner: MoERunner) -> Gate:
-    """The gate of a layer, by vLLM's settings of it."""
+    """The gate of a layer, as vLLM's settings describe it."""
     experts: Any = runner.routed_experts
     expert_scale_E = scale_of_experts(experts.custom_routing_function)
     has_own = experts.custom_routing_function is not None or chooses_by_tokens(runner.router)
@@ -46,7 +46,7 @@ def gate_of(runner: MoERunner) -> Gate:
 
 
 def mark_steps_of(architecture: str, model: Any, step: RoutingStep) -> None:
-    """Learn what a step's tokens are where they are embedded, whatever the model's class does there."""
+    """Record what a step's tokens are when they are embedded, for any class of model."""
     embed, placeholders = model.embed_input_ids, placeholders_of(architecture, model)
 
     def mark_and_embed(
@@ -56,7 +56,7 @@ def mark_steps_of(architecture: str, model: Any, step: RoutingStep) -> None:
         is_multimodal: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        # vLLM's runner writes its modality on each embedding: token ids don't tell videos from images.
+        # vLLM's runner sets the modality of each embedding: token ids don't distinguish videos from images.
         media = [Media(medium_of(part.modality), len(part)) for part in multimodal_embeddings or ()]  # type: ignore[attr-defined]
         places = None
         if placeholders and media and is_multimodal is not None:
@@ -72,9 +72,9 @@ def mark_steps_of(architecture: str, model: Any, step: RoutingStep) -> None:
 def seen_runners(
     architecture: str, model: nn.Module, modalities: Sequence[str], found_wrong: str | None = None
 ) -> tuple[list[MoERunner], list[str]]:
-    """The MoE layers of a model, if their routing can be counted; else none and why, which is logged.
+    """The MoE layers of a model if their routing can be counted, else none and the reason, which is logged.
 
-    `found_wrong` is what the self-check at the start said, where it found something.
+    `found_wrong` is the fault that the self-check at the start found, if any.
     """
     runners = runners_of(model)
     refusal = found_wrong or why_unseen(architecture, runners, modalities)
@@ -85,17 +85,17 @@ def seen_runners(
 
 
 def why_native_alone(architecture: str) -> str | None:
-    """Why no policy can route a model, and none be its shadow; None where some may."""
+    """The reason why no policy can route or shadow a model; None where policies can."""
     if architecture not in SPLIT:
         return None
     return (
-        f"{architecture} has experts for text and experts for vision, which no policy knows: "
-        "it routes by native alone. Leave the routing policy and the shadow out."
+        f"{architecture} has experts for text and experts for vision, and no policy supports "
+        "that: it can only route by native. Leave the routing policy and the shadow out."
     )
 
 
 def why_unseen(architecture: str, runners: Sequence[MoERunner], modalities: Sequence[str]) -> str | None:
-    """Why the routing of a model can't be counted; None where it can."""
+    """The reason why the routing of a model can't be counted; None where it can."""
     layers = [runner.layer_id for runner in runners]
     if not runners:
         return f"{architecture} has no MoE layer that vLLM's MoERunner computes. {NOT_SHOWN}"
@@ -111,7 +111,7 @@ def why_unseen(architecture: str, runners: Sequence[MoERunner], modalities: Sequ
         if routes_by_itself(runner):
             if not has_sink(runner):
                 return f"The routing of this kernel ({kernel_name(runner)}) can't be seen. {NOT_SHOWN}"
-            if runner.moe_config.dp_size > 1:  # vLLM gathers tokens before it, and its sink tells all of them
+            if runner.moe_config.dp_size > 1:  # vLLM gathers tokens before it, so its sink has all of them
                 return (
                     f"This kernel ({kernel_name(runner)}) routes the tokens of several data-parallel engines "
                     f"together: choose another with --moe-backend. {NOT_SHOWN}"

@@ -1,4 +1,4 @@
-"""The operator's policies for a model that vLLM has built, once it is known that they can route it."""
+"""The operator's policies for a model that vLLM has built, after the check that they can route it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,9 +30,9 @@ CHECKED_TOKENS = 64
 
 
 class CheckedPolicies(NamedTuple):
-    """How the policies route each MoE layer, with its gate and their parameters, by the decoder's index.
+    """The routing of each MoE layer, with its gate and the policy's parameters, by the layer's index.
 
-    Among the parameters are the thresholds, which so can change while requests run.
+    The parameters include the thresholds, so that these can change while requests run.
     """
 
     runners: Sequence[MoERunner]
@@ -45,10 +45,13 @@ class CheckedPolicies(NamedTuple):
     def of(
         cls, vllm_config: VllmConfig, model: nn.Module, modalities: Sequence[str], operator: OperatorPolicies
     ) -> Self:
-        """Of routers that nobody watches. Raises ValueError with a sentence where these can't route it."""
+        """Check the policies for a model whose routers nothing watches yet.
+
+        Raises ValueError where they can't route it.
+        """
         runners, architecture = runners_of(model), vllm_config.model_config.architecture
-        if alone := why_native_alone(architecture):
-            raise ValueError(alone)
+        if refusal := why_native_alone(architecture):
+            raise ValueError(refusal)
         unseen = why_unseen(architecture, runners, modalities)
         if unseen is not None:
             raise ValueError(f"The routing policy can't be used. {unseen}")
@@ -72,7 +75,7 @@ class CheckedPolicies(NamedTuple):
         return cls(runners, in_force, gates, parameters, {})
 
     def under(self, operator: OperatorPolicies) -> Self:
-        """With other settings of the same policies, which ask no more of gates and kernels."""
+        """The same with other settings of the policies, which need no more of gates and kernels."""
         in_force = _in_force(self.runners, self.gates, operator)
         for layer, routing in in_force.layers.items():
             for name, value in thresholds_of(routing.policy).items():
@@ -80,7 +83,7 @@ class CheckedPolicies(NamedTuple):
         return self._replace(in_force=in_force, changed_thresholds={})
 
     def describe_layer(self, layer: int) -> Mapping[str, Any]:
-        """As `ModelRouting.describe_layer`."""
+        """Describe a layer, as `ModelRouting.describe_layer` does."""
         routing = self.in_force.layers[layer]
         changed = self.changed_thresholds.get(layer, {})
         return {
@@ -91,7 +94,7 @@ class CheckedPolicies(NamedTuple):
         }
 
     def change_thresholds(self, by_layer: ThresholdsByLayer) -> bool:
-        """Route by these thresholds from the next step on; whether that changes any."""
+        """Route by these thresholds from the next step on. Returns whether any of them changes."""
         changes = False
         for layer, thresholds in by_layer.items():
             policy = self.in_force.layers[layer].policy
@@ -117,16 +120,16 @@ def _in_force(
 
 
 def check_layer(runner: MoERunner, gate: Gate, routing: LayerRouting) -> None:
-    """Raise ValueError with a sentence where a layer's gate or kernel can't give what its policy needs."""
+    """Raise ValueError where a layer's gate or kernel doesn't support its policy."""
     policy, layer = routing.policy, f"layer {runner.layer_id}"
     if gate.scoring is None:
-        raise ValueError(f"The gate of {layer} is a function of the model's own: it routes by native alone.")
+        raise ValueError(f"The gate of {layer} is the model's own function: it can only route by native.")
     if routes_by_itself(runner):
         raise ValueError(
             f"The kernel of {layer} ({kernel_name(runner)}) routes by itself: "
             "choose another with --moe-backend, or leave the policy out."
         )
-    # Beside the model's own choice another number of experts leaves slots unused, too.
+    # If the policy's number of experts differs from the model's, some slots are unused, too.
     uses_all = policy.uses_all_slots and policy.slots(routing.num_experts) == runner.routed_experts.top_k
     if not uses_all:
         check_unused_slots(runner, policy.policy)
@@ -139,12 +142,14 @@ def check_layer(runner: MoERunner, gate: Gate, routing: LayerRouting) -> None:
             f"for up to {policy.slots(routing.num_experts)}: lower its numbers of experts."
         )
     if not follows(runner, gate):
-        raise ValueError(f"prismoe does not see how the gate of {layer} weighs: it routes by native alone.")
+        raise ValueError(
+            f"prismoe can't reproduce the weights of the gate of {layer}: it can only route by native."
+        )
 
 
 @torch.inference_mode()
 def follows(runner: MoERunner, gate: Gate) -> bool:
-    """Whether the gate, as prismoe reads it, gives vLLM's own experts and weights for some made-up tokens."""
+    """Whether prismoe's `gate` gives the same experts and weights as vLLM's for some made-up tokens."""
     experts: Any = runner.routed_experts
     router: Any = runner.router
     device = experts.w2_weight.device
@@ -155,29 +160,34 @@ def follows(runner: MoERunner, gate: Gate) -> bool:
     hidden_TD = torch.zeros(CHECKED_TOKENS, runner.moe_config.hidden_dim, device=device)
     confidence = gate.confidence(logits_TE)
     experts_TK, weights_TK = top_experts(confidence.logits_TE, top_k, gate.renormalises, confidence.scores_TE)
-    ours_TK = gate.scaled(weights_TK, experts_TK, logits_TE, gate.renormalises)
-    theirs_TK, chosen_TK = router._compute_routing(hidden_TD, logits_TE, None)
-    if chosen_TK.shape != experts_TK.shape:
+    expected_TK = gate.scaled(weights_TK, experts_TK, logits_TE, gate.renormalises)
+    weights_by_vllm_TK, experts_by_vllm_TK = router._compute_routing(hidden_TD, logits_TE, None)
+    if experts_by_vllm_TK.shape != experts_TK.shape:
         return False
-    mine_TE, vllms_TE = (
+    expected_TE, by_vllm_TE = (
         torch.zeros_like(logits_TE).scatter_(1, picked_TK.long(), shares_TK.float())
-        for picked_TK, shares_TK in ((experts_TK, ours_TK), (chosen_TK, theirs_TK))
+        for picked_TK, shares_TK in (
+            (experts_TK, expected_TK),
+            (experts_by_vllm_TK, weights_by_vllm_TK),
+        )
     )
-    return torch.allclose(mine_TE, vllms_TE, rtol=1e-4, atol=1e-6)
+    return torch.allclose(expected_TE, by_vllm_TE, rtol=1e-4, atol=1e-6)
 
 
 def _trained(file: str | None) -> Mapping[str, Tensor]:
     if file is None:
         return {}
     if not Path(file).is_file():
-        raise ValueError(f"The routing setting parameters names {file!r}: give a safetensors file.")
+        raise ValueError(
+            f"The routing setting parameters names {file!r}, which is not a file: name a safetensors file."
+        )
     return load_file(file)
 
 
 def _parameters(
     trained: Mapping[str, Tensor], layer: int, routing: LayerRouting, hidden_size: int, device: torch.device
 ) -> Mapping[str, Tensor]:
-    """What the policy of a layer was trained to, from the operator's file, and its thresholds."""
+    """The trained parameters of a layer's policy, from the operator's file, and its thresholds."""
     found = {}
     for name, shape in routing.policy.parameters(hidden_size, routing.num_experts).items():
         key = f"layers.{layer}.{name}"

@@ -1,4 +1,4 @@
-"""Two decisions for the same tokens, of which a flag on the device says which one is used."""
+"""Chooses between two decisions for the same tokens, by a flag on the device."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from prismoe.model_plugins.routing.policy import Routing
 def either(is_native: Tensor, native: Routing, policy: Routing) -> Routing:
     """`native` where the flag (0-d, bool) is set, else `policy`, with int32 experts.
 
-    It has as many slots as the wider of both. Without a confidence in `native` both have the policy's. The
-    host does not wait for the flag, so that a captured graph follows it, too.
+    The result has as many slots as the wider decision. Where `native` has no confidence, the policy's is
+    used. The host does not wait for the flag, so a captured graph follows it, too.
     """
     slots = max(native.experts_TA.shape[1], policy.experts_TA.shape[1])
     experts_TA, weights_TA = (
@@ -30,7 +30,7 @@ def either(is_native: Tensor, native: Routing, policy: Routing) -> Routing:
 
 
 def _padded(routing: Routing, slots: int) -> tuple[Tensor, Tensor]:
-    """The experts and weights, with slots more that repeat a token's first expert at weight 0."""
+    """The experts and weights, padded to `slots` with each token's first expert at weight 0."""
     experts_TA, weights_TA = routing.experts_TA.int(), routing.weights_TA.float()
     missing = slots - experts_TA.shape[1]
     if missing:

@@ -1,4 +1,4 @@
-"""Which checkpoint a model is that vLLM has loaded."""
+"""Identifies the checkpoint of a model that vLLM has loaded."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from prismoe.model_plugins.routing.calibrated import ModelIdentity
 
 
 def identity_of(vllm_config: VllmConfig, runners: Sequence[MoERunner]) -> ModelIdentity:
-    """Of a model with these MoE layers. Raises ValueError with a sentence where its files can't be read."""
+    """The identity of a model with these MoE layers. Raises ValueError where its files can't be read."""
     model, download_dir = vllm_config.model_config, vllm_config.load_config.download_dir
     return ModelIdentity(
         architecture=model.architecture,

@@ -1,7 +1,7 @@
-"""Models whose media tokens may not be in the order of the embeddings: token ids say which is which.
+"""Places media tokens by token id, where their order may differ from that of the embeddings.
 
-Qwen3-Omni mixes a video's sound between its frames (use_audio_in_video); the embeddings of the one come all
-before those of the other.
+Qwen3-Omni mixes a video's sound between its frames (use_audio_in_video), but the embeddings of one all
+precede those of the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from torch import Tensor
 from prismoe.model_plugins.moe_layer.step import Media
 
 BY_TOKEN_ID = frozenset({"Qwen3OmniMoeForConditionalGeneration"})
-"""Their names in vLLM's registry."""
+"""The names of such models in vLLM's registry."""
 
 
 def placeholders_of(architecture: str, model: Any) -> Mapping[str, int]:
-    """The token id of each modality's placeholders; nothing where a model fills them in their order."""
+    """The token id of each modality's placeholders; empty where a model fills them in order."""
     if architecture not in BY_TOKEN_ID:
         return {}
     return {name: getattr(model.config, f"{name}_token_id") for name in ("image", "video", "audio")}
@@ -26,9 +26,9 @@ def placeholders_of(architecture: str, model: Any) -> Mapping[str, int]:
 def media_places(
     token_ids_T: Tensor, is_media_T: Tensor, media: Sequence[Media], placeholders: Mapping[str, int]
 ) -> np.ndarray:
-    """Where in the step each token of `media` lies, item by item: each kind of placeholder in its own order.
+    """The position in the step of each token of `media`, item by item; each modality's placeholders in order.
 
-    The model reads the step's token ids on the host, too.
+    The host reads the step's token ids, as the model does, too.
     """
     is_media = is_media_T.numpy()
     ids = token_ids_T.cpu().numpy()

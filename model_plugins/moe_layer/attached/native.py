@@ -1,7 +1,7 @@
-"""Policy `native`: a model routes as vLLM has it, and prismoe reads along.
+"""Policy `native`: a model routes as in vLLM, and prismoe reads along.
 
 vLLM's choice of kernels, the gate's bias and groups, the mapping of experts to ranks and vLLM's own capture
-of experts stay as they are. A shadow policy routes the same tokens a second time, and is counted by itself.
+of experts stay unchanged. A shadow policy routes the same tokens a second time, and is counted separately.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from prismoe.model_plugins.vllm_seams.engine.native_router import watch_routing
 
 
 class NativeLayer:
-    """Stands beside the router of one MoE layer, and writes down what it decides; so does its `shadow`."""
+    """Records the decisions of one MoE layer's router, and has its shadow policy route the same tokens."""
 
     observer: Observer | None = None
 
@@ -38,7 +38,7 @@ class NativeLayer:
         self._step, self._place, self._shadow = step, place, shadow
 
     def routed(self, hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> None:
-        """What the router made of a step."""
+        """Record the router's decision for a step."""
         self._step.write(self._place, experts_TA, weights_TA, None, None, Confidence(logits_TE))
         if self._shadow is not None:
             self._shadow.follow(hidden_TD, logits_TE)
@@ -46,15 +46,15 @@ class NativeLayer:
             self.observer(hidden_TD, logits_TE, experts_TA, weights_TA)
 
     def chosen(self, experts_TA: Tensor) -> None:
-        """The experts that a kernel chose which routes by itself."""
+        """Record the experts chosen by a kernel that routes by itself."""
         self._step.write(self._place, experts_TA, None)
 
 
 class NativeRouting(ModelRouting):
-    """The MoE layers of a model that vLLM has loaded. Where they can't be seen it has none, and says why.
+    """The MoE layers of a model that vLLM has loaded; none, and the reason, where they can't be seen.
 
-    `shadow` are policies that are counted beside them. Raises ValueError with a sentence where
-    they can't be. `found_wrong` says why the layers can't be seen, where a try has shown that.
+    `shadow` are policies that are counted beside them; raises ValueError where these can't route the model.
+    `found_wrong` is the reason why the layers can't be seen, if a test step found one.
     """
 
     routed_by = "native"
@@ -76,7 +76,7 @@ class NativeRouting(ModelRouting):
         self.to(next(model.parameters()).device)
         if current_platform.is_cuda():
             self.step.write_by_kernel()
-        # Its checks ask the routers, which nobody watches yet.
+        # Before the routers are watched, since its checks call them.
         self.shadow = (
             None if shadow is None else ShadowPolicies(vllm_config, model, modalities, shadow, self.step)
         )
@@ -90,14 +90,14 @@ class NativeRouting(ModelRouting):
             if routes_by_itself(runner):
                 put_sink(runner, layer.chosen)
             else:
-                assert isinstance(runner.router, BaseRouter)  # or it could not be seen
+                assert isinstance(runner.router, BaseRouter)  # `why_unseen` refuses others
                 watch_routing(runner.router, layer.routed)
         self.counter.as_scored = self._scored
         if runners:
             mark_steps_of(architecture, model, self.step)
 
     def _scored(self, written: ScoredTokens) -> ScoredTokens:
-        """The layers write their logits as they are; probabilities and scores are made of them here."""
+        """Turn the logits that the layers wrote into probabilities and scores."""
         most = written.logits_LTE.shape[2]
         parts = [
             gate.confidence(logits_TE[:, : shape.scored]) if shape.scored else Confidence(logits_TE)
@@ -134,12 +134,12 @@ class NativeRouting(ModelRouting):
         return "model"
 
     def describe(self) -> Mapping[str, Any]:
-        told = super().describe()
+        described = super().describe()
         if self.shadow is None:
-            return told
+            return described
         return {
-            **told,
-            "shadow": [layer | self.shadow.describe_layer(layer["layer"]) for layer in told["layers"]],
+            **described,
+            "shadow": [layer | self.shadow.describe_layer(layer["layer"]) for layer in described["layers"]],
         }
 
     def describe_layer(self, layer: int) -> Mapping[str, Any]:
@@ -161,5 +161,5 @@ def _shape(runner: MoERunner) -> LayerShape:
         scored=num_experts if is_scored else 0,
         has_scores=gate.bias_E is not None,
         uses_all_slots=True,
-        tells_ties=is_scored and gate.groups is None,
+        has_near_ties=is_scored and gate.groups is None,
     )

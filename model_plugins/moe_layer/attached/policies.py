@@ -1,7 +1,7 @@
-"""Routing policies in a model that vLLM has built: they choose in place of its routers, by its own gates.
+"""Routing policies in a model that vLLM has built: they replace its routers' choices, and use its gates.
 
-Its routers choose beside them, so that an operator can return to `native` while requests run. A layer under a
-policy pays for that: its router's top-k and a few operations on `[T, A]`.
+Its routers still choose, too, so that an operator can return to `native` while requests run. This costs a
+layer its router's top-k and a few operations on `[T, A]`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ from prismoe.model_plugins.vllm_seams.engine.native_router import replace_routin
 
 
 class LayerPolicy:
-    """What a policy makes of one MoE layer's logits, under the layer's own gate."""
+    """Routes one MoE layer's tokens by a policy, under the layer's own gate."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class LayerPolicy:
         self._route: Callable[[RouterInputs], Routing] = _route_by(routing.policy, routing.num_experts)
 
     def route(self, hidden_TD: Tensor, logits_TE: Tensor) -> Routing:
-        """The policy's decision for the running step; its weights are what outputs are multiplied by."""
+        """The policy's decision for the running step; its weights are the factors of the experts' outputs."""
         tokens = self._step.tokens.seen(hidden_TD.shape[0])
         inputs = RouterInputs(
             hidden_TD,
@@ -72,13 +72,14 @@ class LayerPolicy:
 
 
 class PolicyLayer(LayerPolicy):
-    """Chooses the experts of one MoE layer in place of its router, or leaves them as its router chose.
+    """Chooses the experts of one MoE layer in place of its router, or keeps the router's choice.
 
-    It has `slots` slots, the more of the policy's and the router's. `is_native` is a flag on the device.
+    It has `slots` slots, the larger number of the policy's and the router's. `is_native` is a flag on the
+    device.
     """
 
     observer: Observer | None = None
-    """What it makes of the weights is what counts."""
+    """The observer sees each step, and may change the weights in place."""
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class PolicyLayer(LayerPolicy):
     def decide(
         self, hidden_TD: Tensor, logits_TE: Tensor, native_weights_TK: Tensor, native_experts_TK: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Route the running step, which the layer's router has routed, and write down where it goes.
+        """Route the running step, which the layer's router has already routed, and record the decision.
 
         Returns `weights_TA` (float32) and `experts_TA` (int32).
         """
@@ -105,7 +106,7 @@ class PolicyLayer(LayerPolicy):
         native = Routing.of_equal_counts(native_experts_TK, native_weights_TK, confidence)
         experts_TA, weights_TA, count_T, tail_T, confidence = either(self._is_native, native, policy)
         self._step.write(self._place, experts_TA, weights_TA, count_T, tail_T, confidence)
-        if self.observer is not None:  # it sees as many slots in each step
+        if self.observer is not None:  # it sees the same number of slots in each step
             slots = experts_TA.shape[1]
             unused = self._slots - slots
             all_weights_TA = pad(weights_TA, (0, unused))
@@ -115,7 +116,7 @@ class PolicyLayer(LayerPolicy):
 
 
 def _route_by(policy: RoutingPolicy, num_experts: int) -> Callable[[RouterInputs], Routing]:
-    """How this platform routes by `policy`."""
+    """The function that routes by `policy` on this platform."""
     if current_platform.is_cuda():
         from prismoe.model_plugins.moe_layer.gpu_router import fused_routing, fused_routing_works
 
@@ -127,7 +128,7 @@ def _route_by(policy: RoutingPolicy, num_experts: int) -> Callable[[RouterInputs
 class AttachedPolicies(ModelRouting):
     """The MoE layers of a model that vLLM has loaded, under the operator's policies.
 
-    Raises ValueError with a sentence where the model can't be routed so.
+    Raises ValueError where the policies can't route the model.
     """
 
     switchable = True
@@ -169,7 +170,7 @@ class AttachedPolicies(ModelRouting):
                 self.is_native,
             )
             self.routers[layer] = self._choosers[layer] = chooser
-            assert isinstance(runner.router, BaseRouter)  # or it could not be seen
+            assert isinstance(runner.router, BaseRouter)  # `why_unseen` refuses others
             replace_routing(runner.router, chooser.decide)
             if not shape.uses_all_slots and current_platform.is_cpu():
                 skip_unused_slots(runner)
@@ -199,7 +200,7 @@ class AttachedPolicies(ModelRouting):
 
 
 def shape_of(routing: LayerRouting, gate: Gate, top_k: int) -> LayerShape:
-    """What counting has to know of a layer whose tokens use the policy's experts or its router's `top_k`."""
+    """The shape of a layer whose tokens use the policy's experts or its router's `top_k`."""
     shape = layer_shape(routing.policy, routing.num_experts, gate)
     return shape._replace(
         slots=max(shape.slots, top_k),

@@ -1,4 +1,4 @@
-"""Policies in the shadow of `native`: counted is what they would use, and they route nothing."""
+"""Shadow policies beside `native`: prismoe counts what they would use, and they route nothing."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,10 +16,10 @@ from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 
 
 class ShadowLayer(LayerPolicy):
-    """Stands beside the router of one MoE layer, and writes down what a policy would decide."""
+    """Records what a policy would decide for one MoE layer."""
 
     def follow(self, hidden_TD: Tensor, logits_TE: Tensor) -> None:
-        """Route what the layer's router has routed, into the shadow's own step."""
+        """Route the layer's tokens into the shadow's own step."""
         experts_TA, weights_TA, count_T, tail_T, confidence = self.route(hidden_TD, logits_TE)
         experts_TA, weights_TA = experts_TA.int().contiguous(), weights_TA.contiguous()
         self._step.write(self._place, experts_TA, weights_TA, count_T, tail_T, confidence)
@@ -28,8 +28,8 @@ class ShadowLayer(LayerPolicy):
 class ShadowPolicies(ModelRouting):
     """The MoE layers of a model that vLLM has loaded, as the operator's policies would route them.
 
-    The tokens are those of `beside`, the step that runs. Raises ValueError with a sentence where the policies
-    could not be in force.
+    The tokens are those of `beside`, the running step. Raises ValueError where the policies could not be in
+    force.
     """
 
     def __init__(

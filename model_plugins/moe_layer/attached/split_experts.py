@@ -1,8 +1,9 @@
-"""Policy `native` of models whose layers have experts for text and experts for vision: ERNIE-4.5-VL.
+"""Policy `native` for models whose layers have text experts and vision experts: ERNIE-4.5-VL.
 
-Each kind has a router of its own, which sees the tokens of its kind alone, one behind the other. Both are
+Each kind of experts has its own router, which sees only the tokens of its kind, one after the other. Both are
 counted as one layer, in which the text experts come first, as in the names of a checkpoint's weights. The
-model says which tokens are of which kind: marks around an image or a video are text that vision experts take.
+model decides which tokens belong to which kind: marks around an image or a video are text tokens that vision
+experts take.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -37,14 +38,14 @@ from prismoe.model_plugins.vllm_seams.engine.split_experts import Kind
 
 
 class StepKinds:
-    """Of which kinds the running step's tokens are, and where those of each lie. Dummy steps are text."""
+    """The kinds of the running step's tokens, and the positions of each kind. Dummy steps are text."""
 
     def __init__(self) -> None:
         self.kinds: Collection[Kind] = {"text"}
         self._places: Mapping[Kind, Tensor] = {}
 
     def begin_step(self, is_vision_T1: Tensor | None) -> None:
-        """Look at a step as the model does, which asks the same of each layer."""
+        """Split a step by kind, as the model does for each layer."""
         self._places = {}
         if is_vision_T1 is None or not is_vision_T1.any():
             self.kinds = {"text"}
@@ -56,7 +57,7 @@ class StepKinds:
             self.kinds = {*self._places}
 
     def spread(self, rows: Mapping[Kind, Tensor]) -> Tensor:
-        """A row for each token of the step, of the compacted rows of each kind; zeros where it has none."""
+        """Spread the compacted rows of each kind over the step's tokens; zeros where a token has no row."""
         first = next(iter(rows.values()))
         if len(self.kinds) == 1:
             return first
@@ -68,7 +69,7 @@ class StepKinds:
 
 
 class RoutedKind(NamedTuple):
-    """What a router made of the P tokens of its kind; a kernel that routes by itself tells experts alone."""
+    """A router's decision for the P tokens of its kind; a kernel that routes by itself gives only experts."""
 
     experts_PA: Tensor
     weights_PA: Tensor | None = None
@@ -77,14 +78,14 @@ class RoutedKind(NamedTuple):
 
 
 class SplitLayer:
-    """Stands beside the routers of one MoE layer, and writes down what they decide as one router's decision.
+    """Records the decisions of one MoE layer's routers as the decision of one router.
 
-    `first_experts` are the kinds that have experts here, with the number of the first expert of each. `gate`
-    is the one or the other's: they differ in their biases alone.
+    `first_experts` holds the kinds that have experts in this layer, with the number of each kind's first
+    expert. `gate` is that of either kind: the gates differ only in their biases.
     """
 
     observer: Observer | None = None
-    """It sees each token's logits by the router of its kind."""
+    """The observer sees each token's logits from the router of the token's kind."""
 
     def __init__(
         self, step: RoutingStep, place: int, kinds: StepKinds, first_experts: Mapping[Kind, int], gate: Gate
@@ -95,7 +96,7 @@ class SplitLayer:
         self._routed: dict[Kind, RoutedKind] = {}
 
     def begin_step(self) -> None:
-        """Forget a step that broke off. A kind that is dense uses no experts, and no router says so."""
+        """Forget a step that broke off. Tokens of a dense kind use no experts, and no router reports them."""
         self._routed = {}
         if len(self._first_experts) == 1:
             self._step.counts[self._place].zero_()
@@ -103,15 +104,15 @@ class SplitLayer:
     def routed(
         self, kind: Kind, hidden_PD: Tensor, logits_PE: Tensor, weights_PA: Tensor, experts_PA: Tensor
     ) -> None:
-        """What the router of a kind made of its tokens."""
+        """Record the decision of a kind's router for its tokens."""
         self._add(kind, RoutedKind(experts_PA, weights_PA, logits_PE, hidden_PD))
 
     def chosen(self, kind: Kind, experts_PA: Tensor) -> None:
-        """The experts that a kernel chose which routes by itself."""
+        """Record the experts chosen by a kernel that routes by itself."""
         self._add(kind, RoutedKind(experts_PA))
 
     def _add(self, kind: Kind, routed: RoutedKind) -> None:
-        """Keep it, and write the layer's rows when the last of the step's kinds is there."""
+        """Keep the decision, and write the layer's rows once all of the step's kinds are there."""
         experts_PA = routed.experts_PA.int() + self._first_experts[kind]
         self._routed[kind] = routed._replace(experts_PA=experts_PA)
         if {*self._routed} == {*self._kinds.kinds} & {*self._first_experts}:
@@ -125,26 +126,26 @@ class SplitLayer:
         }
         experts_TA = self._kinds.spread({kind: one.experts_PA for kind, one in routed.items()})
         weights_TA, logits_TE, hidden_TD = (
-            self._kinds.spread(rows) if (rows := _told(routed, name)) else None
+            self._kinds.spread(rows) if (rows := _rows_of(routed, name)) else None
             for name in RoutedKind._fields[1:]
         )
         confidence = None if logits_TE is None else Confidence(logits_TE)
         self._step.write(self._place, experts_TA, weights_TA, self._kinds.spread(used), None, confidence)
         if self.observer is not None and hidden_TD is not None:
-            assert logits_TE is not None and weights_TA is not None  # a router tells all or nothing
+            assert logits_TE is not None and weights_TA is not None  # a router gives all or nothing
             self.observer(hidden_TD, logits_TE, experts_TA, weights_TA)
 
 
-def _told(routed: Mapping[Kind, RoutedKind], part: str) -> dict[Kind, Tensor]:
-    """A part of what the routers made, if they told it."""
+def _rows_of(routed: Mapping[Kind, RoutedKind], part: str) -> dict[Kind, Tensor]:
+    """A field of every kind's decision, by kind; empty if one of them lacks it."""
     rows = {kind: getattr(one, part) for kind, one in routed.items()}
     return {} if any(of_kind is None for of_kind in rows.values()) else rows
 
 
 class SplitRouting(ModelRouting):
-    """The MoE layers of such a model, which routes as vLLM has it. Where they can't be seen it says why.
+    """The MoE layers of such a model, which routes as in vLLM; none, and the reason, if they can't be seen.
 
-    Raises ValueError with a sentence where there are shadow policies, which it can't follow.
+    Raises ValueError for shadow policies, which it doesn't support.
     """
 
     routed_by = "native"
@@ -157,8 +158,8 @@ class SplitRouting(ModelRouting):
         shadow: OperatorPolicies | None = None,
     ) -> None:
         architecture = vllm_config.model_config.architecture
-        if shadow is not None and (alone := why_native_alone(architecture)):
-            raise ValueError(alone)
+        if shadow is not None and (refusal := why_native_alone(architecture)):
+            raise ValueError(refusal)
         check(split_experts.NEEDS)
         runners, not_supported = seen_runners(architecture, model, modalities)
         by_layer: dict[int, dict[Kind, MoERunner]] = {}
@@ -172,30 +173,30 @@ class SplitRouting(ModelRouting):
         self.to(next(model.parameters()).device)
         if current_platform.is_cuda():
             self.step.write_by_kernel()
-        self._model = (model,)  # no part of this module
+        self._model = (model,)  # in a tuple, so that it does not become a submodule
         self._kinds = StepKinds()
         self._layers: dict[int, SplitLayer] = {}
-        self._told: dict[int, Mapping[str, Any]] = {}
+        self._described: dict[int, Mapping[str, Any]] = {}
         for place, (layer, by_kind) in enumerate(by_layer.items()):
             first_experts = {kind: 0 if kind == "text" else shapes[layer].experts // 2 for kind in by_kind}
             gate = gate_of(next(iter(by_kind.values())))
             split = SplitLayer(self.step, place, self._kinds, first_experts, gate)
             self._layers[layer] = split
-            if len(by_kind) == 2:  # or an observer would miss the tokens of the other kind
+            if len(by_kind) == 2:  # otherwise an observer would miss the tokens of the other kind
                 self.routers[layer] = split
-            self._told[layer] = _describe(gate, by_kind, first_experts)
+            self._described[layer] = _describe(gate, by_kind, first_experts)
             for kind, runner in by_kind.items():
                 if routes_by_itself(runner):
                     put_sink(runner, partial(split.chosen, kind))
                 else:
-                    assert isinstance(runner.router, BaseRouter)  # or it could not be seen
+                    assert isinstance(runner.router, BaseRouter)  # `why_unseen` refuses others
                     watch_routing(runner.router, partial(split.routed, kind))
         if runners:
             mark_steps_of(architecture, model, self.step)
             split_experts.watch_kinds(model, self._begin_step)
 
     def begin_made_up_step(self, num_tokens: int) -> None:
-        """Each other token is vision's: without media the model would ask the text experts alone."""
+        """Make every second token a vision token: otherwise the model would only call the text experts."""
         split_experts.part_next_step(*self._model, torch.arange(num_tokens)[:, None] % 2 == 1)
 
     def _begin_step(self, is_vision_T1: Tensor | None) -> None:
@@ -207,13 +208,14 @@ class SplitRouting(ModelRouting):
         return "model"
 
     def describe_layer(self, layer: int) -> Mapping[str, Any]:
-        return self._told[layer]
+        return self._described[layer]
 
 
 def _shape(runners: Sequence[MoERunner]) -> LayerShape:
-    """Of a layer with these runners, of one kind or both; vLLM gives both kinds as many experts.
+    """The shape of a layer with these runners, of one kind or both; vLLM gives both kinds as many experts.
 
-    No near ties: each router's are among its own experts. No confidence where some tokens have no router.
+    Near ties are not counted, since each router ranks only its own experts. A layer where some tokens have no
+    router has no confidence.
     """
     of_kind: int = runners[0].moe_config.num_logical_experts
     has_both = len(runners) == 2
@@ -223,7 +225,7 @@ def _shape(runners: Sequence[MoERunner]) -> LayerShape:
         runners[0].routed_experts.top_k,
         scored=of_kind if is_scored else 0,
         uses_all_slots=has_both,
-        tells_ties=False,
+        has_near_ties=False,
     )
 
 

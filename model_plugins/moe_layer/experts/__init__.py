@@ -1,4 +1,4 @@
-"""What runs just the experts that a token uses, by platform.
+"""Runs only the experts that each token uses, by platform.
 
-May import routers, the step and kernels; knows nothing of models that vLLM has built.
+May import routers, the step and kernels; imports nothing of `attached`.
 """

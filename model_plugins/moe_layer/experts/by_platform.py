@@ -1,4 +1,4 @@
-"""Which experts a MoE layer runs on, by platform."""
+"""Chooses the experts' implementation of a MoE layer by platform."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from prismoe.model_plugins.moe_layer.router import PolicyRouter
 def experts_options(
     activation: str, router: PolicyRouter, quant_config: QuantizationConfig | None
 ) -> dict[str, Any]:
-    """What to tell vLLM's MoE factory: experts that skip unused slots where some can be, else vLLM's own."""
+    """The options for vLLM's MoE factory: experts that skip unused slots if possible, else vLLM's own."""
     if current_platform.is_cpu() and quant_config is None:
         from prismoe.model_plugins.moe_layer.experts.cpu_experts import CPUExperts
 
         return {
-            # On CPU the factory refuses activations without a gate; CPUExperts puts the right one back.
+            # On CPU the factory refuses activations without a gate; CPUExperts sets the right one again.
             "activation": activation.removesuffix("_no_mul"),
             "routed_experts_cls": CPUExperts,
             "routed_experts_args": {"router": router, "activation": activation},

@@ -1,7 +1,7 @@
-"""A MoE layer's experts on CPU: an op that runs just the (token, expert) pairs that routing used.
+"""A MoE layer's experts on CPU: an op that runs only the (token, expert) pairs that routing used.
 
-On CPU an op may look at its data, so unused slots cost nothing. vLLM calls this kind of kernel monolithic: it
-gets the gate's logits and has the router called. The compiler sees the routing, but not into the op.
+On CPU an op may read its data, so unused slots cost nothing. vLLM calls such a kernel monolithic: it gets the
+gate's logits and calls the router itself. The compiler sees the routing, but not the inside of the op.
 """
 
 from functools import partial
@@ -25,7 +25,8 @@ from prismoe.model_plugins.moe_layer.experts.skipping import kernel_of
 from prismoe.model_plugins.moe_layer.router import PolicyRouter
 
 WIDE = 512
-"""From this hidden size on, experts without a gate run faster as plain products than with a made-up gate."""
+"""From this hidden size on, experts without a gate run faster as plain products than with a made-up
+gate."""
 
 
 def _experts(
@@ -46,13 +47,13 @@ direct_register_custom_op("experts", _experts, fake_impl=_experts_fake, target_l
 
 
 class CPUExperts(RoutedExperts):
-    """The weights of a layer's experts, which vLLM loads, and how they run."""
+    """The weights of a layer's experts, which vLLM loads, and the function that runs them."""
 
     quant_method: "GatedExperts | PlainExperts"
     run: FixedExperts
     """The weighted sum of each token's experts, where slots may be unused."""
     run_all: FixedExperts
-    """The same, where none is."""
+    """The same, where no slot is unused."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class CPUExperts(RoutedExperts):
     def observe_and_run(
         self, hidden_TD: Tensor, logits_TE: Tensor, weights_TA: Tensor, experts_TA: Tensor, all_used: bool
     ) -> Tensor:
-        """What the experts make of a step, as it was routed."""
+        """The experts' output for a routed step, after the router's observer has seen it."""
         if self.router.observer is None:
             return (self.run_all if all_used else self.run)(hidden_TD, weights_TA, experts_TA)
         weights_TA = self.router.observed(hidden_TD, logits_TE, weights_TA, experts_TA)
@@ -92,11 +93,11 @@ class GatedExperts(UnquantizedFusedMoEMethod):
 
     is_monolithic = True
 
-    def apply_monolithic(  # type: ignore[override]  # just CPUExperts have this method
+    def apply_monolithic(  # type: ignore[override]  # only CPUExperts have this method
         self, layer: CPUExperts, x: Tensor, router_logits: Tensor, input_ids: Tensor | None = None
     ) -> Tensor:
         routed = layer.router.decide(x, router_logits)
-        if not torch.compiler.is_compiling():  # an op costs a small model more than it's worth
+        if not torch.compiler.is_compiling():  # for a small model, an op costs more than it saves
             return layer.observe_and_run(x, router_logits, *routed)
         output_TD: Tensor = torch.ops.prismoe.experts(x, router_logits, *routed, layer.layer_name)
         return output_TD
@@ -107,20 +108,20 @@ class GatedExperts(UnquantizedFusedMoEMethod):
             layer.w13_weight.data[:, width:] = 0
             layer.w13_bias.data[:, width:] = 1
         super().process_weights_after_loading(layer)
-        torch.cpu._init_amx()  # vLLM's kernel takes for granted that the process may use AMX's tiles
+        torch.cpu._init_amx()  # vLLM's kernel assumes that the process may use AMX's tiles
         layer.run_all = kernel_of(layer)
         layer.run = partial(flat_experts, fixed_experts=layer.run_all)
 
 
 class PlainExperts(GatedExperts):
-    """down(activation(up(x))), both biased, by two oneDNN products an expert, in their sorted form.
+    """down(activation(up(x))), both biased, by two oneDNN products per expert, in their sorted form.
 
-    vLLM's CPU kernel has gated forms only; a made-up gate costs half as much again in time and memory, which
-    is less than the calls cost where the hidden size is small.
+    vLLM's CPU kernel has only gated forms. A made-up gate costs half as much again in time and memory;
+    where the hidden size is small, that is less than these calls cost.
     """
 
     def __init__(self, moe: FusedMoEConfig) -> None:
-        super(UnquantizedFusedMoEMethod, self).__init__(moe)  # skips the choice among vLLM's kernels
+        super(UnquantizedFusedMoEMethod, self).__init__(moe)  # skips vLLM's choice of a kernel
         self.unquantized_backend = UnquantizedMoeBackend.CPU
 
     def process_weights_after_loading(self, layer: Any) -> None:
@@ -129,20 +130,20 @@ class PlainExperts(GatedExperts):
             for weights in zip(layer.w13_weight, layer.w13_bias, layer.w2_weight, layer.w2_bias, strict=True)
         ]
         for weight in (layer.w13_weight, layer.w2_weight):
-            weight.data = weight.data.new_empty(0)  # oneDNN keeps copies of its own
+            weight.data = weight.data.new_empty(0)  # oneDNN keeps its own copies
 
         layer.run = layer.run_all = partial(sorted_experts, experts=experts)
 
 
 def plain_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:
-    """down(gelu(up(x))) with weights in oneDNN's layout; in float32 no row depends on another."""
+    """An expert down(gelu(up(x))) with weights in oneDNN's layout; in float32 its rows are independent."""
     if w1_FD.dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return _unpacked_expert(w1_FD, b1_F, w2_DF, b2_D)
     reorder, linear = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
     packed_w1, packed_w2 = reorder(w1_FD.contiguous(), None), reorder(w2_DF.contiguous(), None)
 
     def expert(hidden_RD: Tensor) -> Tensor:
-        if len(hidden_RD) == 1:  # oneDNN adds up a single row in another order
+        if len(hidden_RD) == 1:  # oneDNN sums a single row in another order
             return expert(torch.cat([hidden_RD, hidden_RD]))[:1]
         hidden_RF = linear(hidden_RD, packed_w1, b1_F, "gelu", [], "tanh")
         output_RD: Tensor = linear(hidden_RF, packed_w2, b2_D, "none", [], "")
@@ -152,7 +153,7 @@ def plain_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> On
 
 
 def _unpacked_expert(w1_FD: Tensor, b1_F: Tensor, w2_DF: Tensor, b2_D: Tensor) -> OneExpert:
-    """The same in PyTorch, for bfloat16 on a CPU for which oneDNN has no such layout (without AVX-512)."""
+    """The same in PyTorch, for bfloat16 on a CPU without AVX-512, where oneDNN lacks this layout."""
 
     def expert(hidden_RD: Tensor) -> Tensor:
         hidden_RF = functional.gelu(functional.linear(hidden_RD, w1_FD, b1_F), approximate="tanh")

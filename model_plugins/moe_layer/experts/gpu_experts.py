@@ -1,16 +1,16 @@
-"""A MoE layer's experts on CUDA: slots that a token does not use are left out.
+"""A MoE layer's experts on CUDA: slots that a token does not use are skipped.
 
-With few slots vLLM's own Triton experts leave them out. They drop an expert of -1 when they sort by expert,
-and so run no product for it. Its row of the workspace is then never written; the final sum skips that row
-only where there is an expert map, which maps each expert to itself here. With many slots prismoe's grouped
-product runs, whose workspace has an upper bound, where it does what plain PyTorch does when the model is
-loaded. Nothing waits for the host in either. Under expert parallelism vLLM has a map of its own: its experts
-run as they are, and compute unused slots at weight 0.
+With few slots, vLLM's own Triton experts skip them. They drop expert -1 when they sort by expert, and so run
+no product for it. Its row of the workspace then stays unwritten; the final sum skips that row only if there
+is an expert map, which here maps each expert to itself. With many slots, prismoe's grouped product runs, with
+a bounded workspace, if its results match plain PyTorch when the model is loaded. Neither waits for the host.
+Under expert parallelism vLLM has its own map: its experts run unchanged, and compute unused slots at weight
+0.
 
-That was read in vLLM 0.32, and in its CUDA code, for Triton experts without quantisation: gated or not, with
-biases or without. vLLM's other kernels, and those of quantised experts, may take -1 for an expert: they get
-the slots as the router gives them, at weight 0, where that is right (`unused_slots`). Tested by Triton's
-interpreter; not yet run on a GPU.
+This follows from vLLM 0.32's code, including its CUDA code, for Triton experts without quantisation: gated or
+not, with or without biases. vLLM's other kernels, and those of quantised experts, may treat -1 as an expert:
+they get the slots as the router gives them, at weight 0, where that is correct (`unused_slots`). Tested by
+Triton's interpreter; not yet run on a GPU.
 """
 
 from functools import cache, partial
@@ -33,20 +33,21 @@ from prismoe.kernels.triton.experts_check import check_grouped_experts
 from prismoe.model_plugins.moe_layer.kernel_check import kernel_works
 
 FEW_SLOTS = 8
-"""Up to so many, vLLM's kernels run: it has tuned sizes for them, and a workspace of `[T, A, 2F]` is what any
-model with 8 experts a token takes."""
+"""Up to this many slots vLLM's kernels run: it has tuned sizes for them, and a workspace of `[T, A, 2F]` is
+what any model with 8 experts per token uses."""
 GROUPED: dict[MoEActivation, Activation] = {
     MoEActivation.SILU: "silu",
     MoEActivation.GELU_TANH_NO_MUL: "gelu_tanh",
 }
-"""The activations that the grouped product has."""
+"""The activations that the grouped product supports."""
 
 
 class GPURoutedExperts(RoutedExperts):
-    """vLLM's experts, without slots of weight 0 where vLLM runs its Triton kernels and no quantisation.
+    """vLLM's experts, without slots of weight 0 where vLLM runs its Triton kernels without quantisation.
 
-    It does so unless --moe-backend names others: by itself it takes FlashInfer's on Blackwell. The name ends
-    as that of vLLM's class does: compressed-tensors finds what it quantises by the name of the class.
+    It runs these unless --moe-backend names others; on its own, vLLM would use FlashInfer's on Blackwell. The
+    name of this class must end with that of vLLM's class: compressed-tensors finds what it quantises by the
+    class's name.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class GPURoutedExperts(RoutedExperts):
             moe_config.moe_backend = "triton"
         super().__init__(layer_name, params_dtype, moe_config, quant_config, *args, **kwargs)
         method = self.quant_method
-        if self.use_ep:  # the rank has a part of the experts, by vLLM's map
+        if self.use_ep:  # the rank has only some experts, and vLLM's map of them
             return
         if isinstance(method, UnquantizedFusedMoEMethod) and method.experts_cls is TritonExperts:
             method.experts_cls = RaggedTritonExperts
@@ -70,7 +71,7 @@ class GPURoutedExperts(RoutedExperts):
 
 
 def use_in_all_models() -> None:
-    """Have vLLM build its own models' MoE layers with these experts from now on."""
+    """Make vLLM build its own models' MoE layers with these experts from now on."""
     if op_registry_oot.get(RoutedExperts.__name__) is not GPURoutedExperts:
         RoutedExperts.register_oot(GPURoutedExperts)
 
@@ -78,15 +79,15 @@ def use_in_all_models() -> None:
 class RaggedTritonExperts(TritonExperts):
     """vLLM's Triton experts with few slots, and the grouped product with many.
 
-    On a tensor-parallel rank either gives the rank's part of the sum, which vLLM adds up over the ranks, with
-    the second product's bias as the rank has it: the model loads that on one rank, and zeros on the others.
+    On a tensor-parallel rank both give the rank's part of the sum, which vLLM sums over the ranks. They add
+    the rank's bias of the second product: the model loads it on one rank, and zeros on the others.
     """
 
     def __init__(self, moe_config: FusedMoEConfig, quant_config: FusedMoEQuantConfig) -> None:
         super().__init__(moe_config, quant_config)
         self._is_grouped = (
             moe_config.experts_per_token > FEW_SLOTS
-            and not envs.VLLM_BATCH_INVARIANT  # its tiles are of the step's size, and so is the order of sums
+            and not envs.VLLM_BATCH_INVARIANT  # its tiles, and so its sums, depend on the step's size
             and moe_config.activation in GROUPED
             and grouped_product_works(
                 str(moe_config.device),
@@ -107,7 +108,7 @@ class RaggedTritonExperts(TritonExperts):
         expert_tokens_meta: ExpertTokensMetadata | None,
         activation: MoEActivation,
     ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Of vLLM's two workspaces and the output, which may lie in the first."""
+        """The shapes of vLLM's two workspaces and of the output, which may be in the first."""
         if not self._is_grouped:
             return super().workspace_shapes(
                 M, N, K, topk, global_num_experts, local_num_experts, expert_tokens_meta, activation
@@ -133,7 +134,7 @@ class RaggedTritonExperts(TritonExperts):
         expert_tokens_meta: ExpertTokensMetadata | None,
         apply_router_weight_on_input: bool,
     ) -> None:
-        """Writes the weighted sum of each token's experts; `topk_weights` and `topk_ids` are `[T, A]`."""
+        """Write the weighted sum of each token's experts; `topk_weights` and `topk_ids` are `[T, A]`."""
         if not self._is_grouped:
             super().apply(
                 output,
@@ -169,7 +170,7 @@ class RaggedTritonExperts(TritonExperts):
 
 @cache
 def grouped_product_works(device: str, dtype: torch.dtype, experts: int, is_gated: bool) -> bool:
-    """Whether it runs here, and does what plain PyTorch does."""
+    """Whether the grouped product runs on this device, and matches plain PyTorch."""
     return kernel_works(
         partial(check_grouped_experts, device, dtype, experts, is_gated),
         "grouped product of experts",

@@ -1,7 +1,7 @@
-"""Experts of a model that vLLM has built, on CPU: slots that a token does not use cost nothing.
+"""Skips unused slots on CPU in models that vLLM has built.
 
-The kernel stays the one that vLLM chose. It is called with the used pairs alone, where that saves more than
-it takes (`prismoe.kernels.ragged_experts`).
+The kernel that vLLM chose stays. It gets only the used pairs, where that saves more time than it costs
+(`prismoe.kernels.ragged_experts`).
 """
 
 from functools import partial
@@ -35,10 +35,12 @@ direct_register_custom_op("used_experts", _used_experts, fake_impl=_used_experts
 
 
 def skip_unused_slots(runner: MoERunner) -> None:
-    """Have a layer's kernel run no pair of weight 0. Quantised experts run all of them."""
+    """Make a layer's kernel skip pairs of weight 0. Quantised experts still run all pairs."""
     layer: Any = runner.routed_experts
     if not isinstance(layer.quant_method, UnquantizedFusedMoEMethod):
-        logger.warning_once("These experts are quantised: what a token skips is computed all the same.")
+        logger.warning_once(
+            "These experts are quantised, so skipped experts are still computed: a policy saves no time here."
+        )
         return
     layer.run_used = partial(flat_experts, fixed_experts=kernel_of(layer))
 

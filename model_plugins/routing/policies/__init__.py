@@ -1,1 +1,1 @@
-"""The routing policies, one file a paper."""
+"""The routing policies, one file per paper."""

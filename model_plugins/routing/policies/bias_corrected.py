@@ -15,7 +15,7 @@ from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPoli
 class BiasCorrected(TopKPolicy):
     """Top-k of score plus bias, which training moved to balance the load; the score alone is the weight.
 
-    The score is the gate's softmax, or its sigmoid, as DeepSeek-V3 has it.
+    The score is the gate's softmax, or its sigmoid, as in DeepSeek-V3.
     """
 
     policy: Literal["bias_corrected"] = "bias_corrected"
@@ -34,7 +34,7 @@ class BiasCorrected(TopKPolicy):
         return Routing.of_equal_counts(*picked, Confidence(logits_TE, biased_TE))
 
     def fused_rule(self, step: RouterInputs) -> FusedRule | None:
-        if self.score == "sigmoid":  # its weights are no softmax
+        if self.score == "sigmoid":  # its weights are not a softmax
             return None
         biased_TE = router_probabilities(step.logits_TE) + step.parameters["expert_bias"]
         return self.top_k_rule(Confidence(step.logits_TE, biased_TE), biased_TE)

@@ -1,4 +1,4 @@
-"""`cluster`: like instructions share experts (LTDR, App. A.3, CLUSTER; MoCLE, arXiv 2312.12379)."""
+"""`cluster`: similar instructions share experts (LTDR, App. A.3, CLUSTER; MoCLE, arXiv 2312.12379)."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -15,8 +15,8 @@ class Cluster(RequestPolicy):
     """Top-k of a gate that sees the learned embedding of the cluster nearest to the instruction.
 
     The papers cluster instructions by k-means over a sentence encoder's embeddings. Here the mean embedding
-    of the instruction's tokens stands in for that encoder, so that a checkpoint needs no second model;
-    nearest is by Euclidean distance, as in k-means.
+    of the instruction's tokens replaces that encoder, so that a checkpoint needs no second model; the
+    distance is Euclidean, as in k-means.
     """
 
     policy: Literal["cluster"] = "cluster"

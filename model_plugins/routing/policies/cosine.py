@@ -13,7 +13,7 @@ from prismoe.model_plugins.routing.policy import LogitsPolicy, RouterInputs
 class Cosine(LogitsPolicy):
     """Softmax over the cosine similarities of projected token and experts, divided by a learned temperature.
 
-    The paper projects to half as many dimensions as there are experts; `latent` says how many.
+    The paper projects to half as many dimensions as there are experts; `latent` is their number.
     """
 
     policy: Literal["cosine"] = "cosine"

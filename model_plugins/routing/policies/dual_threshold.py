@@ -1,4 +1,4 @@
-"""`dual_threshold`: experts of little importance are skipped, by modality (MoDES, arXiv 2511.15690)."""
+"""`dual_threshold`: unimportant experts are skipped, by modality (MoDES, arXiv 2511.15690)."""
 
 from typing import ClassVar, Literal
 
@@ -13,12 +13,12 @@ from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPoli
 class DualThreshold(TopKPolicy):
     """Top-k without the experts whose importance is below the threshold of the token's modality.
 
-    An expert's importance is its weight among the k times the layer's own, for each modality (the paper's α).
-    The weights of the experts that are kept stay as they are. Inferred, as the paper does not say it: a token
-    keeps its best expert in any case. The code that its authors released (github.com/ModelTC/MoDES,
-    models/qwen3.py) keeps none: without `keep_best` a token may use no expert, and then gets nothing from
-    those that are not shared. That code also leaves the special tokens of a chat template all of theirs;
-    here they are text.
+    An expert's importance is its weight among the k times the layer's own importance, for each modality (the
+    paper's α). The weights of the remaining experts stay unchanged. The paper does not say whether a token
+    may lose its best expert; here, by inference, it keeps it. The code that its authors released
+    (github.com/ModelTC/MoDES, models/qwen3.py) doesn't: without `keep_best` a token may use no expert, and
+    then gets nothing from those that are not shared. That code also skips no experts for the special tokens
+    of a chat template; here they are text.
     """
 
     policy: Literal["dual_threshold"] = "dual_threshold"
@@ -53,7 +53,7 @@ class DualThreshold(TopKPolicy):
 
     def fused_rule(self, step: RouterInputs) -> FusedRule | None:
         confidence = step.confidence
-        if confidence.scores_TE is not None:  # the kernel takes the first experts for the heaviest
+        if confidence.scores_TE is not None:  # the kernel expects the heaviest experts first
             return None
         uses = ByImportance(
             int(self.keep_best),

@@ -1,4 +1,4 @@
-"""`entropy`: the less certain the gate, the more experts (GeMoE, arXiv 2606.26287)."""
+"""`entropy`: a less certain gate gives a token more experts (GeMoE, arXiv 2606.26287)."""
 
 import math
 from typing import ClassVar, Literal
@@ -13,9 +13,9 @@ from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingP
 class Entropy(RoutingPolicy):
     """From `min_experts` to `max_experts` (all by default) as the gate's entropy goes from `low` to `high`.
 
-    Of the paper the abstract is at hand: the gating entropy measures a token's complexity and determines
-    its number of experts. Inferred: the entropy is divided by its largest value, log E, and what lies between
-    `low` and `high` is cut in equal parts, one for each number of experts.
+    Only the paper's abstract is at hand: the gating entropy measures a token's complexity and determines its
+    number of experts. Inferred: the entropy is divided by its largest value, log E, and the range from `low`
+    to `high` is split into equal parts, one for each number of experts.
     """
 
     policy: Literal["entropy"] = "entropy"

@@ -14,18 +14,18 @@ from prismoe.model_plugins.routing.policy import RouterInputs, Routing, TopKPoli
 
 
 class EquiRoute(TopKPolicy):
-    """Top-k by pressed logits and reservations, and reserved experts behind, by the router's probabilities.
+    """Top-k by logits with pressure and reservations; then reserved experts, by the router's probabilities.
 
-    Of the paper the abstract is at hand: Cross-Modality Expert Reservation "introduces soft capacity
+    Only the paper's abstract is at hand: Cross-Modality Expert Reservation "introduces soft capacity
     targets", Entropy-Guided Token Budgeting "uses modality-level routing entropy to modulate dispatch
     pressure". Inferred from it: a reservation is a number that a modality adds to an expert's logit, and a
-    pressure one that scales a modality's logits against its reservations. In the paper both follow from the
-    batch; here they are frozen in the checkpoint, so that a request routes alike in any company. Row 0 is
-    text's, row 1 vision's.
+    pressure is a factor of a modality's logits, against its reservations. In the paper both follow from the
+    batch; here they are frozen in the checkpoint, so that a request is routed the same whatever other
+    requests run. Row 0 is for text, row 1 for vision.
 
-    An expert is reserved for a modality where that adds to its logit. With `reserved_slots` a token of the
-    modality uses the best reserved ones that are not among its k, on top of them: at top-1, n tokens reach no
-    more than n experts, fewer than the paper reports. Where a gate has groups they are of the token's groups.
+    An expert is reserved for a modality that adds to its logit. With `reserved_slots` a token also uses the
+    best experts reserved for its modality that are not among its k: at top-1, n tokens reach at most n
+    experts, fewer than the paper reports. Where a gate has groups, they come from the token's groups.
     """
 
     policy: Literal["equiroute"] = "equiroute"
@@ -77,7 +77,7 @@ class EquiRoute(TopKPolicy):
         return Routing.without_tail(experts_TA, weights_TA, count_T, scored)
 
     def _ranked(self, step: RouterInputs) -> tuple[Confidence, Tensor]:
-        """The confidence, and what ranks the experts: as the gate would rank them by the pressed logits."""
+        """The confidence, and the gate's ranking by the logits with pressure and reservations."""
         pressure_T1 = by_modality(step.is_vision_T, step.parameters["pressure"])
         reservation_TE = by_modality(step.is_vision_T, step.parameters["reservation"])
         pressed = step.gate.confidence(pressure_T1 * step.logits_TE.float() + reservation_TE)
@@ -94,9 +94,9 @@ def _above_last(
     num_reserved_T: Tensor,
     is_left_TE: Tensor,
 ) -> Tensor:
-    """How far each expert's score is above that of the last one that won its kind of slot, `[T, E]`.
+    """The lead of each expert's score over the last winner's for the same kind of slot, `[T, E]`.
 
-    The used ones' are 0 or more, the others' 0 or less, so that a near tie in either kind is one.
+    Used experts have 0 or more, others 0 or less, so that a near tie for either kind of slot counts.
     """
     assert confidence.scores_TE is not None
     last_T1 = (num_reserved_T - 1).clamp(min=0)[:, None]

@@ -14,7 +14,8 @@ from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingP
 class FineGrained(RoutingPolicy):
     """The layer's last `shared_experts` for every token at weight 1, and the `top_k` best of the others.
 
-    A shared expert of full size beside fine ones, as in LTDR's Table 6, is as many shared fine ones.
+    A shared expert of full size beside fine ones, as in LTDR's Table 6, corresponds to several shared fine
+    experts.
     """
 
     policy: Literal["fine_grained"] = "fine_grained"

@@ -17,8 +17,8 @@ class GMM(RoutingPolicy):
     """k mixtures of Gaussians over an encoding of the token; each picks the expert of its best component.
 
     The weights are a softmax over the k best posteriors (Eq. 19). Two mixtures may pick the same expert: the
-    token then uses it twice, with both weights, and the load counts both uses. Text and vision are routed
-    alike. The paper calls its encoder a simple network and no more; here it is one linear layer.
+    token then uses it twice, with both weights, and the load counts both uses. Text and vision are routed in
+    the same way. The paper describes its encoder only as a simple network; here it is one linear layer.
     """
 
     policy: Literal["gmm"] = "gmm"

@@ -12,8 +12,8 @@ from prismoe.model_plugins.routing.request_policy import RequestPolicy, Requests
 class Instruction(RequestPolicy):
     """Top-k of a gate that sees the mean of the instruction's token representations.
 
-    LTDR and LoRA-MoE train it without a load balance loss. LTDR does not say which layer's representations
-    are meant; here they are the token embeddings, which are known before the first layer runs.
+    LTDR and LoRA-MoE train it without a load balance loss. LTDR does not say which layer gives the
+    representations; here they are the token embeddings, which are known before the first layer runs.
     """
 
     policy: Literal["instruction"] = "instruction"

@@ -21,16 +21,16 @@ class LTDR(RoutingPolicy):
     """`text_experts` for text, `tail_experts` for vision tail tokens, `head_experts` for other vision tokens.
 
     A vision token is a tail token when its routing-probability variance is above the mean of its own image
-    (the paper's VTT), or above a fixed `threshold`, for which an image may be split over steps. With the
-    selection "head" the tokens that are no tail tokens get `tail_experts` instead (the paper's VHT, Table 7).
-    Not given, `tail_experts` is all experts, and the other two are `top_k`.
+    (the paper's VTT), or above a fixed `threshold`, which allows an image to be split over steps. With the
+    selection "head", the vision tokens that are not tail tokens get `tail_experts` instead (the paper's VHT,
+    Table 7). The default of `tail_experts` is all experts, and of the other two `top_k`.
 
-    The paper's mean is over "the total vision token sequence" (Eq. 11), which is one image's in most of its
-    data: `mean_over` "request" takes it over all images of the request. The paper also routes "at each
-    batch"; a mean over that would have a request's answer depend on the requests beside it.
+    The paper's mean is over "the total vision token sequence" (Eq. 11), which is one image in most of its
+    data; `mean_over` "request" takes the mean over all images of the request. The paper also routes "at each
+    batch"; with a mean over that, a request's answer would depend on other requests.
 
-    A request may ask for other numbers of tail and head experts, up to `request_experts`: not given, the
-    largest number of the others; 0 for none.
+    A request may ask for other numbers of tail and head experts, up to `request_experts`: by default the
+    largest of the other numbers; 0 allows none.
     """
 
     policy: Literal["ltdr"] = "ltdr"
@@ -50,7 +50,7 @@ class LTDR(RoutingPolicy):
     @model_validator(mode="after")
     def _check_mean(self) -> "LTDR":
         if self.threshold is not None and self.mean_over == "request":
-            raise ValueError("a threshold takes the mean's place: leave threshold or mean_over out")
+            raise ValueError("a threshold replaces the mean: leave threshold or mean_over out")
         return self
 
     def slots(self, num_experts: int) -> int:
@@ -74,7 +74,7 @@ class LTDR(RoutingPolicy):
     def route(self, step: RouterInputs) -> Routing:
         slots = self.slots(step.num_experts)
         confidence = step.confidence
-        if step.is_text:  # as in decode: nothing below concerns text
+        if step.is_text:  # as in decode: the rest is only for vision
             return top_k_routing(confidence, self.text_experts or self.top_k, self.norm_topk_prob)
         tail_T = tail_tokens(confidence.probs_TE, self._compared(step), self.threshold_now("threshold", step))
         selected_T = tail_T if self.selection == "tail" else step.is_vision_T & ~tail_T
@@ -104,7 +104,7 @@ class LTDR(RoutingPolicy):
         return FusedRule(confidence, uses, slots, self.norm_topk_prob, confidence.scores_TE)
 
     def _compared(self, step: RouterInputs) -> Tensor:
-        """As `segment_T`, where vision tokens have the index of those over which their mean is taken."""
+        """`segment_T`, but with the same index for all vision tokens that share a mean."""
         if self.mean_over == "image" or step.request_T is None:
             return step.segment_T
         return torch.where(step.is_vision_T, step.request_T, step.segment_T)

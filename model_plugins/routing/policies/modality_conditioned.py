@@ -1,4 +1,4 @@
-"""`modality_conditioned`: the router is told each token's modality (arXiv 2604.08134)."""
+"""`modality_conditioned`: the router sees each token's modality (arXiv 2604.08134)."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -15,10 +15,10 @@ from prismoe.model_plugins.routing.policy import LogitsPolicy, RouterInputs
 class ModalityConditioned(LogitsPolicy):
     """Top-k of a gate that sees a learned embedding of the token's modality.
 
-    The form says where: "add" to the hidden state, W(x + e_m); "concat" behind it, W[x; e_m]; or "bias", the
-    plain twin, Wx + b_m with the layer's own gate, which is all that the other two can express. The source at
-    hand names the embedding without its place: add and concat are two readings. "gate" is the one form that
-    says more than a bias: each modality has a gate of its own, W_m x + b_m. Row 0 is text's.
+    `form` says how: "add" adds it to the hidden state, W(x + e_m); "concat" appends it, W[x; e_m]; "bias" is
+    the plain equivalent, Wx + b_m with the layer's own gate, and expresses all that the other two can. The
+    source at hand names the embedding without its place, so add and concat are two readings of it. Only
+    "gate" can do more than a bias: each modality has its own gate, W_m x + b_m. Row 0 is for text.
     """
 
     policy: Literal["modality_conditioned"] = "modality_conditioned"
@@ -49,7 +49,7 @@ class ModalityConditioned(LogitsPolicy):
         return logits_TE + by_modality(step.is_vision_T, bias_2E)
 
     def _without_modality(self, step: RouterInputs) -> tuple[Tensor, Tensor]:
-        """The token's share of the logits, and the two that a modality can add."""
+        """The token's part of the logits, and the part that each modality adds."""
         if self.form == "bias":
             return step.logits_TE, step.parameters["modality_bias"]
         if self.form == "gate":

@@ -1,4 +1,4 @@
-"""`modality_groups`: each modality has experts of its own (LTDR, App. B.1; MoMa, arXiv 2407.21770)."""
+"""`modality_groups`: each modality has its own experts (LTDR, App. B.1; MoMa, arXiv 2407.21770)."""
 
 from typing import ClassVar, Literal
 
@@ -15,10 +15,10 @@ from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingP
 class ModalityGroups(RoutingPolicy):
     """A softmax over the experts of the token's modality, and the most probable of them.
 
-    The first `vision_group` experts are vision's (half of them by default), the next ones text's, and the
-    last `shared_experts` every token's, at weight 1. With 4 experts the defaults are LTDR's v2Top1-t2Top1;
-    with 8 experts and 2 for `vision_experts` and `text_experts` it is v4Top2-t4Top2. Groups of a gate's own
-    don't bind: they would leave a modality without its experts.
+    The first `vision_group` experts are for vision (half of them by default), the next ones for text, and the
+    last `shared_experts` for every token, at weight 1. With 4 experts the defaults are LTDR's v2Top1-t2Top1;
+    with 8 experts and 2 for `vision_experts` and `text_experts` it is v4Top2-t4Top2. The groups of a model's
+    own gate are ignored: they could exclude all experts of a modality.
     """
 
     policy: Literal["modality_groups"] = "modality_groups"
@@ -72,7 +72,7 @@ class ModalityGroups(RoutingPolicy):
         )
 
     def _ranked(self, step: RouterInputs) -> tuple[Confidence, Tensor | None]:
-        """The confidence in the token's own experts, and what ranks them, None where the logits do."""
+        """The confidence in the token's own experts, and the scores that rank them, if not the logits."""
         vision, _ = self._group_sizes(step.num_experts)
         is_visions_E = torch.arange(step.logits_TE.shape[1], device=step.logits_TE.device) < vision
         others_TE = is_visions_E != step.is_vision_T[:, None]

@@ -11,14 +11,14 @@ from torch.nn.functional import one_hot
 from prismoe.model_plugins.routing.request_policy import RequestPolicy, Requests
 
 CERTAIN = 1e4
-"""A logit beside which the others' probabilities are 0 in float32."""
+"""A logit so large that the other experts' probabilities are 0 in float32."""
 
 
 class Task(RequestPolicy):
     """Top-k of a learned row of logits for the task whose label came with the request.
 
     LTDR's four tasks are captions, VQA, OCR and regions, each with an expert's label. With `experts`, one for
-    each task, nothing is learned: a task uses its expert alone, at weight 1. A request without a label has
+    each task, nothing is learned: a task uses only its expert, at weight 1. A request without a label gets
     `default_task`.
     """
 

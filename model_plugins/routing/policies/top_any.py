@@ -12,10 +12,11 @@ from prismoe.model_plugins.routing.policy import RouterInputs, Routing, RoutingP
 
 
 class TopAny(RoutingPolicy):
-    """All experts whose cosine similarity with the token passes their threshold, at equal weights.
+    """All experts whose cosine similarity with the token exceeds their threshold, at equal weights.
 
-    The paper compares sigmoids of similarity and threshold; a sigmoid is increasing, so they are compared
-    without it. A token that passes no threshold gets the most similar expert, as the paper does when testing.
+    The paper compares the sigmoids of similarity and threshold; a sigmoid is increasing, so comparing the
+    values themselves is the same. A token that exceeds no threshold gets the most similar expert, as in the
+    paper's tests.
     """
 
     policy: Literal["top_any"] = "top_any"
@@ -38,7 +39,7 @@ class TopAny(RoutingPolicy):
         similarity_TE = self.similarity(step)
         passes_TE = similarity_TE > step.parameters["thresholds"]
         count_T = passes_TE.sum(dim=-1).clamp(min=1)
-        behind_TE = torch.where(passes_TE, similarity_TE, similarity_TE - 4)  # a cosine is from -1 to 1
+        behind_TE = torch.where(passes_TE, similarity_TE, similarity_TE - 4)  # a cosine is between -1 and 1
         experts_TA, _ = ranked_experts(behind_TE, step.num_experts)
         equal_TA = (1 / count_T)[:, None].expand(experts_TA.shape)
         return Routing.without_tail(*use_first(experts_TA, equal_TA, count_T), count_T, None)

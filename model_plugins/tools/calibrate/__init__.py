@@ -1,1 +1,1 @@
-"""`prismoe calibrate`: record a checkpoint's routers, fit a policy to them, report what that changes."""
+"""`prismoe calibrate`: records a checkpoint's routers, fits a policy to them, and reports the effect."""

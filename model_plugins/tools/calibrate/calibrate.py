@@ -1,6 +1,7 @@
-"""`prismoe calibrate`: record a model's routers, fit a policy to them, write what serves it.
+"""`prismoe calibrate`: records a model's routers, fits a policy to them, and writes the result.
 
-For a MoE-LLaVA that is a checkpoint with the policy in it, for a model of vLLM's own a file for `--routing`.
+For a MoE-LLaVA the result is a checkpoint with the policy, for one of vLLM's own models a file for
+`--routing`.
 """
 
 import json
@@ -34,7 +35,7 @@ SHARD_BYTES = 4 * 10**9
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is to be fitted to which checkpoint."""
+    """A calibration: a policy to fit, and the checkpoint to fit it to."""
 
     settings: CalibrateSettings
     folder: Path
@@ -42,17 +43,17 @@ class Calibration:
     goal: "Goal"
     prompts: "Prompts"
     arguments: "EngineArgs"
-    is_ours: bool
-    """Whether it is a MoE-LLaVA."""
+    into_checkpoint: bool
+    """Whether the result is a checkpoint, as for a MoE-LLaVA, and not a file for `--routing`."""
 
     @property
     def own_settings(self) -> Mapping[str, Any]:
-        """Those of the policy that stay as they are."""
+        """The policy's settings that the fit doesn't change."""
         return self.goal.settings
 
     @property
-    def asked(self) -> str:
-        """Tells what is recorded from what another calibration does."""
+    def digest(self) -> str:
+        """A digest of what this calibration records; it differs for other calibrations."""
         parts = [
             weights_digest(self.folder),
             self.settings.policy,
@@ -65,17 +66,16 @@ class Calibration:
 
 
 def calibrate(settings: CalibrateSettings) -> int:
-    """Print what the fit changes, write the destination and return 0.
+    """Print the effect of the fit, write the destination and return 0.
 
-    Raises ValueError or OSError with a sentence where that can't be done; what was recorded until then is
-    left beside the destination.
+    Raises ValueError or OSError where that fails; the recording up to then stays next to the destination.
     """
     calibration = prepared(settings)
-    return _into_checkpoint(calibration) if calibration.is_ours else _into_file(calibration)
+    return _into_checkpoint(calibration) if calibration.into_checkpoint else _into_file(calibration)
 
 
 def prepared(settings: CalibrateSettings) -> Calibration:
-    """What these settings ask for. Raises ValueError or OSError with a sentence where that can't be done."""
+    """Prepare the calibration. Raises ValueError or OSError where the settings don't work."""
     folder = checkpoint_folder(settings.model)
     own_settings = {name: value for name, value in (settings.routing or {}).items() if name != "policy"}
     with captured_output(settings.verbose):
@@ -88,9 +88,10 @@ def prepared(settings: CalibrateSettings) -> Calibration:
 
         register()
     fit = fitter(settings.policy, own_settings)
-    is_ours = is_moe_llava(read_json(folder / "config.json")) if (folder / "config.json").is_file() else False
+    config_file = folder / "config.json"
+    into_checkpoint = config_file.is_file() and is_moe_llava(read_json(config_file))
     goal = Goal(own_settings, **settings.goal)
-    if is_ours:
+    if into_checkpoint:
         _check_moe_llava(
             folder, {"policy": settings.policy, **own_settings}, fit.needs_divergence and goal.searches
         )
@@ -104,14 +105,14 @@ def prepared(settings: CalibrateSettings) -> Calibration:
         settings.run_checkpoint_code,
         mm_processor_cache_gb=0,
     )
-    arguments.enforce_eager = True  # a compiled engine can't be watched
-    return Calibration(settings, folder, fit, goal, prompts, arguments, is_ours)
+    arguments.enforce_eager = True  # a compiled engine can't be recorded
+    return Calibration(settings, folder, fit, goal, prompts, arguments, into_checkpoint)
 
 
 def _check_moe_llava(folder: Path, routing: Mapping[str, Any], searches: bool) -> None:
-    """Raise ValueError with a sentence where the checkpoint or the policy's settings make no sense.
+    """Raise ValueError where the checkpoint or the policy's settings don't allow calibration.
 
-    `searches`: whether the fit tries the policy in the place of the checkpoint's own.
+    `searches` says whether the fit tries the policy in place of the checkpoint's own.
     """
     from transformers import AutoConfig
 
@@ -119,36 +120,36 @@ def _check_moe_llava(folder: Path, routing: Mapping[str, Any], searches: bool) -
 
     check_config_file(folder)
     config = AutoConfig.from_pretrained(folder)
-    wanted = routing_in_force(config, routing)
+    fitted = routing_in_force(config, routing)
     for layer, routed in routing_in_force(config, None).layers.items():
         room = routed.policy.slots(routed.num_experts)
-        if searches and wanted.layers[layer].policy.slots(routed.num_experts) > room:
+        if searches and fitted.layers[layer].policy.slots(routed.num_experts) > room:
             raise ValueError(
-                "The search tries the policy in the place of the checkpoint's own, which gives a token "
-                f"at most {room} experts in layer {layer}: give a smaller top_k, or --skip for a fit "
+                "The search tries the policy in place of the checkpoint's own, which gives a token "
+                f"at most {room} experts in layer {layer}: use a smaller top_k, or --skip for a fit "
                 "without a search."
             )
         if routed.policy.gate_rows(routed.num_experts) != routed.num_experts:
             raise ValueError(
                 f"Layer {layer} of {folder} routes without a logit for each expert, and "
-                "calibration starts from those: calibrate the checkpoint that it was made from."
+                "calibration needs these: calibrate the checkpoint that this one was made from."
             )
 
 
 def _check_any_gate(settings: CalibrateSettings, fit: "Fitter", own_settings: Mapping[str, Any]) -> None:
-    """The same of a model of vLLM's own, and of what can be written for it."""
+    """Raise ValueError where the fit, or its file, is impossible for one of vLLM's own models."""
     from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 
     if fit.measure is None:
         raise ValueError(
-            f"What is fitted of {settings.policy} are tensors, which go into a MoE-LLaVA's checkpoint: for "
-            "this model give ltdr, dual_threshold or entropy."
+            f"A fit of {settings.policy} gives tensors, which only a MoE-LLaVA checkpoint can hold: for this "
+            "model use ltdr, dual_threshold or entropy."
         )
     OperatorPolicies.of({"policy": settings.policy, **own_settings, **fit.neutral})
     if settings.destination.exists():
         raise ValueError(f"{settings.destination} exists: name a file that is not there yet.")
     if not settings.destination.parent.is_dir():
-        raise ValueError(f"There is no folder {settings.destination.parent}.")
+        raise ValueError(f"There is no folder {settings.destination.parent}: create it first.")
 
 
 def _into_checkpoint(calibration: Calibration) -> int:
@@ -177,7 +178,7 @@ def _into_checkpoint(calibration: Calibration) -> int:
 def recorded_checkpoint(
     calibration: Calibration,
 ) -> Iterator[tuple["CalibrationEngine", "CalibrationData"]]:
-    """A MoE-LLaVA's engine, which runs until the block ends, and what its routers did."""
+    """Start a MoE-LLaVA's engine, which runs until the block ends, and record its routers."""
     from transformers import AutoConfig
 
     from prismoe.model_plugins.models.moe_llava.config import routing_in_force
@@ -186,9 +187,9 @@ def recorded_checkpoint(
     own = routing_in_force(config, {"policy": calibration.settings.policy, **calibration.own_settings})
     policies = {layer: routed.policy.model_dump() for layer, routed in own.layers.items()}
     with _engine(calibration, None) as (engine, terminal):
-        told = engine.call("prismoe_routing")
-        state = _recorded(calibration, engine, told, policies, terminal)
-        yield engine, _data(calibration, engine, told, state, terminal)
+        served = engine.call("prismoe_routing")
+        state = _recorded(calibration, engine, served, policies, terminal)
+        yield engine, _data(calibration, engine, served, state, terminal)
 
 
 def _into_file(calibration: Calibration) -> int:
@@ -201,18 +202,19 @@ def _into_file(calibration: Calibration) -> int:
     start = {"policy": settings.policy, **calibration.own_settings, **fit.neutral}
     with _engine(calibration, start) as (engine, terminal):
         engine.call("prismoe_route_by", "native")
-        told = engine.call("prismoe_routing")
-        policies = {layer["layer"]: layer["policy"] for layer in told["layers"]}
-        state = _recorded(calibration, engine, told, policies, terminal)
-        data = _data(calibration, engine, told, state, terminal)
-        # Each layer has its own of what is neutral; the policy is checked without the layers, too.
+        served = engine.call("prismoe_routing")
+        policies = {layer["layer"]: layer["policy"] for layer in served["layers"]}
+        state = _recorded(calibration, engine, served, policies, terminal)
+        data = _data(calibration, engine, served, state, terminal)
+        # Each layer overrides the neutral settings; they stay because the policy is also checked without
+        # layers.
         routing = {**start, **fit.fit(data, calibration.goal).routing()}
         engine.call("prismoe_reroute", routing)
         state.begin_measuring(json.dumps(routing, sort_keys=True))
         measure(engine, calibration.prompts, state, terminal)
         identity = engine.call("prismoe_identity")
         memory = engine.memory_over_serving()
-    measured = _measured(state, told["modalities"], data.top_k, data.rank_error)
+    measured = _measured(state, served["modalities"], data.top_k, data.rank_error)
     routing[CALIBRATED] = {"model": identity, "measured": measured.model_dump(mode="json")}
     print(measured_report([*policies], measured))
     print(memory)
@@ -231,7 +233,7 @@ def _into_file(calibration: Calibration) -> int:
 def _engine(
     calibration: Calibration, routing: Mapping[str, Any] | None
 ) -> Iterator[tuple["CalibrationEngine", TextIO]]:
-    """An engine that starts by `routing`, and where to show how far it is."""
+    """Start an engine with `routing`; also gives the stream for progress."""
     settings = calibration.settings
     with os.fdopen(os.dup(2), "w") as terminal, captured_output(settings.verbose) as log:
         from prismoe.model_plugins.tools.calibrate.engine import CalibrationEngine, special_tokens
@@ -247,37 +249,37 @@ def _engine(
 def _recorded(
     calibration: Calibration,
     engine: "CalibrationEngine",
-    told: Mapping[str, Any],
+    served: Mapping[str, Any],
     policies: Mapping[int, Mapping[str, Any]],
     terminal: TextIO,
 ) -> "State":
-    """What the routers do that `told` describes, as the policies see it that will be in their place."""
-    from prismoe.model_plugins.recording.calibration import Wanted
+    """Record the routers that `served` describes, as the policies that replace them will see them."""
+    from prismoe.model_plugins.recording.calibration import TokenValues
     from prismoe.model_plugins.tools.calibrate.fits.dual_threshold import kept, most_tried
-    from prismoe.model_plugins.tools.calibrate.recording import SAMPLED_TOKENS, Recording, record, tell_cost
+    from prismoe.model_plugins.tools.calibrate.recording import SAMPLED_TOKENS, Recording, print_cost, record
     from prismoe.model_plugins.tools.calibrate.state import State, file_beside
 
     settings, fit, prompts = calibration.settings, calibration.fit, calibration.prompts
-    layers, is_ours = told["layers"], told["in_force"] == "policy"
+    layers, into_checkpoint = served["layers"], calibration.into_checkpoint
     top_k = layers[0]["top_k"]
     fit.check(top_k, calibration.goal)
     policy = next(iter(policies.values()))
-    wanted = Wanted(
+    values = TokenValues(
         fit.measure,
         policy.get("top_k", top_k),
         policy.get("norm_topk_prob", True),
-        max(1, SAMPLED_TOKENS // len(prompts)) if is_ours else 0,
+        max(1, SAMPLED_TOKENS // len(prompts)) if into_checkpoint else 0,
         fit.needs_hidden,
     )
     tried = most_tried(calibration.goal) if fit.needs_divergence else 0
-    recording = Recording(wanted, kept(calibration.goal), fit.needs_divergence, tried)
+    recording = Recording(values, kept(calibration.goal), fit.needs_divergence, tried)
     experts = {layer["layer"]: layer["experts"] for layer in layers}
     file = file_beside(settings.destination)
-    state = State.at(file, calibration.asked, experts)
+    state = State.at(file, calibration.digest, experts)
     first = next(prompts.of(engine, 0))
     engine.watch_memory(first)
     tokens = len(first["prompt_token_ids"])
-    tell_cost(recording, len(prompts), tokens, len(experts), not is_ours, file.name, terminal)
+    print_cost(recording, len(prompts), tokens, len(experts), not into_checkpoint, file.name, terminal)
     record(engine, prompts, recording, state, terminal)
     return state
 
@@ -285,15 +287,15 @@ def _recorded(
 def _data(
     calibration: Calibration,
     engine: "CalibrationEngine",
-    told: Mapping[str, Any],
+    served: Mapping[str, Any],
     state: "State",
     terminal: TextIO,
 ) -> "CalibrationData":
-    """What the fit takes, which may try routings in the engine."""
+    """The data for the fit, which may try routings in the engine."""
     from prismoe.model_plugins.tools.calibrate.recording import divergences
 
     tried = partial(divergences, engine, calibration.prompts, state, terminal)
-    return state.data(told["layers"][0]["top_k"], calibration.fit.needs_divergence, tried)
+    return state.data(served["layers"][0]["top_k"], calibration.fit.needs_divergence, tried)
 
 
 def _measured(state: "State", modalities: list[str], top_k: int, rank_error: float) -> "Measured":
@@ -301,14 +303,14 @@ def _measured(state: "State", modalities: list[str], top_k: int, rank_error: flo
     from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
 
     prompts = state.measured
-    there = [place for place, tokens in enumerate(state.tokens_LM[0]) if tokens]
+    present = [place for place, tokens in enumerate(state.tokens_LM[0]) if tokens]
     skipped_LM = 1 - state.uses_LM / (top_k * state.tokens_LM.clip(min=1))
     by_layer = (state.divergence_L2 / prompts).T.tolist() if state.divergence_L2.any() else []
     return Measured(
         prompts=prompts,
-        tokens={modalities[place]: int(state.tokens_LM[0, place]) for place in there},
-        skipped={modalities[place]: tuple(skipped_LM[:, place].tolist()) for place in there},
-        divergence=float(state.kept_divergence) / prompts,
+        tokens={modalities[place]: int(state.tokens_LM[0, place]) for place in present},
+        skipped={modalities[place]: tuple(skipped_LM[:, place].tolist()) for place in present},
+        divergence=float(state.measured_divergence) / prompts,
         layer_divergence={name: tuple(of) for name, of in zip(POLICY_MODALITIES, by_layer, strict=False)},
         rank_error=rank_error,
     )

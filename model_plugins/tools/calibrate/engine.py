@@ -1,4 +1,4 @@
-"""The engine that a checkpoint is calibrated in: eager, one request at a time, watched."""
+"""The engine for calibration: eager, one request at a time, watched."""
 
 import os
 import tempfile
@@ -20,7 +20,7 @@ MIB = 2**20
 
 
 class CalibrationEngine:
-    """Asks one prompt at a time. No answer holds one of the tokens `banned`."""
+    """Runs one prompt at a time. No answer contains a token of `banned`."""
 
     def __init__(self, llm: LLM, banned: Sequence[int]) -> None:
         self._llm = llm
@@ -29,24 +29,24 @@ class CalibrationEngine:
         self._serving = 0, 0
 
     def prompt(self, picture: Image, question: str) -> Any:
-        """What vLLM makes of a picture and a question, once for all runs."""
+        """The engine's prompt for a picture and a question; prepared once for all runs."""
         return engine_prompt(self._llm, chat_about(picture, question))
 
     def answer(self, prompt: Any) -> list[int]:
-        """The greedy answer but for its last token, which nothing reads."""
+        """The greedy answer without its last token, which nothing reads."""
         return self._run(prompt, [], ANSWER_LIMIT)[:-1]
 
     def compute(self, prompt: Any, answer: Sequence[int]) -> None:
-        """Prompt and answer as one prefill."""
+        """Run prompt and answer as one prefill."""
         self._run(prompt, answer, 1)
 
     def log_probs(self, prompt: Any, answer: Sequence[int]) -> np.ndarray:
-        """Of each token of the answer and of the next one, `[len(answer) + 1, vocabulary]`."""
+        """Log-probabilities of the answer's tokens and of the next one, `[len(answer) + 1, vocabulary]`."""
         self.compute(prompt, answer)
         return self.rows("prismoe_save_log_probs", len(answer) + 1)["log_probs"].astype(np.float64)
 
     def rows(self, method: str, number: int) -> dict[str, np.ndarray]:
-        """The arrays that a call in the worker writes to a file."""
+        """Call a method that writes arrays to a file in the worker, and return the arrays."""
         with tempfile.TemporaryDirectory(prefix="prismoe-") as folder:
             file = Path(folder) / "rows.npz"
             self.call(method, str(file), number)
@@ -54,32 +54,32 @@ class CalibrationEngine:
                 return dict(rows)
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
-        """Call it in all workers; what rank 0 gives back."""
+        """Call a method in all workers, and return rank 0's result."""
         return self._llm.collective_rpc(method, args=arguments, kwargs=named)[0]
 
     def watch_memory(self, prompt: Any) -> None:
-        """Learn how much memory it takes to serve a prompt."""
+        """Measure the memory that serving a prompt needs."""
         peak_memory.begin()
         self._llm.collective_rpc("prismoe_watch_memory")
         self.answer(prompt)
         self._serving = self._peak_memory()
 
     def memory_over_serving(self) -> str:
-        """A sentence on the most memory that was in use since then."""
+        """A sentence on the peak memory since `watch_memory`, over that of serving."""
         host, device = (
             (peak - serving) / MIB for peak, serving in zip(self._peak_memory(), self._serving, strict=True)
         )
         return f"Peak memory over serving: {host:,.1f} MiB of the host, {device:,.1f} MiB of the devices."
 
     def _peak_memory(self) -> tuple[int, int]:
-        """In bytes, of this process and all workers: of the host, and of their devices."""
-        told = [PeakMemory(*one) for one in self._llm.collective_rpc("prismoe_peak_memory")]
-        if os.getpid() not in {one.process for one in told}:
-            told.append(peak_memory.peak())
-        return sum(one.host for one in told), sum(one.device for one in told)
+        """The peak memory in bytes of this process and all workers: on the host, and on their devices."""
+        peaks = [PeakMemory(*one) for one in self._llm.collective_rpc("prismoe_peak_memory")]
+        if os.getpid() not in {one.process for one in peaks}:
+            peaks.append(peak_memory.peak())
+        return sum(one.host for one in peaks), sum(one.device for one in peaks)
 
     def _run(self, prompt: Any, answer: Sequence[int], tokens: int) -> list[int]:
-        """Let the engine go on from prompt and answer; its greedy tokens, at most so many."""
+        """Generate up to `tokens` greedy tokens after prompt and answer."""
         self._runs += 1
         sampling = SamplingParams(
             temperature=0,
@@ -98,7 +98,7 @@ class CalibrationEngine:
 
 
 def special_tokens(llm: LLM) -> list[int]:
-    """The tokens that stand for media or roles, which an answer of text has none of."""
+    """The special tokens that mark media or roles, which no text answer contains."""
     tokenizer: Any = llm.get_tokenizer()
     added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
     return [id for id, token in added.items() if token.special and id != tokenizer.eos_token_id]

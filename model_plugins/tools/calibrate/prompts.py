@@ -1,4 +1,4 @@
-"""What a checkpoint is calibrated on: pictures, each with a question."""
+"""The prompts for calibration: pictures, each with a question."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ QUESTIONS = (
     "Which category does it belong to?",
     "Is there a dog in the picture?",
 )
-"""Asked in turn where the user gives none."""
+"""The default questions, asked in turn."""
 
 SHEET = bundled_checkpoint() / "calibration" / "drawings.png"
 """Drawings that the bundled model was trained on, in a grid of tiles."""
@@ -26,41 +26,38 @@ SHEET_TILE = 64  # pixels
 
 
 class Pictures(NamedTuple):
-    """Pictures that are opened when they are asked for, so that memory holds one at a time."""
+    """Pictures that are opened when they are needed, so that only one at a time is in memory."""
 
     openers: Sequence[Callable[[], Image.Image]]
+    """Each returns a picture in RGB. Raises ValueError where it is cut short."""
     digest: str
-    """Tells them from others."""
-
-    def open(self) -> Iterator[Image.Image]:
-        """Each, in RGB. Raises ValueError with a sentence where one is cut short."""
-        return (opener() for opener in self.openers)
+    """Identifies the pictures."""
 
 
 def read_questions(file: Path | None) -> Sequence[str]:
-    """The lines of a file, or QUESTIONS. Raises ValueError with a sentence where there are none."""
+    """The lines of a file, or QUESTIONS. Raises ValueError for a file without questions."""
     if file is None:
         return QUESTIONS
     lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"{file} holds no questions: write one a line.")
+        raise ValueError(f"{file} holds no questions: write one per line.")
     return lines
 
 
 def pictures(folder: Path | None, count: int) -> Pictures:
-    """`count` pictures of a folder, spread over its files by name, or of SHEET; fewer where it has fewer.
+    """`count` pictures of a folder, spread over its files by name, or of SHEET; fewer if there are fewer.
 
-    Raises ValueError with a sentence when there are none, or one is no picture.
+    Raises ValueError when there are none, or a file is not a picture.
     """
     if folder is None:
         tiles = _spread(list(_tiles(Image.open(SHEET).convert("RGB"))), count)
         return Pictures([tile.copy for tile in tiles], _digest([SHEET]))
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}.")
+        raise ValueError(f"There is no folder {folder}: name one with pictures.")
     extensions = Image.registered_extensions()
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in extensions)
     if not files:
-        raise ValueError(f"{folder} holds no pictures (PNG, JPEG, WebP and the like).")
+        raise ValueError(f"{folder} holds no pictures (PNG, JPEG, WebP or similar): name another folder.")
     chosen = _spread(files, count)
     for file in chosen:
         _read_header(file)
@@ -97,7 +94,7 @@ def _tiles(sheet: Image.Image) -> Iterator[Image.Image]:
 
 
 def _spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` of the items, at equal distances."""
+    """At most `count` of the items, evenly spaced."""
     if len(items) <= count:
         return list(items)
     return [items[number * len(items) // count] for number in range(count)]

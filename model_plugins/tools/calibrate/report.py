@@ -1,4 +1,4 @@
-"""What calibration changed: over a sample of the recorded tokens, or as it was measured in the model."""
+"""Reports the effect of calibration: on a sample of the recorded tokens, or measured in the model."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +22,10 @@ Routers = Mapping[int, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One router over the recorded tokens.
+    """A summary of one router over the recorded tokens.
 
-    `experts` are the mean uses a token, of text and of vision; `entropy_bits` is the mean entropy of its
-    probabilities over experts; `load_cv` the coefficient of variation of the experts' uses.
+    `experts` are the mean uses of experts per token, of text and of vision; `entropy_bits` is the mean
+    entropy of its probabilities over experts; `load_cv` is the coefficient of variation of the experts' uses.
     """
 
     experts: tuple[float, float]
@@ -44,21 +44,21 @@ def report(data: CalibrationData, before: RoutingInForce, after: RoutingInForce,
         new = _Router(after.layers[layer].policy, sample, routers.get(layer, {}))
         lines.append(f"{layer!s:7}{''.join(_changes(old.summary(), new.summary()))}{new.agreement():>11.1%}")
     lines.append(
-        "Before → after. Entropy in bits. Agreement: uses of experts that the gate ranks among as many best."
+        "Before → after. Entropy in bits. Agreement: share of a token's n experts among the gate's n best."
     )
     return "\n".join(lines)
 
 
 def measured_report(layers: Sequence[int], measured: Measured) -> str:
-    """A table of the expert uses that each layer skips, by modality, and how far that moves the answers."""
+    """A table of the uses of experts that each layer skips, by modality, and the answers' divergence."""
     lines = ["expert uses skipped", f"{'layer':7}" + "".join(f"{name:>9}" for name in measured.skipped)]
     for place, layer in enumerate(layers):
         lines.append(f"{layer!s:7}" + "".join(f"{of[place]:>9.1%}" for of in measured.skipped.values()))
     means = [sum(of) / len(of) for of in measured.skipped.values()]
     lines.append(f"{'all':7}" + "".join(f"{mean:>9.1%}" for mean in means))
     lines.append(
-        f"Of what native uses, over {measured.prompts} prompts. The answers' tokens diverge from native's by "
-        f"{measured.divergence:.3g} nats on average."
+        f"Shares of native's uses, over {measured.prompts} prompts. The answers' tokens diverge from "
+        f"native's by {measured.divergence:.3g} nats on average."
     )
     return "\n".join(lines)
 
@@ -98,13 +98,13 @@ class _Router:
         )
 
     def agreement(self) -> float:
-        """The share of uses of an expert that is among the gate's best, as many as the token uses."""
+        """The share of a token's n experts that are among the gate's n best."""
         order_TE, _ = ranked_experts(self.step.logits_TE, self.step.num_experts)
         rank_TA = order_TE.argsort(dim=1).gather(1, self.routing.experts_TA)
         return (rank_TA < self.routing.count_T[:, None])[self.used_TA].double().mean().item()
 
     def _probabilities(self) -> Tensor:
-        """Over the experts: the gate's softmax, or the mean of the k mixtures' posteriors."""
+        """The probabilities of the experts: the gate's softmax, or the mean of the k mixtures' posteriors."""
         if not isinstance(self.policy, GMM):
             return router_probabilities(self.step.logits_TE)
         own = self.step.parameters

@@ -1,4 +1,4 @@
-"""How far a calibration has come, in a file: one that was stopped goes on from there.
+"""The progress of a calibration, in a file, so that a stopped one can resume.
 
 Shape legend: L layers, M modalities, C candidates.
 """
@@ -20,61 +20,61 @@ from prismoe.model_plugins.tools.calibrate.fits.data import (
 )
 from prismoe.model_plugins.tools.calibrate.fits.sketch import QuantileSketch
 
-COUNTS = ("divergence_L2", "tried_divergence_C", "tokens_LM", "uses_LM", "kept_divergence")
+COUNTS = ("divergence_L2", "tried_divergence_C", "tokens_LM", "uses_LM", "measured_divergence")
 """The fields that are sums over prompts."""
 
 
 def file_beside(destination: Path) -> Path:
-    """Where the state of a calibration that writes `destination` is."""
+    """The file with the state of a calibration that writes `destination`."""
     return destination.with_name(f"{destination.name}.recorded.npz")
 
 
 @dataclass
 class State:
-    """What was recorded of the first prompts, and then measured under the fitted policy."""
+    """The recording of the first prompts, and what was then measured under the fitted policy."""
 
     file: Path
-    asked: str
-    """Tells what is calibrated, and on what, from other calibrations."""
+    digest: str
+    """Identifies the calibration's model, policy and prompts."""
     experts: Mapping[int, int]
     """The number of experts by layer."""
     layers: dict[int, RoutedLayer]
     divergence_L2: np.ndarray
-    """The sums over prompts, for each of POLICY_MODALITIES."""
+    """The sums over prompts, by layer and by POLICY_MODALITIES."""
     answers: list[list[int]] = field(default_factory=list)
-    """One for each prompt that was recorded."""
+    """The answer to each recorded prompt."""
     sample: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     candidates: str = ""
-    """Tells the routings that were tried from others."""
+    """Identifies the routings that are tried."""
     tried: int = 0
-    """On how many prompts they were."""
+    """The number of prompts that they were tried on."""
     tried_divergence_C: np.ndarray = field(default_factory=lambda: np.zeros(()))
     """The sum over prompts, for each candidate."""
     goal: str = ""
-    """Tells the settings that were measured from others."""
+    """Identifies the settings that are measured."""
     measured: int = 0
-    """How many prompts were."""
+    """The number of prompts that were measured."""
     tokens_LM: np.ndarray = field(default_factory=lambda: np.zeros((), dtype=np.int64))
     uses_LM: np.ndarray = field(default_factory=lambda: np.zeros((), dtype=np.int64))
-    """Of the policy's experts."""
-    kept_divergence: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    """The uses of experts under the policy."""
+    measured_divergence: np.ndarray = field(default_factory=lambda: np.zeros(()))
     """The sum over prompts of the divergence from native."""
 
     @classmethod
-    def at(cls, file: Path, asked: str, experts: Mapping[int, int]) -> "State":
-        """The one that the file holds, or one that begins.
+    def at(cls, file: Path, digest: str, experts: Mapping[int, int]) -> "State":
+        """The state in the file, or a new one.
 
-        Raises ValueError with a sentence where the file holds another calibration's.
+        Raises ValueError where the file belongs to another calibration.
         """
         layers = {layer: RoutedLayer(number) for layer, number in experts.items()}
-        state = cls(file, asked, experts, layers, np.zeros((len(experts), len(POLICY_MODALITIES))))
+        state = cls(file, digest, experts, layers, np.zeros((len(experts), len(POLICY_MODALITIES))))
         if file.is_file():
             with np.load(file) as arrays:
                 state._read(dict(arrays))
         return state
 
     def save(self) -> None:
-        """Write the file as a whole or not at all."""
+        """Write the file completely or not at all."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         draft = self.file.with_name(f".{self.file.name}")
         with draft.open("wb") as content:
@@ -91,10 +91,10 @@ class State:
         if goal != self.goal:
             self.goal, self.measured = goal, 0
             self.tokens_LM, self.uses_LM = np.zeros((), dtype=np.int64), np.zeros((), dtype=np.int64)
-            self.kept_divergence = np.zeros(())
+            self.measured_divergence = np.zeros(())
 
     def data(self, top_k: int, with_divergence: bool, divergences: Divergences) -> CalibrationData:
-        """What the fits take. `divergences` tries routings."""
+        """The data for the fits. `divergences` tries routings."""
         if self.sample:
             whole = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in self.sample.items()}
             for layer, seen in self.layers.items():
@@ -109,7 +109,7 @@ class State:
         return CalibrationData(self.layers, top_k, divergence, divergences)
 
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        yield "asked", np.array(self.asked)
+        yield "digest", np.array(self.digest)
         yield "candidates", np.array(self.candidates)
         yield "tried", np.array(self.tried)
         yield "goal", np.array(self.goal)
@@ -124,9 +124,9 @@ class State:
                 yield from ((f"{layer}/{modality}/{name}", kept) for name, kept in sketch.arrays().items())
 
     def _read(self, arrays: Mapping[str, np.ndarray]) -> None:
-        if str(arrays["asked"]) != self.asked:
+        if str(arrays["digest"]) != self.digest:
             raise ValueError(
-                f"{self.file} is of a calibration with another model, policy, pictures or questions: "
+                f"{self.file} belongs to a calibration with another model, policy, pictures or questions: "
                 "remove it, or name another destination."
             )
         self.candidates, self.tried = str(arrays["candidates"]), int(arrays["tried"])

@@ -1,1 +1,1 @@
-"""`prismoe check`: what a checkpoint is, whether it loads, how far it is from a reference."""
+"""`prismoe check`: reports a checkpoint, whether it loads, and how far it is from a reference."""

@@ -1,4 +1,4 @@
-"""`prismoe check`: what a checkpoint is, how it routes, whether it loads, how far it is from a reference."""
+"""`prismoe check`: reports a checkpoint, its routing, whether it loads, and its distance to a reference."""
 
 import json
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from prismoe.model_plugins.tools.captured_output import captured_output
 def check(
     model: str, against: Path | None, routing: Mapping[str, Any] | None, as_json: bool, verbose: bool
 ) -> int:
-    """Print the report; 1 where the reference's tolerances are broken.
+    """Print the report. Returns 1 where an array is beyond the reference's tolerance, else 0.
 
-    Raises ValueError or OSError with a sentence where the checkpoint can't be loaded or compared.
+    Raises ValueError or OSError where the checkpoint can't be loaded or compared.
     """
     folder = checkpoint_folder(model)
     with captured_output(verbose) as log:

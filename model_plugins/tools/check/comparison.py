@@ -1,4 +1,4 @@
-"""How far what the engine computed is from a reference, array by array."""
+"""Compares what the engine computed with a reference, array by array."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ LOGITS_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Tie:
-    """A choice unlike the reference's, between values that are closer to each other than their tolerance."""
+    """A choice that differs from the reference's, between values whose gap is within the tolerance."""
 
     at: int
     chosen: list[int]
@@ -24,15 +24,15 @@ class Tie:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One array of the reference. Of ids, the difference is how many differ, ties apart."""
+    """The comparison of one array. For ids, the difference is the number of different ones without ties."""
 
     array: str
     difference: float
     tolerance: float
     at: list[int] | None
-    """Where values differ most, or ids first; None where nothing differs."""
+    """The place of the largest difference, or of the first different id; None where nothing differs."""
     count: int
-    """How many values or ids were compared."""
+    """The number of compared values or ids."""
     ties: list[Tie] = field(default_factory=list)
 
     @property
@@ -41,7 +41,7 @@ class Comparison:
 
 
 def compare(case: Case, run: Run, experts_by_layer: Mapping[int, int]) -> list[Comparison]:
-    """Every array that the case holds, in the order of the file."""
+    """Compare every array of the case, in the order of the file."""
     return [_compare(case, run, experts_by_layer, name) for name in case.expected]
 
 
@@ -68,13 +68,13 @@ def _compare(case: Case, run: Run, experts_by_layer: Mapping[int, int], name: st
         case "greedy_ids":
             return _greedy_ids(array, case, run)
         case _:
-            # A step after the first other token has another prompt.
+            # A step after the first different token has another prompt.
             steps = _equal_steps(case, run) + 1
             return _values(array, logits[case.size - 1 :][:steps], expected[:steps], LOGITS_TOLERANCE)
 
 
 def _values(array: str, actual: np.ndarray, expected: np.ndarray, tolerance: float) -> Comparison:
-    if actual.shape != expected.shape:  # Another policy's router may give no logits, or more.
+    if actual.shape != expected.shape:  # Another policy's router may give no logits, or more of them.
         return Comparison(array, float("inf"), tolerance, None, 0)
     differences = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
     differences = np.where(np.isnan(differences), np.inf, differences)
@@ -96,7 +96,7 @@ class _Layer:
         self.expected_TK: np.ndarray | None = case.expected.get(f"layer{layer}_topk_ids")
 
     def compare_ids(self, array: str) -> Comparison:
-        """Each token's experts as a set: their order says nothing that the weights don't."""
+        """Compare each token's experts as a set: the weights already determine their order."""
         assert self.expected_TK is not None
         differing, ties = [], []
         for token in self._other_experts():
@@ -110,7 +110,7 @@ class _Layer:
         return Comparison(array, len(differing), 0, at, len(self.chosen), ties)
 
     def compare_weights(self, array: str, expected_TK: np.ndarray) -> Comparison:
-        """The weights of the reference's experts, of tokens that have the same experts."""
+        """Compare the weights of the reference's experts, for tokens with the same experts."""
         if self.expected_TK is None or self.expected_TK.shape != expected_TK.shape:
             weights_TK = -np.sort(-self.combine_TE)[:, : expected_TK.shape[1]]
             return _values(array, weights_TK, -np.sort(-expected_TK), WEIGHTS_TOLERANCE)
@@ -119,7 +119,7 @@ class _Layer:
         return self._where_experts_are_equal(array, weights_TK, expected_TK)
 
     def compare_combine(self, array: str, expected_TE: np.ndarray) -> Comparison:
-        """The weights of all experts, of tokens that have the same experts."""
+        """Compare the weights of all experts, for tokens with the same experts."""
         return self._where_experts_are_equal(array, self.combine_TE, expected_TE)
 
     def _where_experts_are_equal(self, array: str, actual: np.ndarray, expected: np.ndarray) -> Comparison:
@@ -129,13 +129,13 @@ class _Layer:
         return _values(array, actual, expected, WEIGHTS_TOLERANCE)
 
     def _other_experts(self) -> list[int]:
-        """The tokens whose experts are not the reference's."""
+        """The tokens whose experts differ from the reference's."""
         assert self.expected_TK is not None
         experts = zip(self.chosen, self.expected_TK.tolist(), strict=True)
         return [token for token, (chosen, expected) in enumerate(experts) if chosen != set(expected)]
 
     def _gap(self, token: int, only_chosen: set[int], only_expected: set[int]) -> float:
-        """How far the logits of the chosen experts and of the reference's are from each other at most."""
+        """The largest gap between the logits of the chosen experts and of the reference's."""
         logits_E = self.logits_TE[token]
         if len(only_chosen) != len(only_expected) or max(only_chosen | only_expected) >= len(logits_E):
             return float("inf")
@@ -150,12 +150,14 @@ def _combine(experts_TA: np.ndarray, weights_TA: np.ndarray, num_experts: int) -
 
 
 def _equal_steps(case: Case, run: Run) -> int:
-    """How many greedy tokens are the reference's before the first that is not."""
+    """The number of greedy tokens before the first one that differs from the reference."""
     expected = case.expected.get("greedy_ids")
     if expected is None:
         return 0
     pairs = zip(run.greedy_ids, expected.tolist(), strict=False)
-    return next((step for step, (mine, theirs) in enumerate(pairs) if mine != theirs), len(expected))
+    return next(
+        (step for step, (actual, reference) in enumerate(pairs) if actual != reference), len(expected)
+    )
 
 
 def _greedy_ids(array: str, case: Case, run: Run) -> Comparison:
@@ -164,8 +166,10 @@ def _greedy_ids(array: str, case: Case, run: Run) -> Comparison:
     if step == len(expected):
         return Comparison(array, 0, 0, None, step)
     logits_V = run.rows["logits"][case.size - 1 + step]
-    chosen, theirs = run.greedy_ids[step], expected[step]
-    gap = float(abs(logits_V[chosen] - logits_V[theirs])) if 0 <= theirs < len(logits_V) else float("inf")
+    chosen, reference = run.greedy_ids[step], expected[step]
+    gap = (
+        float(abs(logits_V[chosen] - logits_V[reference])) if 0 <= reference < len(logits_V) else float("inf")
+    )
     if gap <= LOGITS_TOLERANCE:
-        return Comparison(array, 0, 0, None, step, [Tie(step, [chosen], [theirs], gap)])
+        return Comparison(array, 0, 0, None, step, [Tie(step, [chosen], [reference], gap)])
     return Comparison(array, len(expected) - step, 0, [step], len(expected))

@@ -1,4 +1,4 @@
-"""The engine that `prismoe check` runs a checkpoint in: eager, one request at a time, recorded."""
+"""The engine for `prismoe check`: eager, one request at a time, recorded."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,29 +20,29 @@ from prismoe.model_plugins.tools.small_engine import engine_prompt, small_engine
 
 @dataclass(frozen=True)
 class Run:
-    """What the engine computed for one case: rows [S + steps - 1, …] by name, and the greedy tokens."""
+    """The engine's results for one case: rows [S + steps - 1, …] by name, and the greedy tokens."""
 
     rows: Mapping[str, np.ndarray]
     greedy_ids: list[int]
 
 
 class CheckEngine:
-    """A checkpoint that was loaded, which is the proof that it can be."""
+    """An engine with a loaded checkpoint."""
 
     def __init__(self, engine: LLMEngine, facts: CheckpointFacts) -> None:
         self._engine = engine
         self._facts = facts
 
     def routing(self) -> Mapping[str, Any]:
-        """What is in force, per layer."""
+        """The routing in force, as `prismoe_routing` gives it."""
         return self._rpc("prismoe_routing")
 
     def unused_tensors(self) -> Sequence[str]:
-        """The checkpoint's tensors that the model has no use for."""
+        """The checkpoint's tensors that the model does not use."""
         return self._rpc("prismoe_unused_tensors")
 
     def run(self, cases: Sequence[Case]) -> list[Run]:
-        """Run each case by itself."""
+        """Run each case separately."""
         self._rpc("prismoe_start_recording")
         return [self._run(case) for case in cases]
 
@@ -67,9 +67,9 @@ class CheckEngine:
 def check_engine(
     facts: CheckpointFacts, dtype: ModelDType, routing: Mapping[str, Any] | None, cases: Sequence[Case] = ()
 ) -> Iterator[CheckEngine]:
-    """An engine for the checkpoint, just large enough for the cases, which ends with the block.
+    """Run an engine for the checkpoint, large enough for the cases, until the block ends.
 
-    In float32 it computes without TF32, on a GPU too.
+    In float32 it computes without TF32, also on a GPU.
     """
     length = max([case.size + case.steps for case in cases] + [facts.tower.tokens_per_image + 1])
     images = max((case.token_ids.count(IMAGE) for case in cases), default=1)

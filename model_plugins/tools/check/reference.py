@@ -1,7 +1,8 @@
-"""A file of activations to compare with: one run of the authors' code, or several, as .npz arrays.
+"""Reads a file of reference activations: one or more runs of the authors' code, as .npz arrays.
 
-For each prompt it holds `input_ids` (-200 for an image), `pixel_values` where there are images, and any of
-the arrays of `EXPECTED`; all names of a second prompt start alike (`text_input_ids`, `text_logits`).
+For each prompt it holds `input_ids` (-200 for an image), `pixel_values` if there are images, and any of the
+arrays that `Case.expected` may have. All names of a further prompt have the same prefix (`text_input_ids`,
+`text_logits`).
 """
 
 import re
@@ -15,7 +16,7 @@ import numpy as np
 from prismoe.model_plugins.tools.checkpoint_facts import CheckpointFacts
 
 IMAGE = -200
-"""Stands for an image in `input_ids`."""
+"""Marks an image in `input_ids`."""
 
 PER_LAYER = re.compile(r"layer(\d+)_(router_logits|topk_ids|topk_weights|combine)")
 PER_TOKEN = ("inputs_embeds", "logits")
@@ -24,7 +25,7 @@ PER_STEP = ("greedy_ids", "greedy_prefill_logits")
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt and what was computed for it. S: its tokens, with those that the images become."""
+    """One prompt and its reference arrays. S: its tokens, including those of the images."""
 
     prefix: str
     token_ids: list[int]
@@ -34,7 +35,7 @@ class Case:
 
     @property
     def steps(self) -> int:
-        """How many tokens the reference goes on, one at least."""
+        """The number of tokens that the reference generates, at least one."""
         return max([1, *(len(self.expected[name]) for name in PER_STEP if name in self.expected)])
 
     @property
@@ -46,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Reference:
-    """The cases of a file, and its arrays that none of them uses."""
+    """The cases of a file, and its arrays that no case uses."""
 
     file: str
     cases: list[Case]
@@ -56,7 +57,7 @@ class Reference:
 def read_reference(file: Path, facts: CheckpointFacts) -> Reference:
     """Read a reference for this checkpoint.
 
-    Raises ValueError with a sentence when it holds nothing to compare or does not fit the checkpoint.
+    Raises ValueError when it holds nothing to compare or does not fit the checkpoint.
     """
     arrays = _load(file)
     prefixes = [name.removesuffix("input_ids") for name in arrays if name.endswith("input_ids")]
@@ -81,7 +82,7 @@ def read_reference(file: Path, facts: CheckpointFacts) -> Reference:
 
 def _load(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
-        raise ValueError(f"There is no file {file}.")
+        raise ValueError(f"There is no file {file}: name an .npz file of arrays.")
     try:
         with np.load(file, allow_pickle=False) as archive:
             return dict(archive)
@@ -90,7 +91,7 @@ def _load(file: Path) -> dict[str, np.ndarray]:
 
 
 class _Fit:
-    """Brings one prompt's arrays into the shapes of `Case`, or says why they don't fit the checkpoint."""
+    """Turns one prompt's arrays into a `Case`. Raises ValueError where they don't fit the checkpoint."""
 
     def __init__(self, file: Path, prefix: str, facts: CheckpointFacts) -> None:
         self.file, self.prefix, self.facts = file, prefix, facts
@@ -124,8 +125,8 @@ class _Fit:
 
     def _check_prompt(self, token_ids: list[int], pixel_values: np.ndarray | None) -> None:
         vocabulary = self.facts.decoder.vocabulary
-        if strange := sorted({t for t in token_ids if t != IMAGE and not 0 <= t < vocabulary}):
-            raise self._misfit(f"token {strange[0]} is not in the checkpoint's vocabulary of {vocabulary}")
+        if unknown := sorted({t for t in token_ids if t != IMAGE and not 0 <= t < vocabulary}):
+            raise self._misfit(f"token {unknown[0]} is not in the checkpoint's vocabulary of {vocabulary}")
         marks = token_ids.count(IMAGE)
         if marks == 0:
             return
@@ -185,7 +186,7 @@ class _Fit:
         batch, shape = values.shape[: values.ndim - dimensions], values.shape[values.ndim - dimensions :]
         if values.ndim < dimensions or any(length != 1 for length in batch):
             raise self._misfit(
-                f"{self.prefix}{name} is {list(values.shape)}: a file holds one prompt at a time, "
+                f"{self.prefix}{name} is {list(values.shape)}: each array is for one prompt, "
                 "without or with a batch dimension of 1"
             )
         return values.reshape(shape)

@@ -14,7 +14,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was found out. `routing` is `ModelRouting.describe`."""
+    """The results of a check. `routing` is `ModelRouting.describe`."""
 
     facts: CheckpointFacts
     routing: Mapping[str, Any]
@@ -87,7 +87,7 @@ class CheckReport:
 
     def _routing(self) -> Iterator[str]:
         source = {"default": "as MoE-LLaVA's authors do", "checkpoint": "by the checkpoint's prismoe_routing"}
-        said = source.get(self.routing["source"], f"by {self.routing['source']}")
+        origin = source.get(self.routing["source"], f"by {self.routing['source']}")
         by_policy: dict[str, list[str]] = {}
         for layer in self.routing["layers"]:
             settings = ", ".join(
@@ -97,7 +97,7 @@ class CheckReport:
             )
             by_policy.setdefault(f"{layer['policy']['policy']} ({settings})", []).append(str(layer["layer"]))
         for policy, layers in by_policy.items():
-            yield _line("routing", f"{policy} in layers {', '.join(layers)}, {said}")
+            yield _line("routing", f"{policy} in layers {', '.join(layers)}, {origin}")
 
     def _tensors(self) -> Iterator[str]:
         total, unused = self.facts.weights.tensors, self.unused_tensors

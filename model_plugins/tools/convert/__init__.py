@@ -1,1 +1,1 @@
-"""`prismoe convert`: from a checkpoint as its authors ship it to one that needs nothing beside its folder."""
+"""`prismoe convert`: turns a checkpoint as its authors ship it into a self-contained folder."""

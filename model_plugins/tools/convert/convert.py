@@ -1,4 +1,4 @@
-"""`prismoe convert`: from a checkpoint as its authors ship it to one that needs nothing beside its folder."""
+"""`prismoe convert`: turns a checkpoint as its authors ship it into a self-contained folder."""
 
 import shutil
 import tempfile
@@ -20,7 +20,7 @@ def convert(
 ) -> int:
     """Write `destination` and return 0.
 
-    Raises ValueError or OSError with a sentence where that can't be done; nothing is left behind then.
+    Raises ValueError or OSError where that fails; nothing is left behind then.
     """
     folder_of_source = checkpoint_folder(source)
     with written_whole(destination) as folder:
@@ -33,7 +33,7 @@ def convert(
 
 @contextmanager
 def written_whole(destination: Path) -> Iterator[Path]:
-    """A folder beside `destination` that takes its place at the end of the block, if all went well."""
+    """A temporary folder that becomes `destination` at the end of the block, unless that raises."""
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} exists and is not an empty folder: name another.")
     destination.parent.mkdir(parents=True, exist_ok=True)

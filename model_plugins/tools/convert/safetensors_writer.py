@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm import tqdm
 
 from prismoe.model_plugins.tools.lazy_tensors import DTYPE_NAMES, LazyTensor
@@ -16,29 +17,35 @@ GB = 10**9
 
 
 def write_sharded(folder: Path, tensors: Mapping[str, LazyTensor], max_bytes: int) -> None:
-    """Write files of `max_bytes` of tensors at most, and an index where there are several.
+    """Write files with at most `max_bytes` of tensors each, and an index if there are several.
 
-    A tensor that is larger has a file of its own. Shows its progress. Raises OSError where the disk is full.
+    A larger tensor gets its own file. Shows a progress bar. Raises OSError where the disk is too full.
     """
-    total = sum(tensor.size for tensor in tensors.values())
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_bytes,
+    )
+    total = split.metadata["total_size"]
     if total > (free := shutil.disk_usage(folder).free):
-        raise OSError(f"The disk of {folder.parent} has {free / GB:.1f} GB free for {total / GB:.1f} GB.")
-    shards = _shards(tensors, max_bytes)
-    names = _names(len(shards))
+        raise OSError(
+            f"The disk of {folder.parent} has {free / GB:.1f} GB free, and the weights need "
+            f"{total / GB:.1f} GB: make room, or name another destination."
+        )
     with tqdm(total=total, unit="B", unit_scale=True, desc="Weights") as progress:
-        for name, shard in zip(names, shards, strict=True):
-            for written in write_safetensors(folder / name, shard):
+        for file, names in split.filename_to_tensors.items():
+            for written in write_safetensors(folder / file, {name: tensors[name] for name in names}):
                 progress.update(written)
-    if len(shards) > 1:
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor]) -> Iterator[int]:
     """Write one file; yields each tensor's size in bytes once it is written.
 
-    The widest dtypes come first, so that each tensor lies at a multiple of its own width.
+    The widest dtypes come first, so that each tensor starts at a multiple of its width.
     """
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
     with path.open("wb") as file:
@@ -68,22 +75,3 @@ def _header(tensors: Mapping[str, LazyTensor], order: Sequence[str]) -> bytes:
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % ALIGNMENT)
     return struct.pack("<Q", len(header)) + header
-
-
-def _shards(tensors: Mapping[str, LazyTensor], max_bytes: int) -> list[dict[str, LazyTensor]]:
-    """The tensors in their order, parted before a shard would be larger than `max_bytes`."""
-    shards: list[dict[str, LazyTensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.size > max_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.size
-    return shards
-
-
-def _names(count: int) -> list[str]:
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{index:05}-of-{count:05}.safetensors" for index in range(1, count + 1)]

@@ -1,4 +1,4 @@
-"""Writes a checkpoint that needs nothing beside its own folder."""
+"""Writes a checkpoint that needs no files outside its own folder."""
 
 import json
 import shutil
@@ -42,10 +42,10 @@ def write_self_contained(
     max_shard_bytes: int,
     routers: Mapping[int, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> None:
-    """Write the checkpoint in `source` into `folder`, with the routing that is in force.
+    """Write the checkpoint in `source` to `folder`, with the routing in force.
 
-    `dtype` is for its floating-point tensors; `routers` are the policies' own by layer and name, which are
-    written as they are. Raises ValueError or OSError with a sentence where the source can't be served.
+    `dtype` is for its floating-point tensors; `routers` are the policies' own tensors by layer and name,
+    which are written unchanged. Raises ValueError or OSError where the source can't be served.
     """
     check_config_file(source)
     settings = read_json(source / "config.json")
@@ -58,10 +58,10 @@ def write_self_contained(
     if in_force.layers:
         settings[ROUTING_KEY] = routing_settings(in_force)
     if dtype is not None:
-        settings.pop("dtype", None)  # Younger releases of transformers call it so.
+        settings.pop("dtype", None)  # the name in newer releases of transformers
         settings["torch_dtype"] = dtype
     settings["mm_image_tower"] = TOWER_FOLDER
-    settings.pop("auto_map", None)  # The code that it names stays behind.
+    settings.pop("auto_map", None)  # the code that it names is not copied
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     _copy_tower(find_tower(config.mm_image_tower, str(source)), folder / TOWER_FOLDER)
     for file in (file for pattern in COPIED for file in source.glob(pattern)):
@@ -82,7 +82,7 @@ def write_self_contained(
 
 
 def routing_settings(in_force: RoutingInForce) -> dict[str, Any]:
-    """What to say in config.json for just this routing: one policy, and the layers that differ."""
+    """The settings in config.json for this routing: one policy, and the layers that differ."""
     by_layer = {str(layer): routing.policy.model_dump() for layer, routing in in_force.layers.items()}
     common = next(iter(by_layer.values()))
     differing = {layer: policy for layer, policy in by_layer.items() if policy != common}
@@ -101,7 +101,7 @@ def _copy_tower(tower: Path, folder: Path) -> None:
 
 
 def write_tokenizer(source: Path, folder: Path, chat_template: Path) -> None:
-    """tokenizer.json and its settings, in a form that transformers reads by itself.
+    """Write tokenizer.json and its settings, in a form that transformers reads without other code.
 
     `chat_template` is for a tokenizer that has none.
     """

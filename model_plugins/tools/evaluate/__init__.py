@@ -1,1 +1,1 @@
-"""`prismoe evaluate`: the same questions under several routings."""
+"""`prismoe evaluate`: compares a model's answers to the same questions under several routings."""

@@ -1,4 +1,4 @@
-"""Asks a model questions in an engine of vLLM's, under one routing."""
+"""Asks a model questions in a vLLM engine, under one routing."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from prismoe.model_plugins.tools.evaluate.questions import Question
 from prismoe.model_plugins.tools.evaluate.run import Run
 
 BATCH = 256
-"""How many questions vLLM gets at a time: it keeps the pictures of all that it has."""
+"""The number of questions that vLLM gets at a time: it keeps the pictures of all of them."""
 
 
 def ask(
@@ -25,14 +25,14 @@ def ask(
     max_tokens: int,
     terminal: TextIO,
 ) -> Run:
-    """The greedy answers under `routing` (None: the checkpoint's own), and what was counted meanwhile."""
+    """The greedy answers under `routing` (None: the checkpoint's own), and the counts of that run."""
     with chat_engine(arguments, routing) as llm, tqdm(total=len(questions), file=terminal) as progress:
         sampling = SamplingParams(temperature=0, max_tokens=max_tokens)
         outputs: list[RequestOutput] = []
         start = time.perf_counter()
         for at in range(0, len(questions), BATCH):
-            asked = questions[at : at + BATCH]
-            chats = [chat_about(_picture(question.image), question.question) for question in asked]
+            batch = questions[at : at + BATCH]
+            chats = [chat_about(_picture(question.image), question.question) for question in batch]
             outputs += llm.chat(chats, sampling, use_tqdm=False)
             progress.update(len(chats))
         seconds = time.perf_counter() - start
@@ -52,7 +52,7 @@ def ask(
 
 
 def _picture(file: Path) -> Image.Image:
-    """The picture upright and on white, as the server shows it to a model."""
+    """The picture upright and on white, as the server prepares it for a model."""
     try:
         with Image.open(file) as image:
             return convert_image_mode(ImageOps.exif_transpose(image), "RGB")
@@ -61,6 +61,6 @@ def _picture(file: Path) -> Image.Image:
 
 
 def _by_modality(modalities: Sequence[str], counts: Sequence[Sequence[int]]) -> dict[str, int]:
-    """The sums over layers of counts by layer and modality, of modalities that have any."""
+    """The sums over layers of counts by layer and modality; without modalities that have none."""
     sums = {name: sum(row[place] for row in counts) for place, name in enumerate(modalities)}
     return {name: count for name, count in sums.items() if count}

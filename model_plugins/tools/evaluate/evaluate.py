@@ -1,4 +1,4 @@
-"""`prismoe evaluate`: ask a model the same questions under several routings, and compare."""
+"""`prismoe evaluate`: asks a model the same questions under several routings, and compares the answers."""
 
 import os
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def evaluate(settings: EvaluateSettings) -> int:
-    """Print the table, write the JSON where it is asked for, and return 0.
+    """Print the table, write the JSON file if requested, and return 0.
 
-    Raises ValueError or OSError with a sentence where the questions or a routing can't be used.
+    Raises ValueError or OSError where the questions or a routing can't be used.
     """
     questions = read_questions(settings.questions or BUNDLED)
     folder = checkpoint_folder(settings.model)
@@ -46,14 +46,15 @@ def evaluate(settings: EvaluateSettings) -> int:
     return 0
 
 
-def _routings(folder: Path, asked: list[dict[str, Any] | None]) -> list[Mapping[str, Any] | None]:
-    """What the engines are told. A MoE-LLaVA checkpoint's own is no policy called native.
+def _routings(folder: Path, requested: list[dict[str, Any] | None]) -> list[Mapping[str, Any] | None]:
+    """The engines' routings. For a MoE-LLaVA checkpoint, `native` is its own routing, None.
 
-    Raises ValueError where the model can't route so, as far as that is told before an engine starts.
+    Raises ValueError for a routing that the model can't have, as far as this is known before an engine
+    starts.
     """
     file = folder / "config.json"
     if not file.is_file():
-        return [*asked]  # Mistral's own format
+        return [*requested]  # a checkpoint in Mistral's own format
     from transformers import AutoConfig
 
     from prismoe.model_plugins.models.moe_llava.config import (
@@ -64,13 +65,13 @@ def _routings(folder: Path, asked: list[dict[str, Any] | None]) -> list[Mapping[
     from prismoe.model_plugins.routing.any_gate import OperatorPolicies
 
     if not is_moe_llava(read_json(file)):
-        for routing in asked:
+        for routing in requested:
             if routing is not None and routing != NATIVE:
                 OperatorPolicies.of(routing)
-        return [*asked]
+        return [*requested]
     check_config_file(folder)
     config = AutoConfig.from_pretrained(folder)
-    routings = [None if routing == NATIVE else routing for routing in asked]
+    routings = [None if routing == NATIVE else routing for routing in requested]
     for routing in routings:
         routing_in_force(config, routing)
     return [*routings]
@@ -88,4 +89,4 @@ def _run(
         try:
             return ask(arguments, routing, questions, settings.max_tokens, terminal)
         except RuntimeError as error:
-            raise ValueError(f"The model can't be asked. {log.first_error() or error}") from error
+            raise ValueError(f"The model can't answer. {log.first_error() or error}") from error

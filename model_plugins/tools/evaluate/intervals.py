@@ -1,4 +1,4 @@
-"""95% intervals of a share, and of the difference of two shares over the same questions."""
+"""Computes 95% intervals of a share, and of the difference of two shares over the same questions."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 Z = 1.959964
-"""Standard deviations to either side of a normal distribution's mean that hold 95% of it."""
+"""The standard deviations around a normal distribution's mean that hold 95% of it."""
 DRAWS = 10_000
 SEED = 0
 
 
 class Interval(NamedTuple):
-    """Bounds, as shares: 0.5 is a half."""
+    """The bounds of an interval, as shares: 0.5 is a half."""
 
     low: float
     high: float
@@ -28,11 +28,12 @@ def wilson(right: int, questions: int) -> Interval:
 
 
 def paired_bootstrap(right: Sequence[bool], first: Sequence[bool], pictures: Sequence[Hashable]) -> Interval:
-    """The interval of how many more questions are right than in the first run, as a share of all.
+    """The interval of the gain in right questions over the first run, as a share of all questions.
 
-    The percentile bootstrap (Efron 1979) over pictures: questions about the same one are drawn together, as
-    their answers hang together, and so are both runs' answers to a question. The same input gives the same
-    interval. Where the runs agree on every question it is 0 to 0, which no number of draws can widen.
+    It is the percentile bootstrap (Efron 1979) over pictures: questions about the same picture are drawn
+    together, since their answers depend on each other, and so are both runs' answers to a question. The same
+    input gives the same interval. Where the runs agree on every question it is 0 to 0, which no number of
+    draws can widen.
     """
     numbers = {picture: number for number, picture in enumerate(dict.fromkeys(pictures))}
     picture_Q = np.array([numbers[picture] for picture in pictures])

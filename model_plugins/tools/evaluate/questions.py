@@ -1,4 +1,4 @@
-"""The questions that a model is asked: a file of JSON objects, one a line."""
+"""Reads the questions for a model: a file with one JSON object per line."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
 
 BUNDLED = bundled_checkpoint() / "pictures" / "questions.jsonl"
-"""Asked where the user gives none: 30 questions about the bundled model's six pictures."""
+"""The default: 30 questions about the bundled model's six pictures."""
 
 
 class _Line(BaseModel):
@@ -28,32 +28,32 @@ class _Line(BaseModel):
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a picture, and the answers that are right."""
+    """A question about a picture, and its right answers."""
 
     image: Path
     question: str
     accepted: tuple[str, ...]
 
     def is_right(self, answer: str) -> bool:
-        """Whether an answer equals an accepted one, letter case, outer white space and a full stop apart."""
+        """Whether an answer equals an accepted one, ignoring case, outer white space and a full stop."""
         return _plain(answer) in map(_plain, self.accepted)
 
 
 def read_questions(file: Path) -> list[Question]:
     """The questions of a file; a picture's path is relative to the file's folder.
 
-    Raises ValueError with a sentence, with the line's number, where they can't be asked.
+    Raises ValueError with the line's number where a question can't be used.
     """
     if not file.is_file():
-        raise ValueError(f"There is no file {file}.")
+        raise ValueError(f"There is no file {file}: name a file of questions.")
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not text in UTF-8: write one JSON object a line.") from error
+        raise ValueError(f"{file} is not text in UTF-8: write one JSON object per line.") from error
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
         raise ValueError(
-            f"{file} holds no questions: write one a line, as in "
+            f"{file} holds no questions: write one per line, as in "
             '{"image": "cat.png", "question": "What is this?", "answer": "cat"}.'
         )
     return [_question(file, number, line) for number, line in numbered]
@@ -64,18 +64,18 @@ def _question(file: Path, number: int, line: str) -> Question:
     try:
         read = _Line.model_validate(json.loads(line))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is no JSON ({error}): write one object a line.") from error
+        raise ValueError(f"{place} is not JSON ({error}): write one object per line.") from error
     except ValidationError as error:
         fault = error.errors()[0]
         raise ValueError(
-            f"{place} is no question: {'.'.join(map(str, fault['loc'])) or 'the line'}: {fault['msg']}. "
-            "It takes image, question and answer, which is a text or a list of them."
+            f"{place} is not a question: {'.'.join(map(str, fault['loc'])) or 'the line'}: {fault['msg']}. "
+            "A line has image, question and answer, which is a text or a list of texts."
         ) from error
     image = file.parent / read.image
     if not image.is_file():
-        raise ValueError(f"{place}: there is no picture {image}.")
+        raise ValueError(f"{place}: there is no picture {image}: correct its path.")
     try:
-        with Image.open(image):  # reads the header alone
+        with Image.open(image):  # reads only the header
             pass
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{place}: {image} can't be read as a picture.") from error

@@ -1,4 +1,4 @@
-"""The comparison of routings, as a table in Markdown and as JSON."""
+"""Reports the comparison of routings, as a table in Markdown and as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,18 @@ from prismoe.model_plugins.tools.evaluate.run import Run
 
 @dataclass(frozen=True)
 class Difference:
-    """One routing beside the first, over the same questions: as a share of all, and by the question."""
+    """The difference of a routing from the first, over the same questions."""
 
     share: float
     interval: Interval
     won: int
-    """How many questions it alone got right."""
+    """The number of questions that only this routing got right; `lost` is that of the first."""
     lost: int
 
 
 @dataclass(frozen=True)
 class Row:
-    """One routing: what `Run` says of it, and what follows."""
+    """One routing: its `Run`, and the results computed from it."""
 
     routing: Mapping[str, Any] | None
     policies: Sequence[str]
@@ -32,38 +32,38 @@ class Row:
     accuracy: float
     interval: Interval
     minus_first: Difference | None
-    """None in the first row."""
+    """The difference from the first row; None in that row."""
     experts_per_token: Mapping[str, float]
-    """In a MoE layer, by modality."""
+    """The mean number of experts of a token in a MoE layer, by modality."""
     expert_uses: Mapping[str, int]
     routed_tokens: Mapping[str, int]
-    """Each token once a MoE layer."""
+    """The tokens by modality; each token counts once per MoE layer."""
     share_of_first_uses: float | None
-    """None where no uses were counted."""
+    """This routing's uses of experts divided by the first one's; None where none were counted."""
     tokens_per_second: float
     answers: Sequence[str]
 
     @property
     def name(self) -> str:
-        """Short, for a table."""
+        """A short name, for a table."""
         if self.routing is None:
             return f"the checkpoint's own ({', '.join(self.policies) or 'native'})"
         settings = {name: value for name, value in self.routing.items() if name != "policy"}
-        told = [f"{name} {json.dumps(value)}" for name, value in settings.items()]
-        return ", ".join([str(self.routing.get("policy")), *told])
+        parts = [f"{name} {json.dumps(value)}" for name, value in settings.items()]
+        return ", ".join([str(self.routing.get("policy")), *parts])
 
 
 def compare(questions: Sequence[Question], runs: Sequence[Run]) -> list[Row]:
-    """A row for each routing, beside the first."""
+    """Make a row for each routing, compared with the first."""
     right = [_right(questions, run.answers) for run in runs]
     return [
-        _row(questions, run, mine, runs[0], None if number == 0 else right[0])
-        for number, (run, mine) in enumerate(zip(runs, right, strict=True))
+        _row(questions, run, own, runs[0], None if number == 0 else right[0])
+        for number, (run, own) in enumerate(zip(runs, right, strict=True))
     ]
 
 
 def table(questions: Sequence[Question], rows: Sequence[Row]) -> str:
-    """The rows in Markdown, and a sentence on how to read them."""
+    """The rows as a Markdown table, and a sentence that explains it."""
     modalities = list(dict.fromkeys(name for row in rows for name in row.experts_per_token))
     head = ["routing", "right", "minus the first, points", "won, lost"]
     head += [*(f"experts a token, {name}" for name in modalities), "expert uses", "tokens/s"]
@@ -85,7 +85,7 @@ def table(questions: Sequence[Question], rows: Sequence[Row]) -> str:
 
 
 def as_json(model: str, questions: Sequence[Question], max_tokens: int, rows: Sequence[Row]) -> str:
-    """The same, with the answers in the questions' order."""
+    """The rows as JSON, with the answers in the questions' order."""
     head = {"model": model, "questions": len(questions), "max_tokens": max_tokens}
     return json.dumps({**head, "routings": [asdict(row) for row in rows]}, indent=2)
 
@@ -116,8 +116,8 @@ def _row(
 
 
 def _difference(questions: Sequence[Question], right: list[bool], first: list[bool]) -> Difference:
-    won = sum(mine and not theirs for mine, theirs in zip(right, first, strict=True))
-    lost = sum(theirs and not mine for mine, theirs in zip(right, first, strict=True))
+    won = sum(own and not other for own, other in zip(right, first, strict=True))
+    lost = sum(other and not own for own, other in zip(right, first, strict=True))
     interval = paired_bootstrap(right, first, [question.image for question in questions])
     return Difference((won - lost) / len(questions), interval, won, lost)
 

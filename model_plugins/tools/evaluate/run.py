@@ -1,4 +1,4 @@
-"""What a model did with the questions under one routing."""
+"""The results of a model's run over the questions, under one routing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Run:
-    """Counts are exact, by modality, and summed over the MoE layers; empty where those can't be seen."""
+    """A run. Counts are exact, by modality, and summed over the MoE layers; empty where nothing is seen."""
 
     routing: Mapping[str, Any] | None
-    """As it was asked for; None: the checkpoint's own."""
+    """The requested routing; None: the checkpoint's own."""
     policies: Sequence[str]
-    """In force, over all MoE layers."""
+    """The policies in force in any of the MoE layers."""
     not_seen: Sequence[str]
-    """Why nothing was counted, in sentences; empty where it was."""
+    """The reasons why nothing was counted, in sentences; empty where it was."""
     answers: Sequence[str]
     expert_uses: Mapping[str, int]
     routed_tokens: Mapping[str, int]
-    """Each token once a layer."""
+    """The tokens; each token counts once per layer."""
     tokens_per_second: float
-    """Of prompts and answers, the time for the pictures included."""
+    """The tokens of prompts and answers per second; the time includes that for pictures."""

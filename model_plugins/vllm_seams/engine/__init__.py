@@ -1,4 +1,4 @@
 """Seams in the engine's process: its configuration, scheduler, steps, routers and experts.
 
-One file each. Imports nothing of prismoe but `check`.
+One file each. Of prismoe they only import `check` and each other.
 """

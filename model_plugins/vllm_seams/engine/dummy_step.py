@@ -1,4 +1,4 @@
-"""A step of made-up tokens through vLLM's model runner, as idle data-parallel engines take them.
+"""Runs a step of made-up tokens through vLLM's model runner, like idle data-parallel engines.
 
 It writes nothing to the KV cache and embeds nothing. Captured graphs and compiled code run as in a real step.
 """
@@ -22,11 +22,11 @@ NEEDS = [
 
 
 def dummy_step_tokens(runner: Any, requests: int, most_tokens: int) -> int:
-    """How many tokens a dummy step of so many decoding requests has, or of as many as fit."""
+    """The number of tokens of a dummy step with `requests` decoding requests, or as many as fit."""
     per_request: int = getattr(runner, "uniform_decode_query_len", 0) or runner.decode_query_len
     return per_request * max(1, min(requests, most_tokens // per_request))
 
 
 def take_dummy_step(runner: Any, num_tokens: int) -> None:
-    """Take a step of as many tokens as `dummy_step_tokens` says. On all ranks, for they take it together."""
+    """Run a step of `num_tokens` tokens (see `dummy_step_tokens`). All ranks must call this together."""
     runner._dummy_run(num_tokens, uniform_decode=True, skip_eplb=True)

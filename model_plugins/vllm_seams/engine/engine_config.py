@@ -1,4 +1,4 @@
-"""Has a say in each engine's configuration before vLLM's platform does, which chooses the worker."""
+"""Changes each engine's configuration before vLLM's platform does, which chooses the worker."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ NEEDS = [
 
 
 def before_platform(change: Callable[[VllmConfig], None]) -> None:
-    """Call `change` with every configuration that is made in this process from now on."""
+    """Call `change` with every configuration that is created in this process from now on."""
     platform: Any = current_platform
     update = platform.check_and_update_config
 

@@ -1,4 +1,4 @@
-"""Where a kernel that routes by itself tells which experts it chose: vLLM's sink, if it supports that."""
+"""Gets the experts chosen by a kernel that routes by itself, from vLLM's sink if it supports that."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,22 +24,22 @@ NEEDS = [
 
 
 def routes_by_itself(runner: MoERunner) -> bool:
-    """Whether a layer's kernel takes logits, and vLLM's router is never asked."""
+    """Whether a layer's kernel gets the logits, and vLLM's router is never called."""
     return bool(runner.routed_experts.quant_method.is_monolithic)
 
 
 def has_sink(runner: MoERunner) -> bool:
-    """Whether such a kernel can tell which experts it chose."""
+    """Whether such a kernel can report the experts that it chose."""
     experts = _experts(runner)
     return isinstance(experts, FusedMoEExpertsMonolithic) and experts.supports_routing_replay_capture()
 
 
-def put_sink(runner: MoERunner, tell: Callable[[Tensor], None]) -> None:
-    """Call `tell` with the experts of each step from now on, and then whoever listened before."""
+def put_sink(runner: MoERunner, report: Callable[[Tensor], None]) -> None:
+    """Call `report` with the experts of each step from now on, and then any earlier listener."""
     experts, before = _experts(runner), runner.routed_experts.routing_sink
 
     def capture(experts_TA: Tensor) -> None:
-        tell(experts_TA)
+        report(experts_TA)
         if before is not None:
             before.capture_fn(experts_TA)
 

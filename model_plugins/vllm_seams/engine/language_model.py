@@ -1,8 +1,8 @@
-"""Keeps what is attached to a model off the language model that vLLM's transformers backend makes of it.
+"""Keeps an attached `embed_input_ids` from the language model of vLLM's transformers backend.
 
-There the language model is no part of the model but a copy of it, made whenever it is asked for. To embed
-text the copy would call the `embed_input_ids` that is attached to the model, and that would ask for a copy
-again, without end.
+There the language model is not a part of the model but a copy of it, made on every request for it. To embed
+text, the copy would call the `embed_input_ids` that is attached to the model, which would request a copy
+again, and so on without end.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ NEEDS = [
 
 
 def embed_text_as_before(model: Any) -> None:
-    """From now on the copy embeds text by itself, whatever `embed_input_ids` the model is given."""
+    """Make the copy embed text by itself from now on, even if another `embed_input_ids` is attached."""
     if not isinstance(model, MultiModalMixin):
         return
     copy = model.get_language_model

@@ -1,4 +1,4 @@
-"""Where a router of vLLM's own tells what it decided, before vLLM maps experts to ranks."""
+"""Gets the decisions of vLLM's own routers, before vLLM maps experts to ranks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,11 +27,11 @@ NEEDS = [
 ]
 
 
-def watch_routing(router: BaseRouter, tell: Callable[[Tensor, Tensor, Tensor, Tensor], None]) -> None:
-    """Call `tell` with the hidden states, logits, weights and experts of each step from now on."""
+def watch_routing(router: BaseRouter, report: Callable[[Tensor, Tensor, Tensor, Tensor], None]) -> None:
+    """Call `report` with the hidden states, logits, weights and experts of each step from now on."""
     compute = router._compute_routing
 
-    def compute_and_tell(
+    def compute_and_report(
         hidden_states: Tensor,
         router_logits: Tensor,
         indices_type: torch.dtype | None,
@@ -39,17 +39,17 @@ def watch_routing(router: BaseRouter, tell: Callable[[Tensor, Tensor, Tensor, Te
         input_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         weights_TA, experts_TA = compute(hidden_states, router_logits, indices_type, input_ids=input_ids)
-        tell(hidden_states, router_logits, weights_TA, experts_TA)
+        report(hidden_states, router_logits, weights_TA, experts_TA)
         return weights_TA, experts_TA
 
     instance: Any = router
-    instance._compute_routing = compute_and_tell
+    instance._compute_routing = compute_and_report
 
 
 def replace_routing(
     router: BaseRouter, decide: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 ) -> None:
-    """From now on `decide` makes a step's weights and experts of what `watch_routing` would tell."""
+    """Replace a step's weights and experts by those of `decide`, which gets what `watch_routing` reports."""
     native = router._compute_routing
 
     def compute(
@@ -67,13 +67,13 @@ def replace_routing(
 
 
 def scale_of_experts(routing_function: object) -> Tensor | None:
-    """What Gemma-4's own function multiplies the weight of each expert by; None of other functions."""
+    """The factors of the experts' weights in Gemma-4's own function; None for other functions."""
     owner = getattr(routing_function, "__self__", None)
     return getattr(owner, "per_expert_scale", None)
 
 
 def chooses_by_tokens(router: FusedMoERouter) -> bool:
-    """Whether it looks experts up by token id, or has another bias for image tokens: DeepSeek-V4's do."""
+    """Whether a router looks experts up by token id, or has a bias for image tokens, as DeepSeek-V4's do."""
     seen: Any = router
     return (
         getattr(seen, "_hash_indices_table", None) is not None or getattr(seen, "bias_vl", None) is not None

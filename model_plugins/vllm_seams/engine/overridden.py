@@ -1,4 +1,4 @@
-"""The private methods of vLLM's base classes that prismoe's classes override where they stand."""
+"""The private methods of vLLM's base classes that prismoe's classes override in other rooms."""
 
 from prismoe.model_plugins.vllm_seams.check import Needed
 

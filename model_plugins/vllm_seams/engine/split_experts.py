@@ -1,4 +1,4 @@
-"""How ERNIE-4.5-VL parts a step's tokens between the text experts and the vision experts of a layer."""
+"""Follows how ERNIE-4.5-VL splits a step's tokens between a layer's text experts and vision experts."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -29,19 +29,19 @@ NEEDS = [
 
 
 def kind_of(runner: MoERunner) -> Kind:
-    """Whose experts a runner of such a model holds."""
+    """The kind of experts that a runner of such a model holds."""
     return NAMES[runner.layer_name.rpartition(".")[2]]
 
 
 def part_next_step(model: Any, is_vision_T1: Tensor) -> None:
-    """Have the next step's tokens be of these kinds. A step with media has them from the model itself."""
+    """Set the kinds of the next step's tokens. In a step with media the model sets them itself."""
     model.visual_token_mask = is_vision_T1.to(next(model.parameters()).device)
 
 
-def watch_kinds(model: Any, tell: Callable[[Tensor | None], None]) -> None:
-    """Call `tell` before each step with the model's `is_vision_T1`; None where all tokens are text's."""
+def watch_kinds(model: Any, report: Callable[[Tensor | None], None]) -> None:
+    """Call `report` before each step with the model's `is_vision_T1`; None where all tokens are text."""
 
     def begin_step(_: nn.Module, __: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        tell(inputs.get("visual_token_mask"))
+        report(inputs.get("visual_token_mask"))
 
     model.language_model.model.register_forward_pre_hook(begin_step, with_kwargs=True)

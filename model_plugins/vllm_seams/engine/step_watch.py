@@ -1,4 +1,4 @@
-"""Tells what each step of vLLM's model runner holds, before the step runs."""
+"""Reports the requests of each step of vLLM's model runner, before the step runs."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -15,19 +15,19 @@ class StepRequests(NamedTuple):
     """The requests of a step, in the order of their rows."""
 
     names: Sequence[str]
-    counts: Sequence[int]  # of tokens that each computes in the step
-    computed: Sequence[int]  # of tokens that each has computed before
-    new: Sequence[Any]  # vLLM's NewRequestData of those that the runner meets for the first time
-    known: Collection[str]  # all requests that the runner keeps, be they in the step or not
+    counts: Sequence[int]  # of each request's tokens in the step
+    computed: Sequence[int]  # of each request's tokens before the step
+    new: Sequence[Any]  # vLLM's NewRequestData of requests that are new to the runner
+    known: Collection[str]  # all requests that the runner keeps, in the step or not
 
 
 def watch_steps(runner: Any, begin: Callable[[StepRequests], None]) -> Callable[[], None]:
-    """Call `begin` before each step from now on. Returns what ends that; the last to watch ends first."""
+    """Call `begin` before each step from now on. Returns a function that ends this, last watcher first."""
     is_v1 = hasattr(runner, "_prepare_inputs")  # CPU; CUDA has the runner that vLLM calls V2
     name = "_prepare_inputs" if is_v1 else "prepare_inputs"
     prepare = getattr(runner, name)
 
-    def prepare_and_tell(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+    def prepare_and_begin(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = prepare(scheduled, *args, **kwargs)
         batch = runner.input_batch if is_v1 else inputs
         names = list(batch.req_ids)
@@ -43,5 +43,5 @@ def watch_steps(runner: Any, begin: Callable[[StepRequests], None]) -> Callable[
         return inputs
 
     before = vars(runner).get(name)  # another watcher's
-    setattr(runner, name, prepare_and_tell)
+    setattr(runner, name, prepare_and_begin)
     return lambda: delattr(runner, name) if before is None else setattr(runner, name, before)

@@ -1,7 +1,8 @@
-"""Tells images from videos where vLLM calls both `vision_chunk`: Kimi-K2.5.
+"""Distinguishes images from videos where vLLM calls both `vision_chunk`: Kimi-K2.5.
 
-There an item is an image, or up to four frames of a video. Several frames are a video's. One frame alone,
-such as the last of nine, is a video's where the prompt says so right before it, and else an image.
+An item of this model is an image, or up to four frames of a video. Several frames are a video. A single
+frame, such as the last of nine, belongs to a video if the prompt says so right before it; otherwise it is an
+image.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,11 +27,11 @@ CHUNK = "vision_chunk"
 MEDIA = ("image", "video")
 BEFORE_A_VIDEO = "video<|media_content|>"
 LONGEST = 8
-"""More tokens than `BEFORE_A_VIDEO` is spelled with in Kimi's vocabulary."""
+"""More tokens than `BEFORE_A_VIDEO` has in Kimi's vocabulary."""
 
 
 class NamedChunk(str):
-    """vLLM's name of the modality, which it writes on each embedding, and beside it what the item is."""
+    """vLLM's name of the modality, which it sets on each embedding, together with the item's medium."""
 
     def __new__(cls, medium: str) -> "NamedChunk":
         return super().__new__(cls, CHUNK)
@@ -40,26 +41,26 @@ class NamedChunk(str):
 
 
 def medium_of(modality: str) -> str:
-    """What an item is, by the modality that vLLM gives it."""
+    """The medium of an item, by the modality that vLLM gives it."""
     return modality.medium if isinstance(modality, NamedChunk) else modality
 
 
 def media_of(architecture: str, modalities: Sequence[str]) -> list[str]:
-    """The modalities of a model, with images and videos in the place of chunks that can be told apart."""
+    """The modalities of a model, with images and videos in place of chunks that can be distinguished."""
     if architecture != ARCHITECTURE:
         return [*modalities]
     return [medium for name in modalities for medium in (MEDIA if name == CHUNK else (name,))]
 
 
 def tells_media(model_config: ModelConfig) -> Callable[[Sequence[int], Any], str]:
-    """What tells which medium an item of a request is: of the prompt's token ids and vLLM's feature."""
+    """A function that gives an item's medium from the prompt's token ids and vLLM's feature."""
     if model_config.architecture != ARCHITECTURE:
         return lambda _, feature: str(feature.modality)
     return partial(_medium_of_chunk, cached_tokenizer_from_config(model_config))
 
 
 def name_chunks(runner: Any, model_config: ModelConfig) -> None:
-    """From now on the items of each new request say what they are."""
+    """Set the medium of each item in new requests from now on."""
     watch_steps(runner, partial(_name_chunks, tells_media(model_config)))
 
 

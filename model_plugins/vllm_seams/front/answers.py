@@ -1,4 +1,4 @@
-"""Where vLLM's front is told of each answer that the engine is asked for."""
+"""Watches each answer that vLLM's front requests from the engine."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,21 +20,21 @@ NEEDS = [
 
 
 def tell_answers(engine: EngineClient, begin: Callable[[EngineCoreRequest, int, Any], None]) -> None:
-    """Call `begin` with a request, the index of its answer, and vLLM's state of it, once, as it begins."""
+    """Call `begin` once when an answer begins: with its request, its index, and vLLM's state of it."""
     processor: Any = engine.output_processor  # type: ignore[attr-defined]  # AsyncLLM's
     add_request = processor.add_request
 
-    def add_and_tell(
+    def add_and_begin(
         request: EngineCoreRequest, prompt: Any, parent: Any = None, index: int = 0, queue: Any = None
     ) -> None:
         add_request(request, prompt, parent, index, queue)
         begin(request, index, processor.request_states[request.request_id])
 
-    processor.add_request = add_and_tell
+    processor.add_request = add_and_begin
 
 
 def salt_requests(engine: EngineClient, salted: Callable[[str | None], str | None]) -> None:
-    """Have `salted` make each request's salt of the prefix cache, as it goes to an engine, of its own."""
+    """Let `salted` replace each request's salt of the prefix cache before it goes to an engine."""
 
     def salt(request: EngineCoreRequest, index: int, state: Any) -> None:
         request.cache_salt = salted(request.cache_salt)

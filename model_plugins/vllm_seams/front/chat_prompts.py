@@ -1,4 +1,4 @@
-"""What vLLM's offline engine makes of a conversation before it asks the engine."""
+"""Prepares a conversation as vLLM's offline engine does."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +11,6 @@ NEEDS = [Needed("vllm.entrypoints.common.offline:OfflineInferenceMixin._preproce
 
 
 def engine_prompt(llm: LLM, messages: Sequence[Any]) -> dict[str, Any]:
-    """The prompt's tokens and its media, ready for the engine as often as it is to be asked."""
+    """The prompt's tokens and media, for any number of runs in the engine."""
     [prompt] = llm._preprocess_chat([[*messages]])
     return dict(prompt)

@@ -1,4 +1,4 @@
-"""vLLM's command line. Its names are public, but vLLM 0.33 has them in another place than 0.32."""
+"""vLLM's command line. Its names are public, but in vLLM 0.33 they are in another place than in 0.32."""
 
 from prismoe.model_plugins.vllm_seams.check import Needed
 

@@ -1,4 +1,4 @@
-"""The data-parallel engines behind a client."""
+"""Calls the data-parallel engines behind a client."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ NEEDS = [
 
 
 async def ask_engines(client: EngineClient, method: str, *args: Any) -> list[Any]:
-    """Each engine's answer to a method of its workers, from its first rank."""
+    """Call a method in each engine's workers; the results of each engine's first rank."""
     core: Any = client.engine_core  # type: ignore[attr-defined]  # AsyncLLM's
     answers = await core.call_utility_all_async("collective_rpc", method, None, args, None)
     return [ranks[0] for ranks in answers]
 
 
 def stop_hearing(client: EngineClient) -> None:
-    """Stop what waits for the engine's answers: it would log the engine's end as an error."""
+    """Stop the task that waits for the engine's answers: it would log the engine's end as an error."""
     if handler := client.output_handler:  # type: ignore[attr-defined]  # AsyncLLM's
         handler.cancel()

@@ -1,4 +1,4 @@
-"""The exception handlers of vLLM's app."""
+"""Adds exception handlers to vLLM's app."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ NEEDS = [Needed("vllm.entrypoints.launchers.app:init_exception_handler", ("app",
 
 @contextmanager
 def with_handlers(add: Callable[[FastAPI], None]) -> Iterator[None]:
-    """Have an app that vLLM builds in the block get what `add` adds, too.
+    """Add what `add` adds to an app that vLLM builds within the block.
 
-    vLLM also builds the app's stack, which takes no handlers later; a second stack would count no requests.
+    vLLM also builds the app's stack, which accepts no handlers later; a second stack would count no requests.
     """
     vllm: Any = launchers_app
     add_vllms = vllm.init_exception_handler

@@ -1,4 +1,4 @@
-"""vLLM's cache of processed images, one half of which is in the front and the other in the engine."""
+"""Changes vLLM's cache of processed images, one half of which is in the front and the other in the engine."""
 
 from typing import Any
 
@@ -15,10 +15,11 @@ NEEDS = [
 
 
 def send_images_always(engine: EngineClient) -> None:
-    """Send the engine each image's tensors, whether or not an earlier request had the same image.
+    """Send the engine each image's tensors, even if an earlier request had the same image.
 
-    vLLM's front takes an image for sent once it is processed. Where that request is then refused, or only its
+    vLLM's front considers an image sent once it is processed. If that request is then refused, or only its
     tokens are counted, the engine never gets the image, and fails the next request that has it.
     """
     renderer: Any = engine.renderer
-    renderer._mm_processor_cache = renderer._mm_processor_only_cache  # keeps what it processed, and sends it
+    # This cache keeps processed images, and still sends them.
+    renderer._mm_processor_cache = renderer._mm_processor_only_cache

@@ -1,4 +1,4 @@
-"""When vLLM's front checks how a request is to be sampled."""
+"""Moves vLLM's check of a request's sampling parameters to the front."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +20,10 @@ NEEDS = [
 
 
 def check_sampling_early(engine: EngineClient, tasks: tuple[SupportedTask, ...]) -> None:
-    """Check how a request is to be sampled as soon as that is read, before its answer begins.
+    """Check a request's sampling parameters as soon as they are read, before its answer begins.
 
-    vLLM does when the engine gets the request: a stream has its status by then, and that of /v1/responses is
-    cut off.
+    vLLM checks them when the engine gets the request: by then a stream has its status, and a stream of
+    /v1/responses is cut off.
     """
     check = engine.input_processor._validate_params
 

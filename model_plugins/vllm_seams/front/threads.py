@@ -1,4 +1,4 @@
-"""The threads in which vLLM prepares a request's text and images."""
+"""Changes the threads in which vLLM prepares a request's text and images."""
 
 from concurrent.futures import Executor
 from contextvars import copy_context
@@ -12,7 +12,7 @@ NEEDS = [Needed("vllm.renderers.base:BaseRenderer.__init__", attributes=("_execu
 
 
 def keep_context(renderer: BaseRenderer) -> None:
-    """Have work in the renderer's threads see the context variables of what asked for it."""
+    """Make work in the renderer's threads see the context variables of its caller."""
     for executor in (renderer._executor, renderer._mm_executor):
         _keep_context(executor)
 

@@ -1,4 +1,4 @@
-"""vLLM's decoding of videos by OpenCV, with another capture in the place of OpenCV's own."""
+"""Lets vLLM decode videos with another capture in place of OpenCV's own."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,16 +28,16 @@ NEEDS = [
 ]
 
 BACKEND = "opencv"
-"""The name in vLLM of the only decoder that this is about."""
+"""vLLM's name of the only decoder that this changes."""
 
 Decoded = tuple[np.ndarray, VideoSourceMetadata, list[int], list[int]]
 
 
 class Capture(Protocol):
-    """What vLLM's loaders ask of a `cv2.VideoCapture`."""
+    """The methods of `cv2.VideoCapture` that vLLM's loaders use."""
 
     def get(self, prop: int) -> float:
-        """A property."""
+        """Get a property."""
 
     def set(self, prop: int, value: float) -> bool:
         """Set a property, such as the place in the video."""
@@ -46,10 +46,10 @@ class Capture(Protocol):
         """Go to the next frame."""
 
     def retrieve(self) -> tuple[bool, np.ndarray | None]:
-        """The frame that was grabbed, in BGR."""
+        """The grabbed frame, in BGR."""
 
     def expect(self, frames: int) -> None:
-        """So many frames will be retrieved. Raises where they are too many."""
+        """Announce the number of frames that will be retrieved. Raises where they are too many."""
 
 
 _in_use: ContextVar[Capture | None] = ContextVar("prismoe_capture", default=None)
@@ -60,7 +60,7 @@ _vllms_open = _mixin.open_video_capture
 
 @contextmanager
 def decoding_by(capture: Capture) -> Iterator[None]:
-    """Have the loaders of vLLM that are called in this context read the frames of `capture`."""
+    """Make vLLM's loaders read the frames of `capture` in this context."""
     opencv.decode_opencv = _decode
     _mixin.open_video_capture = staticmethod(_open)
     token = _in_use.set(capture)
@@ -71,7 +71,7 @@ def decoding_by(capture: Capture) -> Iterator[None]:
 
 
 def _open(data: bytes) -> Any:
-    """The capture in use. vLLM 0.32 reads metadata of a capture, and 0.33 of one that it opens for it."""
+    """The capture in use. vLLM 0.32 reads metadata from it; 0.33 opens one for the metadata with this."""
     capture = _in_use.get()
     return _vllms_open(data) if capture is None else capture
 
@@ -84,7 +84,7 @@ def _decode(
     *,
     frame_recovery: bool = False,
 ) -> Decoded:
-    """As vLLM's `decode_opencv`, which opens the capture itself."""
+    """Decode as vLLM's `decode_opencv` does, but with the capture in use."""
     capture: Any = _in_use.get()
     if capture is None:
         return _vllms(loader_cls, data, target, sampling_kwargs, frame_recovery=frame_recovery)

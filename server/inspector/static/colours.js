@@ -1,6 +1,6 @@
-// Colours that stay apart for colour-blind eyes. Numbers stand beside them wherever there is room.
+// Colours that colour-blind people can distinguish. The page also shows numbers where there is room.
 
-// Okabe and Ito's palette, grey in black's place.
+// Okabe and Ito's palette, with grey instead of black.
 const EXPERTS = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#0072b2", "#d55e00", "#f0e442", "#999999"];
 
 // Cividis, from few to many.
@@ -17,7 +17,7 @@ function mixed(from, to, share) {
   return `rgb(${a.map((value, i) => Math.round(value + (b[i] - value) * share)).join(" ")})`;
 }
 
-// After eight experts the hues return, lighter, then darker.
+// After eight experts the colours repeat: first lighter, then darker.
 export function ofExpert(expert) {
   const colour = EXPERTS[expert % EXPERTS.length];
   const round = Math.floor(expert / EXPERTS.length) % 3;

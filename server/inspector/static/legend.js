@@ -1,4 +1,4 @@
-// What the colours mean: experts, which can be looked at one by one, or numbers of experts.
+// The legend of the colours: experts, which can be shown one at a time, or numbers of experts.
 
 import { ofCount, ofExpert } from "./colours.js";
 import { html, plural, swatch } from "./dom.js";
@@ -9,7 +9,7 @@ export const countKeys = (most) =>
     html("span", { class: "key" }, swatch(ofCount(i + 1, most)), plural(i + 1, "expert")),
   );
 
-// `counts`: how many tokens used each expert. Many experts stand in the order of their use.
+// `counts` has the number of tokens that used each expert. If there are many experts, the most used come first.
 export function expertKeys(counts, pressed, onclick) {
   const experts = [...counts.keys()];
   const many = experts.length > MOST_ROWS;
@@ -23,7 +23,7 @@ export function expertKeys(counts, pressed, onclick) {
         type: "button",
         "aria-pressed": expert === pressed,
         "aria-label": `Expert ${expert}`,
-        title: `Show this expert alone: ${plural(counts[expert], "token")} used it`,
+        title: `Show only this expert: ${plural(counts[expert], "token")} used it`,
         onclick: () => onclick(expert),
       },
       swatch(ofExpert(expert)),

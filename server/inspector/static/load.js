@@ -1,12 +1,12 @@
-// Expert load by modality: this request's beside the server's.
+// The expert load by modality, of this request and of the server.
 
 import { ofExpert, ofModality } from "./colours.js";
 import { html, percent, swatch } from "./dom.js";
 import { loadMap, shares } from "./load_map.js";
 
-export const MOST_ROWS = 16; // Of more experts a table names the most loaded.
+export const MOST_ROWS = 16; // With more experts, a table shows only the most loaded.
 
-// How a request's tokens of a modality chose among a layer's experts.
+// Counts how many of a request's tokens of a modality used each expert of a layer.
 export function countsOf(inspection, layer, experts, modality) {
   const counts = Array(experts).fill(0);
   inspection.tokens.forEach((token, index) => {
@@ -15,8 +15,8 @@ export function countsOf(inspection, layer, experts, modality) {
   return counts;
 }
 
-// `series`: for each column its name and its counts by layer and expert, of the tokens of one modality.
-// `onLayer` is told the place of a layer that is chosen on a map.
+// `series` has for each column its name, and the counts of one modality's tokens by layer and expert.
+// `onLayer` is called with the index of a layer that the user chooses on a map.
 export function loadPart(modality, series, chosen, onLayer) {
   const experts = series[0].counts[chosen].length;
   const maps = experts > MOST_ROWS ? series.map((one) => loadMap(modality, one, chosen, onLayer)) : [];
@@ -49,7 +49,7 @@ function titleOf(modality, experts) {
   return experts > MOST_ROWS ? `${name}: the ${MOST_ROWS} most loaded of ${experts} experts` : name;
 }
 
-// All by number, or the most loaded: by the request, and where it has no such tokens by the server.
+// Returns all experts by number, or the most loaded of many: by the request's load, then by the server's.
 function shownExperts(columns, experts) {
   const all = Array.from({ length: experts }, (_, expert) => expert);
   if (experts <= MOST_ROWS) return all;

@@ -1,4 +1,4 @@
-// The load of all layers at once: a row for each layer, a column for each expert.
+// A map of the load of all layers: a row for each layer, and a column for each expert.
 
 import { ofShare } from "./colours.js";
 import { html, percent } from "./dom.js";
@@ -28,11 +28,11 @@ export function loadMap(modality, { name, counts }, chosen, onLayer) {
   const mark = html("i", { class: "mark", "aria-hidden": true });
   mark.style.top = `${(100 * chosen) / layers}%`;
   mark.style.height = `${100 / layers}%`;
-  const said = most ? `from 0 to ${percent(most, 1)} of a layer's choices` : "no such tokens";
+  const range = most ? `from 0 to ${percent(most, 1)} of the layer's load` : `no ${modality} tokens`;
   return html(
     "figure",
     { class: "load-map" },
-    html("figcaption", {}, `${name}, all ${layers} layers: ${said}`),
+    html("figcaption", {}, `${name}, all ${layers} layers: ${range}`),
     html("div", {}, canvas, mark),
   );
 }

@@ -1,4 +1,4 @@
-// The inspector's page: its state, and everything on it drawn from that.
+// The inspector's page: its state, and the functions that draw the page from it.
 
 import { byId, html } from "./dom.js";
 import { countKeys, expertKeys } from "./legend.js";
@@ -12,7 +12,7 @@ import { textTokens } from "./tokens.js";
 const MAX_TOKENS = 64;
 
 const server = { model: "", facts: null, layers: [], modalities: [], load: null };
-// `tails`: whether a policy tells tail tokens from others. `mostExperts`: the most that a token used.
+// `tails`: whether a policy distinguishes tail tokens. `mostExperts`: the most experts that a token used.
 const view = { layer: 0, colour: "tail", expert: null, cursor: null, tails: true, mostExperts: 1 };
 let runs = []; // { name, routing, modality, address, title, answer, inspection }
 
@@ -22,7 +22,7 @@ function problem(message) {
   byId("error").textContent = message;
 }
 
-// Tells the user what went wrong, and asks for a key where the server wants one.
+// Shows the user an error's message, and the field for a key if the server requires one.
 async function attempt(work) {
   problem("");
   try {
@@ -58,8 +58,8 @@ function drawRoutingFields() {
   byId("routing-b").replaceChildren(...numberFields("B", most, plain, plain));
   byId("routing").disabled = most === 0;
   byId("routing-note").textContent = most
-    ? `1 to ${most}; left empty, as the server is set.`
-    : "The routing in force takes no numbers from requests.";
+    ? `Give 1 to ${most} experts. An empty field keeps the server's setting.`
+    : "The routing in force does not let requests choose numbers of experts.";
 }
 
 const numberFields = (name, most, tail, head) => [
@@ -122,10 +122,10 @@ const body = ({ modality, address, routing }) => ({
 });
 
 function draw() {
-  const focused = document.activeElement?.id; // what is drawn anew loses the focus
-  const told = runs.some(({ inspection }) => inspection);
-  byId("tools").hidden = !told;
-  byId("legend").hidden = !told;
+  const focused = document.activeElement?.id; // A redrawn element loses the focus.
+  const hasInspection = runs.some(({ inspection }) => inspection);
+  byId("tools").hidden = !hasInspection;
+  byId("legend").hidden = !hasInspection;
   drawLayer();
   drawLegend();
   byId("runs").replaceChildren(...runs.map(drawnRun));
@@ -133,7 +133,7 @@ function draw() {
   if (focused) byId(focused)?.focus({ preventScroll: true });
   pointAll();
   drawDifference();
-  drawLoad(told);
+  drawLoad(hasInspection);
 }
 
 function drawDifference() {
@@ -154,13 +154,13 @@ function drawLayer() {
   const layer = server.layers[view.layer];
   if (!layer) return;
   const { policy, ...settings } = layer.policy;
-  const said = Object.entries(settings).filter(([, value]) => value !== null);
+  const set = Object.entries(settings).filter(([, value]) => value !== null);
   byId("layer-name").textContent = layer.layer;
   byId("layer").setAttribute("aria-valuetext", `Layer ${layer.layer}`);
-  const settled = said.length
-    ? said.map(([name, value]) => `${name} ${value}`).join(", ")
+  const description = set.length
+    ? set.map(([name, value]) => `${name} ${value}`).join(", ")
     : `${layer.gate}, ${layer.top_k} of ${layer.experts} experts`;
-  byId("policy").textContent = `${policy}: ${settled}`;
+  byId("policy").textContent = `${policy}: ${description}`;
 }
 
 function drawLegend() {
@@ -184,7 +184,7 @@ function pressExpert(expert) {
 
 function drawnRun(run) {
   const answer = html("output", { class: "answer", id: `answer-${run.name}` }, run.answer);
-  const heading = html("h2", {}, runs.length > 1 ? html("b", {}, run.name) : "", asked(run.routing));
+  const heading = html("h2", {}, runs.length > 1 ? html("b", {}, run.name) : "", describedRouting(run.routing));
   const parts = [heading, answer];
   if (run.inspection) parts.push(...drawnRouting(run));
   else if (run.address) parts.push(waiting(run, server.facts.grid));
@@ -211,23 +211,23 @@ function drawnRouting(run) {
   return parts;
 }
 
-function asked({ tail_experts: tail, head_experts: head }) {
+function describedRouting({ tail_experts: tail, head_experts: head }) {
   const words = [tail && `tail tokens ${tail}`, head && `other patches ${head}`].filter(Boolean);
-  return words.length ? `Experts: ${words.join(", ")}` : "As the server routes";
+  return words.length ? `Experts: ${words.join(", ")}` : "The server's routing";
 }
 
-function drawLoad(told) {
-  byId("load").hidden = !told || !server.load;
+function drawLoad(hasInspection) {
+  byId("load").hidden = !hasInspection || !server.load;
   if (byId("load").hidden) return;
   const { modalities, tokens, expert_tokens: ofServer } = server.load;
-  const asked = new Set(runs.flatMap(({ inspection }) => inspection?.tokens ?? []).map(({ modality }) => modality));
-  const present = modalities.filter((modality, at) => tokens[view.layer][at] || asked.has(modality));
+  const inRuns = new Set(runs.flatMap(({ inspection }) => inspection?.tokens ?? []).map(({ modality }) => modality));
+  const present = modalities.filter((modality, at) => tokens[view.layer][at] || inRuns.has(modality));
   const counted = present.map((modality) => {
     const count = tokens[view.layer][modalities.indexOf(modality)];
     return `${count.toLocaleString("en")} ${modality}`;
   });
   byId("load-note").textContent =
-    "How the choices of experts are shared in this layer, beside all that this server has computed: " +
+    "Each expert's share of this layer's load, in this request and in all tokens that this server has computed: " +
     `${counted.join(", ")} tokens.`;
   byId("load-tables").replaceChildren(
     ...present.map((modality) => {

@@ -1,16 +1,16 @@
-// What the tokens of a picture, a video or a sound are, where they lie, and how one of them is drawn.
+// The tokens of a picture, a video or a sound: their places, their experts, and how they are drawn.
 
 import { ofCount, ofExpert } from "./colours.js";
 import { percent, plural, svg } from "./dom.js";
 import { routed } from "./tokens.js";
 
 const IN_ORDER_COLUMNS = 32;
-const MOST_WITH_WEIGHTS = 600; // With more patches, bars of weights are too small to be seen.
+const MOST_WITH_WEIGHTS = 600; // With more patches, the bars of weights are too small to see.
 
 const tokensOf = ({ tokens }) => tokens.filter(({ segment }) => segment === 0);
 
-// How the tokens of the request's first medium are laid out: as they lie on it, or in their order where
-// the model does not tell that. null for a request of text alone.
+// Returns the layout of the tokens of the request's first medium: their places on it, or rows in their order if
+// the places are unknown. Returns null for a request without media.
 export function layoutOf(inspection) {
   const [medium] = inspection.media;
   if (!medium) return null;
@@ -46,16 +46,16 @@ export function summary(patches, view) {
     return `${tail} of ${patches.length} patches are tail tokens (${percent(tail / patches.length)}); ${mean} experts a patch.`;
   const used = new Set(patches.flatMap(({ pairs }) => pairs.map(({ expert }) => expert)));
   const without = patches.filter(({ pairs }) => !pairs.length).length;
-  const told = `${plural(used.size, "expert")} used in this layer${without ? `, none by ${plural(without, "token")}` : ""}`;
-  return `${plural(patches.length, "token")}, ${mean} experts each; ${told}.`;
+  const ofLayer = `${plural(used.size, "expert")} used in this layer${without ? `, none by ${plural(without, "token")}` : ""}`;
+  return `${plural(patches.length, "token")}, ${mean} experts each; ${ofLayer}.`;
 }
 
-// How two routings of the same picture differ, in words.
+// Returns a sentence about the differences between two routings of the same picture.
 export function difference(a, b) {
   const experts = ({ pairs }) => pairs.map(({ expert }) => expert).sort().join();
   const others = a.filter((patch, i) => experts(patch) !== experts(b[i])).length;
   const flags = a.filter((patch, i) => patch.tail !== b[i].tail).length;
-  return `From A to B, ${others} of ${a.length} patches use other experts in this layer; ${flags} change between tail and not.`;
+  return `From A to B, ${others} of ${a.length} patches use other experts in this layer; ${flags} are tail tokens in only one.`;
 }
 
 export function drawn(patches, view) {
@@ -91,7 +91,7 @@ function fills(patch, view, withWeights) {
   return [cell(patch, { fill: ofExpert(view.expert), "fill-opacity": 0.25 + 0.75 * pair.share })];
 }
 
-// The weights of a patch's experts, as a bar at its foot.
+// Draws the weights of a patch's experts as a bar at its bottom.
 function weights({ row, column, pairs }) {
   let x = column;
   return [...pairs]

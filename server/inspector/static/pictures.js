@@ -1,4 +1,4 @@
-// Choosing a picture: one that ships with prismoe, or one of the user's. A video of theirs where the model takes some.
+// The choice of a picture: one that ships with prismoe, or the user's own picture, or video if the model takes videos.
 
 import { byId, html } from "./dom.js";
 import { get, picture } from "./server.js";
@@ -14,7 +14,7 @@ const asDataUrl = (blob) =>
     reader.readAsDataURL(blob);
   });
 
-// Fills the page's strip of pictures and keeps the one that is chosen.
+// Shows the pictures, and keeps the chosen one.
 export class Pictures {
   constructor(onProblem) {
     this.onProblem = onProblem;
@@ -34,7 +34,7 @@ export class Pictures {
     });
   }
 
-  // Learns what the model takes.
+  // Sets the modalities that the model takes.
   take(modalities) {
     this.modalities = ["image", "video"].filter((modality) => modalities.includes(modality));
     byId("drop").hidden = !this.modalities.length;
@@ -52,8 +52,10 @@ export class Pictures {
   async takeOwn(file) {
     if (!file) return;
     const modality = this.modalities.find((one) => file.type.startsWith(`${one}/`));
-    if (!modality) return this.onProblem(`${file.name} is no ${this.modalities.map((one) => NOUNS[one]).join(" or ")}.`);
-    if (file.size > LARGEST) return this.onProblem(`${file.name} is over ${LARGEST / 1e6} MB: take a smaller one.`);
+    const nouns = this.modalities.map((one) => NOUNS[one]).join(" or ");
+    if (!modality) return this.onProblem(`${file.name} is not a ${nouns}: choose a ${nouns}.`);
+    if (file.size > LARGEST)
+      return this.onProblem(`${file.name} is larger than ${LARGEST / 1e6} MB: choose a smaller file.`);
     this.onProblem("");
     byId("own")?.remove();
     const own = thumbnail(await asDataUrl(file), file.name, true, modality);
@@ -61,7 +63,7 @@ export class Pictures {
     byId("pictures").append(own);
   }
 
-  // The chosen picture or video as a data: address; of a model that takes neither, none.
+  // Returns the chosen picture or video as a data URL; an empty one if the model takes neither.
   async chosen() {
     if (!this.modalities.length) return { modality: "text", address: "", title: "" };
     const { value, dataset } = byId("pictures").querySelector("input:checked");

@@ -1,4 +1,4 @@
-// What the page asks of the server. Addresses are relative: the server may lie behind a path.
+// The page's requests to the server. URLs are relative, because a proxy may serve the page under another path.
 
 let key = "";
 
@@ -17,19 +17,19 @@ async function ask(path, options = {}) {
   try {
     answer = await fetch(path, { ...options, headers });
   } catch {
-    throw new Refusal(0, "The server does not answer.");
+    throw new Refusal(0, "The server does not answer: check whether it runs.");
   }
   if (!answer.ok) throw new Refusal(answer.status, await sentence(answer));
   return answer;
 }
 
 async function sentence(answer) {
-  if (answer.status === 401) return "This server wants an API key.";
+  if (answer.status === 401) return "This server requires an API key: enter a valid one.";
   try {
     const { error } = await answer.json();
     return error.message ?? error;
   } catch {
-    return `The server refuses with status ${answer.status}.`;
+    return `The server refused the request with status ${answer.status}.`;
   }
 }
 
@@ -37,7 +37,7 @@ export const get = async (path) => (await ask(path)).json();
 
 export const picture = async (path) => (await ask(path)).blob();
 
-// Asks, tells each piece of the answer to `onText`, and returns the routing.
+// Sends a request, passes each piece of the answer to `onText`, and returns the routing.
 export async function inspect(body, onText) {
   const answer = await ask("v1/routing/inspect", {
     method: "POST",
@@ -51,10 +51,10 @@ export async function inspect(body, onText) {
     if (chunk.error) throw new Refusal(500, chunk.error.message);
     for (const choice of chunk.choices) if (choice.delta?.content) onText(choice.delta.content);
   }
-  throw new Refusal(500, "The answer ended before its routing came.");
+  throw new Refusal(500, "The answer ended without its routing: ask again.");
 }
 
-// The server-sent events of a body.
+// Yields the server-sent events of a body.
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";

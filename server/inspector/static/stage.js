@@ -1,4 +1,4 @@
-// A picture with its patches laid over it, as the model sees it; the frames of a video; and the cursor on them.
+// A picture or a video's frames as the model sees them, with their patches and the cursor on top.
 
 import { byId, html, svg } from "./dom.js";
 import { drawn, layoutOf, patchesOf, summary } from "./patches.js";
@@ -6,22 +6,22 @@ import { bar, inWords } from "./tokens.js";
 
 const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
-// `moveTo({ frame, row, column })` moves the cursor, which all pictures share; `moveTo(null)` takes it away.
+// `moveTo({ frame, row, column })` moves the cursor, which all pictures share; `moveTo(null)` hides it.
 export function seen(run, layer, view, moveTo) {
   const layout = layoutOf(run.inspection);
   const patches = patchesOf(run.inspection, layer);
-  const told = summary(patches, view);
+  const description = summary(patches, view);
   const frames = Array.from({ length: layout.frames }, (_, frame) =>
-    stage(run, { ...layout, frame, told }, patches.filter((patch) => patch.frame === frame), view, moveTo),
+    stage(run, { ...layout, frame, description }, patches.filter((patch) => patch.frame === frame), view, moveTo),
   );
   if (layout.frames > 1) return html("div", { class: "seen frames" }, ...frames.map(numbered));
   if (!layout.inOrder) return html("div", { class: "seen" }, ...frames);
   const picture = layout.modality === "image" ? [html("img", { class: "whole", src: run.address, alt: "The picture of the question" })] : [];
-  const note = `The model does not tell where these ${layout.modality} tokens lie: they follow each other, row by row.`;
+  const note = `The places of these ${layout.modality} tokens are unknown, so they are shown in their order, row by row.`;
   return html("div", { class: "seen" }, ...picture, ...frames, html("p", { class: "note" }, note));
 }
 
-// What is seen until the routing comes.
+// Returns what the page shows until the routing arrives.
 export function waiting(run, grid) {
   if (run.modality !== "image") return html("div", { class: "seen note" }, run.title);
   const picture = html("img", { src: run.address, alt: "", class: grid?.fit ?? "pad" });
@@ -55,7 +55,7 @@ function stage(run, layout, patches, view, moveTo) {
       id: idOf(run, layout),
       tabindex: 0,
       role: "application",
-      "aria-label": `Patches of ${what}, routing ${run.name}. ${layout.told} Arrow keys go from patch to patch.`,
+      "aria-label": `Patches of ${what}, routing ${run.name}. ${layout.description} Arrow keys move from patch to patch.`,
       onpointermove: (event) => moveTo(place(event)),
       onpointerdown: (event) => moveTo(place(event)),
       onkeydown: (event) => {
@@ -73,7 +73,7 @@ function stage(run, layout, patches, view, moveTo) {
   return element;
 }
 
-// Models without a grid for all pictures see a picture whole, at nearly its own shape.
+// Models without one grid for all pictures see the whole picture, in nearly its own shape.
 const picture = (run) =>
   html("img", { src: run.address, alt: "The picture of the question", class: run.inspection.grid?.fit ?? "stretch" });
 
@@ -83,7 +83,7 @@ const within = ({ frame, rows, columns }, { row, column }) => ({
   column: Math.min(Math.max(column, 0), columns - 1),
 });
 
-// Puts the cursor on the patch `at` of what a run has seen, and says in `line` what is known of that patch.
+// Shows the cursor on the pictures of a run, and describes the patch under it in the element `line`.
 export function point(run, layer, view, line) {
   const layout = layoutOf(run.inspection);
   const at = view.cursor;

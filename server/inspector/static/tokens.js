@@ -1,22 +1,22 @@
-// Tokens and the experts they used: in words, as bars, and the text of a request token by token.
+// Tokens and the experts that they used: in words, as bars, and for each token of a request's text.
 
 import { ofCount, ofExpert, ofModality } from "./colours.js";
 import { html, percent, plural } from "./dom.js";
 
 const MOST_NUMBERS = 4;
 
-// What one layer did with the token at `index`: its experts, best first, each with its share of the weight.
-// Where the weights are not told, the shares are equal.
+// Returns the experts of the token at `index` in a layer, the best first, each with its share of the weight.
+// If the weights are unknown, the shares are equal.
 export function routed(layer, index) {
   const experts = layer.experts[index];
   const weights = layer.weights?.[index] ?? experts.map(() => 1);
   const sum = weights.reduce((total, weight) => total + weight, 0) || 1;
-  return experts.map((expert, i) => ({ expert, share: weights[i] / sum, told: layer.weights !== null }));
+  return experts.map((expert, i) => ({ expert, share: weights[i] / sum, isKnown: layer.weights !== null }));
 }
 
 export function inWords(pairs) {
   if (!pairs.length) return "no expert";
-  const each = pairs.map(({ expert, share, told }) => (told ? `${expert} (${percent(share)})` : expert));
+  const each = pairs.map(({ expert, share, isKnown }) => (isKnown ? `${expert} (${percent(share)})` : expert));
   return `${pairs.length === 1 ? "expert" : "experts"} ${each.join(", ")}`;
 }
 
@@ -30,7 +30,7 @@ export function bar(pairs, colour, most) {
   return html("span", { class: "bar", "aria-hidden": true }, ...parts);
 }
 
-// The request's text tokens, with a picture, a video's frame or a sound in the place of its tokens.
+// Lists the request's text tokens. One item stands for all tokens of a picture, a video's frame or a sound.
 export function textTokens(inspection, layer, view) {
   const prompt = html("ol", { class: "tokens", "aria-label": "Tokens of the prompt" });
   const answer = html("ol", { class: "tokens", "aria-label": "Tokens of the answer" });
@@ -40,7 +40,7 @@ export function textTokens(inspection, layer, view) {
     else if (token.segment !== inspection.tokens[index - 1]?.segment) list.append(mediaTokens(inspection, index));
   });
   const lines = [html("h3", {}, "Prompt"), prompt];
-  if (answer.childElementCount) lines.push(html("h3", {}, "Answer, as it was fed back"), answer);
+  if (answer.childElementCount) lines.push(html("h3", {}, "Answer, without its last token"), answer);
   return html("div", {}, ...lines);
 }
 
@@ -55,14 +55,14 @@ function textToken(token, pairs, view) {
   );
 }
 
-// Of many experts the best ones alone.
+// Returns the numbers of the experts; of many only the best.
 function numbers(experts) {
   const few = experts.length <= MOST_NUMBERS;
   const shown = few ? [...experts].sort((a, b) => a - b) : [...experts.slice(0, 2), `+${experts.length - 2}`];
   return html("span", { "aria-hidden": true }, shown.join(" "));
 }
 
-// The tokens from `start` on that are of the same picture, video or sound.
+// Returns an item for the tokens from `start` on that belong to the same picture, video frame or sound.
 function mediaTokens({ tokens }, start) {
   const { segment, modality } = tokens[start];
   const end = tokens.findIndex((token, index) => index > start && token.segment !== segment);

@@ -1,1 +1,1 @@
-"""Videos: from untrusted bytes to frames, by a decoder in a process of its own."""
+"""Decodes videos from untrusted bytes to frames, in a separate process."""

@@ -1,8 +1,8 @@
-"""A `cv2.VideoCapture` of untrusted bytes, which FFmpeg reads in a process of its own (`decoder`).
+"""A replacement of `cv2.VideoCapture` that decodes untrusted bytes in a separate process (`decoder`).
 
-FFmpeg is a large body of C that files drive. What it can do there to this process is to answer wrongly, so
-its answers are checked: no file is opened for it, no server asked, and what it takes or how it dies harms
-its own request alone.
+FFmpeg is a large C program, and a malicious file may take control of it. In its own process it can open no
+file and no connection, and its memory and time are limited, so it can only harm its own request. It can still
+answer wrongly, so its answers are checked.
 """
 
 import json
@@ -24,12 +24,12 @@ from prismoe.server.media.refusal import DAMAGED, MediaRefused
 PROGRAM = Path(__file__).with_name("decoder.py")
 
 DECODER_MIB = 1024
-"""What decoding a video may take beside its file: the frames that others refer to, before they are RGB."""
+"""The most memory for decoding a video beside its file. It holds the frames that other frames refer to."""
 
 THREADS_OF_CPU = 2
 
 ENVIRONMENT = {
-    # Other formats name files and servers (playlists), or run for ever (images in a loop).
+    # Other formats can name files and servers (playlists), or never end (images in a loop).
     "OPENCV_FFMPEG_CAPTURE_OPTIONS": "format_whitelist;mov,matroska,avi|protocol_whitelist;none",
     "OPENCV_FFMPEG_LOGLEVEL": "-8",
     "OPENBLAS_NUM_THREADS": "1",
@@ -37,17 +37,20 @@ ENVIRONMENT = {
 }
 
 KEPT = ("LD_LIBRARY_PATH",)
-"""What the process gets of the server's own environment: no keys."""
+"""The variables that the process gets of the server's environment. It must not get keys."""
 
 CHANNELS = 3
-MOST_IN_LINE = 200
+MAX_LINE_BYTES = 200
 
 Expect = Callable[[int, int, int], None]
-"""Is told of the frames that will be kept, their width and their height."""
+"""A check of the number of frames that will be kept, and of their width and height. It may raise."""
 
 
 class DecodedVideo:
-    """The capture of one video, open as long as its context."""
+    """The capture of one video. Its process ends with its context.
+
+    The constructor and the methods raise MediaRefused if the process fails or takes too long.
+    """
 
     def __init__(self, data: bytes, seconds: float, expect: Expect) -> None:
         self._seconds, self._expect = seconds, expect
@@ -77,7 +80,7 @@ class DecodedVideo:
             raise
 
     def __enter__(self) -> Self:
-        """The capture itself."""
+        """Return the capture."""
         return self
 
     def __exit__(
@@ -88,23 +91,23 @@ class DecodedVideo:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of each frame, as the header says."""
+        """The width and height of each frame, from the video's header."""
         return self._size
 
     def get(self, prop: int) -> float:
-        """A property, as in OpenCV."""
+        """Return a property of OpenCV's."""
         return float(self._ask("get", prop))
 
     def set(self, prop: int, value: float) -> bool:
-        """Set a property."""
+        """Set a property of OpenCV's, and return whether that succeeded."""
         return bool(self._ask("set", prop, value))
 
     def grab(self) -> bool:
-        """Decode the next frame."""
+        """Go to the next frame, and return whether there is one."""
         return bool(self._ask("grab"))
 
     def retrieve(self) -> tuple[bool, np.ndarray | None]:
-        """The frame that was grabbed, in BGR. All frames have one size."""
+        """Return the frame that was grabbed, in BGR. Raises MediaRefused if its size is not the header's."""
         shape = self._ask("retrieve")
         if shape is None:
             return False, None
@@ -116,12 +119,12 @@ class DecodedVideo:
         )
 
     def expect(self, frames: int) -> None:
-        """Have it checked that so many frames may be kept."""
+        """Check that this number of frames may be kept, with the function that the constructor got."""
         self._expect(frames, *self._size)
 
     def _ask(self, *call: object) -> Any:
         self._send(json.dumps(call).encode() + b"\n")
-        line = self._from.readline(MOST_IN_LINE)
+        line = self._from.readline(MAX_LINE_BYTES)
         if not line.endswith(b"\n"):
             raise self._broken()
         return json.loads(line)
@@ -140,10 +143,10 @@ class DecodedVideo:
         return data
 
     def _broken(self) -> MediaRefused:
-        """Why the process is gone."""
+        """Return an error that says why the process ended."""
         if self._is_late:
             return MediaRefused(f"decoding it took longer than {self._seconds:g} s")
-        return MediaRefused(f"{DAMAGED}, or its decoder wants more than {DECODER_MIB} MiB")
+        return MediaRefused(f"{DAMAGED}, or decoding it needs more than {DECODER_MIB} MiB")
 
     def _end_late(self) -> None:
         self._is_late = True
@@ -152,12 +155,12 @@ class DecodedVideo:
     def _end(self) -> None:
         self._timer.cancel()
         self._process.kill()
-        with self._process:  # closes the pipes, and waits
+        with self._process:  # This closes the pipes, and waits for the process.
             pass
 
 
 def _environment() -> dict[str, str]:
-    """The decoder's environment, in which it finds the same modules as this process."""
+    """Return the decoder's environment variables, with which it finds the same modules as this process."""
     modules = os.pathsep.join(folder for folder in sys.path if folder)
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     return ENVIRONMENT | kept | {"PYTHONPATH": modules}

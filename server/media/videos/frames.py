@@ -1,7 +1,7 @@
-"""From untrusted bytes to the frames that vLLM's own loader takes of a video, within bounds.
+"""Decodes untrusted bytes to the frames of a video that vLLM's own loader samples, within limits.
 
-The container is what the bytes say. What its header says of length and size is checked before vLLM's loader
-chooses frames, and their number before they are kept. Frames and metadata are vLLM's.
+The bytes decide the container. The length and size in its header are checked before vLLM's loader chooses
+frames, and the number of frames is checked before they are kept. The frames and their metadata are vLLM's.
 """
 
 import math
@@ -22,16 +22,16 @@ from prismoe.server.media.videos.capture import DecodedVideo
 
 CONTAINERS = "an MP4, QuickTime, WebM, Matroska or AVI"
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free")
-ONE_DECODER = f"videos are decoded by {BACKEND}, in a process that bounds what they take"
+ONE_DECODER = f"prismoe decodes videos only with {BACKEND}, in a process with limits"
 EBML = b"\x1a\x45\xdf\xa3"
 
 Video = MediaWithBytes[tuple[Any, dict[str, Any]]]
 
 
 def decode_video(data: bytes, video_io: VideoMediaIO, settings: MediaSettings, budget: MediaBudget) -> Video:
-    """The frames that vLLM's loader samples, and what it says of them.
+    """Return the frames that vLLM's loader samples, and the loader's metadata.
 
-    The frames count against `budget` until they are gone. Raises MediaRefused, or BudgetSpent.
+    The frames count against `budget` until they are collected. Raises MediaRefused, or BudgetSpent.
     """
     if not _is_video(data):
         raise MediaRefused(f"it is not {CONTAINERS}")
@@ -42,8 +42,8 @@ def decode_video(data: bytes, video_io: VideoMediaIO, settings: MediaSettings, b
         pixels = frames * width * height
         if pixels > settings.max_video_pixels:
             raise MediaRefused(
-                f"{frames} frames of {width} x {height} pixels are sampled of it, and the most is "
-                f"{settings.max_video_pixels:,} pixels in all"
+                f"its {frames} sampled frames have {width} x {height} pixels each, and may have at most "
+                f"{settings.max_video_pixels:,} pixels together"
             )
         budget.take(pixels * BYTES_PER_PIXEL)
         taken += pixels * BYTES_PER_PIXEL
@@ -62,7 +62,7 @@ def decode_video(data: bytes, video_io: VideoMediaIO, settings: MediaSettings, b
             raise
         if isinstance(error, MemoryError):
             raise MediaRefused("there is not enough memory for it now") from error
-        raise MediaRefused(DAMAGED) from error  # Loaders raise many kinds.
+        raise MediaRefused(DAMAGED) from error  # vLLM's loaders raise many kinds of errors.
     budget.give_back_after(frames, taken)
     return video
 
@@ -76,26 +76,26 @@ def _check_header(capture: DecodedVideo, settings: MediaSettings) -> None:
     count, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
     width, height = capture.size
     if width < 1 or height < 1:
-        raise MediaRefused("it is damaged, or its codec is not known here")
+        raise MediaRefused("it is damaged, or this server does not know its codec")
     check_size(width, height, settings.max_image_pixels)
     if not (math.isfinite(count) and count >= 1 and math.isfinite(rate) and rate > 0):
         raise MediaRefused(
-            "its header does not say how many frames it has, and how many a second: write it to another "
-            "container, as with ffmpeg -i IN -c copy OUT.mp4"
+            "its header lacks the number of frames or the frame rate: write it to another container, for "
+            "example with ffmpeg -i IN -c copy OUT.mp4"
         )
     if count > settings.max_video_frames:
-        raise MediaRefused(f"it has {count:,.0f} frames, and the most is {settings.max_video_frames:,}")
+        raise MediaRefused(f"it has {count:,.0f} frames, and may have at most {settings.max_video_frames:,}")
     if count / rate > settings.max_video_seconds:
         raise MediaRefused(
-            f"it is {count / rate:,.0f} s long, and the longest is {settings.max_video_seconds:g} s"
+            f"it is {count / rate:,.0f} s long, and may be at most {settings.max_video_seconds:g} s long"
         )
 
 
 def check_media_io(options: Mapping[str, Mapping[str, Any]] | None) -> None:
-    """Raise ValueError with a sentence where `--media-io-kwargs` asks for what the rules don't cover."""
+    """Raise ValueError with a sentence if `--media-io-kwargs` has a value that prismoe does not support."""
     image, video = (options or {}).get("image", {}), (options or {}).get("video", {})
     if image.get("image_mode", "RGB") != "RGB":
-        raise ValueError("--media-io-kwargs: images are RGB here: leave image.image_mode out.")
+        raise ValueError("--media-io-kwargs: prismoe decodes images only to RGB: leave image.image_mode out.")
     if video.get("backend", BACKEND) != BACKEND:
         raise ValueError(f"--media-io-kwargs: {ONE_DECODER}: leave video.backend out.")
     for place, loader in (

@@ -1,4 +1,4 @@
-"""Checks of no GPU, for the process that runs them: one ends in each way."""
+"""Made-up checks for CPU, one for each way in which a check can end."""
 
 import os
 import signal

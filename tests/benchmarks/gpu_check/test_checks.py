@@ -1,4 +1,4 @@
-"""The checks that a GPU gets, as far as a CPU goes: all are there, and those that can run do."""
+"""The list of GPU checks is complete, and the checks that can run on CPU pass."""
 
 import inspect
 import subprocess
@@ -20,7 +20,7 @@ from tests.kernels.triton_on_cpu import triton_on_cpu  # noqa: F401
 DRY = Host(is_dry=True)
 NAMES = [check.name for check in checks.CHECKS]
 REHEARSED = ["host", "eager: phi"]
-"""Of the whole list, what this runs: an engine takes a quarter of a minute of CPU."""
+"""The cases that run here, since each engine takes a quarter of a minute of CPU time."""
 
 
 def test_eager_engines_come_before_graphs() -> None:
@@ -30,13 +30,13 @@ def test_eager_engines_come_before_graphs() -> None:
     assert stages == ["host", "kernels", "eager", "graphs", "plain kernels", *in_tree, "ratios"]
 
 
-def test_each_check_names_a_function_that_takes_what_it_is_given() -> None:
+def test_each_check_names_a_function_with_matching_arguments() -> None:
     for check in checks.CHECKS:
         assert isinstance(check.run, Later)
         inspect.signature(check.run.function()).bind(DRY, **check.run.arguments)
 
 
-def test_no_check_needs_what_only_tests_have_installed() -> None:
+def test_no_check_imports_test_dependencies() -> None:
     left_out = ("pytest", "hypothesis", "schemathesis", "playwright")
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({left_out}))\n"
@@ -46,8 +46,8 @@ def test_no_check_needs_what_only_tests_have_installed() -> None:
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
-def test_the_list_is_read_without_torch() -> None:
-    """What breaks as it is imported fails checks, not the command."""
+def test_the_list_is_imported_without_torch() -> None:
+    """A failing import fails checks, not the command."""
     program = (
         f"import sys, {checks.__name__}, prismoe.benchmarks.gpu_check.run; sys.exit('torch' in sys.modules)"
     )
@@ -55,7 +55,7 @@ def test_the_list_is_read_without_torch() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_golden_figures_are_of_these_checkpoints_and_requests(name: str) -> None:
+def test_the_golden_figures_match_these_checkpoints_and_requests(name: str) -> None:
     case, golden = CASES[name], read()[name]
     with case.folder() as folder:
         assert weights_digest(folder) == golden.weights
@@ -63,34 +63,34 @@ def test_the_golden_figures_are_of_these_checkpoints_and_requests(name: str) -> 
     assert differences(golden, golden) == []
 
 
-def test_what_differs_is_told() -> None:
+def test_differences_are_described() -> None:
     golden = read()["phi"]
     answers = [golden.answers[0].model_copy(update={"tokens": [1]}), *golden.answers[1:]]
     tails = [golden.tail_tokens[0] + 2, *golden.tail_tokens[1:]]
     other = golden.model_copy(update={"answers": answers, "tail_tokens": tails})
     assert differences(other, golden) == [
-        f"request 0 is answered [1], and not {golden.answers[0].tokens}",
+        f"request 0 gets the answer [1] instead of {golden.answers[0].tokens}",
         "1 of 2 tail_tokens differ, by 2 at most",
     ]
     assert differences(golden.model_copy(update={"weights": ""}), golden) == [
-        "the checkpoint that is made here has other weights"
+        "the checkpoint that this host generates has other weights"
     ]
 
 
-def test_a_host_without_a_gpu_is_told() -> None:
-    with pytest.raises(ValueError, match=r"^PyTorch sees no GPU here: .* rehearse by --dry\.$"):
+def test_a_host_without_a_gpu_is_reported() -> None:
+    with pytest.raises(ValueError, match=r"^PyTorch sees no GPU here: .* or use --dry\.$"):
         host.described(Host(is_dry=False))
 
 
 @pytest.mark.engine
-def test_a_dry_run_answers_and_counts_as_the_golden_figures_say(tmp_path: Path) -> None:
+def test_a_dry_run_gives_the_golden_answers_and_counts(tmp_path: Path) -> None:
     others = [Line(name=name, outcome="skipped", seconds=0) for name in NAMES if name not in REHEARSED]
     (tmp_path / LINES).write_text("".join(f"{line.model_dump_json()}\n" for line in others))
     failed = run_checks(checks.__name__, tmp_path, is_dry=True, limit_s=550)
     assert (failed, [line.name for line in kept_lines(tmp_path)[len(others) :]]) == (0, REHEARSED)
 
 
-def test_failing_kernels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_kernels_are_reported_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def check(policy: object, experts: int, device: str) -> None:
         assert experts == 4 and device == "cpu"
         assert getattr(policy, "policy", None) != "gmm", "experts differ\nmore"
@@ -101,7 +101,7 @@ def test_failing_kernels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("triton_on_cpu")
-def test_slots_left_out_read_nothing_unwritten() -> None:
+def test_unused_slots_read_no_unwritten_memory() -> None:
     assert kernels.left_out_slots(DRY, tokens=20, hidden=24, width=32)["largest error"] < 1e-4  # type: ignore[operator]
 
 

@@ -1,4 +1,4 @@
-"""Each check leaves a line, however it ends, and runs once a folder."""
+"""Each check leaves one line in a folder, however it ends."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_each_leaves_a_line_in_order(out: Path) -> None:
+def test_each_check_leaves_a_line_in_order(out: Path) -> None:
     lines = kept_lines(out)
     assert [line.name for line in lines] == NAMES
     assert [line.outcome for line in lines] == ["ok", "failed", "failed", "skipped", "skipped", "failed"]
@@ -35,7 +35,7 @@ def test_each_leaves_a_line_in_order(out: Path) -> None:
     assert (out / "dies-at-once.log").read_text() == "Last words.\n"
 
 
-def test_what_has_a_line_does_not_run_again(out: Path) -> None:
+def test_checks_with_a_line_do_not_run_again(out: Path) -> None:
     before = kept_lines(out)
     (out / LINES).write_text(
         "".join(f"{line.model_dump_json()}\n" for line in before if line.name != "skips")
@@ -46,19 +46,19 @@ def test_what_has_a_line_does_not_run_again(out: Path) -> None:
     assert after[:-1] == [line for line in before if line.name != "skips"]
 
 
-def test_behind_the_limit_none_starts_and_the_running_one_is_stopped(
+def test_after_the_limit_none_starts_and_the_running_one_is_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = [Line(name=name, outcome="ok", seconds=1) for name in NAMES[:-1]]
     (tmp_path / LINES).write_text("".join(f"{line.model_dump_json()}\n" for line in kept))
     assert run(tmp_path, limit_s=0.5) == 0
     assert kept_lines(tmp_path) == kept
-    assert "Run the same command again for what is left: hangs." in capsys.readouterr().out
+    assert "Run the same command again for the other checks: hangs." in capsys.readouterr().out
     assert run(tmp_path, limit_s=0, again=True) == 0
-    assert "left: works; fails; dies: at once;" in capsys.readouterr().out
+    assert "other checks: works; fails; dies: at once;" in capsys.readouterr().out
 
 
-def test_a_line_as_it_is_printed() -> None:
+def test_the_printed_form_of_a_line() -> None:
     line = Line(name="graphs: phi", outcome="ok", seconds=61.23, figures={"tokens": 20, "mode": "FULL"})
     assert str(line) == "ok        61.2 s  graphs: phi: tokens: 20; mode: FULL"
     assert str(Line(name="host", outcome="skipped", why="no", seconds=0)) == "skipped    0.0 s  host: no"

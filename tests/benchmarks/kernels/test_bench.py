@@ -1,4 +1,4 @@
-"""The benchmark's baselines against each other."""
+"""The benchmark's baselines agree with each other."""
 
 import pytest
 import torch

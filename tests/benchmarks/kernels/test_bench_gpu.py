@@ -1,4 +1,4 @@
-"""The GPU benchmark in Triton's interpreter, all but the clock."""
+"""The GPU benchmark without its clock, in Triton's interpreter."""
 
 import time
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def seconds_of_one_run(run: Callable[[], object]) -> float:
 @pytest.mark.slow
 @pytest.mark.usefixtures("triton_on_cpu", "without_gpu")
 @pytest.mark.parametrize(("dtype", "experts"), [(torch.float32, 4), (torch.float16, 9)])
-def test_it_checks_and_times_experts(dtype: torch.dtype, experts: int) -> None:
+def test_experts_are_checked_and_timed(dtype: torch.dtype, experts: int) -> None:
     row = experts_on_gpu(dtype, hidden=32, tokens=20, experts=experts, width=48)
     names = "fixed k = 2", "left out", "weight 0", "grouped", "grouped_mm", "loop", "floor"
     assert all(row[f"{name}, ms"] > 0 for name in names)
@@ -57,14 +57,14 @@ def test_it_checks_and_times_experts(dtype: torch.dtype, experts: int) -> None:
 @pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize("on_gpu", [router_on_gpu, mixture_on_gpu])
 @pytest.mark.parametrize("tokens", [1, 64, 1300])
-def test_it_checks_and_times_routers(on_gpu: Callable[[int], Row], tokens: int) -> None:
+def test_routers_are_checked_and_timed(on_gpu: Callable[[int], Row], tokens: int) -> None:
     row = on_gpu(tokens)
     assert row["fused, µs"] > 0
     assert row["plain, µs"] > 0
 
 
 @pytest.mark.usefixtures("triton_on_cpu", "without_gpu")
-def test_wrong_experts_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_experts_stop_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_gpu, "grouped_experts", lambda *arguments: arguments[-1].zero_())
     with pytest.raises(AssertionError, match="not close"):
         experts_on_gpu(torch.float32, hidden=32, tokens=20, width=48)

@@ -1,4 +1,4 @@
-"""The search for block sizes with a made-up clock, and its tables as vLLM reads them."""
+"""The search for block sizes with made-up times, and vLLM's reading of its tables."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +20,7 @@ from tests.kernels.triton_on_cpu import triton_on_cpu  # noqa: F401
 WIDTHS = Widths(hidden=24, width=32, is_gated=True)
 
 
-def test_the_fastest_that_fits_is_found() -> None:
+def test_the_fastest_config_that_fits_is_found() -> None:
     def seconds(run: Callable[[], object]) -> float:
         run()
         config = get_config()
@@ -41,7 +41,7 @@ def test_blocks_of_many_more_rows_than_tokens_are_left_out() -> None:
     assert {config["BLOCK_SIZE_M"] for config in tune.candidates(1, 4, WIDTHS)} == {16}
 
 
-def test_without_a_faster_one_vllms_own_choice_stays() -> None:
+def test_vllms_default_stays_if_nothing_is_faster() -> None:
     default = fused_moe.get_default_config(8, 4, 32, 24, 4, None)
     assert tune.fastest(Mock(), tune.candidates(8, 4, WIDTHS), lambda run: 1.0) == default
 
@@ -64,7 +64,7 @@ def test_vllm_reads_the_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("triton_on_cpu")
-def test_the_kernels_run_with_the_sizes_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernels_run_with_the_candidate_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     w13, w2 = torch.randn(4, 64, 24) / 5, torch.randn(4, 24, 32) / 5
     hidden_TD = torch.randn(20, 24)
     weights_TA, experts_TA = routing(20, is_mixed=True)

@@ -1,4 +1,4 @@
-"""The loop that prismoe is compared with computes what the plain forward pass without a cache does."""
+"""The plain PyTorch loop with a cache computes the same as the forward pass without one."""
 
 import torch
 

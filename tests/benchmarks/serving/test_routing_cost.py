@@ -1,4 +1,4 @@
-"""The benchmark of what routing costs: the routings that take turns in its engine, and its arithmetic."""
+"""The benchmark of routing costs: the routings that take turns in its engine, and its arithmetic."""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -30,17 +30,17 @@ LTDR_4 = "ltdr, 4 experts for tail tokens"
 
 
 class Seen(NamedTuple):
-    """What happened in an engine."""
+    """The observations in one engine."""
 
     answers: dict[str, list[Any]]  # greedy tokens for the same prompts, by routing
     log_probs: dict[str, list[float]]  # of these answers
-    decisions: dict[str, int]  # of prismoe's routers meanwhile
-    left_changed: list[str]  # the routings after which a layer is not what it was
+    decisions: dict[str, int]  # of prismoe's routers for these answers
+    left_changed: list[str]  # routings that left a layer changed
     results: dict[str, Measurement]
 
 
 def run_an_engine() -> Seen:
-    """The engine pins the process it runs in, so this runs in one of its own."""
+    """Run the engine in its own process, because it pins the process to a core."""
     llm = start_engine(str(bundled_checkpoint()))
     (ways,) = llm.apply_model(routings)
     seen = Seen({}, {}, {}, [], {})
@@ -63,7 +63,7 @@ def run_an_engine() -> Seen:
 
 
 def attributes(model: nn.Module) -> list[dict[str, Any]]:
-    """What a MoE layer's parts are made of."""
+    """The attributes of a MoE layer's parts."""
     layers = [module for module in model.modules() if isinstance(module, MoERunner)]
     experts = [layer.routed_experts for layer in layers]
     return [dict(vars(part)) for part in (*layers, *experts, *(part.quant_method for part in experts))]
@@ -76,7 +76,7 @@ def seen() -> Seen:
 
 
 @pytest.mark.engine
-def test_vllms_own_answers_as_topk_does_and_without_prismoes_routers(seen: Seen) -> None:
+def test_vllms_own_routing_answers_like_topk_and_without_prismoes_routers(seen: Seen) -> None:
     assert seen.answers[VLLMS_OWN] == seen.answers[TOP_K] == seen.answers[UNCOUNTED]
     assert seen.log_probs[VLLMS_OWN] == pytest.approx(seen.log_probs[TOP_K], rel=1e-4)
     assert seen.log_probs[LTDR_4] != pytest.approx(seen.log_probs[TOP_K], rel=1e-2)
@@ -99,7 +99,7 @@ def test_a_measurement_counts_what_each_routing_used(seen: Seen) -> None:
     assert seen.results["decode, 1 request"][TOP_K]["pairs"] == pairs
 
 
-def test_speeds_are_over_a_base_and_experts_over_top_k() -> None:
+def test_speeds_are_relative_to_a_base_and_experts_to_top_k() -> None:
     measured = {
         VLLMS_OWN: RoutingSpeed(seconds=[2, 4, 6], experts_seconds=0, pairs=0),
         TOP_K: RoutingSpeed(seconds=[4, 8, 8], experts_seconds=5, pairs=100),
@@ -129,6 +129,6 @@ def moe_layer(experts: SimpleNamespace) -> MoERunner:
 @pytest.mark.parametrize(
     ("experts", "sentence"), [([], "MoE"), ([QUANTISED], "quantised"), ([WITHOUT_GATE], "without a gate")]
 )
-def test_a_model_that_vllm_has_no_match_for_is_refused(experts: list[SimpleNamespace], sentence: str) -> None:
+def test_a_model_without_a_match_in_vllm_is_refused(experts: list[SimpleNamespace], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         routings(nn.ModuleList(map(moe_layer, experts)))

@@ -1,4 +1,4 @@
-"""What `scale` measures is counted: its made-up steps reach the engine's answer and the server's page."""
+"""The random steps of `scale` are counted, and reach the engine's answer and the server's page."""
 
 import pytest
 
@@ -18,11 +18,11 @@ def test_each_token_is_counted_in_each_layer() -> None:
     assert answer["scored_tokens"] == answer["tokens"]
 
 
-def test_costs_are_told_for_every_step_and_level(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_are_reported_for_every_step_and_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "STEPS", {"64": 64, "2,048": 2048})
     engine = Engine(SIZE)
     costs = step_costs(engine, 1)
     assert [*costs] == ["64", "2,048"]
-    told = server_costs(SIZE, engine.read(), 1)
-    full, summary = (int(told[f"{level}: series"].replace(",", "")) for level in ("full", "summary"))
+    reported = server_costs(SIZE, engine.read(), 1)
+    full, summary = (int(reported[f"{level}: series"].replace(",", "")) for level in ("full", "summary"))
     assert full > summary + SIZE.layers * SIZE.experts * len(scale.MODALITIES)

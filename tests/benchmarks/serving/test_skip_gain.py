@@ -1,4 +1,4 @@
-"""What the benchmark of skipping skips, and what it makes of its seconds."""
+"""The uses that the skipping benchmark skips, and its arithmetic."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.paths import REPOSITORY
 
 @pytest.mark.parametrize("skipped", [0, 0.3, 0.6, 0.88])
 @pytest.mark.parametrize("tokens", [10, 512])
-def test_text_keeps_all_and_vision_what_the_share_leaves(tokens: int, skipped: float) -> None:
+def test_text_keeps_all_experts_and_vision_the_remaining_share(tokens: int, skipped: float) -> None:
     kept_T = kept_uses(tokens, 8, skipped)
     is_text_T = kept_T.new_tensor(range(tokens)) % 5 == 0
     assert kept_T[is_text_T].tolist() == [8] * int(is_text_T.sum())
@@ -19,13 +19,13 @@ def test_text_keeps_all_and_vision_what_the_share_leaves(tokens: int, skipped: f
     assert int(vision_T.max() - vision_T.min()) <= 1
 
 
-def test_what_is_told_of_a_case() -> None:
-    """Layers take 8 of 10 seconds. With 60% of four fifths skipped 52% of the uses are left."""
-    told = row([Pair(8, 10, 4, 6)] * 3, num_layers=3, num_tokens=500, skipped=0.6, top_k=8, floor=2)
-    assert told["layers"] == (2, 2, 2) and told["layers_floor"] == 4
-    assert told["layers_predicted"] == pytest.approx(1 / 0.52)
-    assert told["prefill"] == pytest.approx((10 / 6,) * 3)
-    assert told["prefill_predicted"] == pytest.approx(10 / (2 + 8 * 0.52))
+def test_the_row_of_a_case() -> None:
+    """The layers take 8 of 10 seconds. If 60% of four fifths are skipped, 52% of the uses remain."""
+    reported = row([Pair(8, 10, 4, 6)] * 3, num_layers=3, num_tokens=500, skipped=0.6, top_k=8, floor=2)
+    assert reported["layers"] == (2, 2, 2) and reported["layers_floor"] == 4
+    assert reported["layers_predicted"] == pytest.approx(1 / 0.52)
+    assert reported["prefill"] == pytest.approx((10 / 6,) * 3)
+    assert reported["prefill_predicted"] == pytest.approx(10 / (2 + 8 * 0.52))
 
 
 def test_a_case_that_was_measured_is_not_measured_again() -> None:
@@ -34,7 +34,7 @@ def test_a_case_that_was_measured_is_not_measured_again() -> None:
     assert missing(rows, 1, [512]) == [(512, share) for share in SKIPPED]
 
 
-def test_the_docs_have_what_was_measured() -> None:
+def test_the_docs_have_the_measured_figures() -> None:
     docs = REPOSITORY / "docs"
     page = (docs / "kernels.md").read_text()
     rows = json.loads((docs / "skip-gain.json").read_text())

@@ -1,4 +1,4 @@
-"""The plain threshold, what is made of the exam's answers, and the page beside its file."""
+"""The plain threshold, the scoring of the exam's answers, and the page in docs/."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ ASKED = [Question(Path(f"{number // 2}.png"), "?", ("yes",)) for number in range
 
 
 def row(answers: list[str], text_uses: int, image_uses: int) -> dict[str, Any]:
-    """A row as `prismoe evaluate` writes it, of 20 text tokens and 80 of images."""
+    """A row in the form of `prismoe evaluate`, with 20 text tokens and 80 image tokens."""
     uses, tokens = {"text": text_uses, "image": image_uses}, {"text": 20, "image": 80}
     return {
         "answers": answers,
@@ -40,7 +40,7 @@ def test_the_plain_threshold_skips_the_share_by_the_weight_alone(share: float) -
     assert kept >= plain_routing(data, share)["text_threshold"]
 
 
-def test_what_is_made_of_the_answers() -> None:
+def test_the_figures_of_the_answers() -> None:
     chosen = [Choice(0.5, "search", {"a": 1}, 0.01), Choice(0.5, "plain", {"b": 2}, 0.3)]
     rows = [
         row(["yes"] * 4, 40, 160),
@@ -53,7 +53,7 @@ def test_what_is_made_of_the_answers() -> None:
     assert (found.nothing_skipped.accuracy, found.questions, found.pictures) == (1, 4, 2)
     difference = found.difference["50%"]
     assert (difference.share, difference.won, difference.lost) == (0.5, 2, 0)
-    assert difference.interval == (0, 1)  # of two pictures, one with both of the gains
+    assert difference.interval == (0, 1)  # two pictures, one of which has both gains
     lines = section(found).splitlines()
     assert [cell.strip() for cell in lines[3].strip("|").split("|")] == [
         *("50%", "MoDES's search", "55.0%", "75.0% (10.0 to 90.0)", "+50.0 (+0.0 to +100.0)", "2, 0"),
@@ -63,7 +63,7 @@ def test_what_is_made_of_the_answers() -> None:
                               "The two can't be told apart at 50%.")  # fmt: skip
 
 
-def test_the_verdict_names_what_an_interval_without_zero_shows() -> None:
+def test_the_verdict_names_the_shares_whose_interval_excludes_zero() -> None:
     def difference(low: float, high: float) -> Difference:
         return Difference(share=(low + high) / 2, interval=(low, high), won=0, lost=0)
 
@@ -74,7 +74,7 @@ def test_the_verdict_names_what_an_interval_without_zero_shows() -> None:
     )
 
 
-def test_the_page_has_what_was_measured() -> None:
+def test_the_page_has_the_measured_figures() -> None:
     found = Measured.model_validate_json((DOCS / "skip-accuracy.json").read_text())
     page = (DOCS / "evaluation.md").read_text()
     assert replaced(page, section(found)) == page

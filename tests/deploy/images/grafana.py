@@ -1,4 +1,4 @@
-"""Stands in for Grafana in the tests of compose.yaml: reads what Grafana reads, and answers on its port."""
+"""Replaces Grafana in the tests of compose.yaml: reads Grafana's files, and answers on its port."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ PROVISIONED = ("dashboards/prismoe.yaml", "datasources/prometheus.yaml")
 
 
 class Health(BaseHTTPRequestHandler):
-    """Answers every GET."""
+    """Answers every GET request."""
 
     def do_GET(self) -> None:
-        """200."""
+        """Answer 200."""
         self.send_response(200)
         self.end_headers()
 

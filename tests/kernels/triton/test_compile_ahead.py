@@ -1,4 +1,4 @@
-"""The Triton kernels build for GPUs that are not here."""
+"""The Triton kernels compile for GPUs that this machine does not have."""
 
 import inspect
 import os
@@ -17,11 +17,14 @@ from prismoe.kernels.triton import mixture as triton_mixture
 from prismoe.kernels.triton import router as triton_router
 
 CAPABILITIES = ("80", "90", "100")
-"""Of those that it builds for, one for each kind of tensor core."""
+"""GPUs that Triton compiles for, one for each kind of tensor core."""
 
 
 def is_launched(name: str, function: Callable[..., None], module: ModuleType) -> bool:
-    """Whether it is a kernel; what writes nothing, or is called by name, is a part of others."""
+    """Whether this is a kernel.
+
+    A function that writes nothing or is called by others is only a part of one.
+    """
     source = inspect.getsource(function)
     is_called = re.search(rf"^ +{name}\(", inspect.getsource(module), re.MULTILINE)
     return ("tl.store(" in source or "tl.atomic_add(" in source) and not is_called
@@ -51,5 +54,5 @@ def test_every_kernel_builds_for_three_generations() -> None:
     assert {line[1] for line in lines} == {"any", "fp32", "bf16", "fp16"}
     for name, dtype, *taken in lines:
         for cell in taken:
-            registers, shared = cell.split(" / ")  # more would be what is spilled
+            registers, shared = cell.split(" / ")  # larger values would be spilled
             assert 0 < int(registers) < 256 and int(shared) <= 99, (name, dtype)

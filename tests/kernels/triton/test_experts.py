@@ -1,4 +1,4 @@
-"""The grouped product against the float64 reference, by Triton's interpreter."""
+"""The grouped product compared with the float64 reference, in Triton's interpreter."""
 
 from typing import Literal
 
@@ -28,7 +28,7 @@ def grouped(
     most_rows: int = 1000,
     biased: bool | None = None,
 ) -> Tensor:
-    """Experts without a gate have biases unless told otherwise, as Phi's do."""
+    """Run the grouped product. Experts without a gate have biases by default, like Phi's."""
     w13, w2 = random(experts, (1 + gated) * WIDTH, HIDDEN), random(experts, HIDDEN, WIDTH)
     has_bias = not gated if biased is None else biased
     b13, b2 = None, None
@@ -82,7 +82,7 @@ def test_it_matches_the_reference(tokens: int, experts: int, slots: int, gated: 
     np.testing.assert_allclose(grouped(*inputs).double(), expected(*inputs), atol=1e-5, rtol=1e-5)
 
 
-def test_gate_and_up_have_biases_of_their_own() -> None:
+def test_gate_and_up_have_separate_biases() -> None:
     inputs = random(7, HIDDEN, seed=7), *ragged_routing(7, 5, 9), 5, True
     output_TD = grouped(*inputs, biased=True)
     np.testing.assert_allclose(output_TD.double(), expected(*inputs, biased=True), atol=1e-5, rtol=1e-5)
@@ -97,8 +97,8 @@ def test_a_dropped_slot_is_not_run() -> None:
 
 
 @pytest.mark.slow
-def test_chunks_of_tokens_give_what_all_at_once_do() -> None:
-    """The interpreter's products are BLAS's, where a row's last bit may depend on its place in a block."""
+def test_chunks_of_tokens_give_the_same_as_all_at_once() -> None:
+    """The interpreter's products are BLAS's, where a row's last bit can depend on its place in a block."""
     weights_TA, experts_TA = ragged_routing(40, 12, 9)
     inputs = random(40, HIDDEN), weights_TA, experts_TA, 12, True
     assert workspace_rows(40, 9, most_rows=150) == 16 * 9 < workspace_rows(40, 9, most_rows=1000) == 40 * 9
@@ -106,10 +106,13 @@ def test_chunks_of_tokens_give_what_all_at_once_do() -> None:
 
 
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "plain"])
-def test_blocks_that_take_turns_give_what_all_at_once_do(
+def test_blocks_that_take_turns_give_the_same_as_all_at_once(
     monkeypatch: pytest.MonkeyPatch, gated: bool
 ) -> None:
-    """Seven blocks: of five experts three have more than the 64 rows of one. Three programs run them."""
+    """There are seven blocks: three of five experts have more than the 64 rows of one.
+
+    Three programs run them.
+    """
     weights_TA, experts_TA = ragged_routing(65, 5, 9)
     experts_TA = experts_TA.clamp(max=3).where(experts_TA % 4 != 1, 1)
     inputs = random(65, HIDDEN), weights_TA, experts_TA, 5, gated
@@ -121,5 +124,5 @@ def test_blocks_that_take_turns_give_what_all_at_once_do(
 
 @pytest.mark.parametrize(("slots", "rows"), [(64, 65536), (9, 65520), (5000, 80000)])
 def test_the_workspace_of_a_long_step_is_bounded(slots: int, rows: int) -> None:
-    """But for so many slots that 16 tokens, the fewest in a chunk, have more."""
+    """It is larger only if 16 tokens, the smallest chunk, have too many slots."""
     assert workspace_rows(100_000, slots, 65536) == rows

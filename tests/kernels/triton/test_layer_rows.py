@@ -1,4 +1,4 @@
-"""The fused writer against the plain one, by Triton's interpreter."""
+"""The fused writer compared with the plain one, in Triton's interpreter."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ EXPERTS, SLOTS, MOST, SAMPLED = 7, 3, 40, 10
 
 
 def rows(left_out: set[str]) -> LayerRows:
-    """Rows of a layer of a wider model, which hold what no router decides."""
+    """The rows of a layer of a wider model, filled with values that no router decides."""
     parts = {
         "sampled_S": torch.arange(SAMPLED) * 3,
         "experts_TA": torch.full((MOST, 5), 99, dtype=torch.int32),
@@ -29,8 +29,8 @@ def rows(left_out: set[str]) -> LayerRows:
 @pytest.mark.parametrize(
     "left_out", [set(), {"count_T", "tail_T"}, {"logits_SE", "scores_SE"}, {"scores_SE"}]
 )
-@pytest.mark.parametrize("said", ["all", "experts", "experts and logits"])
-def test_it_writes_what_the_plain_one_does(tokens: int, left_out: set[str], said: str) -> None:
+@pytest.mark.parametrize("message", ["all", "experts", "experts and logits"])
+def test_it_writes_the_same_as_the_plain_writer(tokens: int, left_out: set[str], message: str) -> None:
     generator = torch.Generator().manual_seed(tokens)
     logits_TE = torch.randn(tokens, EXPERTS, generator=generator)
     experts_TA = logits_TE.argsort(dim=1)[:, :SLOTS]
@@ -38,9 +38,9 @@ def test_it_writes_what_the_plain_one_does(tokens: int, left_out: set[str], said
     count_T: Tensor | None = torch.arange(tokens) % (SLOTS + 1)
     tail_T: Tensor | None = logits_TE[:, 0] > 0
     confidence: Confidence | None = Confidence(logits_TE, -logits_TE)
-    if said != "all":
+    if message != "all":
         count_T, tail_T, weights_TA = None, None, None
-        confidence = Confidence(logits_TE) if said == "experts and logits" else None
+        confidence = Confidence(logits_TE) if message == "experts and logits" else None
     fused, plain = rows(left_out), rows(left_out)
     write_rows_fused(fused, experts_TA, weights_TA, count_T, tail_T, confidence)
     write_rows(plain, experts_TA, weights_TA, count_T, tail_T, confidence)
@@ -52,7 +52,7 @@ def test_it_writes_what_the_plain_one_does(tokens: int, left_out: set[str], said
     assert (plain.experts_TA[tokens:] == 99).all()
 
 
-def test_the_check_at_the_start_sees_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start_check_finds_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     check_write_rows("cpu")
     module = "prismoe.kernels.triton.layer_rows.write_rows_fused"
     monkeypatch.setattr(module, lambda to, experts_TA, *rest: write_rows(to, experts_TA + 1, *rest))

@@ -1,4 +1,4 @@
-"""The fused mixtures against the plain float64 ones, by Triton's interpreter."""
+"""The fused mixtures compared with the plain float64 ones, in Triton's interpreter."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from prismoe.kernels.triton.mixture import mixture_router
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 EVERYWHERE = (0, 10**6)
-"""What `FEW_TOKENS` is set to, so that each test runs both sizes of a program."""
+"""Values of `FEW_TOKENS`, so that each test runs both sizes of a program."""
 
 
 @pytest.fixture(params=EVERYWHERE, ids=["blocks of tokens", "single tokens"])
@@ -32,9 +32,10 @@ def random_inputs(tokens: int, mixtures: int, experts: int, components: int, lat
 
 
 def check_against_plain(inputs: Inputs) -> Tensor:
-    """Returns the experts, each of which has the highest log density of all but for float32's rounding.
+    """Check the experts, and return them.
 
-    So where the best two experts differ by more than 1e-5 of it, it is the plain form's.
+    Each has the highest log density except for float32's rounding. So if the best two experts differ by more
+    than 1e-5 of it, the choice is that of the plain form.
     """
     experts_TK, weights_TK = mixture_router(*inputs)
     assert experts_TK.dtype == torch.int32
@@ -61,15 +62,15 @@ def check_against_plain(inputs: Inputs) -> Tensor:
         (65, 3, 4, 3, 1),
     ],
 )
-def test_it_decides_as_the_plain_form(
+def test_it_decides_like_the_plain_form(
     tokens: int, mixtures: int, experts: int, components: int, latent: int
 ) -> None:
     check_against_plain(random_inputs(tokens, mixtures, experts, components, latent))
 
 
 @pytest.mark.usefixtures("both_sizes")
-def test_nothing_is_lost_to_large_squares() -> None:
-    """Far from 0 and with small variances, experts that differ by 1e-3 in log density are told apart."""
+def test_large_squares_lose_no_precision() -> None:
+    """Experts that differ by 1e-3 in log density are distinguished, far from 0 and with small variances."""
     latent_TL, log_mixing_KEM, means_KEML, log_variances_KEML = random_inputs(20, 2, 4, 16, 32)
     log_mixing_KEM = log_mixing_KEM[:, :1] + 1e-3 * torch.tensor([0, 1, 3, 2])[:, None]
     means_KEML = (means_KEML[:, :1] / 10 + 30).repeat(1, 4, 1, 1)
@@ -80,8 +81,8 @@ def test_nothing_is_lost_to_large_squares() -> None:
 
 @pytest.mark.usefixtures("both_sizes")
 @pytest.mark.parametrize("higher", [6, 8, 63])
-def test_of_equal_components_the_lower_experts_wins(higher: int) -> None:
-    """Wherever in its block it stands; the other experts have no share in the mixture."""
+def test_the_lower_of_two_equal_experts_wins(higher: int) -> None:
+    """Its place in its block does not matter; the other experts have no share in the mixture."""
     latent_TL, log_mixing_KEM, means_KEML, log_variances_KEML = random_inputs(9, 2, 64, 16, 32)
     for parameter in (log_mixing_KEM, means_KEML, log_variances_KEML):
         parameter[:, higher] = parameter[:, 5]
@@ -93,7 +94,7 @@ def test_of_equal_components_the_lower_experts_wins(higher: int) -> None:
 
 @pytest.mark.usefixtures("both_sizes")
 @pytest.mark.parametrize("experts", [1, 3, 4])
-def test_padding_of_any_content_gets_an_expert(experts: int) -> None:
+def test_padding_with_any_content_gets_an_expert(experts: int) -> None:
     latent_TL, *parameters = random_inputs(12, 2, experts, 3, 5)
     expected_TK, expected_weights_TK = mixture_router(latent_TL, *parameters)
     latent_TL[7:] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30])[:, None]
@@ -107,7 +108,7 @@ def test_padding_of_any_content_gets_an_expert(experts: int) -> None:
 
 @pytest.mark.parametrize("tokens", [1, triton_mixture.FEW_TOKENS, triton_mixture.FEW_TOKENS + 1, 4096, 8192])
 def test_a_gpu_gets_enough_programs(tokens: int) -> None:
-    """One for each of its 100 to 150 multiprocessors, where there are as many tokens."""
+    """There is one program for each of its 100 to 150 multiprocessors if there are enough tokens."""
     block_t = triton_mixture.tiles(tokens, components=64, latent=32)["BLOCK_T"]
     assert tokens / block_t >= min(tokens, 100)
 

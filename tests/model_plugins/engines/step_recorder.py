@@ -1,4 +1,4 @@
-"""Records, in a vLLM worker, what each computed token of each request was routed to."""
+"""Records the routing of each computed token of each request in a vLLM worker."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests, wat
 
 
 class Row(NamedTuple):
-    """One computed token of a request, by MoE layer."""
+    """One computed token of a request, with its routing by MoE layer."""
 
     request: str
     position: int
@@ -20,7 +20,7 @@ class Row(NamedTuple):
 
 
 def start_recording_rows(worker: Any) -> None:
-    """To be run in the worker: keep the rows of each step from now on."""
+    """Runs in the worker: keep the rows of each step from now on."""
     model = worker.model_runner.get_model()
     worker.steps = []
 
@@ -50,7 +50,7 @@ def _record_router(router: Any, worker: Any) -> None:
 
 
 def take_steps(worker: Any) -> list[dict[str, Any]]:
-    """To be run in the worker: the steps since the last call, as arrays."""
+    """Runs in the worker: return the steps since the last call, as arrays."""
     steps, worker.steps = worker.steps, []
     return [
         {
@@ -64,7 +64,7 @@ def take_steps(worker: Any) -> list[dict[str, Any]]:
 
 
 def rows(steps: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """The computed tokens of `take_steps`."""
+    """The computed tokens in the result of `take_steps`."""
     return [
         Row(
             request,

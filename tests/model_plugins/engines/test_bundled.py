@@ -1,4 +1,4 @@
-"""The bundled model's own routing: LTDR by its checkpoint, and what that changes."""
+"""The bundled model's own routing: its checkpoint says LTDR, which changes images and not text."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ TEXT = "USER: What is a dog? ASSISTANT:"
 
 
 def requests() -> list[dict[str, Any]]:
-    """One question about each picture that the model never saw."""
+    """One question about each picture that was not in the training set."""
     question = "USER: <image>\nWhat is this? ASSISTANT:"
     images = [Image.open(CHECKPOINT / "pictures" / picture["file"]).convert("RGB") for picture in PICTURES]
     return [{"prompt": question, "multi_modal_data": {"image": image}} for image in images]
@@ -39,7 +39,7 @@ def by_ltdr(ltdr: LLM) -> list[RequestOutput]:
     return answers(ltdr, [*requests(), TEXT])
 
 
-def test_the_checkpoint_says_ltdr(ltdr: LLM) -> None:
+def test_the_checkpoint_routes_by_ltdr(ltdr: LLM) -> None:
     routing = ltdr.collective_rpc("prismoe_routing")[0]
     assert routing["source"] == "checkpoint"
     assert {layer["policy"]["policy"] for layer in routing["layers"]} == {"ltdr"}

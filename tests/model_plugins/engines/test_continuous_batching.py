@@ -1,4 +1,4 @@
-"""Under continuous batching a request is routed as it is alone on an idle engine with cold caches."""
+"""Under continuous batching, a request is routed the same as alone on an idle engine with cold caches."""
 
 import os
 from collections import Counter, defaultdict
@@ -20,16 +20,16 @@ from tests.model_plugins.engine import PHI, engine
 from tests.model_plugins.engines.step_recorder import Row, rows, start_recording_rows, take_steps
 
 MIXES = int(os.environ.get("PRISMOE_MIXES", "120"))
-"""A run of the tests takes fewer than were once taken; PRISMOE_MIXES=300 takes as many."""
+"""The number of mixes. PRISMOE_MIXES=300 runs as many as an earlier long run."""
 TOKENS_PER_IMAGE = 16
 BLOCK_SIZE = 32
-BLOCKS = 8  # some 220 tokens of KV cache: two or three requests at once, and then preemption
+BLOCKS = 8  # about 220 tokens of KV cache: two or three requests at once, then preemption
 THRESHOLD = 0.04  # about the mean RPV of the checkpoint's vision tokens
-LOGIT_NOISE, RPV_NOISE = 1e-5, 1e-6  # how far float32 may be off
+LOGIT_NOISE, RPV_NOISE = 1e-5, 1e-6  # the error of float32
 
 
 class RecordingHits(Scheduler):
-    """Counts, in a scheduler, where the prefix-cache hits end that vLLM finds."""
+    """Counts where the prefix-cache hits of vLLM's scheduler end."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,7 +52,7 @@ class RecordingVllmScheduler(RecordingHits, Scheduler):
     pass
 
 
-# Comparing tokens with their image's mean needs images whole; a fixed threshold lets vLLM cut them.
+# A policy with an image's mean needs whole images. With a fixed threshold vLLM may split them.
 ENGINES: dict[str, dict[str, Any]] = {
     "mean": {"routing": {"policy": "ltdr"}, "scheduler_cls": RecordingWholeImageScheduler},
     "threshold": {
@@ -75,7 +75,7 @@ class Question(NamedTuple):
     text: str
     pictures: tuple[int, ...]
     new_tokens: int
-    tail_experts: int | None = None  # that the request asks for
+    tail_experts: int | None = None  # in the request's own settings
 
     @property
     def prompt(self) -> Any:
@@ -90,8 +90,8 @@ class Question(NamedTuple):
         }
 
 
-# Prompts share beginnings, so that the prefix cache hits; the beginnings' lengths put images across blocks,
-# from a block's first token (no beginning) on.
+# Prompts share beginnings, so that the prefix cache has hits. Their lengths place images across blocks,
+# also from the first token of a block.
 BEGINNINGS = ["", "USER: ", "A curious user asks. USER: "]
 IMAGES: list[tuple[str, tuple[int, ...]]] = [
     ("", ()),
@@ -113,14 +113,14 @@ POOL = [
 
 
 class Arrival(NamedTuple):
-    """A request that comes some steps after the one before it."""
+    """A request that arrives some steps after the previous one."""
 
     question: Question
     steps_later: int
 
 
 class Answer(NamedTuple):
-    """What a request got: its tokens, and each of its computed rows."""
+    """The result of a request: its tokens, and the rows of its computed tokens."""
 
     tokens: tuple[int, ...]
     rows: list[Row]
@@ -129,7 +129,7 @@ class Answer(NamedTuple):
 @pytest.fixture(scope="module", params=list(ENGINES.values()), ids=list(ENGINES))
 def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # this test takes the steps itself
+        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # this test runs the steps itself
         options = {
             **request.param,
             "block_size": BLOCK_SIZE,
@@ -157,7 +157,7 @@ def forget_everything(llm: LLM) -> None:
 
 
 def answers(llm: LLM, arrivals: Sequence[Arrival]) -> list[Answer]:
-    """Take steps until all requests are answered. Several requests arrive between two steps."""
+    """Run steps until all requests are answered. Several requests can arrive between two steps."""
     vllm: Any = llm.llm_engine
     tokens = {}
     waiting, pause = list(enumerate(arrivals)), 0
@@ -202,7 +202,7 @@ def test_a_request_gets_the_experts_it_asks_for(alone: dict[Question, Answer]) -
 
 
 arrivals = st.lists(st.builds(Arrival, st.sampled_from(POOL), st.integers(0, 6)), min_size=1, max_size=6)
-"""Half of the pool's requests at least share their images, so repeats are common."""
+"""At least half of the pool's requests share their images, so repeats are common."""
 
 
 @settings(
@@ -213,7 +213,7 @@ arrivals = st.lists(st.builds(Arrival, st.sampled_from(POOL), st.integers(0, 6))
     suppress_health_check=list(HealthCheck),
 )
 @given(arrivals, st.integers(TOKENS_PER_IMAGE, 100), st.booleans())
-def test_a_request_is_routed_as_it_is_alone(
+def test_a_request_is_routed_the_same_as_alone(
     llm: LLM, alone: dict[Question, Answer], mix: list[Arrival], step_tokens: int, cold: bool
 ) -> None:
     if cold:
@@ -232,7 +232,7 @@ def test_a_request_is_routed_as_it_is_alone(
 
 
 def assert_routed_alike(question: Question, answer: Answer, expected: Answer) -> None:
-    """Each row as the same row alone, up to a decision that hangs on less than float noise."""
+    """Check that each row equals the row of the request alone, unless float noise can change it."""
     expected_rows = {row.position: row for row in expected.rows}
     for row in answer.rows:
         if row.experts == expected_rows[row.position].experts:
@@ -244,12 +244,12 @@ def assert_routed_alike(question: Question, answer: Answer, expected: Answer) ->
 
 
 def is_near_tie(position: int, alone: Answer) -> bool:
-    """Whether float noise can change what this token, or one before it, is routed to."""
+    """Whether float noise can change the routing of this token or of an earlier one."""
     return any(margin < 0 for row in alone.rows if row.position <= position for margin in margins(row, alone))
 
 
 def margins(row: Row, alone: Answer) -> Iterator[float]:
-    """How much farther than float noise each decision about a token is from its other outcome."""
+    """For each decision about a token, its distance from the other outcome minus the float noise."""
     image = [other for other in alone.rows if row.segment != TEXT and other.segment == row.segment]
     for layer, logits in enumerate(row.logits):
         yield np.diff(np.sort(logits)).min() - LOGIT_NOISE
@@ -260,12 +260,12 @@ def margins(row: Row, alone: Answer) -> Iterator[float]:
 
 
 def load(llm: LLM) -> np.ndarray:
-    """`[layers, modalities, E]`: the counters."""
+    """The counters as `[layers, modalities, E]`."""
     return np.array(llm.collective_rpc("prismoe_expert_load")[0]["expert_tokens"])
 
 
 def load_of_rows(computed: Sequence[Row]) -> np.ndarray:
-    """The same, counted from the rows."""
+    """The same counts, computed from the rows."""
     counts = np.zeros((2, 2, 4), dtype=np.int64)
     for row in computed:
         for layer, experts in enumerate(row.experts):
@@ -274,7 +274,7 @@ def load_of_rows(computed: Sequence[Row]) -> np.ndarray:
     return counts
 
 
-def test_the_mixes_met_what_they_are_for(llm: LLM) -> None:
+def test_the_mixes_covered_the_intended_cases(llm: LLM) -> None:
     SEEN.update(scheduler(llm).hits)
     print("\nmet:", dict(SEEN), "near ties:", sorted(NEAR_TIES))
     assert SEEN["mixes"] >= MIXES

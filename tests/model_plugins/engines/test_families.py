@@ -1,4 +1,4 @@
-"""Every family and tower through vLLM against the plain implementation (float32)."""
+"""Every family and tower in vLLM, compared with the plain implementation (float32)."""
 
 from collections.abc import Iterator
 from itertools import cycle
@@ -48,18 +48,18 @@ def as_prompt(request: tuple[str, list[Image.Image]]) -> Any:
 
 
 CHECKPOINTS: dict[str, dict[str, Any]] = {
-    # A decoder knows nothing of its tower: each family has one, and each tower two.
+    # The decoder does not depend on its tower: each family runs with one, and each tower with two.
     f"{family}-{tower}": {"family": family, "tower": tower}
     for family, tower in zip(FAMILIES, cycle(TOWERS), strict=False)
 } | {
     "phi-residual": {"family": "phi", "moe": MOE | {"use_residual": True}},
-    # From this hidden size on, Phi's experts are products of their own.
+    # From this hidden size on, Phi's experts run as separate products.
     "phi-wide": {
         "family": "phi",
         "hidden_size": WIDE,
         "num_attention_heads": 8,
         "num_key_value_heads": 8,
-        "partial_rotary_factor": 0.5,  # of heads of 64: vLLM rotates an even number only
+        "partial_rotary_factor": 0.5,  # with heads of 64, since vLLM only rotates an even number
     },
     "stablelm-k1": {"family": "stablelm", "moe": MOE | {"top_k_experts": 1, "num_experts": [4, 3]}},
     "qwen-dense": {"family": "qwen", "moe": None, "image_aspect_ratio": "square"},

@@ -1,4 +1,4 @@
-"""Every policy through vLLM on the router of CUDA, by Triton's interpreter, against the plain computation."""
+"""Every policy in vLLM with CUDA's router, in Triton's interpreter, compared with plain computation."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.model_plugins.engines.test_routers_in_the_engine import (  # noqa: F4
 @pytest.fixture(scope="module")
 def llm(checkpoint: Path) -> Iterator[LLM]:  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the patches are this process's
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the patches are in this process only
         patch.setenv("TRITON_INTERPRET", "1")
         patch.setattr(model_routing, "router_class", lambda policy, num_experts: FusedRouter)
         with engine(checkpoint, limit_mm_per_prompt={"image": 2}, max_num_seqs=8) as llm:
@@ -30,7 +30,7 @@ def llm(checkpoint: Path) -> Iterator[LLM]:  # noqa: F811
             yield llm
 
 
-def test_the_engine_is_on_fused_routers(llm: LLM) -> None:
+def test_the_engine_has_fused_routers(llm: LLM) -> None:
     def routers(model: Any) -> set[type]:
         return {type(router) for router in model.routing.routers.values()}
 

@@ -1,4 +1,4 @@
-"""An old checkpoint, pickled and without its tower's weights, gives the authors' logits (float32)."""
+"""An old pickled checkpoint without tower weights gives the authors' logits (float32)."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The Phi fixture through vLLM gives what the authors' code gave (float32, with and without an image)."""
+"""The Phi fixture in vLLM gives the same as the authors' code (float32, with and without an image)."""
 
 import json
 from collections.abc import Iterator

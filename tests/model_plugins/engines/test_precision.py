@@ -1,4 +1,4 @@
-"""Half precision and quantised experts stay near the plain implementation in float32, at real head sizes."""
+"""Half precision and quantised experts are close to the plain float32 implementation, at real head sizes."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ INT8 = {"quantization": "int8_per_channel_weight_only", "dtype": "bfloat16"}
 
 
 def heads_of(size: int, number: int = 2, **changes: Any) -> dict[str, Any]:
-    """A config with heads of this size."""
+    """A config whose heads have this size."""
     heads = {
         "hidden_size": number * size,
         "num_attention_heads": number,
@@ -36,10 +36,10 @@ def heads_of(size: int, number: int = 2, **changes: Any) -> dict[str, Any]:
     return heads | changes
 
 
-# The median is compared: where two experts are as good as equal, rounding may choose another one, and a few
-# tokens are then far off. The logits' standard deviation is 1.
+# The median is compared: if two experts are nearly equal, rounding can choose another one, and a few
+# tokens then differ much. The logits' standard deviation is 1.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], float]] = {
-    # Half of what is rotated is 12, and a head is 20: no multiples of the vectors in vLLM's kernel.
+    # Half of the rotated part is 12, and a head is 20: neither fits the vectors of vLLM's kernel.
     "phi-bfloat16": ("phi", heads_of(64, partial_rotary_factor=0.375), {"dtype": "auto"}, 0.02),
     "stablelm-bfloat16": ("stablelm", heads_of(20, 8, rope_pct=0.8), {"dtype": "auto"}, 0.02),
     "qwen-bfloat16": ("qwen", heads_of(128), {"dtype": "auto"}, 0.02),
@@ -74,7 +74,7 @@ def quantized(method: str | None, linear: str | None = None, moe: str | None = N
 @pytest.mark.parametrize(
     ("model", "family", "has_amx", "sentence"),
     [
-        (quantized("experts_int8"), PHI, True, "Phi's are of another form"),
+        (quantized("experts_int8"), PHI, True, "Phi's have another form"),
         (quantized("experts_int8"), QWEN, False, "need AMX"),
         (quantized("fp8"), QWEN, True, "--quantization fp8 does not run on CPU: use int8_per_channel"),
         (
@@ -86,7 +86,7 @@ def quantized(method: str | None, linear: str | None = None, moe: str | None = N
         (quantized("mxfp4", "mxfp4", "mxfp4"), STABLELM, True, "--quantization mxfp4 does not run on CPU"),
     ],
 )
-def test_quantization_that_does_not_run_is_refused(
+def test_quantization_that_cannot_run_is_refused(
     monkeypatch: pytest.MonkeyPatch, model: Any, family: Family, has_amx: bool, sentence: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
@@ -103,6 +103,6 @@ def test_quantization_that_does_not_run_is_refused(
         quantized("online", moe="fp8_per_block_static"),
     ],
 )
-def test_quantization_that_runs_passes(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+def test_quantization_that_runs_is_accepted(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     check_quantization(model, STABLELM)

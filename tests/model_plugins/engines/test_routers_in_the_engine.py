@@ -1,4 +1,4 @@
-"""Every policy through vLLM, in one model whose layers differ in it, against the plain computation."""
+"""Every policy in vLLM, in one model with a policy for each layer, compared with plain computation."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -41,7 +41,7 @@ ROUTERS = [
     "equiroute with a reserved slot",
     "a gate for each modality",
 ]
-"""By layer."""
+"""The routing settings by layer."""
 
 PARAMETERS = [
     (layer, name)
@@ -127,7 +127,7 @@ def test_the_load_counts_each_use_of_an_expert(llm: LLM, plain: PlainMoELLaVA, c
     assert load["expert_tokens"] == expected.tolist()
 
 
-def test_what_is_in_force_is_told_by_layer(llm: LLM) -> None:
+def test_the_policies_in_force_are_reported_by_layer(llm: LLM) -> None:
     layers = llm.collective_rpc("prismoe_routing")[0]["layers"]
     assert [layer["policy"] for layer in layers] == [make(CASES[case]).model_dump() for case in ROUTERS]
     assert layers[0]["sources"]["head_experts"] == "checkpoint"
@@ -144,7 +144,7 @@ VISION_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("two thresholds", {"vision_threshold": 0.0}),
     ("two thresholds", {"vision_importance": 0.2}),
 ]
-"""Changes that concern vision alone."""
+"""Changes that only affect vision."""
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("uneven groups", {"text_experts": 2}),
     ("uneven groups", {"norm_topk_prob": True}),
@@ -162,11 +162,11 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("fine experts", {"top_k": 1}),
     ("bias of sigmoids", {"norm_topk_prob": True}),
 ]
-"""Changes that concern both."""
+"""Changes that affect both."""
 
 
 def route_by(model: Any, layer: int, settings: dict[str, Any]) -> None:
-    """Have a layer route by other settings, under which its tensors keep their shapes."""
+    """Route a layer by other settings, which don't change the shapes of its tensors."""
     policy, by_request = make(settings), model.routing.requests
     router = model.model.layers[layer].mlp.experts.router
     router.policy = policy
@@ -176,7 +176,7 @@ def route_by(model: Any, layer: int, settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("case", "change"), VISION_SETTINGS + SETTINGS)
-def test_a_setting_changes_what_an_image_gives_and_visions_own_leaves_text_alone(
+def test_a_setting_changes_images_and_visions_own_settings_leave_text_alone(
     llm: LLM, case: str, change: dict[str, Any]
 ) -> None:
     image, _, text = REQUESTS
@@ -192,13 +192,13 @@ def test_a_setting_changes_what_an_image_gives_and_visions_own_leaves_text_alone
 
 
 def flip(model: Any, layer: int, name: str) -> None:
-    """Change the sign of a router's parameter; only of vision's row where it has one for each modality."""
+    """Change the sign of a router's parameter, or of its vision row if there is one for each modality."""
     parameter: torch.Tensor = model.model.layers[layer].mlp.router[name]
     (parameter[1] if name in BY_MODALITY else parameter).data.neg_()
 
 
 @pytest.mark.parametrize(("layer", "name"), PARAMETERS)
-def test_a_parameter_changes_what_an_image_gives_and_visions_own_leaves_text_alone(
+def test_a_parameter_changes_images_and_visions_own_row_leaves_text_alone(
     llm: LLM, layer: int, name: str
 ) -> None:
     image, _, text = REQUESTS

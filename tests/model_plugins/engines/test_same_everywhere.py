@@ -1,4 +1,4 @@
-"""Compiled engines and tensor-parallel ranks route, count and answer as one eager rank does (float32)."""
+"""Compiled engines and tensor-parallel ranks give the same routing, counts and answers as one eager rank."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ROUTING = {"policy": "ltdr", "layers": {"2": BY_TASK}}
 
 
 def answer_and_loads(**options: Any) -> tuple[Any, list[Any]]:
-    """The answers, and each rank's load."""
+    """The answers, and the expert load of each rank."""
     image = Image.open(DATA / "image.png")
     prompts: list[Any] = [
         {"prompt": "USER: <image>\nWhat is this? ASSISTANT:", "multi_modal_data": {"image": image}},
@@ -50,7 +50,7 @@ def test_equals_one_eager_rank(
         for name, counts in eager[1][0].items():
             if name == "modalities":
                 continue
-            # The routing probabilities themselves differ in their last bits.
+            # The routing probabilities differ in their last bits.
             accuracy = 1e-3 if name.startswith("routing_") else 0
             np.testing.assert_allclose(flat(load[name]), flat(counts), rtol=accuracy, err_msg=name)
     for mine, theirs in zip(answers, eager[0], strict=True):

@@ -1,4 +1,4 @@
-"""In vLLM's engine: which policies keep images whole, and that KV blocks which others read are left alone."""
+"""vLLM's engine keeps images whole for some policies, and never overwrites shared KV blocks."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ def greedy(tokens: int) -> SamplingParams:
 
 
 def start_counting(worker: Any) -> None:
-    """To be run in the worker: note how many tokens of images each step holds."""
+    """Runs in the worker: record the number of image tokens in each step."""
     tokens = worker.model_runner.get_model().routing.step.tokens
     mark, worker.counts = tokens.mark, []
 
@@ -36,15 +36,15 @@ def start_counting(worker: Any) -> None:
 
 
 def image_tokens_by_step(worker: Any) -> list[int]:
-    """To be run in the worker."""
+    """Runs in the worker: return the recorded numbers."""
     return [count for count in worker.counts if count]
 
 
-def test_top_k_answers_though_no_step_holds_an_image() -> None:
+def test_top_k_answers_even_if_no_step_can_hold_an_image() -> None:
     with engine(PHI, max_num_batched_tokens=12, max_num_seqs=4) as llm:
         llm.collective_rpc(start_counting)
         prompts: Any = [{"prompt": "Hi"}, {"prompt": PROMPT, "multi_modal_data": PICTURE}]
-        # One that decodes for long keeps no other out.
+        # A request that decodes for long does not keep others out.
         outputs = llm.generate(prompts, [greedy(30), greedy(12)], use_tqdm=False)
         assert [len(output.outputs[0].token_ids) for output in outputs] == [30, 12]
         assert list(outputs[1].outputs[0].token_ids) == REFERENCE["greedy_ids"].tolist()
@@ -55,9 +55,9 @@ def test_top_k_answers_though_no_step_holds_an_image() -> None:
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    """Under `ltdr`, in the smallest steps that are served."""
+    """An engine with `ltdr` and the smallest steps that are allowed."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the tests take the steps themselves
+        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the tests run the steps themselves
         steps: dict[str, Any] = {"max_num_batched_tokens": TOKENS_PER_IMAGE + 3, "max_num_seqs": 4}
         with engine(PHI, {"policy": "ltdr"}, block_size=BLOCK_SIZE, **steps) as llm:
             llm.collective_rpc(start_counting)
@@ -79,7 +79,7 @@ def add(llm: LLM, name: str, text: str, tokens: int) -> None:
     llm.llm_engine.add_request(name, {"prompt": text, "multi_modal_data": PICTURE}, greedy(tokens))
 
 
-def test_ltdr_sees_images_whole_though_others_decode(llm: LLM) -> None:
+def test_ltdr_sees_images_whole_while_others_decode(llm: LLM) -> None:
     assert type(scheduler(llm)) is WholeImageScheduler
     before = len(llm.collective_rpc(image_tokens_by_step)[0])
     request = {"prompt": "<image>\nWhat is this?", "multi_modal_data": PICTURE}
@@ -90,18 +90,18 @@ def test_ltdr_sees_images_whole_though_others_decode(llm: LLM) -> None:
 
 
 def mark_blocks(worker: Any, blocks: list[int]) -> None:
-    """To be run in the worker: put numbers that no model writes into blocks of the KV cache."""
+    """Runs in the worker: fill blocks of the KV cache with numbers that no model writes."""
     for layer in worker.model_runner.kv_caches:
         layer[blocks] = 123.0
 
 
 def marks_left(worker: Any, blocks: list[int]) -> float:
-    """To be run in the worker: the share of these numbers that is still there."""
+    """Runs in the worker: return the share of these numbers that is unchanged."""
     left = [float((layer[blocks] == 123.0).float().mean()) for layer in worker.model_runner.kv_caches]
     return sum(left) / len(left)
 
 
-def test_a_running_requests_blocks_keep_their_bytes_where_a_hit_ends_inside_an_image(llm: LLM) -> None:
+def test_a_running_requests_blocks_are_unchanged_if_a_hit_ends_inside_an_image(llm: LLM) -> None:
     beginning = "so " * 18 + "<image>"
     add(llm, "reader", beginning + "\nWhat is this? ASSISTANT:", 100)
     engine: Any = llm.llm_engine
@@ -117,7 +117,7 @@ def test_a_running_requests_blocks_keep_their_bytes_where_a_hit_ends_inside_an_i
     for _ in range(10):
         llm.llm_engine.step()
     assert llm.collective_rpc(marks_left, args=(read[:2],)) == [1.0]
-    # What was hit before the image is still shared.
+    # The hit before the image is still shared.
     assert blocks_of(llm, "other")[0] == first
     assert blocks_of(llm, "other")[1] != second
     llm.llm_engine.abort_request(["reader", "other"])

@@ -1,4 +1,4 @@
-"""Policies that decide by the whole request, its images, prompt and answer, route alike in any company."""
+"""Policies that decide by the whole request give the same routing whatever requests run beside it."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,14 +18,14 @@ from tests.model_plugins.routing.routing_steps import CASES
 from tests.model_plugins.tiny_checkpoints import MOE, make_checkpoint
 
 ROUTERS = ["task", "cluster", "instruction", "task by label", "ltdr over the request"]
-"""By layer."""
+"""The routing settings by layer."""
 ONCE = 4
-"""So many of them decide once for all tokens of a request."""
+"""The number of these policies that decide once for all tokens of a request."""
 STEP, BLOCK_SIZE, BLOCKS = 24, 32, 8
 
 
 class Question(NamedTuple):
-    """A request."""
+    """A request with an image or images."""
 
     text: str
     task: int | None
@@ -55,7 +55,7 @@ QUESTIONS = [
 
 
 class Answer(NamedTuple):
-    """What a request got: its tokens, and each of its computed rows."""
+    """The result of a request: its tokens, and the rows of its computed tokens."""
 
     tokens: tuple[int, ...]
     rows: list[Row]
@@ -77,13 +77,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def llm(checkpoint: Path) -> Iterator[LLM]:
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the test looks at the scheduler
+        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the test reads the scheduler
         options: dict[str, Any] = {
             "block_size": BLOCK_SIZE,
             "num_gpu_blocks_override": BLOCKS,  # two or three requests at once, and then preemption
             "max_model_len": 192,
             "max_num_seqs": 6,
-            "max_num_batched_tokens": 197,  # a prompt beside five requests that decode
+            "max_num_batched_tokens": 197,  # enough for a prompt beside five requests that decode
             "limit_mm_per_prompt": {"image": 2},
         }
         with engine(checkpoint, **options) as llm:
@@ -111,21 +111,21 @@ def answers(llm: LLM, questions: Sequence[Question], step_tokens: int) -> list[A
 
 @pytest.fixture(scope="module")
 def alone(llm: LLM) -> list[Answer]:
-    """Each in one step, but for its decoding."""
+    """The result of each request alone: its prompt is computed in one step."""
     return [answers(llm, [question], step_tokens=192)[0] for question in QUESTIONS]
 
 
-def test_all_tokens_of_a_request_use_its_experts(alone: list[Answer]) -> None:
+def test_all_tokens_of_a_request_use_the_same_experts(alone: list[Answer]) -> None:
     for question, answer in zip(QUESTIONS, alone, strict=True):
         assert len({row.experts[:ONCE] for row in answer.rows}) == 1
         assert {row.segment != TEXT for row in answer.rows} >= {question.pictures > 0}
         assert len(answer.rows) > 30  # prompt and answer
 
 
-def test_a_task_chooses_the_experts_and_nothing_else_does(alone: list[Answer]) -> None:
+def test_only_the_task_chooses_the_experts(alone: list[Answer]) -> None:
     chosen = [answer.rows[0].experts for answer in alone]
     by_label = [set(experts[3]) for experts in chosen]
-    assert by_label == [{2}, {0}, {3}, {0}, {3}, {0}]  # the label's expert; 1 is the default
+    assert by_label == [{2}, {0}, {3}, {0}, {3}, {0}]  # the label's expert; the default is 1
     for with_task, other_task in ((0, 1), (1, 2), (0, 2)):
         assert chosen[with_task][1:3] == chosen[other_task][1:3]
         assert alone[with_task].tokens != alone[other_task].tokens
@@ -133,24 +133,24 @@ def test_a_task_chooses_the_experts_and_nothing_else_does(alone: list[Answer]) -
 
 
 def test_the_instruction_chooses_the_experts(alone: list[Answer]) -> None:
-    """The cluster of an instruction may be another's; what the gate says of its mean is its own."""
+    """Two instructions can be in the same cluster; the gate's decision about their means differs."""
     logits = [answer.rows[0].logits[2] for answer in alone]
     assert not np.array_equal(logits[0], logits[4])
-    assert not logits[5].any()  # an image alone has no instruction
+    assert not logits[5].any()  # an image alone is without an instruction
 
 
-def test_a_batch_in_small_steps_under_preemption_changes_nothing(llm: LLM, alone: list[Answer]) -> None:
+def test_small_steps_and_preemption_change_nothing(llm: LLM, alone: list[Answer]) -> None:
     batch = answers(llm, QUESTIONS, step_tokens=STEP)
     preempted = 0
     for answer, expected in zip(batch, alone, strict=True):
         assert {row.experts for row in answer.rows} == {row.experts for row in expected.rows}
         assert answer.tokens == expected.tokens
         preempted += len({row.position for row in answer.rows}) < len(answer.rows)
-    assert preempted  # else this test would not show what it says
+    assert preempted  # otherwise this test would check nothing
 
 
 def test_prefixes_are_not_shared(llm: LLM, alone: list[Answer]) -> None:
-    """The same prompt again: all of it is computed, since another task may have left what a cache held."""
+    """A repeated prompt is computed completely, since the cache could be from another task."""
     (again,) = answers(llm, QUESTIONS[:1], step_tokens=192)
     assert len(again.rows) == len(alone[0].rows)
 
@@ -158,8 +158,11 @@ def test_prefixes_are_not_shared(llm: LLM, alone: list[Answer]) -> None:
 PAIR = Question("USER: <image>\n<image>\nWhich one is it? ASSISTANT:", 0, 2)
 
 
-def test_the_images_of_a_request_are_compared_in_any_company(llm: LLM) -> None:
-    """They share a mean, and so a step: where that has no room for the text before them, it goes ahead."""
+def test_the_images_of_a_request_are_compared_beside_any_requests(llm: LLM) -> None:
+    """They share a mean, and therefore a step.
+
+    If the text before them does not fit into it, it is computed first.
+    """
     (alone,) = answers(llm, [PAIR], step_tokens=192)
     many = [PAIR, *QUESTIONS[:3], PAIR]
     batch = answers(llm, many, step_tokens=44)
@@ -179,7 +182,7 @@ def test_tail_tokens_are_those_above_the_mean_of_all_images_of_the_request(llm: 
     assert tail != reference.tail(reference.probabilities(logits), [row.segment for row in seen])
 
 
-def test_a_task_that_is_none_is_left_out(llm: LLM, alone: list[Answer]) -> None:
+def test_an_unknown_task_is_ignored(llm: LLM, alone: list[Answer]) -> None:
     wrong = [Question(LONG, label) for label in (-3, 99, True, "1")]  # type: ignore[arg-type]
     for answer in answers(llm, wrong, step_tokens=192):
         assert answer.tokens == alone[3].tokens

@@ -1,4 +1,4 @@
-"""What a request gets does not depend on the requests beside it; what it counts is what it computed."""
+"""The results of a request don't depend on other requests, and exactly its computed tokens are counted."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from tests.model_plugins.engine import PHI, engine, greedy, logits
 from tests.paths import DATA
 
 TOKENS_PER_IMAGE, NEW_TOKENS = 16, 5
-STEP = 64  # tokens: far fewer than the requests hold together, so that prefills are cut
+STEP = 64  # tokens: far fewer than all requests have, so that prompts are split
 
 
 def picture(seed: int) -> Image.Image:
@@ -65,7 +65,7 @@ def alone(llm: LLM) -> list[Alone]:
     return [(output, load) for (output,), load in answers]
 
 
-def test_a_batch_in_small_steps_changes_nothing(llm: LLM, alone: list[Alone]) -> None:
+def test_small_steps_change_nothing(llm: LLM, alone: list[Alone]) -> None:
     outputs, load = load_of(llm, requests())
     for output, (expected, _) in zip(outputs, alone, strict=True):
         assert output.outputs[0].token_ids == expected.outputs[0].token_ids
@@ -81,7 +81,7 @@ def test_each_computed_token_is_counted_once(alone: list[Alone]) -> None:
         images = request["prompt"].count("<image>")
         vision = images * TOKENS_PER_IMAGE
         assert output.prompt_token_ids is not None
-        text = len(output.prompt_token_ids) - vision + NEW_TOKENS - 1  # the last token is not fed back
+        text = len(output.prompt_token_ids) - vision + NEW_TOKENS - 1  # the last token is never computed
         for layer in range(2):
             tail = load["tail_tokens"][layer]
             assert load["tokens"][layer].tolist() == [text, vision]
@@ -94,7 +94,7 @@ def test_each_computed_token_is_counted_once(alone: list[Alone]) -> None:
             assert (0 < tail < vision) if images else tail == 0
 
 
-def test_a_vision_setting_changes_images_and_leaves_text_bit_for_bit(alone: list[Alone]) -> None:
+def test_a_vision_setting_changes_images_and_no_bit_of_text(alone: list[Alone]) -> None:
     with engine(PHI, {"policy": "topk"}, limit_mm_per_prompt={"image": 2}) as other:
         for request, (expected, _) in zip(requests(), alone, strict=True):
             (output,) = other.generate(request, greedy(NEW_TOKENS, with_prompt=False), use_tqdm=False)
@@ -124,7 +124,7 @@ def forgot_the_step(model: Any) -> bool:
     return bool((model.routing.step.tokens.segments == PADDING).all())
 
 
-def test_after_a_step_a_dummy_step_would_count_nothing(llm: LLM, alone: list[Alone]) -> None:
+def test_a_dummy_step_after_a_real_one_counts_nothing(llm: LLM, alone: list[Alone]) -> None:
     assert llm.apply_model(forgot_the_step) == [True]
 
 

@@ -1,4 +1,4 @@
-"""A Hub name becomes the folder of the local cache's snapshot, or a sentence."""
+"""A Hub name becomes a folder of the local cache, or an error message."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_is_itself(tmp_path: Path) -> None:
+def test_a_folder_stays_as_it_is(tmp_path: Path) -> None:
     assert checkpoint_folder(str(tmp_path)) == tmp_path
 
 
@@ -34,7 +34,7 @@ def test_a_name_is_found_in_the_cache(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("what_is_there", ["nothing", "only a config"])
-def test_what_is_not_whole_in_the_cache_offline(
+def test_an_incomplete_snapshot_is_refused_offline(
     cache: Path, monkeypatch: pytest.MonkeyPatch, what_is_there: str
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -45,7 +45,9 @@ def test_what_is_not_whole_in_the_cache_offline(
         checkpoint_folder(name, cache=str(cache))
 
 
-def test_what_is_not_in_the_cache_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_that_is_not_in_the_cache_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked_for = []
 
     def snapshot_download(name: str, local_files_only: bool = False, **options: object) -> str:
@@ -73,6 +75,6 @@ def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["not a name", "a/b/c"])
-def test_what_is_no_name(name: str) -> None:
+def test_a_wrong_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="neither a folder nor a name on the Hugging Face Hub"):
         checkpoint_folder(name)

@@ -1,4 +1,4 @@
-"""Weight files are found and read as vLLM reads them, and a damaged one gives a sentence."""
+"""Weight files are found and read like in vLLM, and a damaged one gives an error message."""
 
 import json
 import pickle
@@ -37,7 +37,7 @@ def test_old_bin_files(tmp_path: Path, zip_format: bool) -> None:
 
 
 @pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "before torch 1.6"])
-def test_a_pickle_with_code_in_it_is_refused_and_not_run(
+def test_a_pickle_with_code_is_refused_and_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zip_format: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -77,7 +77,9 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         weight_files(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "sentence"), [('{"a": ', "is not JSON"), ("[]", "holds no JSON object")])
+@pytest.mark.parametrize(
+    ("text", "sentence"), [('{"a": ', "is not JSON"), ("[]", "does not hold a JSON object")]
+)
 def test_json_that_is_none(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=sentence):

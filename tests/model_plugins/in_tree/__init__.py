@@ -1,1 +1,1 @@
-"""Tiny checkpoints of vLLM's own vision-language models with experts, and what transformers makes of them."""
+"""Tiny checkpoints of vLLM's own vision-language MoE models, and the results of transformers for them."""

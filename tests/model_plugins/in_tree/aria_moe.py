@@ -1,4 +1,4 @@
-"""Aria: softmax over the chosen logits, which is softmax, renormalised; shared experts; pictures alone."""
+"""Aria: its softmax over the chosen logits equals a renormalised softmax; shared experts; images only."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}<|im_start|>assistant\n"
 )
 SIDE, PATCH, TOKENS_PER_IMAGE = 980, 70, 12
-"""In pixels; the processor makes no smaller picture."""
+"""The image size in pixels. The processor makes no smaller images."""
 
 
 def config(ids: dict[str, int]) -> AriaConfig:

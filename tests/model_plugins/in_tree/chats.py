@@ -1,4 +1,4 @@
-"""Requests with text, pictures and videos made in code, as transformers and as vLLM take them."""
+"""Requests with text, generated pictures and videos, in the forms of transformers and vLLM."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from transformers import AutoTokenizer
 
 @dataclass(frozen=True)
 class Video:
-    """Frames `[frames, height, width, 3]` of bytes, which the processors take as they are."""
+    """Frames `[frames, height, width, 3]` of bytes, which the processors don't change."""
 
     frames: np.ndarray
     fps: float = 2.0
 
     def metadata(self) -> dict[str, Any]:
-        """What both processors make timestamps of."""
+        """The metadata from which both processors make timestamps."""
         count = len(self.frames)
         return {
             "fps": self.fps,
@@ -32,7 +32,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Chat:
-    """One message of the user: texts, pictures and videos in their order."""
+    """One message of the user: texts, pictures and videos in order."""
 
     parts: Sequence[str | Picture | Video]
 
@@ -45,7 +45,7 @@ class Chat:
         return [part for part in self.parts if isinstance(part, Video)]
 
     def prompt(self, checkpoint: Path) -> str:
-        """By the chat template, with one placeholder a picture or video."""
+        """The prompt of the chat template, with one placeholder for each picture or video."""
         content = [
             {"type": "text", "text": part}
             if isinstance(part, str)
@@ -57,7 +57,7 @@ class Chat:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def for_vllm(self, checkpoint: Path) -> Any:
-        """What `LLM.generate` takes."""
+        """The prompt for `LLM.generate`."""
         media: dict[str, Any] = {}
         if self.pictures:
             media["image"] = self.pictures
@@ -69,7 +69,7 @@ class Chat:
 
 
 def picture(seed: int, width: int = 64, height: int = 64) -> Picture:
-    """Coloured tiles: neighbouring patches differ."""
+    """Coloured tiles. Neighbouring patches differ."""
     tiles = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(tiles).resize((width, height), Image.Resampling.NEAREST)
 
@@ -82,4 +82,4 @@ TEXT = Chat(("Which way does the light go?",))
 TWO_PICTURES = Chat(("First ", picture(1), " then ", picture(2, width=128, height=96), ": what changed?"))
 VIDEO = Chat((video(10), "Which colours?"))
 PICTURE_AND_VIDEO = Chat((picture(3), "and", video(20), "Which colours?"))
-"""Not for GLM: transformers takes a video's placeholders for those of the picture beside it."""
+"""Not for GLM, because transformers mixes up the placeholders of a video and a picture in one prompt."""

@@ -34,6 +34,6 @@ MODELS = {
 
 
 def make_checkpoint(name: str, folder: Path) -> Path:
-    """Write the model of that name into `folder`, the same bytes each time."""
+    """Write the model of this name into `folder`. The bytes are the same each time."""
     MODELS[name].save(folder / name)
     return folder / name

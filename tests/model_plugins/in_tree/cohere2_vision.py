@@ -1,4 +1,4 @@
-"""Cohere's vision model with experts: a sigmoid, renormalised, by a function of the model's own in vLLM."""
+"""Cohere's vision model with experts: a renormalised sigmoid, by a function of the model in vLLM."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}<|START_OF_TURN_TOKEN|>chatbot\n"
 )
 SIDE, PATCH, DOWN = 56, 14, 2
-"""Pixels of a tile and of a patch, and how many patches a side one token is made of."""
+"""Pixels of a tile and of a patch, and the patches on each side of a token."""
 
 
 def config(ids: dict[str, int]) -> Cohere2VisionConfig:
@@ -74,7 +74,7 @@ def config(ids: dict[str, int]) -> Cohere2VisionConfig:
 
 
 def processor(tokenizer: Any, chat_template: str) -> Cohere2VisionProcessor:
-    """4 tokens a tile."""
+    """A processor with 4 tokens for each tile."""
     return Cohere2VisionProcessor(
         image_processor=Cohere2VisionImageProcessor(
             size={"height": SIDE, "width": SIDE},

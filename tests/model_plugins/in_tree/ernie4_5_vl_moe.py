@@ -1,7 +1,7 @@
-"""ERNIE-4.5-VL: text experts and vision experts in a layer, each with a router.
+"""ERNIE-4.5-VL: separate text experts and vision experts in a layer, each with a router.
 
-That is a softmax with a bias, which is nothing here, renormalised. The first layer is dense, and shared
-experts take all tokens.
+The routers are renormalised softmaxes with a bias, which is 0 here. The first layer is dense, and shared
+experts process all tokens.
 """
 
 import json
@@ -51,11 +51,11 @@ RELEASED_PLACEHOLDERS = {
 ENGINE: dict[str, Any] = {
     "trust_remote_code": True,
     "limit_mm_per_prompt": {"image": 2, "video": 1},
-    # Or vLLM's rotary embedding of this model fails on CPU.
+    # Otherwise vLLM's rotary embedding of this model fails on CPU.
     "compilation_config": {"custom_ops": ["none"]},
 }
 EXPERTS, LAYERS, PATCH = 8, 3, 14
-"""As many experts for text as for vision."""
+"""The number of text experts, and of vision experts."""
 TEXT: dict[str, Any] = {
     "vocab_size": BYTES + len(TOKENS),
     "hidden_size": 64,
@@ -96,7 +96,7 @@ def config(ids: dict[str, int]) -> Ernie4_5_VLMoeConfig:
 
 
 def processor(tokenizer: Any, chat_template: str) -> Ernie4_5_VLMoeProcessor:
-    """4 to 16 tokens an image or two frames, of 28 pixels a side."""
+    """A processor with 4 to 16 tokens for an image or two frames; a token is 28 pixels wide."""
     pixels: dict[str, Any] = {
         "size": {"shortest_edge": 4 * 28**2, "longest_edge": 16 * 28**2},
         "image_mean": [0.5] * 3,
@@ -117,12 +117,12 @@ MODEL = TinyModel(
     tokenizer_settings={"extra_special_tokens": NAMES},
     processor=processor,
     chat_template="{% for m in messages %}{{ m.content }}{% endfor %}",
-    factors={".e_score_correction_bias": 0.0},  # vLLM's router on CPU leaves a softmax's bias out
+    factors={".e_score_correction_bias": 0.0},  # vLLM's router on CPU ignores a softmax's bias
 )
 
 
 def as_released(checkpoint: Path) -> Path:
-    """The same weights in a folder as on the Hub, which vLLM takes with `trust_remote_code`."""
+    """Write the weights into a folder in the form of the Hub, which vLLM loads with `trust_remote_code`."""
     folder = checkpoint.with_name(f"{checkpoint.name}-released")
     shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
     weights = load_file(checkpoint / "model.safetensors")
@@ -156,7 +156,7 @@ def as_released(checkpoint: Path) -> Path:
 
 
 def answers(checkpoint: Path, requests: Sequence[Request], max_tokens: int) -> list[Answer]:
-    """What transformers makes of each request by itself. A video's tokens are told as vLLM spells them."""
+    """Transformers' answer to each request alone. A video's tokens are spelled like in vLLM."""
     model = Ernie4_5_VLMoeForConditionalGeneration.from_pretrained(
         checkpoint, dtype="auto", attn_implementation="eager", experts_implementation="eager"
     ).eval()

@@ -1,7 +1,7 @@
-"""Configuration and processor of a tiny ERNIE-4.5-VL, as its checkpoints bring them along on the Hub.
+"""Configuration and processor of a tiny ERNIE-4.5-VL, in the form of its checkpoints on the Hub.
 
-vLLM takes that form alone, and transformers its own. This file is copied into the checkpoint, so it imports
-nothing of the tests.
+vLLM only accepts that form, and transformers only its own. This file is copied into the checkpoint, so it
+imports nothing of the tests.
 """
 
 from typing import Any
@@ -11,13 +11,13 @@ from transformers import BatchFeature, Ernie4_5_VLMoeProcessor, PretrainedConfig
 
 
 class VisionConfig(PretrainedConfig):
-    """Of the image tower."""
+    """The configuration of the image tower."""
 
     model_type = "ernie4_5_moe_vl_vision"
 
 
 class Config(PretrainedConfig):
-    """Of the whole model, with the decoder's settings at the top."""
+    """The configuration of the whole model, with the decoder's settings at the top level."""
 
     model_type = "ernie4_5_moe_vl"
     sub_configs = {"vision_config": VisionConfig}  # noqa: RUF012
@@ -28,7 +28,7 @@ class Config(PretrainedConfig):
 
 
 class Processor(Ernie4_5_VLMoeProcessor):
-    """Gives the patches of images and then of videos together, as bytes: vLLM normalises them."""
+    """Returns the patches of images and then of videos, as bytes that vLLM normalises."""
 
     spatial_conv_size = temporal_conv_size = 2
 
@@ -42,7 +42,7 @@ class Processor(Ernie4_5_VLMoeProcessor):
         super().__init__(image_processor, tokenizer, video_processor, chat_template)
         size = image_processor.size
         self._size = {name: size[name] for name in ("shortest_edge", "longest_edge")}
-        # By these names vLLM asks for them.
+        # The names that vLLM looks for.
         image_processor.size = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
 
     def __call__(self, text: Any = None, images: Any = None, videos: Any = None, **_: Any) -> BatchFeature:

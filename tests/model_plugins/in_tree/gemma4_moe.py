@@ -1,6 +1,6 @@
-"""Gemma 4 with experts: softmax over a norm of its own, renormalised, times a learned scale of each expert.
+"""Gemma 4 with experts: a renormalised softmax over its own norm, times a learned scale for each expert.
 
-A dense layer stands beside the experts of each layer, and the last layer attends without a window.
+Each layer also has a dense MLP beside the experts, and the last layer attends without a window.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}<|turn>model\n"
 )
 TOKENS_PER_IMAGE = 70
-"""At most; the fewest that the processors allow."""
+"""The most tokens of an image: the processors' minimum."""
 PATCH, POOL = 4, 3
 
 
@@ -76,7 +76,7 @@ def config(ids: dict[str, int]) -> Gemma4Config:
         "patch_size": PATCH,
         "pooling_kernel_size": POOL,
         "position_embedding_size": 1024,
-        "default_output_length": TOKENS_PER_IMAGE,  # vLLM reads it; transformers asks the processor
+        "default_output_length": TOKENS_PER_IMAGE,  # vLLM reads this; transformers reads the processor
     }
     return Gemma4Config(
         text_config=text,
@@ -120,7 +120,7 @@ MODEL = TinyModel(
     },
     processor=processor,
     chat_template=CHAT_TEMPLATE,
-    # Keeps experts from near ties: the router divides by the root of the hidden size; media have many tokens.
+    # Avoids near ties: the router divides by the root of the hidden size, and media have many tokens.
     factors={".router.scale": 8.0},
     seed=6,
 )

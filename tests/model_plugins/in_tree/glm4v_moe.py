@@ -1,4 +1,4 @@
-"""GLM-4.5V: sigmoid with a bias, in groups, scaled; a shared expert; the first layer is dense.
+"""GLM-4.5V: grouped sigmoid with a bias, scaled; a shared expert; a dense first layer.
 
 The frames of a video use the token of images.
 """
@@ -87,7 +87,10 @@ def config(ids: dict[str, int]) -> Glm4vMoeConfig:
 
 
 def processor(tokenizer: Any, chat_template: str) -> Glm4vProcessor:
-    """4 to 16 tokens an image, of 28 pixels a side; the sizes count both frames of a patch."""
+    """A processor with 4 to 16 tokens for an image; a token is 28 pixels wide.
+
+    Sizes count both frames of a patch.
+    """
     return Glm4vProcessor(
         image_processor=Glm4vImageProcessor(size={"shortest_edge": 8 * 28**2, "longest_edge": 32 * 28**2}),
         video_processor=Glm4vVideoProcessor(size={"shortest_edge": 8 * 28**2, "longest_edge": 64 * 28**2}),

@@ -1,4 +1,4 @@
-"""InternVL with Qwen3-MoE: softmax, renormalised; a picture is some tiles and a thumbnail of all of it."""
+"""InternVL with Qwen3-MoE: a renormalised softmax. A picture is split into tiles and a thumbnail."""
 
 from typing import Any
 
@@ -30,14 +30,14 @@ CHAT_TEMPLATE = (
     "{% endfor %}<|im_start|>assistant\n"
 )
 SIDE, PATCH = 56, 14
-"""Of a tile and a patch, in pixels; a token stands for 2 by 2 patches."""
+"""Pixels of a tile and of a patch. A token is 2 by 2 patches."""
 TOKENS_PER_TILE = (SIDE // PATCH // 2) ** 2
 
 
 def config(ids: dict[str, int]) -> InternVLConfig:
     text: dict[str, Any] = {
         "model_type": "qwen3_moe",
-        "architectures": ["Qwen3MoeForCausalLM"],  # vLLM builds the decoder by it
+        "architectures": ["Qwen3MoeForCausalLM"],  # vLLM chooses the decoder by it
         "vocab_size": BYTES + len(ids),
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -72,7 +72,7 @@ def config(ids: dict[str, int]) -> InternVLConfig:
 
 
 def processor(tokenizer: Any, chat_template: str) -> InternVLProcessor:
-    """1 to 5 tiles a picture, and one a frame."""
+    """A processor with 1 to 5 tiles for a picture, and one for a frame."""
     size = {"height": SIDE, "width": SIDE}
     return InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(size=size, crop_to_patches=True, max_patches=4),
@@ -99,4 +99,4 @@ MODEL = TinyModel(
     chat_template=CHAT_TEMPLATE,
 )
 SPELLED = {BYTES + TOKENS.index("<video>"): BYTES + TOKENS.index("<IMG_CONTEXT>")}
-"""vLLM's token for a video, and the one that transformers has in its place."""
+"""vLLM's token for a video, and the token that transformers has in its place."""

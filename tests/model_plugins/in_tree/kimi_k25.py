@@ -1,6 +1,6 @@
-"""Kimi-K2.5: sigmoid with a bias, in groups, scaled; a shared expert; the first layer is dense.
+"""Kimi-K2.5: grouped sigmoid with a bias, scaled; a shared expert; a dense first layer.
 
-vLLM takes an image and each four frames of a video alike, as a chunk, and spells both with one token.
+vLLM processes an image and each four frames of a video alike, as a chunk, with the same token for both.
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ CHAT_TEMPLATE = (
 OF_VIDEO = "<|media_begin|>video<|media_content|><|media_pad|><|media_end|>"
 PATCH, FRAMES = 14, 4
 SIDE = 512
-"""Patches that an image has on a side at most."""
+"""The most patches on a side of an image."""
 
 ROPE = {
     "rope_type": "yarn",
@@ -58,7 +58,7 @@ ROPE = {
     "mscale": 1.0,
     "mscale_all_dim": 1.0,
 }
-"""As released. vLLM 0.32 on CPU rotates plain positions of a part of a head at the wrong places."""
+"""Plain rotary positions as released. vLLM 0.32 on CPU rotates the wrong part of a head for others."""
 
 
 def config(ids: dict[str, int]) -> Kimi_K25Config:
@@ -72,7 +72,7 @@ def config(ids: dict[str, int]) -> Kimi_K25Config:
         "first_k_dense_replace": 1,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
-        "kv_lora_rank": 512,  # with the next, the only size that vLLM has a kernel for on CPU
+        "kv_lora_rank": 512,  # together with the next setting the only size that vLLM has a kernel for on CPU
         "q_lora_rank": 48,
         "qk_nope_head_dim": 32,
         "qk_rope_head_dim": 64,
@@ -84,7 +84,7 @@ def config(ids: dict[str, int]) -> Kimi_K25Config:
         "routed_scaling_factor": 1.5,
         "n_shared_experts": 1,
         "num_nextn_predict_layers": 0,
-        "topk_method": "noaux_tc",  # vLLM reads it and the next; transformers always does so
+        "topk_method": "noaux_tc",  # vLLM reads this and the next; transformers always does it
         "scoring_func": "sigmoid",
         "max_position_embeddings": 4096,
         "rope_parameters": ROPE,
@@ -115,7 +115,7 @@ def config(ids: dict[str, int]) -> Kimi_K25Config:
 
 
 def processor(tokenizer: Any, chat_template: str) -> Kimi_K25Processor:
-    """An image keeps its size, padded to tokens of 28 pixels a side. vLLM has a processor of its own."""
+    """A processor that pads an image to tokens of 28 pixels. vLLM has its own processor."""
     alike = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     for_vllm = {
         "patch_size": PATCH,
@@ -151,13 +151,13 @@ MODEL = TinyModel(
     },
 )
 CHATS = (TEXT, TWO_PICTURES, PICTURE_AND_VIDEO, Chat((video(10, frames=9), "Which colours?")))
-"""The last part of nine frames is a frame alone."""
+"""The last chunk of nine frames has one frame."""
 SPELLED = {BYTES + TOKENS.index("<|kimi_k25_video_placeholder|>"): BYTES + TOKENS.index("<|media_pad|>")}
-"""Each token that transformers has in a prompt, and vLLM's in its place."""
+"""Each placeholder token of transformers, and the token of vLLM in its place."""
 
 
 def for_vllm(chat: Chat, checkpoint: Path) -> dict[str, Any]:
-    """What `LLM.generate` takes: the frames of a video are chunks, each with its time before it."""
+    """The prompt for `LLM.generate`: the frames of a video are chunks, each after its time."""
     prompt, chunks = chat.prompt(checkpoint), list[dict[str, Any]]()
     for part in chat.parts:
         if isinstance(part, Picture):
@@ -173,7 +173,10 @@ def for_vllm(chat: Chat, checkpoint: Path) -> dict[str, Any]:
 
 
 def mend(model: Any) -> None:
-    """Embed chunk by chunk: transformers 5.19 fails where one has several frames, or more than another."""
+    """Embed chunk by chunk.
+
+    Transformers 5.19 fails if a chunk has several frames or chunks differ in length.
+    """
     inner = model.model
 
     def features(pixel_values: Tensor, image_grid_thw: Tensor, **_: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Llama 4: one expert by its logit's sigmoid, which weighs the expert's input; each other layer is dense."""
+"""Llama 4: one expert by its logit's sigmoid, which weighs the expert's input. Every other layer is dense."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}<|header_start|>assistant<|header_end|>\n"
 )
 SIDE, PATCH = 56, 14
-"""Of a tile and a patch, in pixels; a token stands for 2 by 2 patches."""
+"""Pixels of a tile and of a patch. A token is 2 by 2 patches."""
 
 
 def config(ids: dict[str, int]) -> Llama4Config:
@@ -75,7 +75,7 @@ def config(ids: dict[str, int]) -> Llama4Config:
 
 
 def processor(tokenizer: Any, chat_template: str) -> Llama4Processor:
-    """1 to 5 tiles a picture, of 4 tokens each; separators stand between them."""
+    """A processor with 1 to 5 tiles for a picture, 4 tokens each, and separators between them."""
     return Llama4Processor(
         image_processor=Llama4ImageProcessor(size={"height": SIDE, "width": SIDE}, max_patches=4),
         tokenizer=tokenizer,

@@ -1,4 +1,4 @@
-"""Mistral 3 around a Mixtral: softmax, renormalised. Each row of an image ends with a token that is text."""
+"""Mistral 3 with a Mixtral decoder: a renormalised softmax. Each row of an image ends with a text token."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
 )
 PATCH, MERGED = 14, 2
-"""Pixels of a patch, and how many patches a side one token is made of."""
+"""Pixels of a patch, and the patches on each side of a token."""
 
 
 def config(ids: dict[str, int]) -> Mistral3Config:
@@ -62,7 +62,7 @@ def config(ids: dict[str, int]) -> Mistral3Config:
 
 
 def processor(tokenizer: Any, chat_template: str) -> PixtralProcessor:
-    """At most 16 tokens an image."""
+    """A processor with at most 16 tokens for an image."""
     return PixtralProcessor(
         image_processor=PixtralImageProcessor(size={"longest_edge": 8 * PATCH}, patch_size=PATCH),
         tokenizer=tokenizer,

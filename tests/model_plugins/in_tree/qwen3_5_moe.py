@@ -1,6 +1,6 @@
-"""Qwen3.5-MoE: softmax, renormalised, with a gated shared expert; linear attention in every other layer.
+"""Qwen3.5-MoE: a renormalised softmax, a gated shared expert, linear attention in every other layer.
 
-In bfloat16, since vLLM's linear attention on the CPU takes no float32.
+Its dtype is bfloat16, because vLLM's linear attention on CPU does not support float32.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def config(ids: dict[str, int]) -> Qwen3_5MoeConfig:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 32,
-        "linear_key_head_dim": 64,  # the smallest that vLLM's kernel for the CPU takes
+        "linear_key_head_dim": 64,  # the smallest size for vLLM's CPU kernel
         "linear_value_head_dim": 64,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,

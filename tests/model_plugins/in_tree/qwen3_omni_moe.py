@@ -1,4 +1,4 @@
-"""Qwen3-Omni's thinker: as Qwen3-VL-MoE, with sound; a video's may lie between its frames."""
+"""Qwen3-Omni's thinker: like Qwen3-VL-MoE, with sound. A video's sound can be between its frames."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +48,7 @@ NAMES = {
 }
 EXPERTS, MEL_BINS = 8, 16
 IDS_PER_SECOND = 13
-"""Of positions; the processor's own number, and about the tokens of a second of sound."""
+"""Positions for each second: the processor's own number, close to the number of sound tokens."""
 
 
 def config(ids: dict[str, int]) -> Qwen3OmniMoeConfig:
@@ -79,7 +79,7 @@ def config(ids: dict[str, int]) -> Qwen3OmniMoeConfig:
         "downsample_hidden_size": 16,
     }
     tower = vision() | DEEPSTACK | {"out_hidden_size": text["hidden_size"]}
-    # As released, and read by vLLM alone: a side of `num_position_embeddings` patches.
+    # As released, and only read by vLLM: a side of `num_position_embeddings` patches.
     tower |= {"image_size": 8 * tower["patch_size"], "apply_vit_abs_pos_embed": True}
     thinker: dict[str, Any] = {
         "text_config": text,
@@ -98,7 +98,7 @@ def config(ids: dict[str, int]) -> Qwen3OmniMoeConfig:
 
 
 def processor(tokenizer: Any, chat_template: str) -> Qwen3OmniMoeProcessor:
-    """4 tokens an image or two frames, of 32 pixels a side; at most two seconds of sound in a piece."""
+    """A processor with 4 tokens for an image or two frames of 32 pixels, and sounds of up to two seconds."""
     pixels = {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     size = {"shortest_edge": 4 * 32**2, "longest_edge": 16 * 32**2}
     return Qwen3OmniMoeProcessor(
@@ -126,7 +126,7 @@ PLACEHOLDERS = {
 
 
 def answers(checkpoint: Path, requests: Sequence[Request], max_tokens: int) -> list[Answer]:
-    """What transformers' thinker makes of each request by itself."""
+    """The answers of transformers' thinker to each request alone."""
     loaded = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
         checkpoint, dtype="auto", attn_implementation="eager", experts_implementation="eager"
     )

@@ -1,4 +1,4 @@
-"""Qwen3-VL without experts: no MoE layer that could be seen."""
+"""Qwen3-VL without experts, and so without a MoE layer to observe."""
 
 from typing import Any
 

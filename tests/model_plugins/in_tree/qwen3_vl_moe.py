@@ -1,4 +1,4 @@
-"""Qwen3-VL-MoE: softmax, renormalised; embeddings of deeper vision layers enter the first layers."""
+"""Qwen3-VL-MoE: a renormalised softmax. Embeddings of deeper vision layers are added in the first layers."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ DEEPSTACK = {"deepstack_visual_indexes": [0, 1]}
 
 
 def config(ids: dict[str, int], **changes: Any) -> Qwen3VLMoeConfig:
-    """`changes` are of the decoder."""
+    """The model's config, with `changes` to the decoder."""
     text: dict[str, Any] = {
         "vocab_size": BYTES + len(ids),
         "hidden_size": 64,
@@ -46,7 +46,7 @@ def config(ids: dict[str, int], **changes: Any) -> Qwen3VLMoeConfig:
         "head_dim": 32,
         "num_experts": 8,
         "num_experts_per_tok": 2,
-        "norm_topk_prob": True,  # vLLM reads it; transformers always does so
+        "norm_topk_prob": True,  # vLLM reads this; transformers always does it
         "max_position_embeddings": 4096,
         "tie_word_embeddings": False,
         "rope_parameters": ROPE,
@@ -58,7 +58,7 @@ def config(ids: dict[str, int], **changes: Any) -> Qwen3VLMoeConfig:
 
 
 def vision() -> dict[str, Any]:
-    """The smallest tower that has the class's parts."""
+    """The config of the smallest tower with all parts of the class."""
     return {
         "depth": 2,
         "hidden_size": 64,
@@ -80,7 +80,10 @@ def media_ids(ids: dict[str, int]) -> dict[str, int]:
 
 
 def processor(tokenizer: Any, chat_template: str) -> Qwen3VLProcessor:
-    """4 to 16 tokens an image, of 32 pixels a side; pictures and videos are normalised alike, as released."""
+    """A processor with 4 to 16 tokens for an image; a token is 32 pixels wide.
+
+    Normalisation is as released.
+    """
     alike = {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(

@@ -1,4 +1,4 @@
-"""What transformers makes of chats: greedy tokens, and which experts each modality's tokens used."""
+"""Transformers' results for chats: greedy tokens, and the experts that each modality's tokens used."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,29 +15,29 @@ from tests.model_plugins.in_tree.chats import Chat, Video
 from tests.model_plugins.in_tree.tiny_model import BYTES
 
 Rule = Callable[[int, Any, np.ndarray, bool], list[tuple[int, float]]]
-"""Of a MoE layer, its router, a token's logits and whether it is vision: its experts and their weights."""
+"""A rule: from a MoE layer, its router, a token's logits and whether it is vision to experts and weights."""
 UNUSED = -1
 MODALITIES = ("text", "image", "video")
-"""In the order of transformers' `mm_token_type_ids`."""
+"""The modalities in the order of transformers' `mm_token_type_ids`."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one chat; computed are the prompt's tokens and the answer's, but for the last."""
+    """The result of one chat. Computed tokens are the prompt's and the answer's without the last."""
 
     prompt_ids: list[int]
     token_ids: list[int]
     modality_T: np.ndarray
-    """Of each computed token, a number in MODALITIES."""
+    """The modality of each computed token, as an index into MODALITIES."""
     experts_LTK: np.ndarray
-    """Which experts each computed token used, by MoE layer; UNUSED where it used fewer than others."""
+    """The experts of each computed token by MoE layer. UNUSED fills up tokens that used fewer than others."""
     num_experts: int
     first_logits: np.ndarray
-    """Of the answer's first token, for each byte."""
+    """The log-probability of each byte as the answer's first token."""
 
     @property
     def counts(self) -> np.ndarray:
-        """`[layer, modality, expert]`: how many computed tokens of that modality used the expert."""
+        """The number of computed tokens that used each expert, `[layer, modality, expert]`."""
         layers = len(self.experts_LTK)
         counts = np.zeros((layers, len(MODALITIES), self.num_experts), dtype=np.int64)
         for layer, experts_TK in enumerate(self.experts_LTK):
@@ -47,7 +47,7 @@ class Answer:
 
     @property
     def tokens_without_experts(self) -> np.ndarray:
-        """`[layer, modality]`: how many computed tokens of that modality used no expert."""
+        """The number of computed tokens of each modality that used no expert, `[layer, modality]`."""
         is_without_LT = (self.experts_LTK == UNUSED).all(axis=2)
         is_of_TM = self.modality_T[:, None] == np.arange(len(MODALITIES))
         return is_without_LT.astype(int) @ is_of_TM
@@ -60,13 +60,15 @@ def answers(
     dtype: str | torch.dtype = "auto",
     rule: Rule | None = None,
 ) -> list[Answer]:
-    """Each chat by itself, in the checkpoint's dtype unless told, and with its own routing unless told."""
+    """The answer to each chat alone. The checkpoint's dtype and routing are the defaults."""
     model, processor = _loaded(checkpoint, dtype)
     found = []
     for chat in chats:
         prepared = inputs(processor, chat, checkpoint)
-        told = prepared.get("mm_token_type_ids")
-        modality_T = _modality(model, processor, chat, checkpoint) if told is None else told[0].numpy()
+        reported = prepared.get("mm_token_type_ids")
+        modality_T = (
+            _modality(model, processor, chat, checkpoint) if reported is None else reported[0].numpy()
+        )
         found.append(answer(model, prepared, modality_T, max_tokens, rule))
     return found
 
@@ -74,7 +76,7 @@ def answers(
 def tokens_alone(
     checkpoint: Path, chats: Sequence[Chat], max_tokens: int = 6
 ) -> list[tuple[list[int], list[int]]]:
-    """Of each chat to a model without experts, the prompt's and the answer's tokens."""
+    """The prompt's and answer's tokens of each chat to a model without experts."""
     model, processor = _loaded(checkpoint, "auto")
     prepared = [inputs(processor, chat, checkpoint) for chat in chats]
     return [_token_ids(one, _generated(model, one, max_tokens)) for one in prepared]
@@ -90,7 +92,7 @@ def _loaded(checkpoint: Path, dtype: str | torch.dtype) -> tuple[Any, Any]:
 
 
 def inputs(processor: Any, chat: Chat, checkpoint: Path) -> dict[str, Tensor]:
-    """What the processor makes of a chat, with its videos' frames as they are."""
+    """The processor's inputs for a chat. All frames of its videos are used."""
     media: dict[str, Any] = {}
     if chat.pictures:
         media["images"] = chat.pictures
@@ -103,7 +105,7 @@ def inputs(processor: Any, chat: Chat, checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _modality(model: Any, processor: Any, chat: Chat, checkpoint: Path) -> np.ndarray:
-    """Of a prompt's tokens, where the processor tells it not: each picture and video is asked by itself."""
+    """The modalities of a prompt's tokens if the processor doesn't report them, from each medium alone."""
     media_ids = [getattr(model.config, name, -1) for name in ("image_token_id", "video_token_id")]
 
     def media_T(chat: Chat) -> np.ndarray:
@@ -117,7 +119,7 @@ def _modality(model: Any, processor: Any, chat: Chat, checkpoint: Path) -> np.nd
 
 
 class _Watch:
-    """Keeps what a router chooses, and has it choose by a rule where there is one."""
+    """Records a router's choices, and makes it choose by a rule if there is one."""
 
     def __init__(self, layer: int, is_vision: np.ndarray, rule: Rule | None) -> None:
         self._layer, self._is_vision, self._rule = layer, is_vision, rule
@@ -128,7 +130,7 @@ class _Watch:
             self.rows.extend(_experts(output).numpy())
             return None
         first, weights_TK, experts_TK = output
-        # Gemma's routers give probabilities, whose logarithms are as good as the logits.
+        # Gemma's routers return probabilities, whose logarithms serve as logits.
         logits_TE = first.log() if type(router).__name__.startswith("Gemma") else first
         pairs_T: list[list[tuple[int, float]]] = []
         for logits_E in logits_TE.double().numpy():
@@ -144,7 +146,7 @@ class _Watch:
 
 
 def _experts(output: tuple[Tensor, ...]) -> Tensor:
-    """`experts_TK`, the part that holds whole numbers; Llama 4 gives each expert's weight, all but one 0."""
+    """The part of `experts_TK` with integers. Llama 4 returns each expert's weight, all but one of them 0."""
     whole = [part_TK for part_TK in output if not part_TK.is_floating_point()]
     return whole[0] if whole else output[0].argmax(dim=1, keepdim=True)
 
@@ -156,7 +158,7 @@ def answer(
     max_tokens: int,
     rule: Rule | None = None,
 ) -> Answer:
-    """Generates with the routers watched."""
+    """Generate an answer and record the routers."""
     routers = [module for name, module in model.named_modules() if _is_router(name)]
     watches = [_Watch(layer, prompt_modality > 0, rule) for layer in range(len(routers))]
     hooks = [router.register_forward_hook(watch) for router, watch in zip(routers, watches, strict=True)]
@@ -182,9 +184,9 @@ def answer(
 
 @torch.inference_mode()
 def _generated(model: Any, inputs: dict[str, Tensor], max_tokens: int) -> Any:
-    """Greedily; only bytes are allowed."""
+    """Generate greedily. Only bytes are allowed."""
     vocabulary = model.config.get_text_config().vocab_size
-    # Llama 4's processor gives pictures in bfloat16 to a model of any dtype.
+    # Llama 4's processor returns bfloat16 pictures for models of any dtype.
     taken = {
         name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()
     }

@@ -1,4 +1,4 @@
-"""Requests with any media between their texts, and what transformers makes of them: tokens and counts."""
+"""Requests with any media between their texts, and transformers' tokens and counts for them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,14 +18,14 @@ MODALITIES = ("text", "image", "video", "audio")
 
 @dataclass(frozen=True)
 class Request:
-    """`text` holds `{image}`, `{video}` and `{audio}` where they lie."""
+    """A request whose `text` has `{image}`, `{video}` and `{audio}` in the places of its media."""
 
     text: str
     pictures: Sequence[Picture] = ()
     videos: Sequence[Video] = ()
     sounds: Sequence[np.ndarray] = ()
     mixes_sound: bool = False
-    """Whether the sounds lie between the videos' frames."""
+    """Whether the sounds are between the videos' frames."""
 
     def prompt(self, placeholders: Mapping[str, str]) -> str:
         return self.text.format_map(placeholders)
@@ -33,16 +33,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """Greedy, with the experts of each token that was computed."""
+    """A greedy answer, with the experts of each computed token."""
 
     prompt_ids: list[int]
     token_ids: list[int]
     counts: np.ndarray
-    """`[layer, modality, expert]`, as many tokens."""
+    """The number of tokens as `[layer, modality, expert]`."""
 
 
 class Heard:
-    """By router, the experts of the tokens that it saw, forward by forward."""
+    """The recorded experts of each router, forward pass by forward pass."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.experts: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -56,7 +56,7 @@ class Heard:
 
 @contextmanager
 def heard(model: Any, ending: str) -> Iterator[Heard]:
-    """Listen to the routers whose names end so."""
+    """Record the routers whose names have this ending."""
     routers = {name: module for name, module in model.named_modules() if name.endswith(ending)}
     listener = Heard([*routers])
     hooks = [module.register_forward_hook(listener.keep(name)) for name, module in routers.items()]
@@ -69,7 +69,7 @@ def heard(model: Any, ending: str) -> Iterator[Heard]:
 
 @torch.inference_mode()
 def generated(model: Any, inputs: Mapping[str, Any], max_tokens: int) -> tuple[list[int], list[int]]:
-    """The prompt's tokens and the greedy answer's, which are bytes."""
+    """The tokens of the prompt and of the greedy answer, which consists of bytes."""
     vocabulary = model.config.get_text_config().vocab_size
     sequences = model.generate(
         **inputs,
@@ -83,7 +83,7 @@ def generated(model: Any, inputs: Mapping[str, Any], max_tokens: int) -> tuple[l
 
 
 def media_of(request: Request) -> dict[str, Any]:
-    """As transformers' processors take them."""
+    """The media as arguments of transformers' processors."""
     media: dict[str, Any] = {"return_tensors": "pt"}
     if request.pictures:
         media["images"] = [*request.pictures]
@@ -96,7 +96,7 @@ def media_of(request: Request) -> dict[str, Any]:
 
 
 def for_vllm(request: Request, placeholders: Mapping[str, str], with_metadata: bool) -> Any:
-    """As `LLM.generate` takes them."""
+    """The prompt for `LLM.generate`."""
     media: dict[str, Any] = {}
     if request.pictures:
         media["image"] = [*request.pictures]
@@ -107,5 +107,5 @@ def for_vllm(request: Request, placeholders: Mapping[str, str], with_metadata: b
         ]
     if request.sounds:
         media["audio"] = [*request.sounds]
-    told: dict[str, Any] = {"prompt": request.prompt(placeholders), "multi_modal_data": media}
-    return told | ({"mm_processor_kwargs": {"use_audio_in_video": True}} if request.mixes_sound else {})
+    prompt: dict[str, Any] = {"prompt": request.prompt(placeholders), "multi_modal_data": media}
+    return prompt | ({"mm_processor_kwargs": {"use_audio_in_video": True}} if request.mixes_sound else {})

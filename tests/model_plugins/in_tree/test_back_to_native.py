@@ -1,4 +1,4 @@
-"""An engine under policies goes to `native` or other thresholds while requests run, and back."""
+"""An engine under policies changes to `native` or other thresholds and back while requests run."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,9 +20,9 @@ MODEL = "qwen3-vl-moe"
 NARROW = {"policy": "topk", "top_k": 1}
 ASKED = [*CHATS[MODEL], *MORE]
 ROUTING = by_layer(MODEL, HEADS, STEER, NARROW)
-"""One layer has more slots than k, one as many, one fewer."""
+"""One layer has more slots than k, one has as many, and one has fewer."""
 THRESHOLD = 0.0005
-"""Of the first layer, far below its own: more of its tokens are tails."""
+"""A threshold of the first layer, far below its own: more of its tokens are tail tokens."""
 RUNNING, STEPS = 16, 12
 LONG = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, allowed_token_ids=list(range(BYTES)))
 
@@ -34,7 +34,7 @@ def folder(checkpoint: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def by_policy(folder: Path) -> list[Answer]:
-    """Transformers' answers to ASKED by ROUTING."""
+    """Transformers' answers to ASKED under ROUTING."""
     return answers(folder, ASKED, rule=rule_of(MODEL, ROUTING, {}))
 
 
@@ -42,7 +42,7 @@ def by_policy(folder: Path) -> list[Answer]:
 def llm(folder: Path) -> Iterator[LLM]:
     options: dict[str, Any] = {
         "enforce_eager": False,
-        "max_num_batched_tokens": 64,  # some prompts are cut by the switch
+        "max_num_batched_tokens": 64,  # the change splits some prompts
         "max_num_seqs": RUNNING,
         "limit_mm_per_prompt": {"image": 4, "video": 1},
         "block_size": 32,
@@ -51,7 +51,9 @@ def llm(folder: Path) -> Iterator[LLM]:
         yield llm
 
 
-def test_requests_run_on_and_later_ones_are_natives(llm: LLM, folder: Path, by_policy: list[Answer]) -> None:
+def test_running_requests_finish_and_later_ones_are_native(
+    llm: LLM, folder: Path, by_policy: list[Answer]
+) -> None:
     by_gate = answers(folder, ASKED)
     assert any(mine.token_ids != theirs.token_ids for mine, theirs in zip(by_policy, by_gate, strict=True))
     prompts = salted(folder, "at the start")
@@ -60,7 +62,7 @@ def test_requests_run_on_and_later_ones_are_natives(llm: LLM, folder: Path, by_p
     for choice, expected in (("native", by_gate), ("policy", by_policy)):
         before, changed, after = change_while_requests_run(llm, prompts, "prismoe_route_by", choice)
         assert in_force(llm) == choice
-        # In the last layer a token uses one expert by the policy, two by the gate.
+        # In the last layer a token uses one expert under the policy and two under the gate.
         old = 1 if choice == "native" else 2
         assert used(before, changed)[-1, :, old].sum() > 0
         assert used(changed, after)[-1, :, old].sum() == 0
@@ -68,7 +70,7 @@ def test_requests_run_on_and_later_ones_are_natives(llm: LLM, folder: Path, by_p
         check(llm, prompts, expected)
 
 
-def test_requests_run_on_and_later_ones_take_the_new_threshold(
+def test_running_requests_finish_and_later_ones_use_the_new_threshold(
     llm: LLM, folder: Path, by_policy: list[Answer]
 ) -> None:
     first = str(min(int(layer) for layer in ROUTING["layers"]))
@@ -90,44 +92,44 @@ def test_requests_run_on_and_later_ones_take_the_new_threshold(
 def change_while_requests_run(
     llm: LLM, prompts: Sequence[Any], method: str, asked: Any
 ) -> list[dict[str, Any]]:
-    """Change the routing by a call to the workers: the load before, at the change, and when all are done."""
-    before = told(llm)
+    """Change the routing by a call to the workers; return the load before it, at it, and at the end."""
+    before = expert_load(llm)
     llm.enqueue([prompts[at % len(prompts)] for at in range(RUNNING)], LONG, use_tqdm=False)
     done = [output for _ in range(STEPS) for output in llm.llm_engine.step() if output.finished]
     assert not done
     assert llm.collective_rpc(method, args=(asked,)) == [True]
-    changed = told(llm)
+    changed = expert_load(llm)
     assert llm.collective_rpc(method, args=(asked,)) == [False]
     outputs = llm.wait_for_completion(RequestOutput, use_tqdm=False)
     assert [len(output.outputs[0].token_ids) for output in outputs] == [LONG.max_tokens] * RUNNING
     cached = sum(output.num_cached_tokens or 0 for output in outputs)
-    assert cached > 0  # so that a later prompt without a salt would find what they left
+    assert cached > 0  # otherwise a later prompt without a salt would find their cached blocks
     lengths = sum(len(output.prompt_token_ids or ()) for output in outputs)
-    check_sums(before, told(llm), lengths - cached + RUNNING * 29)
-    return [before, changed, told(llm)]
+    check_sums(before, expert_load(llm), lengths - cached + RUNNING * 29)
+    return [before, changed, expert_load(llm)]
 
 
 def salted(folder: Path, salt: str) -> list[Any]:
-    """ASKED as the server has them after a change: with a salt of the prefix cache."""
+    """ASKED with a salt of the prefix cache, as the server sets it after a change."""
     prompts: list[Any] = [chat.for_vllm(folder) for chat in ASKED]
     return [prompt | {"cache_salt": salt} for prompt in prompts]
 
 
 def in_force(llm: LLM) -> str:
-    """What `GET /v1/routing` would tell."""
+    """The routing that `GET /v1/routing` would report."""
     routing = llm.collective_rpc("prismoe_routing")[0]
     assert routing["switchable"] is True
     return str(routing["in_force"])
 
 
-def told(llm: LLM) -> dict[str, Any]:
-    """The whole load."""
-    told: dict[str, Any] = llm.collective_rpc("prismoe_expert_load")[0]
-    return told
+def expert_load(llm: LLM) -> dict[str, Any]:
+    """The engine's complete expert load."""
+    load: dict[str, Any] = llm.collective_rpc("prismoe_expert_load")[0]
+    return load
 
 
 def used(before: dict[str, Any], now: dict[str, Any]) -> np.ndarray:
-    """`[layer, modality, number of experts]`: how many tokens used as many, from none to three."""
+    """The number of tokens by `[layer, modality, number of experts]`, from none to three experts."""
     layers = [
         [np.pad(row, (0, 4 - len(row))) for row in rows]
         for rows in (
@@ -139,7 +141,7 @@ def used(before: dict[str, Any], now: dict[str, Any]) -> np.ndarray:
 
 
 def check_sums(before: dict[str, Any], now: dict[str, Any], tokens: int) -> None:
-    """Each layer has counted each token once, with the experts that it used."""
+    """Check that each layer has counted each token once, with the experts that it used."""
     by_experts = used(before, now)
     experts = (np.array(now["expert_tokens"]) - np.array(before["expert_tokens"])).sum(axis=2)
     np.testing.assert_array_equal(experts, by_experts @ np.arange(4))
@@ -147,7 +149,7 @@ def check_sums(before: dict[str, Any], now: dict[str, Any], tokens: int) -> None
 
 
 def check(llm: LLM, prompts: Sequence[Any], expected: Sequence[Answer]) -> None:
-    """Tokens and each count are transformers'."""
+    """Check that the tokens and all counts are transformers'."""
     before = load(llm)
     outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
     assert [[*output.outputs[0].token_ids] for output in outputs] == [one.token_ids for one in expected]

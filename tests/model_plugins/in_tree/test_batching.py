@@ -1,4 +1,4 @@
-"""Under continuous batching a request is routed as it is alone: three policies in a model of vLLM's own."""
+"""Under continuous batching, a request is routed the same as alone: three policies in a model of vLLM's."""
 
 import os
 from collections import Counter
@@ -40,7 +40,7 @@ SEEN: Counter[str] = Counter()
 
 
 class Rows(NamedTuple):
-    """Neighbouring tokens of a request that a step computed, and the experts of each by layer."""
+    """Neighbouring tokens of a request that a step computed, with the experts of each by layer."""
 
     request: str
     start: int
@@ -48,7 +48,7 @@ class Rows(NamedTuple):
 
 
 def start_recording(worker: Any) -> None:
-    """To be run in the worker: keep where each step's tokens went from now on."""
+    """Runs in the worker: record the tokens and experts of each step from now on."""
     worker.rows, worker.pairs = [], 0
     begun: list[tuple[str, int, int]] = []
 
@@ -74,7 +74,7 @@ def start_recording(worker: Any) -> None:
 
 
 def _counted(worker: Any, run: Any) -> FixedExperts:
-    """A layer's kernel, which counts the pairs that it is given."""
+    """A layer's kernel, changed to count the pairs that it gets."""
     kernel: FixedExperts = run.keywords["fixed_experts"]
 
     def counted(hidden_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _counted(worker: Any, run: Any) -> FixedExperts:
 
 
 def take_rows(worker: Any) -> tuple[list[tuple[Any, ...]], int]:
-    """To be run in the worker: the rows since the last call, and how many pairs the kernels ran."""
+    """Runs in the worker: return the rows since the last call, and the number of pairs that ran."""
     taken = worker.rows, worker.pairs
     worker.rows, worker.pairs = [], 0
     return taken
@@ -95,12 +95,12 @@ def take_rows(worker: Any) -> tuple[list[tuple[Any, ...]], int]:
 def rig(checkpoint: Callable[[str], Path]) -> Iterator[tuple[LLM, list[Any], list[Answer]]]:
     folder = checkpoint(MODEL)
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # this test takes the steps itself
+        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # this test runs the steps itself
         for least in (ragged_experts.LEAST_WORK, ragged_experts.LEAST_SLOTS):
-            environment.setitem(least, torch.float32, 1)  # skip whatever can be skipped
+            environment.setitem(least, torch.float32, 1)  # skip everything that can be skipped
         options: dict[str, Any] = {
             "block_size": 32,
-            "num_gpu_blocks_override": 7,  # some 190 tokens: two or three requests at once, then preemption
+            "num_gpu_blocks_override": 7,  # about 190 tokens: two or three requests at once, then preemption
             "max_model_len": 192,
             "max_num_seqs": 6,
             "max_num_batched_tokens": 192,
@@ -123,7 +123,7 @@ arrivals = st.lists(st.tuples(st.integers(0, len(POOL) - 1), st.integers(0, 6)),
     suppress_health_check=list(HealthCheck),
 )
 @given(arrivals, st.integers(8, 100), st.booleans())
-def test_a_request_is_routed_as_it_is_alone(
+def test_a_request_is_routed_the_same_as_alone(
     rig: tuple[LLM, list[Any], list[Answer]], mix: list[tuple[int, int]], step_tokens: int, cold: bool
 ) -> None:
     llm, prompts, expected = rig
@@ -145,13 +145,13 @@ def test_a_request_is_routed_as_it_is_alone(
         computed.update((rows.request, rows.start + at) for at in range(len(rows.experts[0])))
     assert answered == [expected[chat].token_ids for chat, _ in mix]
     np.testing.assert_array_equal(load(llm) - before, counted)
-    assert pairs == counted.sum()  # a token pays for the experts that it uses, and no others
+    assert pairs == counted.sum()  # the kernels run exactly the experts that a token uses
     SEEN["again"] += max(computed.values()) > 1
     SEEN["cut"] += any(rows > step_tokens for rows in (len(expected[chat].prompt_ids) for chat, _ in mix))
 
 
 def run(llm: LLM, prompts: Sequence[Any], mix: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Take steps until all requests are answered: each comes some steps after the one before it."""
+    """Run steps until all requests are answered. Each request arrives some steps after the previous one."""
     vllm: Any = llm.llm_engine
     tokens: dict[int, list[int]] = {}
     waiting, pause = list(enumerate(mix)), 0
@@ -168,10 +168,10 @@ def run(llm: LLM, prompts: Sequence[Any], mix: Sequence[tuple[int, int]]) -> lis
 
 
 def load(llm: LLM) -> np.ndarray:
-    """`[layer, modality, expert]`."""
+    """The load as `[layer, modality, expert]`."""
     return np.array(llm.collective_rpc("prismoe_expert_load")[0]["expert_tokens"])
 
 
-def test_the_mixes_met_what_they_are_for() -> None:
+def test_the_mixes_covered_the_intended_cases() -> None:
     assert SEEN["cut"] > MIXES / 3, SEEN
     assert SEEN["again"] > 0, SEEN

@@ -1,4 +1,4 @@
-"""Under `native` every cell of the expert load equals a count over transformers' own forward."""
+"""Under `native`, every cell of the expert load equals a count in transformers' own forward pass."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from tests.runners import Runner, started_with
 pytestmark = pytest.mark.engine
 
 CHUNK = 16
-"""Tokens of a step: less than a prompt, and no multiple of an image's."""
+"""The tokens of a step: less than a prompt, and no multiple of an image's tokens."""
 ANSWER = 30
 LETTERS = list(range(BYTES))
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, allowed_token_ids=LETTERS)
@@ -46,12 +46,12 @@ OFTEN = [
     ("qwen3-vl-moe", "two ranks", "v1"),
     ("glm4v-moe", "compiled", "v1"),
 ]
-"""What each run of the tests starts; PRISMOE_EVERYWHERE=1 has it start all, which takes half an hour."""
+"""The engines of a normal run. PRISMOE_EVERYWHERE=1 starts all of them, which takes half an hour."""
 STARTED = EVERYWHERE if os.environ.get("PRISMOE_EVERYWHERE") == "1" else OFTEN
 
 
 class Rig:
-    """An engine of one of the models, and what transformers makes of its chats."""
+    """An engine of one of the models, and transformers' results for its chats."""
 
     def __init__(self, llm: LLM, folder: Path, chats: Sequence[Chat]) -> None:
         self.llm, self.folder, self.chats = llm, folder, [*chats, *MORE]
@@ -59,14 +59,14 @@ class Rig:
         self.counted = self.load()
 
     def load(self) -> np.ndarray:
-        """`[layer, modality, expert]`, the same on all ranks."""
+        """The load as `[layer, modality, expert]`, the same on all ranks."""
         loads = self.llm.collective_rpc("prismoe_expert_load")
         assert all(load == loads[0] for load in loads)
         assert loads[0]["modalities"] == [*MODALITIES]
         return np.array(loads[0]["expert_tokens"])
 
     def run(self, indices: Sequence[int]) -> list[RequestOutput]:
-        """Answer chats together. Tokens and each cell of what was counted are transformers'."""
+        """Answer chats together, and check that the tokens and each count are transformers'."""
         prompts = [self.chats[index].for_vllm(self.folder) for index in indices]
         outputs = self.llm.generate(prompts, GREEDY, use_tqdm=False)
         expected = [self.answers[index] for index in indices]
@@ -83,7 +83,7 @@ class Rig:
 
 
 def counts_behind(answer: Answer, cached: int) -> np.ndarray:
-    """The cells of those tokens that don't come out of the prefix cache."""
+    """The counts of the tokens that don't come from the prefix cache."""
     layers = len(answer.experts_LTK)
     counts = np.zeros((layers, len(MODALITIES), answer.num_experts), dtype=np.int64)
     for layer, experts_TK in enumerate(answer.experts_LTK[:, cached:]):
@@ -114,8 +114,8 @@ def test_each_chat_cold_and_warm_and_eight_together(rig: Rig) -> None:
     rig.run([0, 1, 2, 3, 4, 5, 6, 1])
 
 
-def test_chunks_cut_an_image(checkpoint: Callable[[str], Path]) -> None:
-    """Or the engine "in chunks" would show nothing."""
+def test_chunks_split_an_image(checkpoint: Callable[[str], Path]) -> None:
+    """Otherwise the engine "in chunks" would show nothing."""
     for name in ("qwen3-vl-moe", "glm4v-moe"):
         [answer] = answers(checkpoint(name), [TWO_PICTURES])
         modality_T = answer.modality_T
@@ -125,7 +125,7 @@ def test_chunks_cut_an_image(checkpoint: Callable[[str], Path]) -> None:
 
 @pytest.fixture(scope="module")
 def drafting(checkpoint: Callable[[str], Path]) -> Iterator[LLM]:
-    """An engine that drafts what followed the last token before."""
+    """An engine whose drafts are the tokens that followed the last token before."""
     drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 2}
     options: dict[str, Any] = {"limit_mm_per_prompt": {"image": 1}, "disable_log_stats": False}
     with engine(checkpoint("qwen3-vl-moe"), speculative_config=drafts, **options) as llm:
@@ -133,12 +133,12 @@ def drafting(checkpoint: Callable[[str], Path]) -> Iterator[LLM]:
 
 
 def test_rejected_drafts_count(drafting: LLM, checkpoint: Callable[[str], Path]) -> None:
-    """They are computed like other tokens. Of these drafts most are wrong."""
+    """They are computed like other tokens. Most of these drafts are wrong."""
     chat = Chat((picture(5), "Again and again and again"))
     params = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True, allowed_token_ids=LETTERS)
     [output] = drafting.generate([chat.for_vllm(checkpoint("qwen3-vl-moe"))], params, use_tqdm=False)
-    told = {metric.name: metric.value for metric in drafting.get_metrics() if isinstance(metric, Counter)}
-    drafted, accepted = (told[f"vllm:spec_decode_num_{what}_tokens"] for what in ("draft", "accepted"))
+    reported = {metric.name: metric.value for metric in drafting.get_metrics() if isinstance(metric, Counter)}
+    drafted, accepted = (reported[f"vllm:spec_decode_num_{what}_tokens"] for what in ("draft", "accepted"))
     assert drafted > accepted
     computed = len(output.prompt_token_ids or ()) + ANSWER - 1 + drafted - accepted
     load = drafting.collective_rpc("prismoe_expert_load")[0]
@@ -146,7 +146,7 @@ def test_rejected_drafts_count(drafting: LLM, checkpoint: Callable[[str], Path])
     assert np.array(load["expert_tokens"]).sum(axis=(1, 2)).tolist() == [2 * computed] * 3
 
 
-def test_routers_stay_watched_where_weights_are_reloaded(drafting: LLM) -> None:
+def test_routers_are_still_observed_after_weights_are_reloaded(drafting: LLM) -> None:
     before = drafting.collective_rpc("prismoe_expert_load")[0]
     drafting.collective_rpc("reload_weights")
     assert drafting.collective_rpc("prismoe_expert_load")[0] == before
@@ -156,7 +156,7 @@ def test_routers_stay_watched_where_weights_are_reloaded(drafting: LLM) -> None:
 
 
 def test_qwen3_5_in_bfloat16(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    """Its linear attention wants bfloat16 on CPU: counted are the experts of the logits of the same run."""
+    """Its linear attention needs bfloat16 on CPU: the counts are compared with the logits of the same run."""
     folder, file, used = checkpoint("qwen3.5-moe"), tmp_path / "recorded.npz", 3
     chats = (TEXT, TWO_PICTURES, VIDEO, PICTURE_AND_VIDEO)
     expected = np.zeros((4, 3, 8), dtype=np.int64)
@@ -180,7 +180,7 @@ def test_qwen3_5_in_bfloat16(checkpoint: Callable[[str], Path], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("runner", ["v1", "v2"])
-def test_the_logits_are_those_of_stock_vllm_bit_by_bit(
+def test_the_logits_are_those_of_stock_vllm_bit_for_bit(
     checkpoint: Callable[[str], Path], runner: Runner
 ) -> None:
     folder = checkpoint("qwen3-vl-moe")
@@ -196,7 +196,7 @@ def test_the_logits_are_those_of_stock_vllm_bit_by_bit(
 
 
 def all_logits(llm: LLM, folder: Path) -> list[np.ndarray]:
-    """Of each token of the prompt and the answer, by chat, the chats one by one."""
+    """The logits of each token of the prompt and the answer, for each chat alone."""
     params = greedy(GREEDY.max_tokens or 0)
     prompts = [chat.for_vllm(folder) for chat in (TEXT, TWO_PICTURES, VIDEO)]
     outputs = [llm.generate(prompt, params, use_tqdm=False)[0] for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Models of one engine each: here, too, every cell of the expert load is a count of transformers'."""
+"""More models, each in one engine: every cell of the expert load equals transformers' count."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.engine
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint, what it is asked, and how vLLM takes that."""
+    """A checkpoint, its requests, and their form for vLLM."""
 
     checkpoint: str
     chats: Sequence[Chat] = (TEXT, TWO_PICTURES)
@@ -30,7 +30,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     for_vllm: Callable[[Chat, Path], Any] = Chat.for_vllm
     spelled: Mapping[int, int] = field(default_factory=dict)
-    """By token of vLLM's or transformers', the one that stands for both."""
+    """Maps tokens of vLLM or transformers to one token that stands for both."""
 
     def spell(self, tokens: Sequence[int]) -> list[int]:
         return [self.spelled.get(token, token) for token in tokens]
@@ -73,13 +73,13 @@ OFTEN: list[tuple[str, Runner]] = [
     ("mistral3-moe", "v1"),
     ("transformers", "v2"),
 ]
-"""What each run of the tests starts; PRISMOE_EVERYWHERE=1 has it start all."""
+"""The models of a normal run. PRISMOE_EVERYWHERE=1 starts all of them."""
 STARTED = EVERYWHERE if os.environ.get("PRISMOE_EVERYWHERE") == "1" else OFTEN
 
 
 @pytest.mark.parametrize(("name", "runner"), STARTED)
 def test_tokens_and_counts(name: str, runner: Runner, checkpoint: Callable[[str], Path]) -> None:
-    """Two chats alone, and then all together."""
+    """Two chats run alone, and then all together."""
     case = CASES[name]
     folder, used = checkpoint(case.checkpoint), len(case.modalities)
     expected = answers(folder, case.chats)

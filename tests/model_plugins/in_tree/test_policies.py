@@ -1,4 +1,4 @@
-"""Policies in force in vLLM's own models: tokens and counts are transformers' by the same rule."""
+"""Policies in vLLM's own models: tokens and counts are transformers' under the same rule."""
 
 import os
 from collections.abc import Callable
@@ -43,7 +43,7 @@ MODELS = {
 
 
 def by_layer(name: str, *policies: dict[str, Any]) -> dict[str, Any]:
-    """Each layer under another policy."""
+    """Settings with a different policy for each layer."""
     layers, _, _ = MODELS[name]
     return {
         **policies[0],
@@ -71,7 +71,7 @@ STARTED = OFTEN + (REST if os.environ.get("PRISMOE_EVERYWHERE") == "1" else [])
 
 
 def trained(folder: Path, name: str) -> str:
-    """A file of EquiRoute's parameters."""
+    """Write a file of EquiRoute's parameters."""
     generator = torch.Generator().manual_seed(3)
     layers, _, _ = MODELS[name]
     tensors: dict[str, Tensor] = {}
@@ -83,7 +83,7 @@ def trained(folder: Path, name: str) -> str:
 
 
 def rule_of(name: str, routing: dict[str, Any], tensors: dict[str, Tensor]) -> Rule:
-    """What the operator's setting means for each of transformers' routers."""
+    """The rule for each of transformers' routers that corresponds to the operator's setting."""
     layers, top_k, renormalises = MODELS[name]
     settings = {key: value for key, value in routing.items() if key != "parameters"}
     in_force = choose_routing(settings, None, top_k, dict.fromkeys(layers, 8), renormalises)
@@ -98,7 +98,7 @@ def rule_of(name: str, routing: dict[str, Any], tensors: dict[str, Tensor]) -> R
 
 
 def gate_rule(name: str, router: Any) -> GateRule:
-    """By transformers' code of each model."""
+    """The gate's rule from transformers' code of each model."""
     if name == "glm4v-moe":
         return GateRule(
             "sigmoid",
@@ -116,7 +116,7 @@ def gate_rule(name: str, router: Any) -> GateRule:
     [(name, *rest) for name, _, *rest in STARTED],
     ids=[f"{name}-{what}" for name, what, *_ in STARTED],
 )
-def test_tokens_and_counts_are_transformers_by_the_same_rule(
+def test_tokens_and_counts_are_transformers_under_the_same_rule(
     checkpoint: Callable[[str], Path],
     tmp_path: Path,
     name: str,
@@ -159,12 +159,12 @@ def test_tokens_and_counts_are_transformers_by_the_same_rule(
 
 
 def load(llm: LLM) -> np.ndarray:
-    """`[layer, modality, expert]`."""
+    """The load as `[layer, modality, expert]`."""
     return np.array(llm.collective_rpc("prismoe_expert_load")[0]["expert_tokens"])
 
 
 def tokens_without_experts(llm: LLM) -> np.ndarray:
-    """`[layer, modality]`."""
+    """The tokens without experts as `[layer, modality]`."""
     return np.array(
         [
             [row[0] for row in rows]
@@ -174,7 +174,7 @@ def tokens_without_experts(llm: LLM) -> np.ndarray:
 
 
 def test_qwen3_5_in_bfloat16(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    """Compared are the rule on the recorded logits, and what the layers then used."""
+    """The rule is applied to the recorded logits, and compared with the experts that the layers used."""
     folder, file = checkpoint("qwen3.5-moe"), tmp_path / "recorded.npz"
     policies = [SKIP | {"vision_threshold": 0.3}, HEADS, ENTROPY, GROUPS]
     routing = {**policies[0], "layers": {str(layer): one for layer, one in enumerate(policies)}}

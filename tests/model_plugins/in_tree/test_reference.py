@@ -1,4 +1,4 @@
-"""The tiny checkpoints are the same each time, and the reference counts each computed token once."""
+"""The tiny checkpoints are always the same, and the reference counts each computed token once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ MOE_LAYERS_AND_K = {
 }
 WITHOUT_VIDEO = {"cohere2-vision", "mistral3-moe", "aria-moe", "llama4-moe"}
 ASKED_OTHERWISE = {"ernie4.5-vl-moe", "qwen3-omni-moe"}
-"""By `requests_of_media`."""
+"""Models of `requests_of_media`."""
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -36,7 +36,7 @@ def test_the_same_bytes_each_time(name: str, checkpoint: Callable[[str], Path], 
 
 @pytest.mark.parametrize("name", sorted({*MODELS} - ASKED_OTHERWISE))
 def test_counts_add_up(name: str, checkpoint: Callable[[str], Path]) -> None:
-    """By layer and modality to the tokens times k; a picture's and a video's are kept apart."""
+    """For each layer and modality they add up to the tokens times k. Pictures and videos are separate."""
     layers, k = MOE_LAYERS_AND_K[name]
     chats = {"image": TWO_PICTURES} | ({} if name in WITHOUT_VIDEO else {"video": VIDEO})
     for present, answer in zip(

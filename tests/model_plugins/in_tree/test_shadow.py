@@ -1,4 +1,4 @@
-"""A shadow policy counts what it would use, and a model under it is `native` to the last token."""
+"""A shadow policy counts the experts that it would use, and does not change the model's `native` routing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,20 +27,20 @@ LIMITS = {"image": 4, "video": 1}
 
 
 class Shadowed(NamedTuple):
-    """What an engine with a shadow counted, and what transformers makes of the same chats."""
+    """The counts of an engine with a shadow, and transformers' results for the same chats."""
 
-    told: dict[str, Any]
+    load: dict[str, Any]
     native: list[Answer]
     by_rule: np.ndarray
-    """`[layer, modality, expert]`, of the recorded logits."""
+    """The uses by the rule for the recorded logits, `[layer, modality, expert]`."""
     tails: list[int]
     prompts_first: list[list[int]]
-    """What the prompts alone would use in the first layer, `[modality, expert]`."""
+    """The uses in the first layer by the prompts alone, `[modality, expert]`."""
 
 
 def load(llm: LLM) -> dict[str, Any]:
-    told: dict[str, Any] = llm.collective_rpc("prismoe_expert_load")[0]
-    return told
+    expert_load: dict[str, Any] = llm.collective_rpc("prismoe_expert_load")[0]
+    return expert_load
 
 
 def ask(llm: LLM, folder: Path, params: SamplingParams) -> list[list[int]]:
@@ -58,7 +58,7 @@ def counted(answered: list[Answer]) -> list[list[list[int]]]:
 
 @pytest.fixture(scope="module")
 def shadowed(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Shadowed:
-    """An eager engine, in steps that cut images."""
+    """An eager engine whose steps split images."""
     folder, file = checkpoint(NAME), tmp_path_factory.mktemp("recorded") / "recorded.npz"
     native = answers(folder, CHATS[NAME])
     steps: dict[str, Any] = {"max_num_batched_tokens": 16, "max_num_seqs": 8, "enable_prefix_caching": False}
@@ -67,7 +67,7 @@ def shadowed(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPat
         llm.collective_rpc("prismoe_start_recording")
         assert ask(llm, folder, GREEDY) == [answer.token_ids for answer in native]
         llm.collective_rpc("prismoe_save_recording", args=(str(file),))
-        told = load(llm)
+        counts = load(llm)
         assert [
             layer["policy"]["policy"] for layer in llm.collective_rpc("prismoe_routing")[0]["shadow"]
         ] == [
@@ -80,11 +80,11 @@ def shadowed(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPat
         assert not np.any(load(llm)["shadow"]["expert_tokens"])
         ask(llm, folder, PROMPT_ALONE)
         prompts_first = load(llm)["shadow"]["expert_tokens"][0]
-    return Shadowed(told, native, *by_rule(np.load(file), native), prompts_first)
+    return Shadowed(counts, native, *by_rule(np.load(file), native), prompts_first)
 
 
 def by_rule(recorded: Any, native: list[Answer]) -> tuple[np.ndarray, list[int]]:
-    """What the policies make of the recorded logits in float64, and how many tail tokens each layer has."""
+    """The policies' uses for the recorded logits in float64, and the number of tail tokens in each layer."""
     modality_T = np.concatenate([answer.modality_T for answer in native])
     counts, tails = np.zeros((len(LAYERS), 3, 8), dtype=np.int64), [0] * len(LAYERS)
     for place, layer in enumerate(LAYERS):
@@ -97,25 +97,25 @@ def by_rule(recorded: Any, native: list[Answer]) -> tuple[np.ndarray, list[int]]
     return counts, tails
 
 
-def test_nothing_of_native_changes(shadowed: Shadowed) -> None:
-    assert shadowed.told["expert_tokens"] == counted(shadowed.native)
-    assert shadowed.told["tail_tokens"] == [0] * len(LAYERS)
+def test_the_shadow_does_not_change_native(shadowed: Shadowed) -> None:
+    assert shadowed.load["expert_tokens"] == counted(shadowed.native)
+    assert shadowed.load["tail_tokens"] == [0] * len(LAYERS)
 
 
-def test_the_shadow_uses_what_the_rule_makes_of_the_models_logits(shadowed: Shadowed) -> None:
-    shadow = shadowed.told["shadow"]
+def test_the_shadow_counts_the_rules_uses_for_the_models_logits(shadowed: Shadowed) -> None:
+    shadow = shadowed.load["shadow"]
     assert shadow["expert_tokens"] == shadowed.by_rule.tolist()
     assert shadow["tail_tokens"] == shadowed.tails and shadowed.tails[1] > 0
-    assert shadow["tokens"] == shadowed.told["tokens"]
-    assert (shadow["modalities"], shadow["layers"]) == (shadowed.told["modalities"], [*LAYERS])
-    for of_shadow, of_native in zip(shadowed.by_rule, shadowed.told["expert_tokens"], strict=True):
+    assert shadow["tokens"] == shadowed.load["tokens"]
+    assert (shadow["modalities"], shadow["layers"]) == (shadowed.load["modalities"], [*LAYERS])
+    for of_shadow, of_native in zip(shadowed.by_rule, shadowed.load["expert_tokens"], strict=True):
         assert not np.array_equal(of_shadow, of_native)
 
 
-def test_the_first_layer_uses_as_much_once_the_policy_is_in_force(
+def test_the_first_layer_has_the_same_uses_once_the_policy_is_in_force(
     shadowed: Shadowed, checkpoint: Callable[[str], Path]
 ) -> None:
-    """Later layers see other hidden states then."""
+    """Later layers have other hidden states then."""
     folder = checkpoint(NAME)
     with engine(folder, SHADOW, limit_mm_per_prompt=LIMITS, enable_prefix_caching=False) as llm:
         ask(llm, folder, PROMPT_ALONE)
@@ -127,6 +127,6 @@ def test_a_compiled_engine_counts_the_same(shadowed: Shadowed, checkpoint: Calla
     folder, options = checkpoint(NAME), engine_options(shadow=SHADOW) | {"enforce_eager": False}
     with engine(folder, limit_mm_per_prompt=LIMITS, enable_prefix_caching=False, **options) as llm:
         assert ask(llm, folder, GREEDY) == [answer.token_ids for answer in shadowed.native]
-        told = load(llm)
+        counts = load(llm)
     for name in ("tokens", "expert_tokens", "tail_tokens"):
-        assert (told[name], told["shadow"][name]) == (shadowed.told[name], shadowed.told["shadow"][name])
+        assert (counts[name], counts["shadow"][name]) == (shadowed.load[name], shadowed.load["shadow"][name])

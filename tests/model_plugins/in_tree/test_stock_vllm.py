@@ -1,4 +1,4 @@
-"""Stock vLLM answers the tiny checkpoints as transformers does, so that counts can be held against either."""
+"""Stock vLLM gives transformers' answers for the tiny checkpoints, so counts can be compared with either."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ CHATS = {
     "glm4v-moe": (TEXT, TWO_PICTURES, VIDEO),
     "gemma4-moe": (TEXT, TWO_PICTURES, VIDEO, PICTURE_AND_VIDEO),
 }
-"""Of the models that run in float32."""
+"""The models that run in float32."""
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, allowed_token_ids=list(range(BYTES)))
 
 
@@ -55,10 +55,10 @@ def test_the_tokens_are_those_of_transformers(name: str, checkpoint: Callable[[s
         assert list(output.outputs[0].token_ids) == answer.token_ids
 
 
-def test_videos_normalised_unlike_pictures(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    """vLLM normalises in the vision tower, and there both by the image processor's mean, unless told not to.
+def test_videos_with_their_own_normalisation(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """vLLM normalises in the vision tower, by default with the image processor's mean also for videos.
 
-    Where the video processor has a mean of its own, only that sets a video apart from transformers'.
+    If the video processor has its own mean, only that makes a video differ from transformers'.
     """
     folder = shutil.copytree(checkpoint("qwen3-vl-moe"), tmp_path / "unlike")
     config = json.loads((folder / "processor_config.json").read_text())
@@ -71,8 +71,8 @@ def test_videos_normalised_unlike_pictures(checkpoint: Callable[[str], Path], tm
     assert list(output.outputs[0].token_ids) == unlike.token_ids != alike.token_ids
 
 
-def test_in_bfloat16_the_logits_are_near(checkpoint: Callable[[str], Path]) -> None:
-    """Rounding turns some of Qwen3.5's tokens, in transformers too; other input would turn all logits."""
+def test_in_bfloat16_the_logits_are_close(checkpoint: Callable[[str], Path]) -> None:
+    """Rounding changes some of Qwen3.5's tokens, also in transformers. Other input changes all logits."""
     folder, chats = checkpoint("qwen3.5-moe"), (TEXT, TWO_PICTURES, VIDEO, PICTURE_AND_VIDEO)
     first = SamplingParams(temperature=0, max_tokens=1, logprobs=-1)
     with stock_engine("qwen3.5-moe", folder, max_logprobs=-1, logprobs_mode="raw_logits") as llm:

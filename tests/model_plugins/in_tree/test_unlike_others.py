@@ -1,4 +1,4 @@
-"""Models whose tokens or layers are unlike the others': every count is transformers' own, too."""
+"""Models with unusual tokens or layers: all counts are transformers' as well."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -77,13 +77,13 @@ def test_ernie_with_experts_for_text_and_for_vision(
     expected = ernie4_5_vl_moe.answers(folder, ERNIE, TOKENS)
     prompts = [for_vllm(one, ernie4_5_vl_moe.RELEASED_PLACEHOLDERS, with_metadata=True) for one in ERNIE]
     with engine(ernie4_5_vl_moe.as_released(folder), runner=runner, **ernie4_5_vl_moe.ENGINE) as llm:
-        told: Any = llm.collective_rpc("prismoe_routing")[0]
-        assert [(layer["layer"], layer["experts"]) for layer in told["layers"]] == [(1, 16), (2, 16)]
+        routing: Any = llm.collective_rpc("prismoe_routing")[0]
+        assert [(layer["layer"], layer["experts"]) for layer in routing["layers"]] == [(1, 16), (2, 16)]
         compare(llm, prompts, expected)
 
 
 def compare(llm: LLM, prompts: Sequence[Any], expected: Sequence[Answer]) -> None:
-    """One by one, and then all together."""
+    """Compare the requests one by one, and then all together."""
     for prompt, answer in zip(prompts, expected, strict=True):
         before = load(llm)
         [output] = llm.generate(prompt, GREEDY, use_tqdm=False)
@@ -97,6 +97,6 @@ def compare(llm: LLM, prompts: Sequence[Any], expected: Sequence[Answer]) -> Non
 
 
 def load(llm: LLM) -> np.ndarray:
-    """`[layer, modality, expert]`."""
-    told: Any = llm.collective_rpc("prismoe_expert_load")[0]
-    return np.array(told["expert_tokens"])
+    """The load as `[layer, modality, expert]`."""
+    expert_load: Any = llm.collective_rpc("prismoe_expert_load")[0]
+    return np.array(expert_load["expert_tokens"])

@@ -1,4 +1,4 @@
-"""Writes a tiny random-weight checkpoint in the layout of the Hub, through transformers' own classes."""
+"""Writes a tiny random-weight checkpoint in the layout of the Hub, with transformers' own classes."""
 
 import json
 import math
@@ -15,36 +15,36 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 BYTES = 256
-"""The tokens below are bytes; a random model may answer only with them, since the others stand for media."""
+"""The number of byte tokens. A random model may only answer with them, since the others stand for media."""
 
 
 @dataclass(frozen=True)
 class TinyModel:
-    """What a checkpoint is made of."""
+    """The parts of a checkpoint."""
 
     architecture: type[PreTrainedModel]
     config: Callable[[dict[str, int]], Any]
-    """Takes the numbers of the special tokens."""
+    """A function of the special tokens' numbers."""
     tokens: Sequence[str]
-    """The special tokens; the first pads, the second ends an answer."""
+    """The special tokens: the first pads, the second ends an answer."""
     tokenizer_settings: dict[str, Any]
     processor: Callable[[Any, str], Any]
-    """Takes the tokenizer and the chat template."""
+    """A function of the tokenizer and the chat template."""
     chat_template: str
     name: str | None = None
-    """The architecture's in vLLM's registry, where transformers has another."""
+    """The architecture in vLLM's registry, if transformers has a different one."""
     dtype: torch.dtype = torch.float32
     transposed: str | None = None
-    """The Hub's layout swaps the last two axes of tensors whose names hold this."""
+    """A part of the names of tensors whose last two axes are swapped in the Hub's layout."""
     renamed: dict[str, str] = field(default_factory=dict)
-    """The Hub's layout has another part in the names of tensors that hold this one."""
+    """Parts of tensor names, and their replacements in the Hub's layout."""
     factors: dict[str, float] = field(default_factory=dict)
-    """What parameters whose names end so are multiplied by."""
+    """Endings of parameter names, and the factors for these parameters."""
     seed: int = 0
 
     @property
     def served_as(self) -> str:
-        """The architecture that vLLM serves it as."""
+        """The architecture that vLLM serves."""
         return self.name or self.architecture.__name__
 
     def save(self, folder: Path) -> None:
@@ -78,7 +78,7 @@ class TinyModel:
 
 
 def _draw(model: torch.nn.Module, seed: int) -> None:
-    """Large weights, so that tokens part ways; what starts as ones or zeros stays near them."""
+    """Draw large weights, so that tokens differ. Parameters that start as ones or zeros stay near them."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in [*model.parameters(), *_routing_buffers(model)]:

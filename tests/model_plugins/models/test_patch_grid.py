@@ -1,4 +1,4 @@
-"""Where an image's tokens lie on the picture, for each kind of tower."""
+"""The places of an image's tokens on the picture, for each kind of tower."""
 
 from pathlib import Path
 from typing import Any
@@ -36,5 +36,5 @@ def test_the_first_and_last_patch(
     ("tower", "aspect", "fit"),
     [("clip", "pad", "pad"), ("clip", None, "crop"), ("siglip", None, "stretch"), ("siglip", "pad", "pad")],
 )
-def test_how_a_picture_becomes_a_square(tmp_path: Path, tower: str, aspect: str | None, fit: str) -> None:
+def test_a_picture_becomes_a_square(tmp_path: Path, tower: str, aspect: str | None, fit: str) -> None:
     assert grid_of(tmp_path, tower, image_aspect_ratio=aspect).fit == fit

@@ -1,4 +1,4 @@
-"""MoE layers of vLLM's, with as much in them as policy `native` asks of one."""
+"""vLLM MoE layers with the parts that policy `native` uses."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +9,10 @@ from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
 
 def moe_layer(layer_id: int = 0, router: Any = None, **experts: Any) -> Any:
-    """A decoder layer's. By default its gate is a plain softmax; `experts` are vLLM's settings of it."""
+    """The MoE layer of a decoder layer.
+
+    Its default gate is a plain softmax. `experts` are vLLM's settings.
+    """
     settings = {
         "scoring_func": "softmax",
         "renormalize": False,
@@ -35,7 +38,7 @@ def moe_layer(layer_id: int = 0, router: Any = None, **experts: Any) -> Any:
 
 
 def parallel(all2all_backend: str, ep: bool = True) -> FusedMoEParallelConfig:
-    """Two data-parallel ranks, whose experts are spread with `ep`."""
+    """Settings of two data-parallel ranks. With `ep` their experts are distributed."""
     sizes = {"tp_size": 1, "pcp_size": 1, "dp_size": 2, "ep_size": 2 if ep else 1, "sp_size": 1}
     ranks = dict.fromkeys(["tp_rank", "pcp_rank", "dp_rank", "ep_rank"], 0)
     return FusedMoEParallelConfig(
@@ -44,11 +47,11 @@ def parallel(all2all_backend: str, ep: bool = True) -> FusedMoEParallelConfig:
 
 
 def moe_layers(*layer_ids: int) -> list[Any]:
-    """One for each of these places in the decoder."""
+    """A layer for each of these places in the decoder."""
     return [moe_layer(layer_id) for layer_id in layer_ids]
 
 
 def kernel_of(experts: type) -> dict[str, Any]:
-    """Settings of a layer whose experts a kernel of this class runs."""
+    """The settings of a layer whose experts run on a kernel of this class."""
     held = SimpleNamespace(fused_experts=object.__new__(experts))
     return {"quant_method": SimpleNamespace(is_monolithic=False, moe_kernel=held)}

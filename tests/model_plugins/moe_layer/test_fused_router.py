@@ -1,4 +1,4 @@
-"""The fused router against the plain form of every policy, by Triton's interpreter."""
+"""The fused router compared with the plain form of every policy, in Triton's interpreter."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def assert_same_decision(policy: RoutingPolicy, step: RouterInputs) -> None:
 
 
 @pytest.mark.parametrize("case", ["ltdr of heads by threshold", "two thresholds", "entropy within bounds"])
-def test_it_reads_thresholds_where_they_may_change(case: str) -> None:
+def test_it_reads_thresholds_that_can_change(case: str) -> None:
     policy = make(FUSED[case])
     step = random_step(policy, SEGMENTS["two images in text"], 7)
     before = fused_router(rule_of(policy, step), step.segment_T)
@@ -70,21 +70,21 @@ def test_it_reads_thresholds_where_they_may_change(case: str) -> None:
 @EVERY_RULE
 @pytest.mark.parametrize("num_experts", [4, 7])
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
-def test_it_decides_as_the_policy(settings: dict[str, Any], segments: list[int], num_experts: int) -> None:
+def test_it_decides_like_the_policy(settings: dict[str, Any], segments: list[int], num_experts: int) -> None:
     policy = make(settings)
     assert_same_decision(policy, random_step(policy, segments, num_experts))
 
 
 @pytest.mark.slow
 @EVERY_RULE
-def test_it_decides_as_the_policy_for_many_experts(settings: dict[str, Any]) -> None:
+def test_it_decides_like_the_policy_for_many_experts(settings: dict[str, Any]) -> None:
     policy = make(settings)
     assert_same_decision(policy, random_step(policy, [-1] * 9 + [0] * 50 + [1] * 71, 64))
 
 
 @pytest.mark.parametrize("segments", LONG.values(), ids=LONG.keys())
-def test_it_sees_every_token_of_an_image(segments: list[int]) -> None:
-    """The last one has the mean far above all others, so that none of those is a tail token."""
+def test_it_uses_every_token_of_an_image(segments: list[int]) -> None:
+    """The last token raises the mean far above all others, so that none of them is a tail token."""
     policy = make(CASES["ltdr"])
     step = random_step(policy, segments, 4)
     step.logits_TE.mul_(1e-3)
@@ -95,7 +95,7 @@ def test_it_sees_every_token_of_an_image(segments: list[int]) -> None:
 
 
 @EVERY_RULE
-def test_equal_scores_take_the_lower_experts(settings: dict[str, Any]) -> None:
+def test_equal_scores_choose_the_lower_experts(settings: dict[str, Any]) -> None:
     policy = make(settings)
     step = random_step(policy, [-1, 0, 0], 4)
     step = step._replace(
@@ -106,8 +106,11 @@ def test_equal_scores_take_the_lower_experts(settings: dict[str, Any]) -> None:
 
 
 @EVERY_RULE
-def test_what_padding_holds_stays_within_the_experts(settings: dict[str, Any]) -> None:
-    """Another expert's number would have a kernel read beyond the weights; other tokens don't see it."""
+def test_any_content_of_padding_gives_existing_experts(settings: dict[str, Any]) -> None:
+    """A missing expert's number would make a kernel read beyond the weights.
+
+    Other tokens are not affected.
+    """
     policy = make(settings)
     step = random_step(policy, [-1, 0, 0, -2, -2, -2], 7)
     clean = fused_router(rule_of(policy, step), step.segment_T)
@@ -127,14 +130,14 @@ def test_what_padding_holds_stays_within_the_experts(settings: dict[str, Any]) -
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("ltdr")])
 @pytest.mark.parametrize("asked", [(3, 1), (0, 1), (4, 0), (100, 100)])
-def test_a_request_asks_for_numbers_of_experts(case: str, asked: tuple[int, int]) -> None:
+def test_a_request_sets_numbers_of_experts(case: str, asked: tuple[int, int]) -> None:
     policy = make(CASES[case])
     step = random_step(policy, SEGMENTS["two images in text"], 4)
     step.asked_T2[1:4] = torch.tensor(asked)
     assert_same_decision(policy, step)
 
 
-def test_no_token_of_an_even_image_is_a_tail_token() -> None:
+def test_no_token_of_a_uniform_image_is_a_tail_token() -> None:
     policy = make(CASES["ltdr"])
     step = random_step(policy, [0] * 600, 7)
     step = step._replace(logits_TE=step.logits_TE[:1].expand(600, -1))
@@ -143,7 +146,7 @@ def test_no_token_of_an_even_image_is_a_tail_token() -> None:
     assert not tail_T.any()
 
 
-def test_an_expert_picked_by_its_bias_alone_has_a_weight() -> None:
+def test_an_expert_chosen_only_by_its_bias_has_a_weight() -> None:
     policy = make({"policy": "bias_corrected", "top_k": 1, "norm_topk_prob": True})
     step = random_step(policy, [0], 4)._replace(logits_TE=torch.tensor([[0.0, 200.0, 0.0, 0.0]]))
     step = step._replace(parameters={"expert_bias": torch.tensor([0.0, 0.0, 0.0, 9.0])})

@@ -1,4 +1,4 @@
-"""The router of CUDA beside that of CPU, by Triton's interpreter."""
+"""CUDA's router next to that of CPU, in Triton's interpreter."""
 
 import logging
 from typing import Any
@@ -26,7 +26,7 @@ from tests.triton_interpreter import interpret_triton  # noqa: F401
 
 
 class Operations(TorchDispatchMode):
-    """PyTorch's operations that launch a kernel: those that neither look at a tensor nor allocate one."""
+    """Records PyTorch's operations that launch a kernel, and not those that read or allocate a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Operations(TorchDispatchMode):
 def router_and_step(
     router: type[PolicyRouter], settings: dict[str, Any]
 ) -> tuple[PolicyRouter, torch.Tensor, torch.Tensor]:
-    """A router, and hidden states and logits of a step of two images, text and padding."""
+    """A router, and the hidden states and logits of a step with two images, text and padding."""
     policy, segments = make(settings), [-1, 0, 0, 0, 1, 1, -1, -2]
     step = random_step(policy, segments, 5)
     parameters = nn.ParameterDict(
@@ -65,7 +65,7 @@ def test_a_decision_is_two_launches(policy: str, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
-def test_it_decides_and_counts_as_the_plain_router(settings: dict[str, Any]) -> None:
+def test_it_decides_and_counts_like_the_plain_router(settings: dict[str, Any]) -> None:
     plain, *step = router_and_step(PolicyRouter, settings)
     fused, *_ = router_and_step(FusedRouter, settings)
     weights_TA, experts_TA, _ = fused.decide(*step)
@@ -104,8 +104,8 @@ LTDR, GMM, TOP_ANY = (make(CASES[case]) for case in ("ltdr", "gmm", "top_any"))
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_cuda")
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
-def test_every_policy_passes_its_check_at_start(settings: dict[str, Any]) -> None:
-    """Under the default device and type that a model may be loaded with."""
+def test_every_policy_passes_its_start_check(settings: dict[str, Any]) -> None:
+    """The default device and dtype can be different while a model is loaded."""
     with torch.device("meta"), set_default_torch_dtype(torch.bfloat16):
         assert model_routing.router_class(make(settings), 5) is FusedRouter
 
@@ -115,7 +115,7 @@ def test_cpu_routes_without_fused_kernels() -> None:
 
 
 @pytest.mark.usefixtures("on_cuda")
-def test_an_operator_can_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operator_can_switch_off_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRISMOE_PLAIN_KERNELS", "1")
     assert model_routing.router_class(LTDR, 5) is PolicyRouter
 
@@ -178,15 +178,15 @@ def test_a_policy_that_contradicts_its_fused_rule_routes_in_plain_pytorch(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_cuda")
-def test_all_ranks_route_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another rank's check failed."""
+def test_all_ranks_use_the_same_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check failed on another rank."""
     monkeypatch.setattr(kernel_check, "get_tp_group", lambda: Mock(world_size=2))
     monkeypatch.setattr(kernel_check, "all_reduce", lambda answer, operation, group: answer.fill_(1))
     assert model_routing.router_class(LTDR, 5) is PolicyRouter
 
 
 @pytest.mark.usefixtures("on_cuda")
-def test_a_gpu_that_cannot_go_on_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_gpu_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_router, "fused_router", broken)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
@@ -202,15 +202,15 @@ def test_a_gpu_that_cannot_go_on_stops_the_start(monkeypatch: pytest.MonkeyPatch
         (1, "broke its work on the GPU of another rank.*report that rank's error"),
     ],
 )
-def test_a_rank_whose_gpu_cannot_go_on_stops_all(
+def test_a_rank_with_a_broken_gpu_stops_all(
     monkeypatch: pytest.MonkeyPatch, broken_rank: int, sentence: str
 ) -> None:
-    """It asks the others before it stops: they would wait for its answer for ever."""
+    """It tells the other ranks before it stops, since they would wait for its answer forever."""
     asked: list[int] = []
 
     def all_reduce(answer: torch.Tensor, operation: Any, group: Any) -> None:
         asked.append(int(answer))
-        answer.fill_(0)  # the worst of all ranks
+        answer.fill_(0)  # the worst result of all ranks
 
     if broken_rank == 0:
         monkeypatch.setattr(gpu_router, "fused_router", broken)

@@ -1,4 +1,4 @@
-"""What is known of a step's requests to the layers that decide once a request."""
+"""Layers that decide once for each request know the data of a step's requests."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from prismoe.model_plugins.routing.policies.task import Task
 from prismoe.model_plugins.vllm_seams.engine.step_watch import StepRequests
 
 
-def test_what_is_known_of_a_request_goes_with_it() -> None:
+def test_a_requests_data_follow_it() -> None:
     tokens = MarkedTokens(["text"], max_tokens=8, most_sampled=1)
     logits = RequestLogits({0: 4}, tokens.requests, max_requests=3)
     policy = Task(top_k=1, norm_topk_prob=False, experts=(0, 1, 2, 3))
@@ -36,8 +36,8 @@ def test_what_is_known_of_a_request_goes_with_it() -> None:
     assert step({"a": 2}, {"a": 3}, {"a"}) == [3, 3]
     assert step({"b": 3, "a": 1}, {"b": 1}, {"a", "b"}) == [1, 1, 1, 3]
     assert step({"b": 1}, {}, {"a", "b"}) == [1]  # a waits, as after a preemption
-    assert step({"c": 1}, {"c": 0}, {"a", "b", "c"}) == [0]  # so do both, and another one comes
+    assert step({"c": 1}, {"c": 0}, {"a", "b", "c"}) == [0]  # both run, and another one arrives
     assert step({"a": 2, "b": 1}, {}, {"a", "b"}) == [3, 3, 1]
-    assert step({"a": 1}, {"a": 2}, {"a"}) == [2]  # another request of that name
+    assert step({"a": 1}, {"a": 2}, {"a"}) == [2]  # another request with that name
     with pytest.raises(KeyError):
         step({"b": 1}, {}, {"a"})

@@ -1,4 +1,4 @@
-"""What a request may say about its own routing."""
+"""The settings with which a request changes its own routing."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from prismoe.model_plugins.moe_layer.request_routing import asked_experts, with_numbers, without_numbers
 
 
-def test_what_a_request_asks_for() -> None:
+def test_a_requests_settings() -> None:
     assert asked_experts({}, most=4) == (0, 0)
     assert asked_experts({"routing": {}}, most=4) == (0, 0)
     assert asked_experts({"routing": {"tail_experts": 4}}, most=4) == (4, 0)
@@ -26,14 +26,14 @@ def test_what_a_request_asks_for() -> None:
             4,
             "tail_experts has to be a whole number of experts, 1 or more.",
         ),
-        ({"routing": {"text_experts": 2}}, 4, "text_experts is not taken: a request may choose tail_"),
+        ({"routing": {"text_experts": 2}}, 4, "text_experts is not known: a request may choose tail_"),
         ({"routing": 2}, 4, "routing has to be an object that holds tail_experts, head_experts or both."),
         ({"routing": None}, 4, "routing has to be an object"),
-        ({"routing": {"tail_experts": 1}}, 0, "takes no numbers from requests"),
-        ({"size": 9, "routing": {}}, 4, "takes routing alone, not size"),
+        ({"routing": {"tail_experts": 1}}, 0, "does not accept numbers of experts from requests"),
+        ({"size": 9, "routing": {}}, 4, "may only hold routing, not size"),
     ],
 )
-def test_what_cannot_be_had_is_refused_with_a_sentence(
+def test_impossible_settings_are_refused_with_a_message(
     kwargs: dict[str, Any], most: int, complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
@@ -42,14 +42,14 @@ def test_what_cannot_be_had_is_refused_with_a_sentence(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("numbers", [[256, 257], [383, 511], [512, 2049], [65535, 4099]])
-def test_large_numbers_ride_exactly(dtype: torch.dtype, numbers: list[int]) -> None:
+def test_large_numbers_are_passed_exactly(dtype: torch.dtype, numbers: list[int]) -> None:
     rows = with_numbers(torch.randn(1, 2, 5).to(dtype), torch.tensor([numbers]))
     (embeds,), (asked,) = without_numbers([rows[0]])
     assert embeds.shape == (2, 5) and asked.tolist() == [numbers] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_numbers_ride_behind_the_embeddings(dtype: torch.dtype) -> None:
+def test_the_numbers_are_appended_to_the_embeddings(dtype: torch.dtype) -> None:
     embeds_NTD = torch.randn(2, 3, 5).to(dtype)
     rows = with_numbers(embeds_NTD, torch.tensor([[64, 1], [0, 2]]))
     embeds, asked = without_numbers([rows[0], rows[1, 1:]])

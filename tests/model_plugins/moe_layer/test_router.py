@@ -1,4 +1,4 @@
-"""The router as the compiler and the engine see it."""
+"""The router in the compiler and in the engine."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ MIXED = [-1, 0, 0, 0, 1, -2]
 def router_and_step(
     settings: dict[str, Any], segments: list[int]
 ) -> tuple[PolicyRouter, RoutingStep, Tensor, Tensor]:
-    """A router, its step of `segments`, and hidden states and logits of 5 tokens."""
+    """A router, its step with `segments`, and the hidden states and logits of 5 tokens."""
     policy = make(settings)
     step = random_step(policy, segments[:5], num_experts=5)
     parameters = nn.ParameterDict(
@@ -29,7 +29,7 @@ def router_and_step(
 
 
 def counted(step: RoutingStep) -> Any:
-    """The load of what the step's buffers say."""
+    """The load according to the step's buffers."""
     counter = LoadCounter(step)
     counter.add(step)
     return counter.load()
@@ -44,20 +44,20 @@ def test_compiled_it_decides_and_counts_the_same(settings: dict[str, Any], segme
     expected_load = counted(routed)
     for buffer in (routed.experts, routed.weights, routed.logits):
         buffer.zero_()
-    torch._dynamo.reset()  # or it would count the cases before as recompilations
+    torch._dynamo.reset()  # otherwise it would count the cases before as recompilations
     compiled = torch.compile(router.decide, fullgraph=True, dynamic=True, backend="aot_eager")
     *actual, _ = compiled(*step)
     slots = expected[0].shape[1]  # eagerly, slots that no token uses may be left out
-    for part, wanted in zip(actual, expected, strict=True):
-        assert torch.equal(part[:, :slots], wanted)
+    for part, goal in zip(actual, expected, strict=True):
+        assert torch.equal(part[:, :slots], goal)
     assert not actual[0][:, slots:].any()
     assert counted(routed) == expected_load
     assert sum(expected_load["tokens"][0]) == 5
 
 
 @EVERY_POLICY
-def test_the_kernels_get_rows_side_by_side(settings: dict[str, Any]) -> None:
-    """vLLM's CPU kernel takes no strides: it would read another token's weights."""
+def test_the_kernels_get_contiguous_rows(settings: dict[str, Any]) -> None:
+    """vLLM's CPU kernel ignores strides: it would read another token's weights."""
     router, _, *step = router_and_step(settings, MIXED)
     weights_TA, experts_TA, _ = router.decide(*step)
     assert weights_TA.is_contiguous()
@@ -68,8 +68,8 @@ def test_the_kernels_get_rows_side_by_side(settings: dict[str, Any]) -> None:
 
 @EVERY_POLICY
 @pytest.mark.parametrize("segments", [MIXED, [-1] * 5], ids=["mixed", "text"])
-def test_slots_said_to_be_used_have_a_weight(settings: dict[str, Any], segments: list[int]) -> None:
-    """The experts do not look at the weights then."""
+def test_slots_that_are_declared_used_have_a_weight(settings: dict[str, Any], segments: list[int]) -> None:
+    """The experts do not check the weights then."""
     router, _, *step = router_and_step(settings, segments)
     weights_TA, _, all_used = router.decide(*step)
     assert not all_used or (weights_TA > 0).all()

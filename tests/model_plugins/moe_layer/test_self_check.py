@@ -1,4 +1,4 @@
-"""A made-up step at the start finds a layer that is counted as nothing, in part or twice."""
+"""A made-up step at the start finds a layer that is counted not at all, in part or twice."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,8 +14,8 @@ from tests.model_plugins.moe_layer.attached.test_shadow import EXPERTS, LOGITS_E
 
 TOKENS, PADDING = 5, 3
 FOUND = (
-    "The self-check at the start found layer 3 miscounted: of a made-up step of 5 tokens, which use 10 "
-    "experts there, its router told {told} and the counter has {counted}."
+    "The self-check at the start found wrong counts in layer 3: in a made-up step of 5 tokens, which use 10 "
+    "experts there, its router wrote {written} and the counter has {counted}."
 )
 
 
@@ -25,13 +25,13 @@ def found(model: Model, routing: NativeRouting) -> str | None:
 
 
 def choose_without_the_router(model: Model, routing: NativeRouting) -> None:
-    """As a kernel that routes by itself, or a graph that was compiled before the router was watched."""
+    """Choose like a kernel that routes by itself, or a graph from before the router was observed."""
     router: Any = model.runners[1].router
     router._compute_routing = type(router)._compute_routing.__get__(router)
 
 
 def route_a_part(model: Model, routing: NativeRouting) -> None:
-    """As where a step is parted behind prismoe's back: the parts lie one over the other."""
+    """Route like a step that is split without prismoe's knowledge: the parts overwrite each other."""
     router: Any = model.runners[1].router
     compute = router._compute_routing
 
@@ -44,7 +44,7 @@ def route_a_part(model: Model, routing: NativeRouting) -> None:
 
 
 def leave_a_slot_out(model: Model, routing: NativeRouting) -> None:
-    """As a router that chooses fewer experts than vLLM says of its layer."""
+    """Choose like a router that chooses fewer experts than vLLM says for its layer."""
     router: Any = model.runners[1].router
     router._compute_routing = lambda *_: routing.routers[3].routed(  # type: ignore[attr-defined]
         None, LOGITS_E.expand(TOKENS, EXPERTS), *(LOGITS_E.expand(TOKENS, EXPERTS).topk(TOP_K - 1))
@@ -52,7 +52,7 @@ def leave_a_slot_out(model: Model, routing: NativeRouting) -> None:
 
 
 @pytest.mark.parametrize("shadow", [None, {"policy": "dual_threshold", "vision_threshold": 0.9}])
-def test_layers_that_are_counted_right_and_what_is_counted_is_forgotten(
+def test_correct_layers_pass_and_their_counts_are_forgotten(
     shadow: dict[str, Any] | None,
 ) -> None:
     model = Model()
@@ -70,23 +70,23 @@ def test_layers_that_are_counted_right_and_what_is_counted_is_forgotten(
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"), [(choose_without_the_router, 0), (route_a_part, 8), (leave_a_slot_out, 5)]
+    ("damage", "written"), [(choose_without_the_router, 0), (route_a_part, 8), (leave_a_slot_out, 5)]
 )
-def test_a_layer_that_does_not_tell_all(damage: Callable[[Model, NativeRouting], None], told: int) -> None:
+def test_a_layer_that_does_not_tell_all(damage: Callable[[Model, NativeRouting], None], written: int) -> None:
     model = Model()
     routing = routing_of(model, shadow=None)
     damage(model, routing)
-    assert found(model, routing) == FOUND.format(told=told, counted=10)
+    assert found(model, routing) == FOUND.format(written=written, counted=10)
 
 
-def test_a_step_that_is_counted_twice() -> None:
+def test_a_step_that_is_counted_twice_is_found() -> None:
     model = Model()
     routing = routing_of(model, shadow=None)
     routing.step_watchers.append(routing.counter.add)
-    assert found(model, routing) == FOUND.replace("layer 3", "layer 1").format(told=10, counted=20)
+    assert found(model, routing) == FOUND.replace("layer 3", "layer 1").format(written=10, counted=20)
 
 
-def test_a_router_that_tells_twice_is_counted_once() -> None:
+def test_a_router_that_reports_twice_is_counted_once() -> None:
     model = Model()
     routing = routing_of(model, shadow=None)
     layer: Any = routing.routers[3]
@@ -95,11 +95,11 @@ def test_a_router_that_tells_twice_is_counted_once() -> None:
     assert found(model, routing) is None
 
 
-def test_a_shadow_that_follows_nobody() -> None:
+def test_a_shadow_without_calls_is_found() -> None:
     model = Model()
     routing = routing_of(model)
     layer: Any = routing.routers[3]
     layer._shadow = None
     wrong = check_counts(routing, TOKENS, partial(model, TOKENS))
     assert isinstance(wrong, FoundWrong)
-    assert wrong.sums.told == 0 < wrong.sums.used <= TOKENS * 3
+    assert wrong.sums.written == 0 < wrong.sums.used <= TOKENS * 3

@@ -1,4 +1,4 @@
-"""The running step: what its tokens are, and what the layers wrote about them."""
+"""The running step: the properties of its tokens, and the records of the layers about them."""
 
 import pytest
 import torch
@@ -29,13 +29,13 @@ def test_a_step_is_described_token_by_token() -> None:
     assert step.tokens.modalities.tolist() == [0, 2, 2, 0, 1, 1, 1, -1, -1, -1]
 
 
-def test_images_side_by_side_stay_two() -> None:
+def test_adjacent_images_are_separate() -> None:
     step = routing_step(4)
     step.tokens.mark(torch.ones(4, dtype=torch.bool), images(1, 3), num_tokens=4)
     assert step.tokens.segments.tolist() == [0, 1, 1, 1]
 
 
-def test_sound_has_a_modality_and_is_text_to_policies() -> None:
+def test_sound_has_a_modality_and_is_text_for_policies() -> None:
     step = routing_step(4)
     is_media_T = torch.tensor([True, True, False, True])
     step.tokens.mark(is_media_T, [Media("audio", 2), Media("image", 1)], num_tokens=4)
@@ -51,7 +51,7 @@ def test_a_text_step_after_an_image_step() -> None:
     assert step.tokens.modalities.tolist() == [0, 0, -1, -1]
 
 
-def test_before_and_after_a_step_all_is_padding() -> None:
+def test_before_and_after_a_step_everything_is_padding() -> None:
     step = routing_step(3)
     assert step.tokens.segments.tolist() == [PADDING] * 3
     step.tokens.mark(None, [], num_tokens=2)
@@ -61,7 +61,7 @@ def test_before_and_after_a_step_all_is_padding() -> None:
     assert step.tokens.num_tokens == 0
 
 
-def test_what_a_request_asks_for_stays_with_its_images() -> None:
+def test_a_requests_settings_stay_with_its_images() -> None:
     step = routing_step(6)
     asked = [torch.tensor([[4.0, 1.0]]), torch.tensor([[0.0, 2.0]]).repeat(2, 1)]
     media = [Media("image", len(asked_T2), asked_T2) for asked_T2 in asked]
@@ -71,12 +71,12 @@ def test_what_a_request_asks_for_stays_with_its_images() -> None:
     assert not step.tokens.asked.any()
 
 
-def test_more_tokens_than_the_buffer_holds_stop_the_step() -> None:
+def test_too_many_tokens_stop_the_step() -> None:
     with pytest.raises(AssertionError, match="more tokens"):
         routing_step(2).tokens.mark(None, [], num_tokens=3)
 
 
-def test_only_a_step_without_images_is_said_to_be_text() -> None:
+def test_only_a_step_without_images_is_marked_as_text() -> None:
     step = routing_step(6)
     step.tokens.mark(torch.tensor([False, True, True]), images(2), num_tokens=3)
     assert not step.tokens.seen(3).is_text
@@ -91,7 +91,7 @@ def run(step: RoutingStep, experts_TA: Tensor, logits_TE: Tensor) -> None:
     step.write(0, experts_TA, torch.ones(len(experts_TA), 2), None, None, Confidence(logits_TE))
 
 
-def test_evenly_spaced_tokens_of_a_large_step_are_asked_how_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evenly_spaced_tokens_of_a_large_step_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_module, "MOST_SCORED", 12)  # of 4 experts in one layer: 3 tokens
     step = routing_step(10)
     counter = LoadCounter(step)
@@ -113,8 +113,8 @@ def test_evenly_spaced_tokens_of_a_large_step_are_asked_how_sure(monkeypatch: py
     assert load["expert_tokens"] == [[[4, 4, 2, 2], [4, 4, 0, 0], [0] * 4, [0] * 4]]
 
 
-def test_many_steps_are_counted_as_one_by_one() -> None:
-    """Beyond a page, and read in between."""
+def test_many_steps_are_counted_like_single_ones() -> None:
+    """They fill more than a page, and are read in between."""
     step = routing_step(400)
     counter, total, read = LoadCounter(step), 0, 0
     for size in [1, 400, 400, 300, 7, 400, PAGE_TOKENS % 400]:
@@ -138,8 +138,8 @@ def test_many_steps_are_counted_as_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("own", [(), ("uses_all_slots",), ("has_tails", "has_scores")], ids=str)
-def test_parts_that_never_change_count_as_if_they_could(own: tuple[str, ...]) -> None:
-    """Layers of 1 and 2 experts a token."""
+def test_constant_parts_are_counted_as_if_they_could_change(own: tuple[str, ...]) -> None:
+    """The layers have 1 and 2 experts for each token."""
     layers = [
         LayerShape(experts=4, slots=slots, scored=4)._replace(**dict.fromkeys(own, True)) for slots in (1, 2)
     ]
@@ -167,8 +167,8 @@ def test_parts_that_never_change_count_as_if_they_could(own: tuple[str, ...]) ->
     assert load["tail_tokens"] == [0, 0]
 
 
-def test_parts_that_change_are_counted_token_by_token() -> None:
-    """The number of experts, tail tokens, and scores that rank the experts otherwise than the logits."""
+def test_variable_parts_are_counted_token_by_token() -> None:
+    """These are the number of experts, tail tokens, and scores with another ranking than the logits."""
     layer = LayerShape(experts=4, slots=2, scored=4, has_tails=True, has_scores=True)
     step = RoutingStep(("text", "image"), [layer], max_tokens=4)
     counter = LoadCounter(step)

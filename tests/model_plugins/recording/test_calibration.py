@@ -1,4 +1,4 @@
-"""What is kept of a step, and that a deprived modality gets nothing of a layer's experts."""
+"""The recording of a step. A deprived modality gets no output from a layer's experts."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prismoe.kernels.routing import PADDING, TEXT
-from prismoe.model_plugins.recording.calibration import CalibrationRecorder, Wanted
+from prismoe.model_plugins.recording.calibration import CalibrationRecorder, TokenValues
 from prismoe.model_plugins.routing.gate import SOFTMAX
 
 SEGMENT_T = torch.tensor([TEXT, 0, 0, TEXT, TEXT, PADDING])
@@ -17,7 +17,7 @@ HIDDEN_TD = torch.arange(12.0).view(6, 2)
 
 
 class OneStep(nn.Module):
-    """Two routers, each asked once; gives the hidden states back."""
+    """A model with two routers, each called once. It returns the hidden states unchanged."""
 
     def __init__(self, routing: Any) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class OneStep(nn.Module):
         return hidden_TD
 
     def compute_logits(self, hidden_TD: Tensor) -> Tensor:
-        return hidden_TD * torch.tensor([1.0, 0.5])  # a softmax would not tell rows of one shift apart
+        return hidden_TD * torch.tensor([1.0, 0.5])  # a softmax would hide a constant difference between rows
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def model() -> OneStep:
 
 
 def test_tokens_are_kept_without_padding(model: OneStep) -> None:
-    recorder = CalibrationRecorder(model, model.routing, Wanted("weights", 2, True, 3, True), 4)
+    recorder = CalibrationRecorder(model, model.routing, TokenValues("weights", 2, True, 3, True), 4)
     recorder.begin()
     model(HIDDEN_TD)
     rows = recorder.take(seed=7)
@@ -62,7 +62,7 @@ def test_tokens_are_kept_without_padding(model: OneStep) -> None:
 
 
 def test_steps_of_a_request_are_put_together_and_others_are_left_out(model: OneStep) -> None:
-    recorder = CalibrationRecorder(model, model.routing, Wanted("entropy", 2, True), 7)
+    recorder = CalibrationRecorder(model, model.routing, TokenValues("entropy", 2, True), 7)
     model(HIDDEN_TD)
     recorder.begin()
     model(HIDDEN_TD)
@@ -80,7 +80,7 @@ def test_steps_of_a_request_are_put_together_and_others_are_left_out(model: OneS
 def test_a_deprived_modality_has_no_weights_in_that_layer(
     model: OneStep, modality: str, deprived: list[int]
 ) -> None:
-    recorder = CalibrationRecorder(model, model.routing, Wanted(None, 2, True), 1)
+    recorder = CalibrationRecorder(model, model.routing, TokenValues(None, 2, True), 1)
     recorder.deprived = (3, modality)
     model(HIDDEN_TD)
     assert torch.equal(model.weights[0], torch.ones(6, 2))

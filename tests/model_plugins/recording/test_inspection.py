@@ -1,4 +1,4 @@
-"""Recording one request's rows out of the steps of a runner, V1 or V2, without an engine."""
+"""Records one request's rows from the steps of a V1 or V2 runner, without an engine."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -18,12 +18,12 @@ EXPERTS, HIDDEN, LAYERS = 4, 8, (0, 2)
 
 
 def scheduled(counts: dict[str, int], new: Sequence[Any] = ()) -> Any:
-    """What the scheduler says of a step."""
+    """The scheduler's output for a step."""
     return SimpleNamespace(num_scheduled_tokens=counts, scheduled_new_reqs=new)
 
 
 class V1Runner:
-    """As vLLM's runner for CPU prepares a step: in `input_batch`."""
+    """Prepares a step like vLLM's runner for CPU, in `input_batch`."""
 
     requests: ClassVar[dict[str, Any]] = {}
 
@@ -38,7 +38,7 @@ class V1Runner:
 
 
 class V2Runner:
-    """As vLLM's runner for CUDA prepares a step: `prepare_inputs` returns its batch."""
+    """Prepares a step like vLLM's runner for CUDA: `prepare_inputs` returns its batch."""
 
     req_states = SimpleNamespace(req_id_to_index={})
 
@@ -53,7 +53,7 @@ class V2Runner:
 
 
 class Rig:
-    """Routers of two layers behind a runner; `step` runs both and keeps the logits by request and token."""
+    """Routers of two layers in a runner. `step` runs both, and keeps the logits by request and token."""
 
     def __init__(self, runner: V1Runner | V2Runner, most_tokens: int = 100, with_logits: bool = True) -> None:
         self.runner = runner
@@ -89,7 +89,7 @@ class Rig:
                     self.logits[request, layer, position + index] = self.latest[layer][start + index].tolist()
 
     def forward(self, segments: list[int]) -> None:
-        """What a dummy step does, too."""
+        """Run the routers, as dummy steps do, too."""
         self.routed.tokens.clear()
         segment_T = torch.tensor(segments)
         self.routed.tokens.segments[: len(segments)] = segment_T
@@ -100,7 +100,7 @@ class Rig:
 
 
 @pytest.mark.parametrize("kind", [V1Runner, V2Runner])
-def test_the_rows_of_the_request_alone_in_the_order_of_its_positions(kind: type[V1Runner | V2Runner]) -> None:
+def test_only_the_requests_rows_in_the_order_of_its_positions(kind: type[V1Runner | V2Runner]) -> None:
     rig = Rig(kind())
     mine, other = "chatcmpl-mine-1a2b3c4d", "chatcmpl-other-1a2b3c4d"
     rig.step({other: 7, mine: 0}, {other: 2, mine: 5}, [-1, -1, -1, 0, 0, 0, -1])
@@ -115,7 +115,7 @@ def test_the_rows_of_the_request_alone_in_the_order_of_its_positions(kind: type[
         assert 0 < sum(layer["tail"]) < 3
 
 
-def test_a_preempted_request_is_told_as_it_was_computed_last() -> None:
+def test_a_preempted_request_has_its_last_computed_rows() -> None:
     rig = Rig(V1Runner())
     rig.step({"chatcmpl-mine-a": 0}, {"chatcmpl-mine-a": 4}, [-1, 0, 0, -1])
     rig.step({"chatcmpl-mine-a": 0}, {"chatcmpl-mine-a": 3}, [-1, 0, 0])
@@ -137,7 +137,7 @@ def test_tokens_beyond_the_limit_and_dummy_steps_are_not_kept() -> None:
 
 
 @pytest.mark.parametrize("kind", [V1Runner, V2Runner])
-def test_nothing_stays_behind(kind: type[V1Runner | V2Runner]) -> None:
+def test_an_ended_inspection_leaves_nothing(kind: type[V1Runner | V2Runner]) -> None:
     rig = Rig(kind())
     assert vars(rig.runner)
     rig.inspection.end()
@@ -155,7 +155,7 @@ def test_nothing_stays_behind(kind: type[V1Runner | V2Runner]) -> None:
     }
 
 
-def test_a_worker_records_the_latest_request_alone() -> None:
+def test_a_worker_records_only_the_latest_request() -> None:
     rig = Rig(V1Runner())
     rig.inspection.end()
     worker: Any = RoutingCalls()
@@ -170,7 +170,7 @@ def test_a_worker_records_the_latest_request_alone() -> None:
     assert rig.routing.step_watchers == [] and not vars(rig.runner)
 
 
-def test_a_kernel_that_routes_by_itself_tells_neither_weights_nor_logits() -> None:
+def test_a_kernel_that_routes_by_itself_has_no_weights_and_logits() -> None:
     rig = Rig(V1Runner())
     rig.routers[0].observer = None
     rig.runner.step({"chatcmpl-mine-a": 0}, {"chatcmpl-mine-a": 2})
@@ -185,7 +185,7 @@ def test_a_kernel_that_routes_by_itself_tells_neither_weights_nor_logits() -> No
 
 
 @pytest.mark.parametrize(
-    ("grid", "is_embed", "told"),
+    ("grid", "is_embed", "reported"),
     [
         ([1, 6, 4], None, [1, 3, 2]),
         ([2, 2, 6], [True, True, False, True, True, True, True], [2, 1, 3]),
@@ -193,8 +193,8 @@ def test_a_kernel_that_routes_by_itself_tells_neither_weights_nor_logits() -> No
     ],
     ids=["an image", "a video with a separator", "no grid"],
 )
-def test_the_requests_media_are_told(
-    grid: list[int] | None, is_embed: list[bool] | None, told: list[int] | None
+def test_the_requests_media_are_recorded(
+    grid: list[int] | None, is_embed: list[bool] | None, reported: list[int] | None
 ) -> None:
     rig = Rig(V1Runner())
     length = 6 if is_embed is None else 7
@@ -206,5 +206,5 @@ def test_the_requests_media_are_told(
     new = [SimpleNamespace(req_id="chatcmpl-mine-a", mm_features=[feature])]
     rig.step({"chatcmpl-mine-a": 0}, {"chatcmpl-mine-a": 4}, [-1, 0, 0, 0], new)
     assert rig.inspection.rows()["media"] == [
-        {"modality": "video", "offset": 1, "length": length, "grid": told}
+        {"modality": "video", "offset": 1, "length": length, "grid": reported}
     ]

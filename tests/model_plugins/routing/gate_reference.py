@@ -1,4 +1,4 @@
-"""Gates and the policies under them, one token at a time, in float64: what the fast forms must give."""
+"""Gates, and policies under them, for one token at a time in float64: the reference for the fast forms."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class GateRule:
-    """A gate as its model's paper or code has it."""
+    """A gate by its model's paper or code."""
 
     scoring: str = "softmax"
     renormalises: bool = True
@@ -31,16 +31,16 @@ class GateRule:
         return SCORES[self.scoring](logits)
 
     def shares(self, logits: np.ndarray) -> np.ndarray:
-        """The probabilities that RPV and entropy are about."""
+        """The probabilities for RPV and entropy."""
         scores = self.scores(logits)
         return scores / scores.sum()
 
     def ranking(self, logits: np.ndarray, in_groups: bool = True) -> np.ndarray:
-        """What ranks the experts: DeepSeek-V3, Eqs. 15 and 16, and its node-limited routing."""
+        """The values that rank the experts: DeepSeek-V3, Eqs. 15 and 16, and its node-limited routing."""
         return self.ranked(self.scores(logits), in_groups)
 
     def ranked(self, scores: np.ndarray, in_groups: bool = True) -> np.ndarray:
-        """The same of the scores."""
+        """The ranking values of the scores."""
         ranking: np.ndarray = scores + self.bias
         if self.groups is None or not in_groups:
             return ranking
@@ -51,7 +51,7 @@ class GateRule:
         return np.where(np.isin(np.arange(groups), allowed)[:, None], parts, -np.inf).ravel()
 
     def weigh(self, picks: list[int], logits: np.ndarray, among: list[int] | None = None) -> Pairs:
-        """The weights of these experts, renormalised over `among` (themselves) where the gate does that."""
+        """The weights of these experts, renormalised over `among` (by default these) if the gate does so."""
         scores = self.scores(logits)
         total = sum(scores[expert] for expert in among or picks) if self.renormalises else 1.0
         factors = self.scale * np.broadcast_to(self.expert_scale, scores.shape)
@@ -72,7 +72,7 @@ def topk(policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, _:
 
 
 def dual_threshold(policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, _: Any) -> Pairs:
-    """MoDES: of the model's own k, those whose share is large enough; else the heaviest, or none."""
+    """MoDES: those of the model's own k experts whose share is large enough; else the heaviest, or none."""
     chosen = best(gate.ranking(logits), policy.top_k)
     shares = gate.shares(logits)
     total = sum(shares[expert] for expert in chosen) if gate.renormalises else 1.0
@@ -94,7 +94,7 @@ def ltdr(policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, _:
 
 
 def entropy(policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, _: Any) -> Pairs:
-    """GeMoE as it is read here, of the shares."""
+    """GeMoE as it is understood here, of the shares."""
     most, shares = policy.max_experts, gate.shares(logits)
     uncertainty = -sum(p * math.log(p) for p in shares if p > 0) / math.log(len(logits))
     part = (uncertainty - policy.low) / (policy.high - policy.low) * (most - policy.min_experts + 1)
@@ -103,7 +103,7 @@ def entropy(policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool,
 
 
 def modality_groups(policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, _: Any) -> Pairs:
-    """The best of the modality's own experts, whose shares are of the scores of these alone."""
+    """The best of the modality's own experts. Their shares are of the scores of these experts only."""
     is_visions = np.arange(len(logits)) < (policy.vision_group or len(logits) // 2)
     ranking = np.where(is_visions == is_vision, gate.ranking(logits, in_groups=False), -np.inf)
     picks = best(ranking, policy.vision_experts if is_vision else policy.text_experts)
@@ -115,7 +115,7 @@ def modality_groups(policy: Policy, gate: GateRule, logits: np.ndarray, is_visio
 def equiroute(
     policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, own: Mapping[str, np.ndarray]
 ) -> Pairs:
-    """Pressed logits plus reservations pick, then the best reserved ones in its groups; the logits weigh."""
+    """The pressed logits plus reservations choose, then the best reserved experts do; the logits weigh."""
     reservation = own["reservation"][int(is_vision)]
     ranking = gate.ranking(own["pressure"][int(is_vision)] * logits + reservation)
     ranked = [expert for expert in best(ranking, len(ranking)) if ranking[expert] > -np.inf]
@@ -125,7 +125,7 @@ def equiroute(
 
 
 def steer(policy: Policy, gate: GateRule, logits: np.ndarray, is_vision: bool, _: Any) -> Pairs:
-    """SteerMoE on the gate's log scores: the gate's ranking of them, on before all, and off behind all."""
+    """SteerMoE on the gate's log scores, ranked by the gate: "on" experts first, "off" experts last."""
     scores = gate.scores(logits)
     log_scores = steered(policy, np.log(scores), is_vision)
     changed = np.exp(log_scores)
@@ -147,7 +147,7 @@ RULES: dict[str, Callable[[Policy, GateRule, np.ndarray, bool, Any], Pairs]] = {
 
 
 def routed(policy: Policy, gate: GateRule, step: GateStep) -> list[Pairs]:
-    """What each token of a step uses."""
+    """The experts of each token of a step."""
     return [
         RULES[policy.policy](policy, gate, logits, is_vision, step.parameters)
         for logits, is_vision in zip(step.logits.astype(np.float64), step.is_vision, strict=True)

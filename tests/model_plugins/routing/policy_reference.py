@@ -1,6 +1,6 @@
-"""Each policy's rule one token at a time, in float64: what the fast forms are tested against.
+"""Each policy's rule for one token at a time, in float64: the reference for the fast forms.
 
-A rule takes a policy's settings and a step, and gives the (expert, weight) pairs that each token uses.
+A rule gets a policy's settings and a step, and returns the (expert, weight) pairs of each token.
 """
 
 import math
@@ -18,10 +18,11 @@ Policy = Any  # each rule reads its own policy's settings
 
 @dataclass
 class Step:
-    """A step in float64. `logits` may have fewer columns than there are experts.
+    """A step in float64.
 
-    `segments` and `requests` are the index of each token's image, negative where it has none, and request.
-    `tasks` and `instructions` are of each token's request: its label, and the mean embedding of its text.
+    `logits` may have fewer columns than there are experts. `segments` and `requests` are the index of each
+    token's image (negative if it has none) and request. `tasks` and `instructions` are the label of each
+    token's request, and the mean embedding of its text.
     """
 
     hidden: np.ndarray
@@ -61,7 +62,7 @@ def topk(policy: Policy, step: Step) -> list[Pairs]:
 
 
 def ltdr_tail(policy: Policy, step: Step) -> list[bool]:
-    """LTDR, Eqs. 9 and 11, of an image or of all that a request shows, or a fixed threshold."""
+    """LTDR, Eqs. 9 and 11, for an image or all images of a request, or with a fixed threshold."""
     probs = reference.probabilities(step.logits)
     if policy.mean_over == "request":
         compared = [
@@ -78,7 +79,7 @@ def ltdr_tail(policy: Policy, step: Step) -> list[bool]:
 
 
 def ltdr(policy: Policy, step: Step) -> list[Pairs]:
-    """LTDR, Eq. 12, with numbers for each kind of token, the request's before the policy's."""
+    """LTDR, Eq. 12, with numbers for each kind of token. The request's numbers override the policy's."""
     head, text = policy.head_experts or policy.top_k, policy.text_experts or policy.top_k
     tail = policy.tail_experts or step.num_experts
     most = max(tail, head, text, policy.request_experts or 0)
@@ -162,7 +163,7 @@ def equiroute(policy: Policy, step: Step) -> list[Pairs]:
 
 
 def top_any(policy: Policy, step: Step) -> list[Pairs]:
-    """DynMoE, Eqs. 2 to 6, with the comparison of sigmoids as the paper writes it."""
+    """DynMoE, Eqs. 2 to 6, with the paper's comparison of sigmoids."""
     tokens = []
     for hidden in step.hidden:
         scores = np.array([cosine_similarity(hidden, own) for own in step.parameters["expert_embeddings"]])
@@ -186,7 +187,7 @@ def cosine(policy: Policy, step: Step) -> list[Pairs]:
 
 
 def bias_corrected(policy: Policy, step: Step) -> list[Pairs]:
-    """AuxFree-MoE: the biased score picks, the score weighs."""
+    """AuxFree-MoE: the biased score chooses, and the score weighs."""
     tokens = []
     for row in step.logits:
         scores = softmax(row) if policy.score == "softmax" else 1 / (1 + np.exp(-row))
@@ -202,9 +203,9 @@ def fine_grained(policy: Policy, step: Step) -> list[Pairs]:
 
 
 def dual_threshold(policy: Policy, step: Step) -> list[Pairs]:
-    """MoDES: an expert is skipped when α w is below the modality's threshold; the others keep theirs.
+    """MoDES: an expert is skipped if α w is below the modality's threshold; the others keep their weights.
 
-    The best is kept where that is asked for.
+    The best expert is kept if that is set.
     """
     tokens = []
     for row, segment in zip(step.logits, step.segments, strict=True):
@@ -219,7 +220,7 @@ def dual_threshold(policy: Policy, step: Step) -> list[Pairs]:
 
 
 def entropy(policy: Policy, step: Step) -> list[Pairs]:
-    """GeMoE as it is read here: equal parts of the entropy between two bounds."""
+    """GeMoE as it is understood here: equal parts of the entropy between two bounds."""
     most = policy.max_experts or step.num_experts
     tokens = []
     for row in step.logits:
@@ -256,7 +257,7 @@ def steer(policy: Policy, step: Step) -> list[Pairs]:
 
 
 def task(policy: Policy, step: Step) -> list[Pairs]:
-    """LTDR, App. A.3, TASK: by the request's label, or the default where it is none of the tasks'."""
+    """LTDR, App. A.3, TASK: by the request's label, or the default if it is not a task's."""
     tokens = []
     for given in step.tasks:
         label = given if 0 <= given < policy.tasks else policy.default_task

@@ -1,4 +1,4 @@
-"""Policies and random steps to try them on."""
+"""Policies and random steps for their tests."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -135,7 +135,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 BY_MODALITY = {"modality_embedding", "modality_weight", "modality_bias", "pressure", "reservation"}
-"""Parameters whose second row is vision's own."""
+"""Parameters whose second row is for vision."""
 
 
 def make(settings: Mapping[str, Any]) -> RoutingPolicy:
@@ -143,14 +143,14 @@ def make(settings: Mapping[str, Any]) -> RoutingPolicy:
 
 
 def least_experts(policy: RoutingPolicy) -> int:
-    """The fewest experts that a token may use: 1, unless a policy may skip them all."""
+    """The fewest experts of a token: 1, or 0 if the policy can skip all."""
     return int(getattr(policy, "keep_best", True))
 
 
 def random_step(policy: RoutingPolicy, segments: list[int], num_experts: int, seed: int = 0) -> RouterInputs:
-    """A step whose requests ask nothing, and of which each has up to two images.
+    """A step whose requests set nothing. Each of them has up to two images.
 
-    To a policy that decides once a request each token is one of its own.
+    For a policy that decides once for each request, each token is its own request.
     """
     generator = torch.Generator().manual_seed(seed + 7 * num_experts + len(segments))
     tokens = len(segments)
@@ -171,7 +171,7 @@ def random_step(policy: RoutingPolicy, segments: list[int], num_experts: int, se
 
 
 def routing_step(policy: RoutingPolicy, num_experts: int, segments: list[int]) -> RoutingStep:
-    """A step of one layer, which holds `segments` of text and images."""
+    """The routing step of one layer with `segments` of text and images."""
     step = RoutingStep(("text", "image"), [layer_shape(policy, num_experts)], len(segments))
     segment_T = torch.tensor(segments)
     step.tokens.segments.copy_(segment_T)
@@ -181,7 +181,7 @@ def routing_step(policy: RoutingPolicy, num_experts: int, segments: list[int]) -
 
 
 def with_request_logits(policy: RoutingPolicy, step: RouterInputs) -> RouterInputs:
-    """The step with its requests' logits, where the hidden states stand for the instructions."""
+    """The step with its requests' logits. The hidden states are used as the instructions."""
     if not isinstance(policy, RequestPolicy):
         return step
     requests = Requests(torch.tensor(labels(len(step.hidden_TD))), step.hidden_TD)
@@ -197,12 +197,12 @@ SIZES = {
     "expert_bias": 0.2,
     "thresholds": 0.2,
     "log_mixing": 20.0,
-    "centroids": 0.02,  # short, else the shortest would be nearest to whatever is compared with them
+    "centroids": 0.02,  # short, since otherwise the shortest would be nearest to everything
 }
 
 
 def random_parameter(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Values of a size that matters; pressures and temperatures are positive."""
+    """Values of a size that has an effect. Pressures and temperatures are positive."""
     noise = torch.randn(shape, generator=generator)
     if name in ("pressure", "temperature"):
         return 0.3 + noise.abs()

@@ -1,4 +1,4 @@
-"""Settings that were calibrated hold for the checkpoint that they were fitted to, and for no other."""
+"""Calibrated settings are only valid for the checkpoint that they were fitted to."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ MEASURED: dict[str, Any] = {
 ROUTING = {"policy": "entropy", "low": 0.2, "calibrated": {"model": MODEL, "measured": MEASURED}}
 
 
-def test_the_model_is_told_apart_from_the_settings() -> None:
+def test_the_model_is_separated_from_the_settings() -> None:
     policies = OperatorPolicies.of(ROUTING)
     assert policies.settings == {"policy": "entropy", "low": 0.2}
     assert policies.calibrated_for == ModelIdentity(**MODEL)
@@ -46,7 +46,7 @@ def test_another_model_is_refused(name: str, value: object) -> None:
             fitted.check_weights(served.weights)
 
 
-def test_a_moe_llava_takes_none() -> None:
+def test_a_moe_llava_accepts_none() -> None:
     register()
     with pytest.raises(ValueError, match=r"calibrated for another model .* leave them out"):
         routing_in_force(AutoConfig.from_pretrained(PHI), ROUTING)
@@ -55,7 +55,7 @@ def test_a_moe_llava_takes_none() -> None:
 @pytest.mark.parametrize(
     "broken", [{}, {"model": MODEL}, {"model": MODEL | {"more": 1}, "measured": MEASURED}]
 )
-def test_what_was_not_written_by_calibrate_is_refused(broken: dict[str, Any]) -> None:
+def test_a_file_that_calibrate_did_not_write_is_refused(broken: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"calibrated\.m\S+ is not as prismoe calibrate writes it"):
         OperatorPolicies.of({**ROUTING, "calibrated": broken})
 

@@ -1,4 +1,4 @@
-"""Reserved slots: what text gets, and that the served policy reaches the published equity by them."""
+"""Reserved slots: the slots of text, and the published equity that the served policy reaches with them."""
 
 import math
 from typing import Any
@@ -53,21 +53,21 @@ def test_a_text_token_gets_its_reserved_slots_and_keeps_its_k(
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_reserved_slots_reach_the_published_equity(ratio: int) -> None:
-    """At top-1, on the tokens of the paper's experiment: what text does not reach is reserved for it."""
+    """At top-1, on the tokens of the paper's experiment. Experts out of text's reach are reserved for it."""
     means = {slots: sum(equity(ratio, slots, seed) for seed in range(DRAWS)) / DRAWS for slots in (0, 3)}
     assert means[0] < PUBLISHED[ratio].equiroute_mei - 0.05
     assert means[3] > PUBLISHED[ratio].equiroute_mei
 
 
 def equity(ratio: int, reserved_slots: int, seed: int) -> float:
-    """The MEI of one draw that the served policy routes."""
+    """The MEI of one draw under the served policy."""
     generator = torch.Generator().manual_seed(seed)
     text_TE, vision_TE = (
         torch.randn(tokens, EXPERTS, generator=generator)
         for tokens in (VISION_TOKENS // ratio, VISION_TOKENS)
     )
     reservation_2E = torch.zeros(2, EXPERTS)
-    reservation_2E[0, text_TE.argmax(dim=1).bincount(minlength=EXPERTS) == 0] = 1e-6  # no bonus to speak of
+    reservation_2E[0, text_TE.argmax(dim=1).bincount(minlength=EXPERTS) == 0] = 1e-6  # practically no bonus
     segments = [-1] * len(text_TE) + [0] * VISION_TOKENS
     routing = EquiRoute(top_k=1, norm_topk_prob=False, reserved_slots=reserved_slots).route(
         inputs(torch.cat([text_TE, vision_TE]), segments, reservation_2E)
@@ -87,8 +87,8 @@ def inputs(logits_TE: Tensor, segments: list[int], reservation_2E: Tensor) -> Ro
     )
 
 
-def test_a_near_tie_for_a_reserved_slot_is_one() -> None:
-    """The scores that are told put both kinds of slots on one scale: 0 is the last that won."""
+def test_a_near_tie_for_a_reserved_slot_is_counted() -> None:
+    """The scores put both kinds of slots on one scale: 0 is the last one that won."""
     policy = EquiRoute(top_k=1, norm_topk_prob=False, reserved_slots=1)
     logits_TE = torch.tensor([[3.0, 1.0, 0.0, 0.0, -0.001]])
     reservation_2E = torch.tensor([[0, 0, 0, 1e-6, 1e-6], [0.0] * 5])

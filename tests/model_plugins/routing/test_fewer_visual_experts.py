@@ -1,4 +1,4 @@
-"""FastMMoE's fewer experts for visual tokens (arXiv 2511.17885), as settings of `ltdr`, layer by layer."""
+"""FastMMoE's fewer experts for visual tokens (arXiv 2511.17885), as settings of `ltdr` for each layer."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.model_plugins.routing.policy_reference import Pairs, best
 from tests.model_plugins.routing.test_gates import GATES, make_gate, random_step, used
 
 EXPERTS, K, VISUAL, FIRST, LAYERS = 18, 4, 2, 2, 4
-"""Visual tokens use 2 experts of a layer's 18 from layer 2 on, and 4 before it, as text does."""
+"""Visual tokens use 2 of a layer's 18 experts from layer 2 on, and 4 before it, like text."""
 SETTING: dict[str, Any] = {
     "policy": "ltdr",
     "threshold": 1,
@@ -26,7 +26,7 @@ SETTING: dict[str, Any] = {
 
 
 def fewer_visual_experts(gate: GateRule, layer: int, logits: np.ndarray, is_visual: bool) -> Pairs:
-    """A visual token keeps the best of the gate's k experts, weighed as the gate weighs so many."""
+    """A visual token keeps the best of the gate's k experts, weighed as the gate weighs that number."""
     chosen = best(gate.ranking(logits), K)
     return gate.weigh(chosen[:VISUAL] if is_visual and layer >= FIRST else chosen, logits)
 
@@ -36,7 +36,7 @@ def in_force(renormalises: bool | None) -> RoutingInForce:
 
 
 NATIVE: dict[str, Any] = {}
-"""MoE-LLaVA's gate: a softmax, renormalised where k is more than 1."""
+"""MoE-LLaVA's gate: a softmax, renormalised if k is more than 1."""
 
 
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
@@ -59,7 +59,7 @@ def test_the_setting_is_the_papers_rule(gate: dict[str, Any], is_native: bool, s
             np.testing.assert_allclose([w for _, w in mine], [w for _, w in theirs], rtol=5e-5)
 
 
-def test_visual_tokens_pay_for_what_they_use() -> None:
+def test_visual_tokens_run_only_the_experts_that_they_use() -> None:
     layers = in_force(None).layers
     assert [layers[layer].policy.slots(EXPERTS) for layer in range(LAYERS)] == [K] * LAYERS
     step = random_step(layers[FIRST].policy, [-1, 0, 0], EXPERTS, make_gate(NATIVE, EXPERTS)[0])
@@ -67,8 +67,8 @@ def test_visual_tokens_pay_for_what_they_use() -> None:
 
 
 def test_no_token_is_above_the_threshold_and_no_image_is_needed_whole() -> None:
-    """RPV is below 1, and so even a token whose probabilities are all one expert's is no tail token."""
-    OperatorPolicies.of(SETTING)  # as for vLLM's own models
+    """RPV is below 1. So even a token whose probability is all on one expert is not a tail token."""
+    OperatorPolicies.of(SETTING)  # like for vLLM's own models
     policy = in_force(None).layers[FIRST].policy
     step = random_step(policy, [0, 0], 6, make_gate(NATIVE, 6)[0])
     step = step._replace(logits_TE=torch.tensor([[1e4, 0, 0, 0, 0, 0]] * 2))

@@ -1,4 +1,4 @@
-"""Policies under the gates of vLLM's models against a float64 reference; gates against vLLM's routers."""
+"""Compares policies under vLLM's gates with a float64 reference, and gates with vLLM's routers."""
 
 from typing import Any
 
@@ -106,7 +106,10 @@ def make_policy(settings: dict[str, Any], renormalises: bool) -> Any:
 
 
 def is_served(settings: dict[str, Any], gate: dict[str, Any], num_experts: int) -> bool:
-    """Whether the gate has as many experts for a token as the policy asks for; else the start is refused."""
+    """Whether the gate has as many experts for a token as the policy needs.
+
+    Otherwise the start is refused.
+    """
     seen, _ = make_gate(gate, num_experts)
     policy = make_policy(settings, seen.renormalises)
     most = seen.most_experts(num_experts)
@@ -146,13 +149,13 @@ def test_a_policy_under_a_gate_matches_its_reference(
         )
 
 
-def test_the_gates_of_the_reference_are_all_told_apart() -> None:
-    """Each setting of a gate changes what some token uses, or the test above would show nothing."""
+def test_the_gates_of_the_reference_all_differ() -> None:
+    """Each setting of a gate changes some token's experts. Otherwise the test above would show nothing."""
     logits = 2 * np.random.default_rng(0).standard_normal((50, 6))
     policy = make_policy({"policy": "topk"}, renormalises=True)
     step = GateStep(logits, [False] * 50, {})
-    told = [gate_reference.routed(policy, make_gate(gate, 6)[1], step) for gate in GATES.values()]
-    assert all(mine != theirs for at, mine in enumerate(told) for theirs in told[:at])
+    reported = [gate_reference.routed(policy, make_gate(gate, 6)[1], step) for gate in GATES.values()]
+    assert all(mine != theirs for at, mine in enumerate(reported) for theirs in reported[:at])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,7 @@ def test_the_gates_of_the_reference_are_all_told_apart() -> None:
         ),
     ],
 )
-def test_a_gate_is_vllms(gate: str, options: dict[str, Any]) -> None:
+def test_a_gate_equals_vllms(gate: str, options: dict[str, Any]) -> None:
     seen, _ = make_gate(GATES[gate], 18)
     router = CPURouter(
         K,

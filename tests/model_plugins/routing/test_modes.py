@@ -1,4 +1,4 @@
-"""`dual_threshold` against what the code that MoDES released makes of the same gate logits."""
+"""`dual_threshold` compared with the code that MoDES released, for the same gate logits."""
 
 import json
 
@@ -10,15 +10,15 @@ from prismoe.model_plugins.routing.policy import RouterInputs
 from tests.paths import DATA
 
 RELEASED = json.loads((DATA / "modes-released-rule.json").read_text())
-"""Random logits, and logits that were recorded of a trained model's gates; `origin` says what wrote them.
+"""Random logits, and logits that were recorded from a trained model's gates.
 
-"visual" is what is called vision here.
+`origin` names the program that wrote them. "visual" is called vision here.
 """
 LAYERS = [(gates, layer) for gates, case in RELEASED.items() for layer in range(len(case["layers"]))]
 
 
 def policy_and_step(gates: str, layer: int) -> tuple[DualThreshold, RouterInputs]:
-    """A layer's settings, as MoDES's files of importances and thresholds have them, and its tokens."""
+    """A layer's settings, in the form of MoDES's files of importances and thresholds, and its tokens."""
     case = RELEASED[gates]
     importance, tau = case["layers"][layer]["importance"], case["tau"]
     policy = DualThreshold(
@@ -38,7 +38,7 @@ def policy_and_step(gates: str, layer: int) -> tuple[DualThreshold, RouterInputs
 
 
 def released(gates: str, layer: int) -> tuple[torch.Tensor, list[int]]:
-    """Each token's weights of all experts, and of how many they are not 0."""
+    """Each token's weights of all experts, and the number of weights that are not 0."""
     found = RELEASED[gates]["layers"][layer]
     used = found["used"]
     weights_TE = torch.zeros(len(used), len(found["logits"][0]))
@@ -58,14 +58,14 @@ def test_every_token_has_the_released_weights(gates: str, layer: int) -> None:
     assert routing.count_T.tolist() == counts
 
 
-def test_the_released_rule_takes_all_experts_from_some_tokens() -> None:
-    """Else the test above would pass with `keep_best`, too."""
+def test_the_released_rule_skips_all_experts_of_some_tokens() -> None:
+    """Otherwise the test above would also pass with `keep_best`."""
     assert [released(*at)[1].count(0) for at in LAYERS] == [7, 0, 42, 53, 0]
 
 
 @pytest.mark.parametrize(("threshold", "experts"), [(0.25, 2), (0.2501, 0)])
-def test_an_expert_whose_importance_is_the_threshold_is_kept(threshold: float, experts: int) -> None:
-    """The released code skips those below it."""
+def test_an_expert_exactly_at_the_threshold_is_kept(threshold: float, experts: int) -> None:
+    """The released code skips only those below it."""
     policy, step = policy_and_step(*LAYERS[0])
     changed = dict.fromkeys(("text_importance", "vision_importance"), 0.5)
     changed |= dict.fromkeys(("text_threshold", "vision_threshold"), threshold)

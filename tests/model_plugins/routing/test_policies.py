@@ -1,4 +1,4 @@
-"""Every policy against its float64 reference, and what its settings change."""
+"""Every policy compared with its float64 reference, and the effects of its settings."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def assert_same(actual: list[Pairs], expected: list[Pairs]) -> None:
 
 
 def assert_well_formed(routing: Routing, policy: RoutingPolicy, num_experts: int) -> None:
-    """What `Routing` promises, and what vLLM's kernels need."""
+    """Check the promises of `Routing` and the requirements of vLLM's kernels."""
     slots = routing.experts_TA.shape[1]
     assert slots <= policy.slots(num_experts)  # on CPU slots that no token uses are left out
     assert routing.experts_TA.shape == routing.weights_TA.shape == (len(routing.count_T), slots)
@@ -75,10 +75,10 @@ def test_a_policy_matches_its_reference(
 
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
-def test_a_policy_tells_what_its_experts_were_chosen_by(
+def test_a_policy_reports_the_scores_that_chose_its_experts(
     settings: dict[str, Any], segments: list[int]
 ) -> None:
-    """No unused expert scores more than a used one; shared experts, the last ones, have no score."""
+    """No unused expert scores more than a used one. The last experts are shared, and have no score."""
     policy = make(settings)
     routing = policy.route(random_step(policy, segments, 7))
     assert (routing.confidence is None) == (policy.policy in ("gmm", "top_any"))
@@ -104,8 +104,8 @@ def test_a_policy_knows_whether_it_leaves_slots_unused(settings: dict[str, Any])
     )
 
 
-def test_an_expert_has_to_pass_its_threshold() -> None:
-    """A token that is just as similar as the threshold does not use the expert (DynMoE, Eqs. 2 to 6)."""
+def test_an_expert_has_to_exceed_its_threshold() -> None:
+    """A token that is exactly as similar as the threshold does not use the expert (DynMoE, Eqs. 2 to 6)."""
     policy = make({"policy": "top_any"})
     own = {"expert_embeddings": torch.eye(HIDDEN_SIZE), "thresholds": torch.zeros(HIDDEN_SIZE)}
     step = random_step(policy, [-1] * HIDDEN_SIZE, HIDDEN_SIZE)
@@ -126,14 +126,14 @@ def test_an_expert_has_to_pass_its_threshold() -> None:
         ),
     ],
 )
-def test_every_policy_has_its_place(place: str, there: set[str]) -> None:
+def test_every_policy_is_registered(place: str, there: set[str]) -> None:
     lacks, unknown = sorted(set(POLICIES) - there), sorted(there - set(POLICIES))
     assert not lacks, f"{place} lacks {', '.join(lacks)}."
     assert not unknown, f"{place} has {', '.join(unknown)}, which POLICIES of registry.py lacks."
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
-def test_equal_scores_take_the_lower_experts(settings: dict[str, Any]) -> None:
+def test_equal_scores_choose_the_lower_experts(settings: dict[str, Any]) -> None:
     policy = make(settings)
     step = random_step(policy, [-1, 0, 0], 4)
     step = step._replace(
@@ -145,10 +145,10 @@ def test_equal_scores_take_the_lower_experts(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
-def test_a_token_is_routed_by_itself(settings: dict[str, Any]) -> None:
-    """Text next to an image, and images next to each other, change nothing for either.
+def test_a_token_is_routed_independently(settings: dict[str, Any]) -> None:
+    """Text next to an image, and adjacent images, have no effect on each other.
 
-    Where a mean is over a request, its images are routed together.
+    If a mean is over a request, its images are routed together.
     """
     policy = make(settings)
     images = [[1, 2, 3, 4, 6, 7, 8]] if policy.needs_whole_requests else [[1, 2, 3, 4], [6, 7, 8]]
@@ -169,8 +169,8 @@ def test_a_token_is_routed_by_itself(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
-def test_a_policy_waits_for_no_data(settings: dict[str, Any]) -> None:
-    """On tensors without data, reading a value or a shape that depends on one raises; CPU may look."""
+def test_a_policy_never_reads_data_on_the_host(settings: dict[str, Any]) -> None:
+    """On tensors without data, reading a value or a shape that depends on one raises. CPU may read."""
     policy = make(settings)
     step = random_step(policy, [-1, 0, 0, 1, -2], 7)
     empty = pytree.tree_map_only(torch.Tensor, lambda real: real.to("meta"), step)
@@ -178,7 +178,7 @@ def test_a_policy_waits_for_no_data(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
-def test_a_policy_survives_its_json(settings: dict[str, Any]) -> None:
+def test_a_policy_survives_a_json_round_trip(settings: dict[str, Any]) -> None:
     policy = make(settings)
     assert type(policy).model_validate_json(policy.model_dump_json()) == policy
 
@@ -196,7 +196,7 @@ VISION_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("steer", {"vision": {"on": [2], "off": [0]}}),
     ("steer of probabilities", {"vision": {"on": [1, 3], "shift": {"0": -9}}}),
 ]
-"""Changes that concern vision alone."""
+"""Changes that only affect vision."""
 
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("topk", {"top_k": 1}),
@@ -219,7 +219,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("cluster", {"norm_topk_prob": False}),
     ("instruction", {"top_k": 1}),
 ]
-"""Changes that concern both modalities."""
+"""Changes that affect both modalities."""
 
 
 def with_settings(case: str, change: dict[str, Any]) -> tuple[list[Pairs], list[Pairs]]:
@@ -268,7 +268,7 @@ PARAMETERS = [
 
 
 @pytest.mark.parametrize(("case", "name"), PARAMETERS)
-def test_a_parameter_changes_vision_and_its_own_row_leaves_text_alone(case: str, name: str) -> None:
+def test_a_parameter_changes_vision_and_visions_own_row_leaves_text_alone(case: str, name: str) -> None:
     policy = make(CASES[case])
     step = random_step(policy, MIXED, 7)
     other = random_step(policy, MIXED, 7, seed=1).parameters[name].clone()
@@ -284,18 +284,18 @@ def test_a_parameter_changes_vision_and_its_own_row_leaves_text_alone(case: str,
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("ltdr")])
 @pytest.mark.parametrize("asked", [(3, 1), (0, 1), (4, 0), (100, 100)])
-def test_a_request_asks_for_numbers_of_experts(case: str, asked: tuple[int, int]) -> None:
+def test_a_request_sets_numbers_of_experts(case: str, asked: tuple[int, int]) -> None:
     policy = make(CASES[case])
     assert isinstance(policy, LTDR)
     step = random_step(policy, SEGMENTS["two images in text"], 4)
-    step.asked_T2[1:4] = torch.tensor(asked)  # the first image's request asks, the second's does not
+    step.asked_T2[1:4] = torch.tensor(asked)  # only the first image's request sets them
     routing = policy.route(step)
     assert_well_formed(routing, policy, 4)
     assert_same(used(routing), RULES["ltdr"](policy, in_float64(step)))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("ltdr")])
-def test_ltdr_tells_which_tokens_are_tail_tokens(case: str) -> None:
+def test_ltdr_reports_its_tail_tokens(case: str) -> None:
     policy = make(CASES[case])
     step = random_step(policy, SEGMENTS["images side by side, then padding"], 7)
     assert policy.route(step).tail_T.tolist() == ltdr_tail(policy, in_float64(step))
@@ -308,8 +308,8 @@ def test_only_a_mean_over_an_image_or_a_request_needs_it_whole() -> None:
     assert needy == {case for case in CASES if "over the request" in case}
 
 
-def test_the_mean_of_a_request_is_over_all_its_images_and_no_others() -> None:
-    """RPV rises with the first logit: of two images of a request the duller one has no tail token."""
+def test_the_mean_of_a_request_is_over_exactly_its_images() -> None:
+    """RPV rises with the first logit: the image with the lower RPV has no tail token."""
     of_image, of_request = make(CASES["ltdr"]), make(CASES["ltdr over the request"])
     step = random_step(of_request, [0, 0, -1, 1, 1, 2, 2], 4)
     step = step._replace(logits_TE=torch.tensor([1.0, 2, 9, 3, 4, 1, 2])[:, None] * torch.eye(4)[0])
@@ -322,7 +322,7 @@ def test_the_mean_of_a_request_is_over_all_its_images_and_no_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steering", "said"),
+    ("steering", "message"),
     [
         ({"all": {"on": [1]}, "text": {"off": [1]}}, "all and text name expert 1 more than once"),
         ({"vision": {"on": [2], "shift": {"2": 1}}}, "all and vision name expert 2 more than once"),
@@ -333,12 +333,12 @@ def test_the_mean_of_a_request_is_over_all_its_images_and_no_others() -> None:
         ({"image": {"on": [1]}}, "image: Extra inputs are not permitted."),
     ],
 )
-def test_steering_that_can_not_hold_is_refused(steering: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_steering_is_refused(steering: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         choose_routing({"policy": "steer", **steering}, None, 2, {0: 7})
 
 
-def test_text_is_routed_alike_by_ltdr_and_topk() -> None:
+def test_text_is_routed_the_same_by_ltdr_and_topk() -> None:
     topk, ltdr = TopK(top_k=2, norm_topk_prob=True), LTDR(top_k=2, norm_topk_prob=True)
     step = random_step(topk, [reference.TEXT] * 11, 4)
     topk_routing, ltdr_routing = topk.route(step), ltdr.route(step)
@@ -347,7 +347,7 @@ def test_text_is_routed_alike_by_ltdr_and_topk() -> None:
     assert not ltdr_routing.weights_TA[:, 2:].any()
 
 
-def test_two_mixtures_may_pick_the_same_expert() -> None:
+def test_two_mixtures_can_choose_the_same_expert() -> None:
     policy = make({"policy": "gmm", "top_k": 2, "latent": 4, "components": 2})
     step = random_step(policy, [-1, 0], 4)
     own = {
@@ -358,8 +358,8 @@ def test_two_mixtures_may_pick_the_same_expert() -> None:
         assert pairs == [(pairs[0][0], 0.5)] * 2
 
 
-def test_an_expert_picked_by_its_bias_alone_has_a_weight() -> None:
-    """Its probability may round to 0, which must not be divided by."""
+def test_an_expert_chosen_only_by_its_bias_has_a_weight() -> None:
+    """Its probability can round to 0, which must not be a divisor."""
     policy = make({"policy": "bias_corrected", "top_k": 1, "norm_topk_prob": True})
     step = random_step(policy, [0], 4)._replace(logits_TE=torch.tensor([[0.0, 200.0, 0.0, 0.0]]))
     step = step._replace(parameters={"expert_bias": torch.tensor([0.0, 0.0, 0.0, 9.0])})

@@ -1,4 +1,4 @@
-"""How the policies in force are chosen, and what is refused."""
+"""The choice of the policies in force, and the settings that are refused."""
 
 import re
 from importlib.metadata import EntryPoint
@@ -13,7 +13,7 @@ from prismoe.model_plugins.routing.registry import ENTRY_POINTS, POLICIES, choos
 LAYERS = {0: 4, 2: 4}
 
 
-def test_the_operator_comes_before_the_checkpoint_and_that_before_topk() -> None:
+def test_the_operator_overrides_the_checkpoint_and_that_overrides_topk() -> None:
     operator, checkpoint = {"policy": "topk", "top_k": 1}, {"policy": "ltdr", "tail_experts": 3}
     chosen = choose_routing(operator, checkpoint, 2, LAYERS)
     assert chosen.source == "--routing"
@@ -26,7 +26,7 @@ def test_the_operator_comes_before_the_checkpoint_and_that_before_topk() -> None
     assert chosen.layers[2].policy == TopK(top_k=2, norm_topk_prob=True)
 
 
-def test_where_each_setting_was_said() -> None:
+def test_the_source_of_each_setting() -> None:
     operator = {"policy": "ltdr", "tail_experts": 3}
     assert choose_routing(operator, None, 2, LAYERS).layers[0].sources == {
         "policy": "--routing",
@@ -42,7 +42,7 @@ def test_where_each_setting_was_said() -> None:
     }
 
 
-def test_a_layer_differs_from_the_others() -> None:
+def test_one_layer_can_differ() -> None:
     operator = {"policy": "ltdr", "tail_experts": 4, "layers": {"2": {"tail_experts": 3}}}
     layers = choose_routing(operator, None, 2, LAYERS).layers
     assert layers[0].policy == LTDR(top_k=2, norm_topk_prob=True, tail_experts=4)
@@ -87,7 +87,7 @@ def test_a_layer_of_another_policy_starts_from_its_defaults() -> None:
         ({"policy": "ltdr", "mean_over": "batch"}, "mean_over: Input should be 'image' or 'request'"),
         (
             {"policy": "ltdr", "mean_over": "request", "threshold": 0.1},
-            "a threshold takes the mean's place: leave threshold or mean_over out",
+            "a threshold replaces the mean: leave threshold or mean_over out",
         ),
         ({"policy": "equiroute", "top_k": 5}, "top_k is 5: give a number from 1 to"),
         ({"policy": "equiroute", "reserved_slots": 3}, "are more than the layer's 4 experts: lower one"),
@@ -113,14 +113,14 @@ def test_a_layer_of_another_policy_starts_from_its_defaults() -> None:
         ({"policy": "instruction", "top_k": 5}, "top_k is 5: give a number from 1 to"),
     ],
 )
-def test_settings_that_are_no_policys_are_refused(settings: dict[str, Any], complaint: str) -> None:
+def test_settings_that_a_policy_lacks_are_refused(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match="The routing settings in --routing cannot be used") as error:
         choose_routing(settings, None, 2, LAYERS)
     assert complaint in str(error.value)
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_policy_runs_on_a_checkpoint_of_four_experts_by_its_name_alone(name: str) -> None:
+def test_each_policy_runs_on_four_experts_with_its_defaults(name: str) -> None:
     layer = choose_routing({"policy": name}, None, 2, LAYERS).layers[0]
     assert layer.policy.policy == name
     assert layer.sources["policy"] == "--routing"
@@ -128,7 +128,7 @@ def test_a_policy_runs_on_a_checkpoint_of_four_experts_by_its_name_alone(name: s
 
 
 class Own(TopK):
-    """A policy of another package's."""
+    """A policy of another package."""
 
     policy: Literal["own"] = "own"  # type: ignore[assignment]
 
@@ -147,14 +147,14 @@ def test_an_installed_package_adds_a_policy(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("entries", "said"),
+    ("entries", "message"),
     [
-        ([("own", "LAYERS")], "is no RoutingPolicy"),
+        ([("own", "LAYERS")], "is not a RoutingPolicy"),
         ([("mine", "Own")], "needs the name that is the default of its field policy"),
         ([("topk", "TopK")], "has the name of another policy"),
         ([("own", "Own"), ("own", "Own")], "has the name of another policy"),
     ],
 )
-def test_an_entry_point_that_makes_no_policy_says_why(entries: list[tuple[str, str]], said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_a_broken_entry_point_gives_a_reason(entries: list[tuple[str, str]], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         installed_policies([entry_point(*entry) for entry in entries])

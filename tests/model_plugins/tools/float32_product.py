@@ -1,4 +1,4 @@
-"""Prints what Triton makes for an A100 of a product that names no precision, as those of vLLM's experts."""
+"""Prints Triton's code for an A100 for a product without a precision, like those of vLLM's experts."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Reference files of tiny checkpoints, computed by the plain implementation."""
+"""Reference files of tiny checkpoints, from the plain implementation."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ STEPS = 3
 
 
 def write_reference(checkpoint: Path, file: Path) -> None:
-    """A prompt with an image and one without, in the form that `prismoe check --against` takes."""
+    """Write a prompt with an image and one without, in the form of `prismoe check --against`."""
     plain = PlainMoELLaVA(checkpoint)
     pixels = np.random.default_rng(0).standard_normal((1, 3, 56, 56), dtype=np.float32)
     arrays = {"input_ids": np.array([PROMPT]), "pixel_values": pixels, "text_input_ids": np.array([TEXT])}

@@ -1,4 +1,4 @@
-"""What `prismoe check` tells of a checkpoint, without an engine."""
+"""The facts that `prismoe check` prints about a checkpoint, without an engine."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.model_plugins.tiny_checkpoints import make_checkpoint
         ("qwen", 4000, "max_position_embeddings"),
     ],
 )
-def test_positions_by_the_name_that_the_family_has(
+def test_positions_under_the_familys_name(
     tmp_path: Path, family: str, positions: int, other_name: str
 ) -> None:
     settings: dict[str, Any] = {"seq_length": 4000} if family == "qwen" else {}

@@ -1,7 +1,8 @@
-"""Weight files are read and written as the safetensors library does."""
+"""Weight files are read and written like the safetensors library does."""
 
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,26 +45,36 @@ def assert_same(actual: dict[str, Tensor]) -> None:
         assert actual[name].tolist() == weight.tolist()
 
 
-def test_what_the_library_wrote_is_read(tmp_path: Path) -> None:
+def test_files_of_the_library_are_read(tmp_path: Path) -> None:
     save_file({name: weight.contiguous() for name, weight in WEIGHTS.items()}, tmp_path / "w.safetensors")
     assert_same({name: tensor.read() for name, tensor in lazy_tensors(tmp_path).items()})
 
 
-def test_what_is_written_the_library_reads(tmp_path: Path) -> None:
+def test_a_tensor_that_was_read_leaves_the_memory(tmp_path: Path) -> None:
+    save_file({str(number): torch.ones(2**22) for number in range(8)}, tmp_path / "w.safetensors")
+    first, *others = lazy_tensors(tmp_path).values()
+    assert first.read().sum() == 2**22
+    before = psutil.Process().memory_info().rss
+    for tensor in others:
+        assert tensor.read().sum() == 2**22
+    assert psutil.Process().memory_info().rss - before < first.size
+
+
+def test_the_library_reads_our_files(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "pytorch_model.bin")
     sizes = list(write_safetensors(tmp_path / "w.safetensors", lazy_tensors(tmp_path)))
     assert_same(load_file(tmp_path / "w.safetensors"))
     assert sum(sizes) == sum(weight.nbytes for weight in WEIGHTS.values())
 
 
-def test_packed_numbers_are_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_packed_numbers_are_refused_with_a_message(tmp_path: Path) -> None:
     packed = torch.zeros(2, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
     save_file({"packed": packed}, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"w\.safetensors stores packed as F4, .*: save it as one of C64, "):
         lazy_tensors(tmp_path)
 
 
-def test_what_the_format_does_not_hold_is_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_values_outside_the_format_are_refused_with_a_message(tmp_path: Path) -> None:
     torch.save({"wide": torch.zeros(2, dtype=torch.complex128)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"wide is of torch\.complex128, .*: save it as one of C64, "):
         list(write_safetensors(tmp_path / "w.safetensors", lazy_tensors(tmp_path)))

@@ -1,4 +1,4 @@
-"""What is compared with a reference in float32 is computed in float32, not in TF32."""
+"""Results that are compared with a float32 reference are computed in float32, not in TF32."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def test_check_starts_its_engine_without_tf32(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_precise", [False, True])
-def test_triton_makes_no_tf32_of_a_product(is_precise: bool) -> None:
+def test_triton_does_not_use_tf32_for_a_product(is_precise: bool) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= PRECISE_FLOAT32 if is_precise else {}
     command = [sys.executable, "-m", "tests.model_plugins.tools.float32_product"]

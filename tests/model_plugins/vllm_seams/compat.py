@@ -1,6 +1,6 @@
-"""Whether a release of vLLM has what prismoe needs of it, by reading its files: `make compat VLLM=0.33.0`.
+"""Checks by reading its files that a release of vLLM fits prismoe: `make compat VLLM=0.33.0`.
 
-The release is not installed or imported. Its names and signatures are compared, and nothing of it runs.
+The release is not installed or imported. Names and signatures are compared, and no code of it runs.
 """
 
 import ast
@@ -17,7 +17,7 @@ from tests.paths import REPOSITORY
 
 
 def main(wheel: Path) -> int:
-    """Print what the wheel's vLLM lacks. Its Python files are unpacked into `unpacked`, beside it."""
+    """Print what the wheel's vLLM lacks. Its Python files are unpacked into `unpacked` next to it."""
     folder = wheel.parent / "unpacked"
     with ZipFile(wheel) as packed:
         packed.extractall(folder, [name for name in packed.namelist() if name.endswith(".py")])
@@ -34,7 +34,7 @@ def main(wheel: Path) -> int:
 
 
 def read(folder: Path, package: str) -> griffe.Module:
-    """A package out of its files."""
+    """Read a package from its files."""
     loader = griffe.GriffeLoader(search_paths=[folder], allow_inspection=False)
     module = loader.load(package)
     assert isinstance(module, griffe.Module)
@@ -43,7 +43,7 @@ def read(folder: Path, package: str) -> griffe.Module:
 
 
 def changed(package: griffe.Module, needs: Iterable[Needed]) -> Iterator[str]:
-    """A line for each function that is not as prismoe knows it."""
+    """A line for each function that is missing or has changed."""
     for needed in needs:
         name = needed.name.replace(":", ".")
         match _found(package, name):
@@ -65,9 +65,9 @@ def missing(package: griffe.Module, imports: Iterable[tuple[str, ...]]) -> Itera
 
 
 def imported(file: Path, package: str) -> Iterator[tuple[str, ...]]:
-    """What a module imports from a package: each name with its places, of which one has to be there."""
+    """A module's imports from a package: each name with its possible places. One of them has to exist."""
     tree = ast.parse(file.read_text())
-    elsewhere: dict[str, str] = {}  # where `except ImportError` finds what `try` doesn't
+    elsewhere: dict[str, str] = {}  # the place in `except ImportError`
     for handler in (node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)):
         if isinstance(handler.type, ast.Name) and handler.type.id == "ImportError":
             elsewhere |= dict(_names_from(handler, package))

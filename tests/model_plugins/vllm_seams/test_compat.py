@@ -1,4 +1,4 @@
-"""A release is read from its files as it would be imported. The one here is made up, and small."""
+"""A release's files are read as if they were imported. The release here is small and made up."""
 
 import sys
 from collections.abc import Iterator
@@ -59,20 +59,20 @@ def read(folder: Path) -> griffe.Module:
     return compat.read(folder, "made_up")
 
 
-def test_what_is_as_known_passes_both_checks(release: Path) -> None:
+def test_known_code_passes_both_checks(release: Path) -> None:
     check(AS_KNOWN)
     assert not list(compat.changed(read(release), AS_KNOWN))
 
 
 @pytest.mark.parametrize("needed", CHANGED)
-def test_what_has_changed_fails_both_checks(needed: Needed, release: Path) -> None:
+def test_changed_code_fails_both_checks(needed: Needed, release: Path) -> None:
     with pytest.raises(VLLMChanged):
         check([needed])
     [line] = compat.changed(read(release), [*AS_KNOWN, needed])
     assert line.startswith(needed.name.replace(":", "."))
 
 
-def test_a_private_name_that_a_release_renames_is_told(release: Path) -> None:
+def test_a_private_name_that_a_release_renames_is_reported(release: Path) -> None:
     base = release / "made_up" / "base.py"
     base.write_text(base.read_text().replace("_step", "_run_step"))
     assert list(compat.changed(read(release), AS_KNOWN)) == [
@@ -80,7 +80,7 @@ def test_a_private_name_that_a_release_renames_is_told(release: Path) -> None:
     ]
 
 
-def test_each_import_is_there_in_one_of_its_places(release: Path) -> None:
+def test_each_import_exists_in_one_of_its_places(release: Path) -> None:
     program = release / "program.py"
     program.write_text(
         "from made_up import Engine, engine\n"
@@ -96,7 +96,7 @@ def test_each_import_is_there_in_one_of_its_places(release: Path) -> None:
     ]
 
 
-def test_what_a_wheel_lacks_is_printed(
+def test_missing_names_of_a_wheel_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wheel = tmp_path / "vllm-1.0-py3-none-any.whl"
@@ -112,8 +112,8 @@ def test_what_a_wheel_lacks_is_printed(
     assert not list(tmp_path.rglob("*.so"))
 
 
-def test_all_rooms_imports_are_read() -> None:
-    """Those behind `if` and in functions, too; in one place of two where releases differ."""
+def test_the_imports_of_all_rooms_are_read() -> None:
+    """This includes imports behind `if` and in functions, and names with two possible places."""
     seam = REPOSITORY / "model_plugins" / "vllm_seams" / "front" / "cli_args.py"
     place = "vllm.entrypoints.{}.cli_args.make_arg_parser"
     assert (place.format("common"), place.format("launchers")) in set(compat.imported(seam, "vllm"))

@@ -1,4 +1,4 @@
-"""Settings under which routing would be wrong stop the start with a sentence."""
+"""Settings that would make routing wrong stop the start with a message."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,11 +57,11 @@ def config(image_limit: int = 1, scheduler: Mapping[str, Any] | None = None, **c
 
 
 class OwnScheduler(Scheduler):
-    """An operator's."""
+    """An operator's own scheduler."""
 
 
 class OwnWholeImageScheduler(WholeImageScheduler):
-    """An operator's that keeps images whole."""
+    """An operator's own scheduler that keeps images whole."""
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ class OwnWholeImageScheduler(WholeImageScheduler):
         (False, True, {"scheduler_cls": f"{__name__}.OwnScheduler"}, OwnScheduler),
     ],
 )
-def test_who_schedules(
+def test_the_scheduler_that_is_used(
     needs_whole_images: bool,
     on_cpu: bool,
     options: dict[str, Any],
@@ -94,7 +94,9 @@ def test_who_schedules(
 @pytest.mark.parametrize(
     ("on_cpu", "chosen"), [(True, WholeRequestScheduler), (False, WholeRequestAsyncScheduler)]
 )
-def test_who_schedules_whole_requests(on_cpu: bool, chosen: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scheduler_for_whole_requests(
+    on_cpu: bool, chosen: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_checks, "current_platform", SimpleNamespace(is_cpu=lambda: on_cpu))
     settings = config(scheduler={"max_num_batched_tokens": 519})
     check_engine(settings, True, tokens_per_image=64, needs_whole_requests=True)
@@ -115,7 +117,9 @@ def test_who_schedules_whole_requests(on_cpu: bool, chosen: type, monkeypatch: p
         ),
     ],
 )
-def test_what_would_part_a_requests_images_is_refused(scheduler: dict[str, Any], advice: str) -> None:
+def test_settings_that_would_split_a_requests_images_are_refused(
+    scheduler: dict[str, Any], advice: str
+) -> None:
     with pytest.raises(ValueError, match=advice):
         check_engine(config(scheduler=scheduler), True, tokens_per_image=64, needs_whole_requests=True)
 
@@ -130,14 +134,14 @@ def test_what_would_part_a_requests_images_is_refused(scheduler: dict[str, Any],
         {"long_prefill_token_threshold": 64},
     ],
 )
-def test_the_smallest_steps_that_are_served(steps: dict[str, int]) -> None:
+def test_the_smallest_steps_that_are_allowed(steps: dict[str, int]) -> None:
     check_engine(config(scheduler=steps), needs_whole_images=True, tokens_per_image=64)
     smaller = config(scheduler={name: size - (size >= 64) for name, size in steps.items()})
     with pytest.raises(ValueError, match="one step"):
         check_engine(smaller, needs_whole_images=True, tokens_per_image=64)
 
 
-def test_topk_runs_in_steps_that_hold_no_image() -> None:
+def test_topk_runs_in_steps_that_cannot_hold_an_image() -> None:
     steps = {"max_num_batched_tokens": 8, "long_prefill_token_threshold": 2}
     check_engine(config(scheduler=steps), needs_whole_images=False, tokens_per_image=64)
 
@@ -164,7 +168,7 @@ def test_topk_runs_in_steps_that_hold_no_image() -> None:
         (config(scheduler={"scheduler_cls": OwnScheduler}), "leave --scheduler-cls out"),
     ],
 )
-def test_what_would_route_wrongly_is_refused(settings: Any, advice: str) -> None:
+def test_settings_that_would_route_wrongly_are_refused(settings: Any, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
         check_engine(settings, needs_whole_images=True, tokens_per_image=64)
 
@@ -193,7 +197,7 @@ def test_what_would_route_wrongly_is_refused(settings: Any, advice: str) -> None
         ({"scheduler_cls": "NoModule"}, "can't be imported"),
     ],
 )
-def test_what_would_keep_a_request_waiting_is_refused_under_any_policy(
+def test_settings_that_would_block_a_request_are_refused_under_any_policy(
     steps: dict[str, Any], advice: str
 ) -> None:
     with pytest.raises(ValueError, match=advice):
@@ -207,12 +211,12 @@ def test_what_would_keep_a_request_waiting_is_refused_under_any_policy(
         (config(enable_prompt_embeds=True), "--enable-prompt-embeds"),
     ],
 )
-def test_what_would_hide_a_request_is_refused(settings: Any, advice: str) -> None:
+def test_settings_that_would_hide_a_request_are_refused(settings: Any, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
         check_request_engine(settings)
 
 
-def test_a_checkpoint_has_prismoes_worker_where_none_is_named() -> None:
+def test_a_checkpoint_gets_prismoes_worker_by_default() -> None:
     parallel = EngineArgs(model=str(PHI)).create_engine_config().parallel_config
     assert parallel.worker_cls == ROUTED_WORKER
 
@@ -226,7 +230,7 @@ def test_a_checkpoint_has_prismoes_worker_where_none_is_named() -> None:
         ({"policy": "task", "top_k": 1, "experts": [0, 1, 2, 3]}, False),
     ],
 )
-def test_prefix_caching_ends_where_a_policy_decides_by_the_request(
+def test_prefix_caching_is_off_if_a_policy_decides_by_the_request(
     routing: dict[str, Any], caching: bool
 ) -> None:
     arguments = EngineArgs(model=str(PHI), max_num_batched_tokens=4096, **engine_options(routing))
@@ -267,7 +271,7 @@ PRISMOJI = bundled_checkpoint()
         (PRISMOJI, {"policy": "ltdr", "threshold": 0.04}, Scheduler),
     ],
 )
-def test_the_routing_in_force_says_who_schedules(
+def test_the_routing_in_force_selects_the_scheduler(
     checkpoint: Path, routing: dict[str, Any] | None, scheduler: type
 ) -> None:
     arguments = EngineArgs(model=str(checkpoint), max_num_batched_tokens=4096, **engine_options(routing))

@@ -1,4 +1,4 @@
-"""Settings under which a model of vLLM's own would be miscounted stop the start with a sentence."""
+"""Settings that would miscount a vLLM model stop the start with a message."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +49,7 @@ def test_plain_settings_are_served(changes: dict[str, Any]) -> None:
         ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size"),
         ({"use_ubatching": True}, "--enable-dbo"),
         ({"enable_elastic_ep": True}, "--enable-elastic-ep"),
-        ({"lora": object()}, "on GPUs alone: leave --enable-lora"),
+        ({"lora": object()}, "only on GPUs: leave --enable-lora"),
         ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
         ({"enable_prompt_embeds": True}, "--enable-prompt-embeds"),
     ],
@@ -59,7 +59,7 @@ def test_settings_that_miscount_are_refused(changes: dict[str, Any], option: str
         check_native_engine(config(**changes))
 
 
-def test_an_adapter_is_served_on_a_gpu_and_under_no_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_is_served_on_a_gpu_without_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_checks, "current_platform", SimpleNamespace(is_cpu=lambda: False))
     check_native_engine(config(lora=object()))
     with pytest.raises(ValueError, match="a policy may give another: leave --enable-lora out"):

@@ -1,4 +1,4 @@
-"""An engine that vLLM configures with `VLLM_PLUGINS=prismoe`, and one without."""
+"""Engines that vLLM configures with and without `VLLM_PLUGINS=prismoe`."""
 
 from typing import Any
 
@@ -26,12 +26,12 @@ def configured(model: str, **options: Any) -> VllmConfig:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the platform does about a configuration is put back behind the test."""
+    """Restore the platform's changes to a configuration after the test."""
     monkeypatch.setattr(current_platform, "check_and_update_config", current_platform.check_and_update_config)
     plain_vllm.watch_experts()
 
 
-def test_vllm_chooses_its_own_worker_where_nobody_asks(glm: str) -> None:
+def test_vllm_chooses_its_own_worker_by_default(glm: str) -> None:
     config = configured(glm)
     assert config.parallel_config.worker_cls == OWN_WORKER
     assert config.additional_config == {}
@@ -41,7 +41,7 @@ def test_vllm_chooses_its_own_worker_where_nobody_asks(glm: str) -> None:
 def test_the_worker_and_the_compile_caches_key_are_prismoes(glm: str) -> None:
     config = configured(glm, additional_config={"prismoe": {"routes": True}, "other": 1})
     assert config.parallel_config.worker_cls == ROUTED_WORKER
-    # Of prismoe's settings, those alone by which a graph differs.
+    # The key has only those of prismoe's settings that change a graph.
     assert config.additional_config == {"prismoe": {"routing": None, "shadow": None}, "other": 1}
     shadow = {"shadow": {"policy": "topk", "top_k": 1}}
     plain, routed, shadowed = (
@@ -58,7 +58,7 @@ def test_a_graph_made_without_prismoe_has_another_key(glm: str, request: pytest.
 
 
 @pytest.mark.usefixtures("watched")
-def test_a_moe_llava_checkpoint_takes_a_policy_of_the_settings() -> None:
+def test_a_moe_llava_checkpoint_uses_a_policy_of_the_settings() -> None:
     policy = {"policy": "topk", "top_k": 1}
     config = configured(str(PHI), additional_config={"prismoe": {"routing": policy}})
     assert config.additional_config == engine_options(policy)["additional_config"]
@@ -73,7 +73,7 @@ def test_a_moe_llava_checkpoint_has_no_shadow() -> None:
 
 @pytest.mark.usefixtures("watched")
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"worker_cls": OWN_WORKER}, f"leave --worker-cls {OWN_WORKER} out"),
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 1"),
@@ -88,15 +88,13 @@ def test_a_moe_llava_checkpoint_has_no_shadow() -> None:
         ),
     ],
 )
-def test_what_can_not_be_is_refused(glm: str, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_settings_are_refused(glm: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         configured(glm, **options)
 
 
 @pytest.mark.usefixtures("watched")
-def test_a_platform_without_a_worker_of_prismoes_keeps_its_own(
-    glm: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_platform_without_a_prismoe_worker_keeps_its_own(glm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain_vllm, "current_platform", type("Other", (), OTHER_PLATFORM)())
     assert configured(glm).parallel_config.worker_cls == OWN_WORKER
 

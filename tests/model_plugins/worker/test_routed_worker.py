@@ -1,4 +1,4 @@
-"""prismoe's worker, where an engine on CPU doesn't show what it does."""
+"""prismoe's worker, in cases that an engine on CPU can't show."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -27,8 +27,8 @@ from tests.model_plugins.routing.routing_steps import CASES, make
 from tests.model_plugins.routing.test_calibrated import MEASURED, MODEL
 
 
-def test_what_is_counted_while_warming_up_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA the V2 runner warms up with requests that look like real ones."""
+def test_counts_of_the_warm_up_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA the V2 runner warms up with requests that look real."""
     worker: Any = object.__new__(RoutedWorker)
     worker.routing = Mock(name="routing", layers={})
     happened = Mock()
@@ -43,7 +43,7 @@ def test_what_is_counted_while_warming_up_is_forgotten(monkeypatch: pytest.Monke
 def test_blackwells_kernel_starts_with_no_policy_that_leaves_slots_unused(
     case: str, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a MoE-LLaVA checkpoint, where --moe-backend named it, or experts are quantised."""
+    """The checkpoint is a MoE-LLaVA, with --moe-backend naming the kernel or with quantised experts."""
     layer, policy = moe_layer(3, **kernel_of(FlashInferExperts)), make(CASES[case])
     monkeypatch.setattr(current_platform, "is_cuda", lambda: True)
     monkeypatch.setattr(routed_worker, "runners_of", lambda model: [layer])
@@ -53,12 +53,12 @@ def test_blackwells_kernel_starts_with_no_policy_that_leaves_slots_unused(
     in_force = SimpleNamespace(layers={3: SimpleNamespace(policy=policy)})
     worker.model_runner = Mock()
     worker.model_runner.get_model().routing = Mock(PolicyRouting, in_force=in_force)
-    said = "The policy ltdr leaves slots unused, and the kernel of layer 3"
-    with pytest.raises(ValueError, match=said) if refused else nullcontext():
+    message = "The policy ltdr leaves slots unused, and the kernel of layer 3"
+    with pytest.raises(ValueError, match=message) if refused else nullcontext():
         worker.load_model()
 
 
-def test_graphs_of_plain_kernels_are_not_taken_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_of_plain_kernels_are_not_used_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM keeps compiled graphs, and finds them by its configuration before it traces the model."""
     monkeypatch.setattr(kernel_check, "get_tp_group", lambda: SimpleNamespace(world_size=1))
     monkeypatch.setattr(routed_worker, "runners_of", lambda model: [])
@@ -77,7 +77,7 @@ def test_graphs_of_plain_kernels_are_not_taken_for_the_others(monkeypatch: pytes
 
 
 class ModelRunner:
-    """Takes dummy steps of a model whose layer 3 is routed without its router, if it is `damaged`."""
+    """Runs dummy steps of a model. If it is `damaged`, layer 3 is routed without its router."""
 
     uniform_decode_query_len = 1
 
@@ -92,7 +92,7 @@ class ModelRunner:
 
 
 def loaded(monkeypatch: pytest.MonkeyPatch, model: Model, routing: ModelRouting) -> Any:
-    """A worker whose model is loaded."""
+    """A worker with a loaded model."""
     worker = object.__new__(RoutedWorker)
     scheduler = SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=TOKENS)
     named = SimpleNamespace(architecture="Some", is_multimodal_model=False)
@@ -103,7 +103,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, model: Model, routing: ModelRouting)
 
 
 def started(monkeypatch: pytest.MonkeyPatch, damaged: bool, shadow: dict[str, Any] | None = None) -> Any:
-    """A worker whose model is loaded and warm."""
+    """A worker with a loaded and warm model."""
     model = Model()
     routing = routing_of(model, shadow)
     if damaged:
@@ -114,26 +114,28 @@ def started(monkeypatch: pytest.MonkeyPatch, damaged: bool, shadow: dict[str, An
     return worker
 
 
-def test_the_log_says_what_the_self_check_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_has_the_self_checks_result(monkeypatch: pytest.MonkeyPatch) -> None:
     logger = Mock()
     monkeypatch.setattr(routed_worker, "logger", logger)
     worker = started(monkeypatch, damaged=False)
     assert [*worker.routing.layers] == [1, 3]
     [(told, *figures)] = [call.args for call in logger.info_once.call_args_list]
-    assert (told % (*figures,)).endswith("step of 5 tokens counted right in all of the 2 MoE layers.")
+    assert (told % (*figures,)).endswith(
+        "counted a made-up step of 5 tokens correctly in all of the 2 MoE layers."
+    )
 
 
-def test_a_model_that_would_be_miscounted_is_served_and_nothing_is_shown(
+def test_a_model_that_would_be_miscounted_is_served_without_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     routing = started(monkeypatch, damaged=True).routing
     assert isinstance(routing, NativeRouting)
     told = routing.describe()
     assert told["layers"] == [] == routing.load()["layers"]
-    assert told["not_supported"] == [f"{FOUND.format(told=0, counted=10)} {NOT_SHOWN}"]
+    assert told["not_supported"] == [f"{FOUND.format(written=0, counted=10)} {NOT_SHOWN}"]
 
 
-def test_nobody_counts_what_is_written_behind_a_failed_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_counted_after_a_failed_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
     model, scheduled = Model(), SimpleNamespace(total_num_scheduled_tokens=4)
     before = routing_of(model, shadow=None)
     choose_without_the_router(model, before)
@@ -149,14 +151,14 @@ def test_nobody_counts_what_is_written_behind_a_failed_self_check(monkeypatch: p
 @pytest.mark.parametrize(
     ("kind", "helps"),
     [
-        (PolicyRouting, r"be routed right\. .*has 10\. Try --enforce-eager, .* PRISMOE_PLAIN_KERNELS=1"),
+        (PolicyRouting, r"be routed correctly\. .*has 10\. Try --enforce-eager, .* PRISMOE_PLAIN_KERNELS=1"),
         (AttachedPolicies, r"policy can't be used\. .*has 10\. Leave it out"),
     ],
 )
 def test_a_policy_that_is_miscounted_is_refused(
     kind: type[ModelRouting], helps: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = FoundWrong(5, LayerSums(3, used=10, told=0, counted=10))
+    wrong = FoundWrong(5, LayerSums(3, used=10, written=0, counted=10))
     monkeypatch.setattr(routed_worker, "check_counts", lambda *_: wrong)
     routing = Mock(kind, layers={3: None}, routed_by="policy")
     with pytest.raises(ValueError, match=helps):
@@ -170,7 +172,7 @@ def test_a_shadow_of_a_model_that_would_be_miscounted_is_refused(monkeypatch: py
 
 @pytest.mark.parametrize("method", ["reload_weights", "start_weight_update"])
 @pytest.mark.parametrize("setting", ["routing", "shadow"])
-def test_what_was_calibrated_for_the_weights_keeps_them(
+def test_settings_calibrated_for_the_weights_are_accepted(
     setting: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = Mock()
@@ -182,7 +184,7 @@ def test_what_was_calibrated_for_the_weights_keeps_them(
         config = SimpleNamespace(additional_config=additional_config(**settings))
         vars(worker).update(routing=Mock(), vllm_config=config)
         if calibrated:
-            with pytest.raises(ValueError, match="calibrated for the weights that the model has"):
+            with pytest.raises(ValueError, match="calibrated for the model's present weights"):
                 getattr(worker, method)()
         else:
             getattr(worker, method)()

@@ -1,4 +1,4 @@
-"""The settings that `vllm serve` takes in its --additional-config."""
+"""The settings in the --additional-config of `vllm serve`."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from prismoe.model_plugins.worker.settings import EngineSettings
 from tests.paths import REPOSITORY
 
 
-def test_what_is_left_out_has_its_default() -> None:
+def test_missing_settings_have_defaults() -> None:
     nothing: list[dict[str, Any] | None] = [
         None,
         {},
@@ -29,7 +29,7 @@ def test_what_is_left_out_has_its_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"colour": 1}, "prismoe.colour: Extra inputs are not permitted."),
         ({"expert_metrics": "all"}, "prismoe.expert_metrics: Input should be 'summary' or 'full'."),
@@ -43,18 +43,18 @@ def test_what_is_left_out_has_its_default() -> None:
         (3, "prismoe: Input should be a valid dictionary or instance of EngineSettings."),
     ],
 )
-def test_what_can_not_be_is_refused_with_its_name(config: Any, said: str) -> None:
+def test_impossible_settings_are_refused_by_name(config: Any, message: str) -> None:
     with pytest.raises(ValueError) as refusal:
         EngineSettings.of({"prismoe": config})
-    assert str(refusal.value).startswith(f"--additional-config: {said}")
+    assert str(refusal.value).startswith(f"--additional-config: {message}")
 
 
-def test_the_page_lists_all_with_their_defaults() -> None:
+def test_the_page_lists_all_settings_with_their_defaults() -> None:
     page = (REPOSITORY / "docs" / "plugin.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.M)
-    told = {name: default.strip("`") for name, default in rows}
+    reported = {name: default.strip("`") for name, default in rows}
     defaults = {name: field.default for name, field in EngineSettings.model_fields.items()}
-    assert told == {
+    assert reported == {
         name: value
         if isinstance(value, str)
         else f"{value:g}"

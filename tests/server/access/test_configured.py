@@ -1,4 +1,4 @@
-"""Which keys a server has, and what it says where it has none."""
+"""The keys of a server, and its warning if it has none."""
 
 import logging
 from pathlib import Path
@@ -21,21 +21,21 @@ def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.parametrize("host", [None, "0.0.0.0", "::", "10.0.0.1", "example.org"])
-def test_a_server_without_keys_warns_once_where_others_reach_it(
+def test_a_server_without_keys_warns_once_if_other_hosts_reach_it(
     warnings: list[logging.LogRecord], host: str | None
 ) -> None:
     assert configured_keys(OPEN, [], host) is None
     [warning] = warnings
-    assert warning.getMessage().startswith("There are no keys: whoever reaches ")
+    assert warning.getMessage().startswith("This server has no keys: everybody who can reach ")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
-def test_one_that_only_this_machine_reaches_does_not(warnings: list[logging.LogRecord], host: str) -> None:
+def test_a_server_for_this_machine_only_does_not_warn(warnings: list[logging.LogRecord], host: str) -> None:
     assert configured_keys(OPEN, [], host) is None
     assert warnings == []
 
 
-def test_vllms_keys_and_those_of_the_file_open_alike(
+def test_keys_of_vllms_option_and_of_the_file_are_both_accepted(
     tmp_path: Path, warnings: list[logging.LogRecord]
 ) -> None:
     in_file = add_key(tmp_path / "keys", "alice", Role.METRICS)

@@ -1,6 +1,7 @@
-"""Which request needs which key, on the real app of vLLM and prismoe without an engine.
+"""The keys that each request needs, on the real app of vLLM and prismoe without an engine.
 
-CVE-2026-48746: vLLM authorised on a URL rebuilt from the Host header. Here only the routed path counts.
+CVE-2026-48746: vLLM checked the key for a URL that it rebuilt from the Host header. Here only the routed path
+counts.
 """
 
 import asyncio
@@ -75,12 +76,12 @@ OTHERS = [
     "/update_weights",
     "/init_weight_transfer_engine",
 ]
-"""Routes of vLLM, some only of its development mode, that prismoe does not have."""
+"""Routes of vLLM that prismoe does not have. Some exist only in its development mode."""
 
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[FastAPI]:
-    """vLLM's app in its development mode, which has the most routes, with prismoe's."""
+    """vLLM's app with prismoe's routes, in the development mode, which has the most routes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_SERVER_DEV_MODE", "1")
         patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
@@ -99,7 +100,7 @@ def app() -> Iterator[FastAPI]:
 
 
 def ask(app: Any, path: str, headers: dict[str, str] | None = None, **scope: Any) -> int:
-    """The status of a request whose decoded path is `path`."""
+    """Send a request with this decoded path, and return its status."""
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -148,12 +149,12 @@ def test_the_app_has_the_listed_routes_and_no_others(app: FastAPI) -> None:
 
 @pytest.mark.parametrize("path", OTHERS)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_other_routes_of_vllm_are_not_there(app: FastAPI, path: str, method: str) -> None:
+def test_other_routes_of_vllm_do_not_exist(app: FastAPI, path: str, method: str) -> None:
     assert ask(app, path, bearer(CLIENT), method=method) == 404
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_path_with_a_newline_behind_it_is_no_routes(app: FastAPI, method: str) -> None:
+def test_a_path_with_a_newline_at_its_end_is_not_a_route(app: FastAPI, method: str) -> None:
     paths: list[str] = [getattr(route, "path", "") for route in app.routes]
     assert {ask(app, path + "\n", method=method) for path in [*paths, "/inspector/main.js"]} == {404}
 
@@ -163,7 +164,7 @@ def test_a_listed_route_that_vllm_lacks_stops_the_start() -> None:
         keep_listed_routes(FastAPI())
 
 
-def test_every_route_wants_a_key_unless_it_is_listed_as_open(app: FastAPI) -> None:
+def test_every_route_needs_a_key_unless_it_is_listed_as_open(app: FastAPI) -> None:
     for path in [*(ROUTES - OPEN), "/v1/models/", *OTHERS]:
         for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE"):
             assert ask(GATE, path, method=method) == 401, path
@@ -172,7 +173,7 @@ def test_every_route_wants_a_key_unless_it_is_listed_as_open(app: FastAPI) -> No
         assert ask(GATE, path) == PASSED
 
 
-def test_a_key_opens_what_its_role_says() -> None:
+def test_a_key_has_the_rights_of_its_role() -> None:
     assert ask(GATE, "/v1/models", bearer(CLIENT)) == PASSED
     assert ask(GATE, "/v1/messages", {"x-api-key": CLIENT}) == PASSED
     assert ask(GATE, "/v1/models", {"Authorization": f"bearer {CLIENT}"}) == PASSED
@@ -194,7 +195,7 @@ def test_a_key_opens_what_its_role_says() -> None:
 
 
 @pytest.mark.parametrize("path", ["/livez", "/inspector/x", "/metrics"])
-def test_who_has_no_key_may_read_but_send_no_body(path: str) -> None:
+def test_clients_without_a_key_may_read_but_send_no_body(path: str) -> None:
     gate = Gate(pass_on, KEYS, open_metrics=True)
     assert [ask(gate, path, method=method) for method in ("GET", "HEAD", "POST", "PUT")] == [
         PASSED,
@@ -204,7 +205,7 @@ def test_who_has_no_key_may_read_but_send_no_body(path: str) -> None:
     ]
 
 
-def test_metrics_may_be_opened() -> None:
+def test_metrics_can_be_opened() -> None:
     gate = Gate(pass_on, KEYS, open_metrics=True)
     assert ask(gate, "/metrics") == PASSED
     assert ask(gate, "/metrics/") == 401
@@ -236,7 +237,7 @@ def test_metrics_may_be_opened() -> None:
         "/inspector\\..\\metrics",
     ],
 )
-def test_what_only_looks_like_an_open_route_is_closed(path: str) -> None:
+def test_paths_that_resemble_an_open_route_are_closed(path: str) -> None:
     assert ask(GATE, path) == 401
 
 
@@ -250,17 +251,17 @@ def test_cve_2026_48746_the_host_header_opens_nothing(host: str) -> None:
     )
 
 
-def test_a_root_path_is_taken_off_as_the_router_does(app: FastAPI) -> None:
+def test_a_root_path_is_removed_as_in_the_router(app: FastAPI) -> None:
     assert ask(GATE, "/prismoe/livez", root_path="/prismoe") == PASSED
     assert ask(GATE, "/livez", root_path="/prismoe") == PASSED
     assert ask(GATE, "/prismoe/v1/models", root_path="/prismoe") == 401
     assert ask(GATE, "/livez/v1/models", root_path="/livez") == 401
-    # What the gate takes for open, the router takes for the same.
+    # The gate and the router agree about open paths.
     assert ask(app, "/prismoe/livez", root_path="/prismoe") == 200
     assert ask(app, "/livez/v1/models", root_path="/livez", method="DELETE") == 405
 
 
-def test_the_pages_folder_leads_nowhere_else(app: FastAPI) -> None:
+def test_the_pages_folder_has_no_way_out(app: FastAPI) -> None:
     for path in (
         "/inspector/../v1/models",
         "/inspector/../../settings.py",
@@ -277,7 +278,7 @@ def test_a_preflight_of_a_browser_is_left_to_cors(app: FastAPI) -> None:
     assert ask(gate, "/v1/chat/completions", preflight, method="POST") == 401
 
 
-def test_by_default_no_other_origin_may_ask() -> None:
+def test_by_default_no_other_origin_is_allowed() -> None:
     assert parse_vllm_arguments(ServeSettings()).allowed_origins == []
 
 

@@ -1,4 +1,4 @@
-"""A middleware for servers of tests that tells which routes their app has."""
+"""A middleware for test servers that lists the app's routes."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ HEADER = "list-routes"
 
 
 class RouteLister:
-    """Answers a request that has the header with every method and path of the app's router.
+    """Answers a request with the header with all methods and paths of the app's router.
 
-    `/folder/*` stands for all in a folder.
+    `/folder/*` stands for all paths in a folder.
     """
 
     def __init__(self, app: ASGIApp) -> None:

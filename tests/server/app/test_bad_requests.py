@@ -1,4 +1,4 @@
-"""A bad request harms only itself: a 4xx that says what is wrong, and the next request is answered."""
+"""A bad request gets a 4xx with the reason, and the next request is answered."""
 
 import base64
 from pathlib import Path
@@ -20,7 +20,7 @@ def ask(http: httpx.Client, messages: object, **options: object) -> httpx.Respon
 
 
 def refusal(http: httpx.Client, messages: object, good: object, **options: object) -> str:
-    """The sentence that a bad request gets; then a good one must be answered."""
+    """The message for a bad request, after a check that a good request is answered afterwards."""
     answer = ask(http, messages, **options)
     assert 400 <= answer.status_code < 500, answer.text
     assert ask(http, good).status_code == 200
@@ -46,7 +46,7 @@ def good(picture: bytes) -> object:
         "file:///etc/hostname",
     ],
 )
-def test_an_image_that_cannot_be_read(http: httpx.Client, good: object, url: str) -> None:
+def test_an_unreadable_image(http: httpx.Client, good: object, url: str) -> None:
     message = refusal(http, user(url_part(url), "What is this?"), good)
     assert message.startswith("An image of the request can't be read: ") and message.endswith(".")
 
@@ -55,12 +55,12 @@ def test_a_truncated_image(http: httpx.Client, good: object, picture: bytes) -> 
     assert "cut short" in refusal(http, user(image_part(picture[:100]), "What is this?"), good)
 
 
-def test_a_file_that_is_missing(http: httpx.Client, good: object, picture_folder: Path) -> None:
+def test_a_missing_file(http: httpx.Client, good: object, picture_folder: Path) -> None:
     missing = url_part((picture_folder / "missing.png").as_uri())
     assert "No such file" in refusal(http, user(missing, "What is this?"), good)
 
 
-def test_no_server_is_asked_by_default(http: httpx.Client, good: object) -> None:
+def test_no_image_server_is_allowed_by_default(http: httpx.Client, good: object) -> None:
     own = url_part(f"{http.base_url}/health")
     assert "this server fetches nothing" in refusal(http, user(own, "What is this?"), good)
 
@@ -77,14 +77,14 @@ def test_more_experts_than_the_server_allows(http: httpx.Client, good: object) -
 def test_an_unknown_routing_number(http: httpx.Client, good: object) -> None:
     message = refusal(http, good, good, mm_processor_kwargs={"routing": {"text_experts": 1}})
     assert message == (
-        "mm_processor_kwargs.routing.text_experts is not taken: "
+        "mm_processor_kwargs.routing.text_experts is not known: "
         "a request may choose tail_experts and head_experts."
     )
 
 
-def test_a_task_where_none_is_known(http: httpx.Client, good: object) -> None:
+def test_a_task_for_a_policy_without_tasks(http: httpx.Client, good: object) -> None:
     message = refusal(http, good, good, vllm_xargs={"task": 1})
-    assert message == "The routing policy in force knows no tasks: leave vllm_xargs.task out."
+    assert message == "The routing policy in force has no tasks: leave vllm_xargs.task out."
 
 
 def test_an_unknown_role(http: httpx.Client, good: object) -> None:
@@ -126,7 +126,7 @@ def test_a_body_that_is_not_json(http: httpx.Client, good: object) -> None:
 def test_the_next_request_with_the_same_picture_is_answered(
     http: httpx.Client, path: str, options: dict[str, Any]
 ) -> None:
-    """vLLM takes a picture for sent to the engine that it has only processed."""
+    """vLLM believes that a picture was sent to the engine as soon as it is processed."""
     new = encoded(Image.effect_noise((24, 24), 50))
     messages = user(image_part(new), "What is this?")
     body = {"messages": [messages] if path.endswith("batch") else messages, "model": "prismoji", **options}
@@ -143,4 +143,4 @@ def test_a_picture_whose_tokens_are_counted_is_answered(http: httpx.Client) -> N
 
 
 def test_what_is_wrong_with_an_option_is_one_sentence(http: httpx.Client, good: object) -> None:
-    assert refusal(http, good, good, temperature="hot") == "temperature has to be a number."
+    assert refusal(http, good, good, temperature="hot") == "temperature must be a number."

@@ -1,4 +1,4 @@
-"""OpenAI's own client against the server."""
+"""OpenAI's own client with the server."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_unstreamed_image_chat_has_logprobs_and_usage(client: OpenAI, picture: b
     assert usage.prompt_tokens > 64
 
 
-def test_streamed_image_chat_says_the_same(client: OpenAI, picture: bytes) -> None:
+def test_streamed_image_chat_gives_the_same(client: OpenAI, picture: bytes) -> None:
     stream = client.chat.completions.create(
         model=MODEL,
         messages=user(image_part(picture), QUESTION),
@@ -60,11 +60,11 @@ def test_an_image_from_a_file(client: OpenAI, picture: bytes, picture_folder: Pa
     assert from_file == answer(client, image_part(picture), QUESTION)
 
 
-def test_the_model_has_its_own_name(client: OpenAI) -> None:
+def test_the_model_has_its_name(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
 
 
-def test_what_is_in_force(http: httpx.Client) -> None:
+def test_the_routing_in_force(http: httpx.Client) -> None:
     routing = http.get("/v1/routing").raise_for_status().json()
     assert routing["source"] == "checkpoint"
     assert routing["modalities"] == ["text", "image"]

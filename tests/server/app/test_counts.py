@@ -1,4 +1,4 @@
-"""The expert load that the server tells, against a count by hand of what was asked."""
+"""The server's expert load compared with a count by hand."""
 
 import json
 import time
@@ -25,13 +25,13 @@ def image_tokens() -> int:
 
 @dataclass
 class Request:
-    """A request and how many pictures it shows."""
+    """A request, and the number of its pictures."""
 
     body: dict[str, Any]
     images: int
 
     def computed(self, http: httpx.Client) -> tuple[int, int]:
-        """Ask, and count the text and vision tokens that the model had to compute."""
+        """Send the requests, and count the text and vision tokens that the model has to compute."""
         answer = http.post("/v1/chat/completions", json=self.body).raise_for_status()
         if self.body.get("stream"):
             last = [line for line in answer.text.splitlines() if line.startswith("data: {")][-1]
@@ -39,7 +39,7 @@ class Request:
         else:
             usage = answer.json()["usage"]
         vision = self.images * image_tokens()
-        # The last token that is generated is never fed back.
+        # The last generated token is never computed.
         return usage["prompt_tokens"] + usage["completion_tokens"] - 1 - vision, vision
 
 
@@ -65,13 +65,13 @@ def mixed_requests(picture: bytes, other_picture: bytes) -> Iterator[Request]:
 
 
 def load(http: httpx.Client) -> dict[str, Any]:
-    time.sleep(0.5)  # A client gets a reading of the last half second.
+    time.sleep(0.5)  # The server answers with a reading that is up to half a second old.
     answer: dict[str, Any] = http.get("/v1/routing/load").raise_for_status().json()
     return answer
 
 
 @pytest.mark.parametrize("at_once", [1, 6])
-def test_load_is_the_count_by_hand(
+def test_the_load_equals_the_count_by_hand(
     http: httpx.Client, picture: bytes, other_picture: bytes, at_once: int
 ) -> None:
     before = load(http)
@@ -93,7 +93,7 @@ def test_load_is_the_count_by_hand(
         assert vision_picks == TOP_K * (vision - tail) + TAIL_EXPERTS * tail
 
 
-def test_a_request_gets_the_experts_it_asks_for(http: httpx.Client, picture: bytes) -> None:
+def test_a_request_uses_the_numbers_of_experts_that_it_sets(http: httpx.Client, picture: bytes) -> None:
     body = {
         "model": "prismoji",
         "messages": user(image_part(picture), "What is this?"),
@@ -121,30 +121,32 @@ def test_refused_requests_count_nothing(http: httpx.Client) -> None:
     assert load(http) == before
 
 
-def test_metrics_show_the_same_load_beside_vllms_own(http: httpx.Client, picture: bytes) -> None:
+def test_metrics_show_the_same_load_and_vllms_own(http: httpx.Client, picture: bytes) -> None:
     body = {"model": "prismoji", "messages": user(image_part(picture), "What is this?"), "max_tokens": 3}
     http.post("/v1/chat/completions", json=body).raise_for_status()
-    told = load(http)
+    reported = load(http)
     samples = scrape(http)
     end = time.monotonic() + 10
-    while samples[("prismoe_tokens_total", "text")] < told["tokens"][0][0] and time.monotonic() < end:
+    while samples[("prismoe_tokens_total", "text")] < reported["tokens"][0][0] and time.monotonic() < end:
         time.sleep(0.1)
         samples = scrape(http)
 
-    assert told["modalities"] == ["text", "image"]
-    for index, layer in enumerate(told["layers"]):
-        for modality, counts in zip(told["modalities"], told["expert_tokens"][index], strict=True):
+    assert reported["modalities"] == ["text", "image"]
+    for index, layer in enumerate(reported["layers"]):
+        for modality, counts in zip(reported["modalities"], reported["expert_tokens"][index], strict=True):
             for expert, count in enumerate(counts):
                 key = ("prismoe_expert_tokens_total", str(layer), modality, str(expert))
                 assert samples[key] == count
-        assert samples[("prismoe_layer_vision_tail_tokens_total", str(layer))] == told["tail_tokens"][index]
-    assert samples[("prismoe_tokens_total", "image")] == told["tokens"][0][1]
+        assert (
+            samples[("prismoe_layer_vision_tail_tokens_total", str(layer))] == reported["tail_tokens"][index]
+        )
+    assert samples[("prismoe_tokens_total", "image")] == reported["tokens"][0][1]
     names = {key[0] for key in samples}
     assert {"vllm:prompt_tokens_total", "http_requests_total"} <= names
 
 
 def scrape(http: httpx.Client) -> dict[tuple[str, ...], float]:
-    """The values by name and labels, in the order of the labels' meaning."""
+    """The values by name and labels, in a fixed order of labels."""
     order = ("layer", "modality", "expert", "routing")
     samples = {}
     for family in text_string_to_metric_families(http.get("/metrics").raise_for_status().text):

@@ -1,4 +1,4 @@
-"""Two data-parallel engines behind one server: both work and are inspected, and their counts are summed."""
+"""Two data-parallel engines in one server: both work and are inspected, and their counts are added up."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +24,8 @@ def inspect(server: Server, picture: bytes) -> dict[str, Any]:
     messages = user(image_part(picture), "What is this?")
     body = {"model": "prismoji", "messages": messages, "max_tokens": 4, "ignore_eos": True}
     answer = httpx.post(f"{server.url}/v1/routing/inspect", json=body, timeout=60)
-    told: dict[str, Any] = answer.raise_for_status().json()
-    return told
+    expert_load: dict[str, Any] = answer.raise_for_status().json()
+    return expert_load
 
 
 def test_expert_load_and_inspections_of_two_engines(tmp_path: Path, picture: bytes) -> None:
@@ -35,7 +35,7 @@ def test_expert_load_and_inspections_of_two_engines(tmp_path: Path, picture: byt
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
         def ask(_: int) -> int:
-            """The tokens that one request made the engines compute; the last one is only sampled."""
+            """Send a request, and return the number of computed tokens. The last token is only sampled."""
             messages = user(image_part(picture), "What is this?")
             answer = client.chat.completions.create(
                 model="prismoji", messages=messages, max_tokens=4, extra_body={"ignore_eos": True}
@@ -46,14 +46,14 @@ def test_expert_load_and_inspections_of_two_engines(tmp_path: Path, picture: byt
         with ThreadPoolExecutor(REQUESTS) as pool:
             computed = sum(pool.map(ask, range(REQUESTS)))
         inspected = [inspect(server, picture) for _ in range(INSPECTIONS)]
-        time.sleep(0.5)  # A client gets a reading of the last half second.
+        time.sleep(0.5)  # The server answers with a reading that is up to half a second old.
         load = httpx.get(f"{server.url}/v1/routing/load").json()
         metrics = httpx.get(f"{server.url}/metrics").text
     finally:
         server.stop()
     assert server.survivors() == []
-    for told in inspected:  # vLLM gives them to the engines in turn
-        routing, usage = told["routing"], told["completion"]["usage"]
+    for inspection in inspected:  # vLLM alternates between the engines
+        routing, usage = inspection["routing"], inspection["completion"]["usage"]
         assert routing["left_out"] == 0
         assert len(routing["tokens"]) == usage["prompt_tokens"] + usage["completion_tokens"] - 1
         assert len(routing["layers"]) == len(load["layers"])

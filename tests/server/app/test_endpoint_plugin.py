@@ -1,4 +1,4 @@
-"""The endpoint plugin where the load can't be read: the server is vLLM's, and says why it tells nothing."""
+"""The endpoint plugin if the load can't be read: the server is vLLM's, and reports the reason."""
 
 import asyncio
 from types import SimpleNamespace
@@ -10,16 +10,16 @@ from fastapi.testclient import TestClient
 
 from prismoe.model_plugins.worker.engine_options import ROUTED_WORKER
 from prismoe.server.app import endpoint_plugin
-from prismoe.server.app.endpoint_plugin import UNREAD, RoutingEndpoints
+from prismoe.server.app.endpoint_plugin import NO_LOAD, RoutingEndpoints
 
 
 def engine(worker: str) -> Any:
-    """An engine of this worker that answers no question."""
+    """An engine with this worker that answers no RPC."""
     return SimpleNamespace(vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(worker_cls=worker)))
 
 
 @pytest.mark.parametrize("worker", ["another.Worker", ROUTED_WORKER])
-def test_routes_of_a_load_that_is_not_read_say_so(worker: str) -> None:
+def test_routes_without_a_readable_load_say_so(worker: str) -> None:
     app = FastAPI()
     app.state.args = SimpleNamespace(additional_config={"prismoe": {"routes": True}})
     plugin = RoutingEndpoints()
@@ -30,10 +30,10 @@ def test_routes_of_a_load_that_is_not_read_say_so(worker: str) -> None:
         assert page.status_code == 200 and "prismoe_" not in page.text
         for path in ("/v1/routing", "/v1/routing/load", "/v1/routing/inspect"):
             refused = http.get(path)
-            assert (refused.status_code, refused.json()["detail"]) == (503, UNREAD)
+            assert (refused.status_code, refused.json()["detail"]) == (503, NO_LOAD)
 
 
-def test_the_log_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_has_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(endpoint_plugin.logger, "error", lambda text, *values: said.append(text % values))
     app = FastAPI()
@@ -42,4 +42,4 @@ def test_the_log_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     plugin.attach_router(app)
     asyncio.run(plugin.init_state(engine(ROUTED_WORKER), app.state, app.state.args))
     [sentence] = said
-    assert sentence.startswith("The expert load can't be read, so /metrics has none of it.")
+    assert sentence.startswith("The expert load can't be read, so /metrics leaves it out.")

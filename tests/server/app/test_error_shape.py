@@ -85,7 +85,7 @@ def test_an_unknown_route_and_method() -> None:
         404,
         {
             "error": {
-                "message": "This server has no such route. GET /openapi.json lists those that it has.",
+                "message": "This server has no such route. GET /openapi.json lists its routes.",
                 "type": "Not Found",
                 "param": None,
                 "code": 404,
@@ -94,7 +94,7 @@ def test_an_unknown_route_and_method() -> None:
     )
     wrong = ask("GET", "/v1/messages")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
-    message = "This route does not take this method."
+    message = "This route does not take this method: GET /openapi.json lists them."
     assert wrong.json() == {"type": "error", "error": {"type": "invalid_request_error", "message": message}}
 
 
@@ -118,10 +118,10 @@ def test_headers_of_an_error_are_kept() -> None:
         (503, "overloaded_error"),
     ],
 )
-def test_anthropics_names(status: int, kind: str) -> None:
-    told = ask("POST", f"/v1/messages/{status}")
-    assert told.status_code == status
-    assert told.json() == {"type": "error", "error": {"type": kind, "message": "A."}}
+def test_errors_have_anthropics_names(status: int, kind: str) -> None:
+    reported = ask("POST", f"/v1/messages/{status}")
+    assert reported.status_code == status
+    assert reported.json() == {"type": "error", "error": {"type": kind, "message": "A."}}
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,17 @@ def test_anthropics_names(status: int, kind: str) -> None:
         ("No point", "No point."),
     ],
 )
-def test_a_message_is_a_sentence(message: str, sentence: str) -> None:
+def test_a_message_becomes_a_sentence(message: str, sentence: str) -> None:
     assert ask("POST", "/v1/chat/raise", {"message": message}).json()["error"]["message"] == sentence
 
 
-def test_what_is_found_wrong_inside_a_route() -> None:
+def test_errors_that_a_route_raises() -> None:
     refused = ask("POST", "/v1/chat/completions/batch", {"stream": 7})
     assert refused.status_code == 400
-    assert refused.json()["error"]["message"] == "stream has to be true or false."
+    assert refused.json()["error"]["message"] == "stream must be true or false."
 
 
-def test_what_is_no_error_of_a_request_stays_as_it_is() -> None:
+def test_other_exceptions_are_not_changed() -> None:
     assert ask("GET", "/readyz").json() == {"status": "not ready"}
     assert ask("GET", "/plain").text == "no"
     assert ask("POST", "/v1/messages", {}).json() == {"ok": True}
@@ -151,24 +151,24 @@ def test_what_is_no_error_of_a_request_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"temperature": "hot"}, "temperature has to be a number."),
-        ({"temperature": 3}, "temperature has to be at most 2.0."),
-        ({"temperature": -1}, "temperature has to be at least 0.0."),
-        ({"seed": 1.5}, "seed has to be a whole number."),
-        ({"seed": {}}, "seed has to be a whole number."),
-        ({"stop": 3}, "stop has a value of a kind that it does not take."),
-        ({"stop": ["a", 3]}, "stop has a value of a kind that it does not take."),
-        ({"stream": "perhaps"}, "stream has to be true or false."),
-        ({"tier": "x"}, "tier has to be 'auto' or 'flex'."),
-        ({"words": ["a", 3]}, "words[1] has to be a text."),
+        ({"temperature": "hot"}, "temperature must be a number."),
+        ({"temperature": 3}, "temperature must be at most 2.0."),
+        ({"temperature": -1}, "temperature must be at least 0.0."),
+        ({"seed": 1.5}, "seed must be a whole number."),
+        ({"seed": {}}, "seed must be a whole number."),
+        ({"stop": 3}, "stop has a value of a type that it does not take."),
+        ({"stop": ["a", 3]}, "stop has a value of a type that it does not take."),
+        ({"stream": "perhaps"}, "stream must be true or false."),
+        ({"tier": "x"}, "tier must be 'auto' or 'flex'."),
+        ({"words": ["a", 3]}, "words[1] must be a text."),
         ({"words": ["a"] * 3}, "words is longer than 2."),
         ({"user": "nobody"}, "The user has to be somebody."),
-        ({"seed": [0] * 300, "words": [0] * 300}, "seed has to be a whole number."),
-        ([], "The request has to be an object."),
+        ({"seed": [0] * 300, "words": [0] * 300}, "seed must be a whole number."),
+        ([], "The request must be an object."),
     ],
 )
-def test_what_vllms_models_find_wrong_is_one_sentence(body: Any, message: str) -> None:
-    told = ask("POST", "/v1/chat/completions", body)
-    assert (told.status_code, told.json()["error"]["message"]) == (400, message)
+def test_validation_errors_of_vllms_models_become_one_sentence(body: Any, message: str) -> None:
+    reported = ask("POST", "/v1/chat/completions", body)
+    assert (reported.status_code, reported.json()["error"]["message"]) == (400, message)
     anthropic = ask("POST", "/v1/messages", body).json()
     assert anthropic == {"type": "error", "error": {"type": "invalid_request_error", "message": message}}

@@ -1,4 +1,4 @@
-"""What goes wrong in production, done to real servers: its status, its bound, and that no process is left."""
+"""Production faults on real servers: their status, their time limit, and that no process is left."""
 
 import asyncio
 import contextlib
@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from prismoe.loadtests.local_server import free_port
 from prismoe.server.access.keys import Role, add_key, read_keys
 from tests.server.running import Server
 
@@ -39,7 +40,7 @@ def ask(url: str, key: str = "", **options: Any) -> httpx.Response:
 
 @contextlib.contextmanager
 def stream(url: str, key: str = "") -> Iterator[Iterator[str]]:
-    """The events of a long answer, of which the first has come."""
+    """The events of a long answer, after its first event."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     request = body(stream=True, **LONG)
     with httpx.stream(
@@ -52,7 +53,7 @@ def stream(url: str, key: str = "") -> Iterator[Iterator[str]]:
 
 
 def until(seconds: float, met: Any) -> float:
-    """Wait for a condition; how long it took."""
+    """Wait for a condition, and return the seconds that it took."""
     start = time.monotonic()
     while not met():
         assert time.monotonic() - start < seconds
@@ -66,11 +67,11 @@ def child(server: Server, name: str) -> psutil.Process:
     return found
 
 
-# One server that is asked for all that it should stand, and at last to end.
+# One server that has to survive all these faults, and ends at last.
 
 
 class Traces(BaseHTTPRequestHandler):
-    """Takes OpenTelemetry's traces."""
+    """Receives OpenTelemetry's traces."""
 
     taken: list[bytes] = []  # noqa: RUF012
 
@@ -165,7 +166,7 @@ def test_a_large_body_is_refused(server: Server, key: str) -> None:
     assert ask(server.url, key, padding="x" * 2**20).status_code == 413
 
 
-def test_500_clients_that_open_and_leave_hinder_nobody(server: Server, key: str) -> None:
+def test_500_clients_that_connect_and_leave_disturb_nobody(server: Server, key: str) -> None:
     async def come() -> float:
         port = int(server.url.rpartition(":")[2])
         clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(500)]
@@ -176,7 +177,7 @@ def test_500_clients_that_open_and_leave_hinder_nobody(server: Server, key: str)
         seconds = time.monotonic() - start
         for _, writer in clients[:250]:
             writer.transport.abort()
-        for reader, _ in clients[250:]:  # The server closes those that stay.
+        for reader, _ in clients[250:]:  # The server closes connections that stay.
             with contextlib.suppress(ConnectionError):
                 await asyncio.wait_for(reader.read(), 10)
         return seconds
@@ -199,7 +200,7 @@ def test_a_client_that_leaves_frees_the_engine(server: Server, key: str, metrics
     assert until(1, lambda: running_requests(server, metrics_key) == 0) < 1
 
 
-def test_one_key_is_told_to_wait(server: Server, key: str, key_file: Path) -> None:
+def test_a_key_with_too_many_requests_has_to_wait(server: Server, key: str, key_file: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         long = list(pool.map(lambda _: ask(server.url, key, max_tokens=200, ignore_eos=True), range(8)))
     assert {answer.status_code for answer in long} == {200, 429}
@@ -208,7 +209,7 @@ def test_one_key_is_told_to_wait(server: Server, key: str, key_file: Path) -> No
     assert ask(server.url, key).status_code == 200
 
 
-def test_a_line_and_a_trace_of_each_request(server: Server, key: str) -> None:
+def test_each_request_has_a_line_and_a_trace(server: Server, key: str) -> None:
     headers = {"Authorization": f"Bearer {key}", "X-Request-Id": "the-tests-own"}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body(), headers=headers)
     assert answer.headers["x-request-id"] == "the-tests-own"
@@ -224,7 +225,7 @@ def test_a_line_and_a_trace_of_each_request(server: Server, key: str) -> None:
     until(10, lambda: any(b"gen_ai" in trace for trace in Traces.taken))
 
 
-def test_a_server_under_load_ends_what_it_began(server: Server, key: str, metrics_key: str) -> None:
+def test_a_server_under_load_finishes_its_requests(server: Server, key: str, metrics_key: str) -> None:
     with ThreadPoolExecutor(3) as pool:
         under_way: list[Future[httpx.Response]] = [
             pool.submit(ask, server.url, key, max_tokens=600, ignore_eos=True) for _ in range(3)
@@ -242,7 +243,7 @@ def test_a_server_under_load_ends_what_it_began(server: Server, key: str, metric
     assert server.survivors() == []
 
 
-# Servers that end otherwise, each started anew where the one before it was, as a supervisor would.
+# Servers that end in other ways. Each starts in the place of the previous one, as under a supervisor.
 
 
 @pytest.fixture
@@ -267,7 +268,7 @@ def restarted(tmp_path: Path, port: int) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    return Server.free_port()
+    return free_port()
 
 
 @pytest.mark.parametrize("victim", ["EngineCore", "Worker"])
@@ -286,11 +287,11 @@ def test_a_killed_engine_ends_the_server(restarted: Server, victim: str) -> None
     assert restarted.survivors() == []
 
 
-def test_an_idle_engine_takes_steps_that_count_nothing_and_a_stuck_one_ends_the_server(
+def test_an_idle_engine_runs_uncounted_steps_and_a_stuck_one_ends_the_server(
     restarted: Server,
 ) -> None:
     load = httpx.get(f"{restarted.url}/v1/routing/load").json()
-    time.sleep(4)  # Without a step the server would not be ready after 3 s.
+    time.sleep(4)  # Without these steps the server would not be ready after 3 s.
     assert httpx.get(f"{restarted.url}/readyz").status_code == 200
     assert httpx.get(f"{restarted.url}/v1/routing/load").json() == load
     with ThreadPoolExecutor(1) as pool:
@@ -304,10 +305,10 @@ def test_an_idle_engine_takes_steps_that_count_nothing_and_a_stuck_one_ends_the_
     assert restarted.survivors() == []
 
 
-def test_a_full_disk_stops_nothing_and_a_killed_server_leaves_nothing(tmp_path: Path, port: int) -> None:
+def test_a_full_disk_stops_nothing_and_a_killed_server_leaves_no_files(tmp_path: Path, port: int) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    # A file system of its own that is full, where all caches would be.
+    # A full file system for all caches.
     script = 'mount -t tmpfs -o size=64k tmpfs "$0" && { head -c 1M /dev/zero > "$0/full"; exec "$@"; }'
     prefix = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(disk))
     assert subprocess.run([*prefix, "true"]).returncode == 0, "A test can't mount a file system here."

@@ -1,4 +1,4 @@
-"""What has broken multimodal servers before, tried on this one: a test for each, by its name."""
+"""Known attacks on multimodal servers, tried on this one. Each test has the name of its attack."""
 
 import asyncio
 import base64
@@ -34,7 +34,7 @@ def ask(http: httpx.Client, content: object, **options: Any) -> httpx.Response:
 
 
 def check_alive(http: httpx.Client, picture: bytes) -> None:
-    """A good request is answered, with an image's tokens where they belong."""
+    """Check that a good request is answered, with an image's tokens in their places."""
     answered = ask(http, user(image_part(picture), "What is this?"))
     assert answered.status_code == 200
     assert answered.json()["prompt_token_ids"].count(IMAGE_TOKEN) == TOKENS_PER_IMAGE
@@ -56,7 +56,7 @@ def test_cve_2025_6242_requests_to_inner_servers(http: httpx.Client, picture: by
 
 
 def test_cve_2026_24779_two_readings_of_a_url(picture: bytes) -> None:
-    """The check and the fetch read a backslash in a URL differently."""
+    """The check and the fetch interpreted a backslash in a URL differently."""
     inner = Counted("127.0.0.1", behaviours={"/": answer(picture)})
     with running(inner):
         connector = RequestMedia(allowed_media_domains=["http://images.example"])
@@ -70,7 +70,7 @@ def test_cve_2026_24779_two_readings_of_a_url(picture: bytes) -> None:
 
 
 def test_cve_2026_22778_an_error_that_names_an_address(http: httpx.Client, picture: bytes) -> None:
-    """Pillow's error held the address of a buffer, the first step past address randomisation."""
+    """Pillow's error message had the address of a buffer, which helps to defeat address randomisation."""
     for data in (
         b"no image",
         b"\x89PNG\r\n\x1a\n",
@@ -88,7 +88,7 @@ def test_cve_2026_22778_an_error_that_names_an_address(http: httpx.Client, pictu
 def test_cve_2026_22773_an_image_of_one_pixel(
     http: httpx.Client, picture: bytes, size: tuple[int, int]
 ) -> None:
-    """An image so small that its sides were taken for colours ended the engine."""
+    """An image so small that its sides were mistaken for colours ended the engine."""
     answered = ask(http, user(image_part(encoded(Image.new("RGB", size))), "What is this?"))
     assert answered.status_code == 200
     assert answered.json()["prompt_token_ids"].count(IMAGE_TOKEN) == TOKENS_PER_IMAGE
@@ -120,7 +120,7 @@ def test_cve_2026_44222_placeholders_in_text(http: httpx.Client, picture: bytes)
 
 
 def test_cve_2026_44222_placeholders_in_a_completion(http: httpx.Client, picture: bytes) -> None:
-    """The same for completions, as text and as ids of tokens."""
+    """The same attack in completions, as text and as token ids."""
 
     def complete(prompt: object, **options: object) -> httpx.Response:
         body = {"model": "prismoji", "prompt": prompt, "max_tokens": 2}
@@ -139,7 +139,7 @@ def test_cve_2026_44222_placeholders_in_a_completion(http: httpx.Client, picture
 def test_cve_2026_34755_and_5497_frames_without_end(
     http: httpx.Client, server: Server, picture: bytes, kind: str
 ) -> None:
-    """A video/jpeg data URL was split into as many frames as it had commas, all decoded."""
+    """A video/jpeg data URL was split into as many frames as it had commas, and all were decoded."""
     frame = base64.b64encode(encoded(Image.new("RGB", (1000, 1000)), "JPEG")).decode()
     url = "data:video/jpeg;base64," + ",".join([frame] * 1000)
     process = psutil.Process(server.process.pid)
@@ -151,25 +151,25 @@ def test_cve_2026_34755_and_5497_frames_without_end(
 
 
 def test_pull_request_47010_an_image_bomb(http: httpx.Client, server: Server, picture: bytes) -> None:
-    """34 bytes say 144 million pixels, and a long one pads to a square of gigabytes."""
+    """34 bytes declare 144 million pixels, and a long image is padded to a square of gigabytes."""
     process = psutil.Process(server.process.pid)
     before = process.memory_info().rss
     for bomb, reason in (
         (
             encoded(Image.new("RGB", (12_000, 12_000)), "WEBP", lossless=True, method=0),
-            "the most is 25,000,000",
+            "may have at most 25,000,000",
         ),
-        (encoded(Image.new("L", (8192, 8192), 9), "PNG"), "the most is 25,000,000"),
-        (encoded(Image.new("L", (20_000, 1))), "the longest side is 8,192"),
-        (encoded(Image.new("L", (1, 8000))), "one side may be 100 times the other"),
+        (encoded(Image.new("L", (8192, 8192), 9), "PNG"), "may have at most 25,000,000"),
+        (encoded(Image.new("L", (20_000, 1))), "a side may have at most 8,192"),
+        (encoded(Image.new("L", (1, 8000))), "a side may be at most 100 times the other"),
     ):
         check_refused(ask(http, user(*[image_part(bomb)] * 8, "What?")), reason)
     assert process.memory_info().rss - before < 100 * 2**20
     check_alive(http, picture)
 
 
-def test_cve_2026_9540_requests_that_are_left(http: httpx.Client, picture: bytes) -> None:
-    """CWE-404: what requests held was not given back, when they were refused or their clients left."""
+def test_cve_2026_9540_aborted_requests(http: httpx.Client, picture: bytes) -> None:
+    """CWE-404: the resources of refused requests and of clients that left were never released."""
     for index in range(20):
         stream = {"messages": user("Tell me more."), "max_tokens": 400, "ignore_eos": True, "stream": True}
         with http.stream("POST", "/v1/chat/completions", json={"model": "prismoji", **stream}) as answered:
@@ -191,7 +191,7 @@ def requests_held(http: httpx.Client) -> float:
 
 
 def test_cve_2026_48746_a_host_header_that_holds_a_path() -> None:
-    """The key was asked for by a URL made with the Host header; the app routes by the path alone."""
+    """The key was checked for a URL with the Host header, while the app routes by the path only."""
 
     async def secret(_: object) -> PlainTextResponse:
         return PlainTextResponse("secret")
@@ -208,8 +208,8 @@ def test_cve_2026_48746_a_host_header_that_holds_a_path() -> None:
         assert asyncio.run(status(host)) == 401
 
 
-def test_an_image_is_not_shared_by_name(http: httpx.Client, picture: bytes) -> None:
-    """vLLM would take another client's image for that of a `uuid`."""
+def test_an_image_is_not_shared_by_its_uuid(http: httpx.Client, picture: bytes) -> None:
+    """vLLM would use another client's image with the same `uuid`."""
     part = {**image_part(picture), "uuid": "mine"}
     check_refused(ask(http, user(part, "What?")), "uuid would be shared")
     check_refused(ask(http, user({"type": "image_url", "uuid": "mine"}, "What?")), "uuid would be shared")

@@ -1,4 +1,4 @@
-"""A start that fails once the engine is there, without an engine."""
+"""Starts that fail after the engine is ready, without an engine."""
 
 import asyncio
 import re
@@ -27,10 +27,10 @@ async def app_without_routes(*_: Any) -> FastAPI:
     return app
 
 
-def test_a_vllm_that_lacks_routes_stops_the_start_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not with a traceback: the sentence is all that `prismoe serve` prints of it."""
+def test_a_vllm_without_the_routes_stops_the_start_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no traceback: `prismoe serve` prints only the message."""
     settings = ServeSettings(engine_options=("--port", "0", "--host", "127.0.0.1"))
-    for name in ("decorate_logs", "prepare_fork", "use_media"):  # They change this process.
+    for name in ("decorate_logs", "prepare_fork", "use_media"):  # These functions change this process.
         monkeypatch.setattr(launch, name, lambda *_, **__: None)
     monkeypatch.setattr(launch, "build_async_engine_client_from_engine_args", no_engine)
     monkeypatch.setattr(launch, "build_routed_app", app_without_routes)

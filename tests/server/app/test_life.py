@@ -1,4 +1,4 @@
-"""Starts and ends: no process outlives the command, and what can't be served is refused with a sentence."""
+"""Starts and ends: no process outlives the command, and impossible settings are refused with a message."""
 
 import contextlib
 import re
@@ -24,7 +24,7 @@ NOISE = ("Traceback", "KeyboardInterrupt", "Exception ignored", "never retrieved
 
 
 def wait_for(server: Server, reached: Callable[[], bool]) -> None:
-    """Return when a start has reached a moment."""
+    """Wait until a start has reached a stage."""
     end = time.monotonic() + START_LIMIT_S
     while not reached():
         assert server.watch() and time.monotonic() < end, server.output
@@ -88,7 +88,7 @@ def test_a_life_without_faults_has_no_error_in_its_log(tmp_path: Path, level: st
     assert not [word for word in NOISE if word in server.output], server.output
 
 
-def test_a_start_is_told_in_a_few_lines(server: Server) -> None:
+def test_a_start_logs_a_few_lines(server: Server) -> None:
     start, ready, _ = server.output.partition("Ready after ")
     assert ready and "Loading the model " in start and len(start.splitlines()) <= 15
     assert "the policy is ltdr (checkpoint)" in start and "self-check at the start found" in start
@@ -119,7 +119,7 @@ def test_the_demos_command_works_when_pasted(server: Server, picture_folder: Pat
     assert '"role":"assistant"' in answer.stdout
 
 
-def test_a_server_of_tests_that_were_killed_ends(tmp_path: Path) -> None:
+def test_a_server_ends_with_the_tests_that_started_it(tmp_path: Path) -> None:
     starts = (
         "import os, signal, sys; from pathlib import Path; from tests.server.running import Server\n"
         "server = Server(Path(sys.argv[1]))\n"
@@ -141,7 +141,7 @@ def test_a_server_of_tests_that_were_killed_ends(tmp_path: Path) -> None:
         (("--limit-mm-per-prompt", '{"image": 0}'), "--limit-mm-per-prompt"),
     ],
 )
-def test_what_cannot_be_served_is_refused_with_a_sentence(
+def test_impossible_settings_are_refused_with_a_message(
     tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
     server = Server(tmp_path / "log", *arguments)
@@ -152,7 +152,7 @@ def test_what_cannot_be_served_is_refused_with_a_sentence(
     assert "Traceback" not in server.output
 
 
-def test_a_port_in_use_is_refused_with_a_sentence(server: Server, tmp_path: Path) -> None:
+def test_a_port_in_use_is_refused_with_a_message(server: Server, tmp_path: Path) -> None:
     port = server.url.rpartition(":")[2]
     second = Command(tmp_path / "log", "serve", "--host", "127.0.0.1", "--port", port)
     assert second.wait() == 1

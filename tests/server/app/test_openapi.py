@@ -1,4 +1,4 @@
-"""What /openapi.json says of prismoe's own routes. No engine runs."""
+"""The description of prismoe's own routes in /openapi.json. No engine runs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from prismoe.server.metrics import routes
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, Any]:
+def reported() -> dict[str, Any]:
     app = FastAPI()
     for router in (routes.router, model_routes.router, inspection_routes.router):
         app.include_router(router)
@@ -21,15 +21,15 @@ def told() -> dict[str, Any]:
 
 
 def own_models(parent: type[BaseModel] = BaseModel) -> Iterator[type[BaseModel]]:
-    """Without the models of `server.requests`: they share names with the schemas of vLLM's routes."""
+    """The models without those of `server.requests`, which share names with the schemas of vLLM's routes."""
     for model in parent.__subclasses__():
         if model.__module__.startswith("prismoe.") and ".server.requests." not in model.__module__:
             yield model
         yield from own_models(model)
 
 
-def test_every_field_of_its_own_requests_and_answers_is_described(told: dict[str, Any]) -> None:
-    schemas = told["components"]["schemas"]
+def test_every_field_of_our_requests_and_answers_is_described(reported: dict[str, Any]) -> None:
+    schemas = reported["components"]["schemas"]
     own = {model.__name__: model for model in own_models() if model.__name__ in schemas}
     assert own.keys() >= {
         *("ServedRouting", "ServedLayer", "InForce", "NewThresholds", "ExpertLoad"),
@@ -44,6 +44,6 @@ def test_every_field_of_its_own_requests_and_answers_is_described(told: dict[str
     assert bare == []
 
 
-def test_every_own_route_says_what_it_does(told: dict[str, Any]) -> None:
-    operations = [operation for path in told["paths"].values() for operation in path.values()]
+def test_every_own_route_is_described(reported: dict[str, Any]) -> None:
+    operations = [operation for path in reported["paths"].values() for operation in path.values()]
     assert len(operations) >= 7 and all(operation.get("description") for operation in operations)

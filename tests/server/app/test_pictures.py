@@ -1,4 +1,4 @@
-"""Pictures as clients send them, on a running server: upright once, with any metadata, in any base64."""
+"""Pictures in the forms of clients: turned upright once, with any metadata, in any base64."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ URL = "data:image/png;base64,"
 
 @pytest.fixture(scope="module")
 def without_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server that keeps no processed images, which parses them another way."""
+    """A server without an image cache, which parses images in another way."""
     server = Server(tmp_path_factory.mktemp("server") / "log", "--mm-processor-cache-gb", "0")
     try:
         server.wait_until_ready()
@@ -43,7 +43,7 @@ def chat(http: httpx.Client, part: dict[str, object]) -> httpx.Response:
 
 
 def logprobs(http: httpx.Client, data: bytes) -> list[list[tuple[str, float]]]:
-    """The likeliest tokens and their log-probabilities, at each position of the answer."""
+    """The most likely tokens and their log-probabilities, for each position of the answer."""
     answer: dict[str, Any] = chat(http, image_part(data)).raise_for_status().json()
     content = answer["choices"][0]["logprobs"]["content"]
     return [[(top["token"], top["logprob"]) for top in token["top_logprobs"]] for token in content]
@@ -60,15 +60,15 @@ def check_orientations(http: httpx.Client) -> None:
             data = encoded(quarters(), kind, exif=exif_of(orientation))
             seen.append(logprobs(http, data))
             assert seen[-1] == logprobs(http, upright_png(data)), (kind, orientation)
-            assert seen[-1] == logprobs(http, data)  # once more, from the cache where there is one
-        assert all(seen.count(each) == 1 for each in seen)  # the model tells the orientations apart
+            assert seen[-1] == logprobs(http, data)  # again, from the cache if there is one
+        assert all(seen.count(each) == 1 for each in seen)  # the model distinguishes the orientations
 
 
 def test_every_orientation_has_the_logits_of_the_upright_picture(http: httpx.Client) -> None:
     check_orientations(http)
 
 
-def test_every_orientation_has_them_without_the_image_cache(without_cache: httpx.Client) -> None:
+def test_every_orientation_is_turned_without_the_image_cache(without_cache: httpx.Client) -> None:
     check_orientations(without_cache)
 
 
@@ -79,7 +79,7 @@ def test_a_photo_that_was_turned_twice(http: httpx.Client, without_cache: httpx.
 
 
 @pytest.mark.parametrize("name", ["bad-crc-of-a-comment.png", "icc-3MB.png"])
-def test_pictures_that_were_refused(http: httpx.Client, name: str) -> None:
+def test_pictures_that_were_once_refused(http: httpx.Client, name: str) -> None:
     assert logprobs(http, (PICTURES / name).read_bytes()) == logprobs(
         http, (PICTURES / "upright.png").read_bytes()
     )
@@ -97,7 +97,7 @@ def test_harmless_metadata_change_nothing(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("part", [chunk(b"IHDR", bytes(13)), chunk(b"PLTE", b"abc"), chunk(b"IDAT", b"x")])
-def test_damage_is_called_so(http: httpx.Client, part: bytes) -> None:
+def test_damage_is_reported_as_damage(http: httpx.Client, part: bytes) -> None:
     data = inserted(encoded(two_colours()), damaged(part))
     answer = chat(http, image_part(data))
     assert answer.status_code == 400
@@ -106,7 +106,7 @@ def test_damage_is_called_so(http: httpx.Client, part: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["base64-newlines.json", "base64-trailing-newline.json"])
-def test_requests_that_were_refused(http: httpx.Client, name: str) -> None:
+def test_requests_that_were_once_refused(http: httpx.Client, name: str) -> None:
     body = json.loads((PICTURES / name).read_text())
     answer = http.post("/v1/chat/completions", json=body).raise_for_status().json()
     plain = {**body, "messages": user(image_part((PICTURES / "upright.png").read_bytes()), QUESTION)}
@@ -163,7 +163,7 @@ ROUTES = [ask_chat, ask_batch, ask_messages, ask_messages_by_url, ask_responses,
 
 
 def lasting(value: Any) -> Any:
-    """An answer without its names and times."""
+    """An answer without ids and times."""
     if isinstance(value, dict):
         return {key: lasting(each) for key, each in value.items() if key not in VOLATILE}
     return [lasting(each) for each in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""A server on vLLM's V2 runner, which every GPU has, answers, routes and counts as the one on V1."""
+"""A server with vLLM's V2 runner, which GPUs have, answers, routes and counts like one with V1."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""What `launch.py` puts together, on a server with keys that another one wanted to be at the same time."""
+"""The parts that `launch.py` connects, on a server with keys. Another server starts on the same port."""
 
 import re
 import time
@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from prismoe.loadtests.local_server import free_port
 from prismoe.server.access.keys import Role, add_key
 from tests.paths import REPOSITORY
 from tests.server.app.route_lister import HEADER, RouteLister
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.server
 LIMIT_S = 60
 OPTIONS_KEY = "a-key-of-vllms-option"
 
-# method, path, and the status without a key, with an unknown one, a client's, and one for metrics.
-# A POST is an empty object, so 400 is the route's own answer.
+# method, path, and the status without a key, and with an unknown, a client's and a metrics key.
+# A POST has an empty object, so 400 is the route's own answer.
 ACCESS = [
     ("GET", "/livez", 200, 200, 200, 200),
     ("GET", "/readyz", 200, 200, 200, 200),
@@ -49,13 +50,13 @@ ACCESS = [
     ("POST", "/v1/messages/count_tokens", 401, 401, 400, 403),
     ("POST", "/tokenize", 401, 401, 400, 403),
     ("POST", "/detokenize", 401, 401, 400, 403),
-    # Not there, so that only who may use the server is told so.
+    # Does not exist, which only clients with a right to use the server may learn.
     ("GET", "/docs", 401, 401, 404, 403),
     ("GET", "/load", 401, 401, 404, 403),
     ("POST", "/pause", 401, 401, 404, 403),
     ("POST", "/invocations", 401, 401, 404, 403),
     ("GET", "/no/such/route", 401, 401, 404, 403),
-    # Another method than the route's.
+    # A method that the route does not have.
     ("POST", "/livez", 401, 401, 405, 403),
     ("POST", "/metrics", 401, 401, 403, 405),
     ("GET", "/v1/chat/completions", 401, 401, 405, 403),
@@ -64,14 +65,14 @@ ACCESS = [
 
 @dataclass
 class Start:
-    """Two servers that were started at once on one port, and what the port answered meanwhile."""
+    """Two servers that started at once on one port, and the port's answers meanwhile."""
 
     server: Server
-    """The one that got it."""
+    """The server that got the port."""
     other: Server
     meanwhile: set[tuple[str, int]]
     keys: dict[str, str]
-    """Four, by whose they are."""
+    """Four keys by their owners."""
     admin: str
 
 
@@ -88,7 +89,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
-        port = Server.free_port()
+        port = free_port()
         servers = [Server(folder / name, *options, port=port) for name in ("first", "second")]
     try:
         meanwhile: set[tuple[str, int]] = set()
@@ -107,7 +108,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 
 def answers(url: str) -> Iterator[tuple[str, int]]:
-    """Some paths that answer, and their statuses."""
+    """Some paths that answer, with their statuses."""
     for path in ("/livez", "/readyz", "/v1/models"):
         try:
             yield path, httpx.get(url + path, timeout=LIMIT_S).status_code
@@ -121,7 +122,7 @@ def ask(start: Start, method: str, path: str, secret: str) -> httpx.Response:
     return httpx.request(method, start.server.url + path, headers=headers, timeout=LIMIT_S, **body)
 
 
-def test_of_two_servers_that_start_at_once_one_ends_with_a_sentence(start: Start) -> None:
+def test_of_two_servers_that_start_at_once_one_ends_with_a_message(start: Start) -> None:
     assert start.other.wait(1) == 1
     assert start.other.survivors() == []
     port = start.server.url.rpartition(":")[2]
@@ -131,12 +132,12 @@ def test_of_two_servers_that_start_at_once_one_ends_with_a_sentence(start: Start
     assert start.server.answers()
 
 
-def test_while_it_starts_it_lives_and_asks_clients_to_come_again(start: Start) -> None:
+def test_while_it_starts_it_is_alive_and_asks_clients_to_retry(start: Start) -> None:
     assert start.meanwhile >= {("/livez", 200), ("/readyz", 503), ("/v1/models", 503)}
 
 
 @pytest.mark.parametrize(("method", "path", "none", "unknown", "client", "metrics"), ACCESS)
-def test_who_may_use_a_route(
+def test_the_keys_that_may_use_a_route(
     start: Start, method: str, path: str, none: int, unknown: int, client: int, metrics: int
 ) -> None:
     found = {whose: ask(start, method, path, secret) for whose, secret in start.keys.items()}
@@ -151,11 +152,13 @@ def test_a_moe_llava_has_nothing_to_switch(start: Start) -> None:
     url, headers = f"{start.server.url}/v1/routing/in_force", {"Authorization": f"Bearer {start.admin}"}
     refused = httpx.put(url, headers=headers, json={"routing": "native"}, timeout=LIMIT_S)
     assert refused.status_code == 409
-    assert refused.json()["error"]["message"].startswith("There is nothing to switch: ")
+    assert refused.json()["error"]["message"].startswith(
+        "This server's routing can't be changed while it runs: "
+    )
 
 
 @pytest.mark.parametrize(("path", "status"), [("/v1/models", 200), ("/metrics", 403), ("/livez", 200)])
-def test_the_key_of_vllms_option_is_a_clients(start: Start, path: str, status: int) -> None:
+def test_the_key_of_vllms_option_is_a_clients_key(start: Start, path: str, status: int) -> None:
     assert ask(start, "GET", path, OPTIONS_KEY).status_code == status
 
 

@@ -1,1 +1,1 @@
-"""Clients that people use, each in its own environment: `make clients`."""
+"""Widely used clients, each in its own environment: `make clients`."""

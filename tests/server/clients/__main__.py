@@ -1,7 +1,7 @@
-"""Starts a server on the bundled model and runs each client against it: `make clients`.
+"""Starts a server on the bundled model and runs each client with it: `make clients`.
 
-python -m tests.server.clients ENVIRONMENT: the folder of a virtual environment with the clients of
-`python_clients`, and of the npm packages of `node_clients`.
+python -m tests.server.clients ENVIRONMENT, the folder of a virtual environment with the clients of
+`python_clients` and the npm packages of `node_clients`.
 """
 
 import os
@@ -17,12 +17,12 @@ HERE = Path(__file__).parent
 
 
 def main(environment: Path) -> int:
-    """Run all clients; the exit status."""
+    """Run all clients, and return the exit status."""
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder) / "log")
         try:
             server.wait_until_ready()
-            told = {
+            reported = {
                 "PRISMOE_URL": server.url,
                 "PRISMOE_PICTURE": str(bundled_checkpoint() / "pictures" / "maple-leaf.png"),
                 "PRISMOE_PACKAGES": str(environment),
@@ -32,7 +32,7 @@ def main(environment: Path) -> int:
                 [str(environment / "bin" / "python"), *pytest, str(HERE / "python_clients.py")],
                 ["node", "--test", str(HERE / "node_clients.mjs")],
             ]
-            return max(subprocess.run(command, env=os.environ | told).returncode for command in commands)
+            return max(subprocess.run(command, env=os.environ | reported).returncode for command in commands)
         finally:
             server.stop()
 

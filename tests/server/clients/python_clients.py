@@ -1,7 +1,7 @@
-"""Python's clients against a server on the bundled model: chat, streams, structured output, models, errors.
+"""Python clients with a server on the bundled model: chat, streams, structured output, models, errors.
 
-Runs under pytest in an environment that holds the clients and nothing of prismoe (`make clients`).
-PRISMOE_URL is the server's URL, PRISMOE_PICTURE the path of a picture of a maple leaf.
+Runs with pytest in an environment that has the clients but not prismoe (`make clients`). PRISMOE_URL is the
+server's URL, PRISMOE_PICTURE the path of a picture of a maple leaf.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Kind(StrEnum):
 
 
 class Seen(BaseModel):
-    """What a picture shows."""
+    """The content of a picture."""
 
     kind: Kind
     colours: Annotated[int, Field(ge=1, le=9)]
@@ -83,7 +83,7 @@ def test_openai(client: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens_details.model_dump()["multimodal_tokens"] == {"image": 64}
 
 
-def test_openai_says_its_own_answer_back(client: openai.OpenAI) -> None:
+def test_openai_sends_an_answer_back(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=9)
     more = [*QUESTION, answer.choices[0].message, {"role": "user", "content": "What colour is it?"}]
     assert client.chat.completions.create(model=MODEL, messages=more, max_tokens=4).choices[0].message.content

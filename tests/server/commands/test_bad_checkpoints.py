@@ -47,9 +47,9 @@ def ask_for_too_many_experts(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (cut_weights, "model.safetensors is cut short or no safetensors file"),
+        (cut_weights, "model.safetensors is cut short, or is not a safetensors file"),
         (cut_config, "config.json is not JSON"),
-        (lose_everything, "holds no config.json, so it is no checkpoint."),
+        (lose_everything, "holds no config.json, so it is not a checkpoint."),
         (lose_a_tensor, "lacks the tensor lm_head.weight, which its config.json asks for."),
         (ask_for_too_many_experts, "top_k is 5: give a number from 1 to the layer's 4 experts."),
     ],
@@ -60,7 +60,7 @@ def test_one_sentence(tmp_path: Path, spoil: Callable[[Path], None], sentence: s
     spoil(folder)
     command = Command(tmp_path / "log", "serve", str(folder), "--port", "0")
     assert command.wait() == 1
-    (said,) = [line for line in command.output.splitlines() if line.startswith("prismoe: ")]
-    assert sentence in said
-    assert command.output.splitlines()[-1] == said
+    (message,) = [line for line in command.output.splitlines() if line.startswith("prismoe: ")]
+    assert sentence in message
+    assert command.output.splitlines()[-1] == message
     assert "Traceback" not in command.output

@@ -1,6 +1,7 @@
-"""`prismoe calibrate` on a tiny checkpoint: what it writes serves, and routes as it was fitted to."""
+"""`prismoe calibrate` with a tiny checkpoint: its result can be served, and routes as it was fitted."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from vllm import SamplingParams
 from prismoe.model_plugins.tools.calibrate.calibrate import prepared, recorded_checkpoint
 from prismoe.model_plugins.tools.settings import CalibrateSettings
 from prismoe.server.commands.cli import main
+from tests.doc_commands import documented
 from tests.model_plugins.engine import PHI, engine
 from tests.model_plugins.tools.check.test_check import assert_one_sentence, prismoe
 
@@ -29,6 +31,18 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def routing_of(folder: Path) -> dict[str, Any]:
     routing: dict[str, Any] = json.loads((folder / "config.json").read_text())["prismoe_routing"]
     return routing
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("command", documented("prismoe calibrate MODEL DST"))
+def test_each_command_of_the_page_fits_its_policy(command: str, images: Path, tmp_path: Path) -> None:
+    fitted = tmp_path / "fitted"
+    names = {"MODEL": PHI, "DST": fitted, "DIR": images}
+    _, *arguments = [names.get(word, word) for word in shlex.split(command)]
+    done = prismoe(*arguments)
+    assert done.returncode == 0, done.stderr
+    routing = routing_of(fitted)
+    assert routing["policy"] == arguments[arguments.index("--policy") + 1]
 
 
 @pytest.mark.engine
@@ -69,15 +83,15 @@ def test_dual_threshold_measures_importances_and_skips(images: Path, tmp_path: P
         importances = [layer[f"{modality}_importance"] for layer in layers]
         assert sum(importances) == pytest.approx(1)
         assert min(importances) > 0
-        assert importances != [0.5, 0.5]  # as they would be if no layer made a difference
+        assert importances != [0.5, 0.5]  # these would be the values if no layer made a difference
     rows = [line.replace(" → ", "→").split() for line in done.stdout.splitlines()[2:4]]
     skipped = [1 - sum(float(row[at].removeprefix("2.00→")) for row in rows) / 4 for at in (1, 2)]
     assert min(skipped) - 0.01 <= 0.25 <= max(skipped) + 0.01  # of all uses, and both modalities have some
 
 
 @pytest.mark.engine
-def test_a_routing_that_is_tried_moves_the_output_as_far_as_what_it_skips(tmp_path: Path) -> None:
-    """Thresholds that take a layer's experts from a modality are what its importance is measured by."""
+def test_a_trial_routing_changes_the_output_like_the_experts_that_it_skips(tmp_path: Path) -> None:
+    """A layer's importance for a modality is measured with thresholds that skip all of its experts."""
     settings = CalibrateSettings(
         model=str(PHI), destination=tmp_path / "fitted", policy="dual_threshold", max_images=2, verbose=False
     )
@@ -108,11 +122,11 @@ def test_a_routing_that_is_tried_moves_the_output_as_far_as_what_it_skips(tmp_pa
         (("--policy", "ltdr", "--routing", '{"tail_experts": 9}'), "tail_experts is 9"),
         (("--policy", "ltdr", "--images", "/none"), "There is no folder /none"),
         (("--policy", "dual_threshold", "--skip", "1.5"), "--skip: Input should be less than 1"),
-        (("--policy", "dual_threshold", "--skip", "0.5", "--skip-overall", "0.5"), "give that or those"),
+        (("--policy", "dual_threshold", "--skip", "0.5", "--skip-overall", "0.5"), "use either it or these"),
         (("--policy", "dual_threshold", "--routing", '{"top_k": 3}'), "at most 2 experts in layer 0"),
     ],
 )
-def test_what_can_not_be_done_is_said_before_anything_starts(
+def test_impossible_settings_are_reported_before_anything_starts(
     options: tuple[str, ...], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["calibrate", str(PHI), str(tmp_path / "fitted"), *options]) == 1

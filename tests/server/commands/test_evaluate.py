@@ -1,12 +1,14 @@
-"""`prismoe evaluate` on the bundled model: what it writes is what the answers and the policies' k say."""
+"""`prismoe evaluate` with the bundled model: its output matches the answers and the policies' k."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
 from prismoe.server.commands.cli import main
+from tests.doc_commands import documented
 from tests.model_plugins.engine import PHI
 from tests.model_plugins.in_tree.checkpoints import make_checkpoint
 from tests.model_plugins.tools.check.test_check import assert_one_sentence
@@ -14,7 +16,7 @@ from tests.model_plugins.tools.check.test_check import assert_one_sentence
 PICTURES = bundled_checkpoint() / "pictures"
 IMAGE_TOKENS, MOE_LAYERS = 64, 2
 LONG = "Is it a star? " * 30
-"""It fills a block of the KV cache: asked twice, it would come out of a prefix cache."""
+"""The question fills a block of the KV cache. If it came twice, it would come from a prefix cache."""
 ASKED = [
     ("jeans.png", LONG, ["perhaps"]),
     ("maple-leaf.png", "What is this?", ["maple leaf"]),
@@ -70,17 +72,20 @@ def test_each_k_is_counted_and_each_answer_is_scored(
 def test_a_model_of_vllms_own_is_counted_as_it_routes(questions: Path, tmp_path: Path) -> None:
     file = tmp_path / "written.json"
     model = make_checkpoint("qwen3-vl-moe", tmp_path)
-    options = ("--questions", str(questions), "--max-tokens", "2", "--dtype", "float32", "--json", str(file))
-    assert main(["evaluate", str(model), "--routing", '{"policy": "native"}', *options]) == 0
-    [row] = json.loads(file.read_text())["routings"]
-    assert (row["policies"], row["not_seen"]) == (["native"], [])
-    assert row["experts_per_token"] == {"text": 2, "image": 2}
+    [command] = documented("prismoe evaluate MODEL --routing")
+    names = {"MODEL": str(model), "FILE.jsonl": str(questions), "FILE.json": str(file)}
+    _, *arguments = [names.get(word, word) for word in shlex.split(command)]
+    assert main([*arguments, "--max-tokens", "2", "--dtype", "float32"]) == 0
+    native, one = json.loads(file.read_text())["routings"]
+    assert (native["policies"], native["not_seen"]) == (["native"], [])
+    assert native["experts_per_token"] == {"text": 2, "image": 2}
+    assert one["experts_per_token"] == {"text": 1, "image": 1}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--questions", "/none.jsonl"), "There is no file /none.jsonl."),
+        (("--questions", "/none.jsonl"), "There is no file /none.jsonl: name a file of questions."),
         (("--routing", "{"), "--routing: '{' is not JSON"),
         (
             ("--routing", '{"policy": "native"}', "--routing", '{"policy": "best"}'),
@@ -88,11 +93,11 @@ def test_a_model_of_vllms_own_is_counted_as_it_routes(questions: Path, tmp_path:
         ),
         (("--routing", '{"policy": "topk", "top_k": 9}'), "top_k is 9"),
         (("--max-tokens", "0"), "--max-tokens: Input should be greater than or equal to 1"),
-        (("--json", "/none/written.json"), "There is no folder /none to write written.json to."),
-        (("--trust-remote-code",), "give --run-checkpoint-code."),
+        (("--json", "/none/written.json"), "There is no folder /none for written.json: create it first."),
+        (("--trust-remote-code",), "use --run-checkpoint-code."),
     ],
 )
-def test_what_can_not_be_done_is_said_before_anything_starts(
+def test_impossible_settings_are_reported_before_anything_starts(
     options: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(PHI), *options]) == 1
@@ -102,11 +107,11 @@ def test_what_can_not_be_done_is_said_before_anything_starts(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--routing", "{}", str(PHI)], "MODEL comes first"),
+        (["--routing", "{}", str(PHI)], "put MODEL first"),
         ([str(PHI), "--question", "FILE"], "unrecognized arguments: --question FILE"),
     ],
 )
-def test_what_is_no_option_is_told_as_argparse_does(
+def test_an_unknown_option_is_reported_as_by_argparse(
     arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

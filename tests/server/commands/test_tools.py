@@ -1,4 +1,4 @@
-"""Tools on a running server whose template has them: told to the model alike, and called, on all routes."""
+"""Tools on a server whose template supports them: the model sees and calls them the same on all routes."""
 
 import json
 from collections.abc import Iterator
@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
+from prismoe.model_plugins.files.bundled import bundled_checkpoint
+from tests.doc_commands import documented
 from tests.paths import DATA
 from tests.server.running import Server
 
@@ -64,14 +66,10 @@ RESPONSES = [
 
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    options = (
-        "--chat-template",
-        str(TEMPLATE),
-        "--enable-auto-tool-choice",
-        "--tool-call-parser",
-        "internlm",
-    )
-    server = Server(tmp_path_factory.mktemp("tools") / "log", *options)
+    [command] = documented("prismoe serve MODEL --chat-template")
+    values = {"MODEL": str(bundled_checkpoint()), "FILE": str(TEMPLATE), "NAME": "internlm"}
+    _, _, *arguments = [values.get(word, word) for word in command.split()]
+    server = Server(tmp_path_factory.mktemp("tools") / "log", *arguments)
     try:
         server.wait_until_ready()
         with httpx.Client(base_url=server.url, timeout=60) as client:
@@ -86,7 +84,7 @@ def post(client: httpx.Client, path: str, body: dict[str, Any]) -> Any:
     return answer.json()
 
 
-def test_the_model_is_told_the_same_on_all_routes(tools: httpx.Client) -> None:
+def test_the_model_sees_the_same_prompt_on_all_routes(tools: httpx.Client) -> None:
     asked = {"messages": CHAT, "tools": [CHAT_TOOL]}
     ids = post(tools, "/tokenize", asked)["tokens"]
     prompt = post(tools, "/detokenize", {"tokens": ids})["prompt"]
@@ -101,7 +99,9 @@ def test_the_model_is_told_the_same_on_all_routes(tools: httpx.Client) -> None:
     assert chat["prompt_token_ids"] == ids
     messages = {"messages": MESSAGES, "tools": [MESSAGES_TOOL]}
     assert post(tools, "/v1/messages/count_tokens", messages)["input_tokens"] == len(ids)
-    used = post(tools, "/v1/messages", {**messages, "max_tokens": 1})["usage"]  # what is cached is told apart
+    used = post(tools, "/v1/messages", {**messages, "max_tokens": 1})[
+        "usage"
+    ]  # different tools are not confused in the cache
     new = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
     assert sum(used[key] or 0 for key in new) == len(ids)
     responses = {"input": RESPONSES, "tools": [RESPONSES_TOOL], "max_output_tokens": 1}
@@ -149,7 +149,7 @@ def test_a_forced_call_in_responses(tools: httpx.Client, choice: Any) -> None:
     check_call(call["name"], json.loads(call["arguments"]))
 
 
-def test_the_model_may_answer_without_a_call(tools: httpx.Client) -> None:
+def test_the_model_can_answer_without_a_call(tools: httpx.Client) -> None:
     chat = post(tools, "/v1/chat/completions", {"messages": [ASKED], "tools": [CHAT_TOOL], "max_tokens": 4})
     assert chat["choices"][0]["message"]["content"]
     messages = {"messages": [ASKED], "tools": [MESSAGES_TOOL], "max_tokens": 4}

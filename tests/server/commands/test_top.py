@@ -1,4 +1,4 @@
-"""`prismoe top`, on made-up readings and on a real server."""
+"""`prismoe top`, with made-up readings and with a real server."""
 
 import dataclasses
 import subprocess
@@ -17,7 +17,7 @@ from tests.server.media.web import Counted, answer, running
 from tests.server.running import Server
 
 
-def test_the_view_tells_what_happened_between_two_readings() -> None:
+def test_the_view_shows_the_change_between_two_readings() -> None:
     nothing = ExpertLoad.model_validate(NOTHING)
     names = ("prompt_tokens_total", "generation_tokens_total", "num_requests_waiting", "kv_cache_usage_perc")
     before = Snapshot(10.0, nothing, {f"vllm:{name}": 1 for name in names})
@@ -34,7 +34,7 @@ def test_the_view_tells_what_happened_between_two_readings() -> None:
 
 
 class TwoEngines:
-    """What a client of a server with two engines reads."""
+    """A client's data of a server with two engines."""
 
     def text(self, _: str) -> str:
         return "".join(
@@ -50,7 +50,7 @@ class TwoEngines:
         return self._load if path == "/v1/routing/load" else routing().model_dump()
 
 
-def test_engines_queues_add_up_and_the_fullest_cache_counts() -> None:
+def test_queues_of_engines_add_up_and_the_fullest_cache_counts() -> None:
     assert read(TwoEngines()).engine == {  # type: ignore[arg-type]
         "vllm:kv_cache_usage_perc": 0.8,
         "vllm:num_requests_waiting": 5,
@@ -67,7 +67,7 @@ def told(load: dict[str, Any], lines: int | None = None) -> list[str]:
     return capture.get().splitlines()[1:]
 
 
-def test_a_large_model_is_told_by_its_most_and_least_loaded_experts() -> None:
+def test_a_large_model_is_shown_by_its_most_and_least_loaded_experts() -> None:
     lines = told(large_load())
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     assert len(rows) == 48 * 3
@@ -75,7 +75,7 @@ def test_a_large_model_is_told_by_its_most_and_least_loaded_experts() -> None:
     assert max(map(len, lines)) < 80
 
 
-def test_where_not_all_layers_find_room_the_most_uneven_are_shown() -> None:
+def test_if_not_all_layers_fit_the_most_uneven_are_shown() -> None:
     load = large_load()
     uneven = [[1600 * 8] + [0] * 127, *load["expert_tokens"][0][1:]]
     load["expert_tokens"] = [
@@ -84,11 +84,11 @@ def test_where_not_all_layers_find_room_the_most_uneven_are_shown() -> None:
     lines = told(load, lines=1 + 12)
     assert len(lines) == 12 - 1
     assert [line.split()[1] for line in lines if "text" in line] == ["7", "30"]
-    assert lines[-1] == "The 2 of 48 layers with the most uneven load."
+    assert lines[-1] == "These are the 2 of 48 layers with the most uneven load."
     assert len(told(load, lines=1)) == 3 + 5  # one layer, however few lines there are
 
 
-def test_a_model_whose_layers_cannot_be_seen_says_why() -> None:
+def test_a_model_whose_layers_cannot_be_seen_has_a_reason() -> None:
     now = read(TwoEngines(UNSEEN))  # type: ignore[arg-type]
     console = Console(width=200)
     with console.capture() as capture:
@@ -96,7 +96,7 @@ def test_a_model_whose_layers_cannot_be_seen_says_why() -> None:
     assert capture.get().splitlines()[1:] == [UNSEEN_WHY]
 
 
-def test_bars_are_as_high_as_the_load() -> None:
+def test_bars_have_the_height_of_the_load() -> None:
     assert load_bars([0, 1, 50, 100]).split() == ["▁" * 11, "▅" * 11, "█" * 11]
     assert len(load_bars([1] * 128)) == 128
     assert load_bars([0, 0]).strip() == ""
@@ -117,23 +117,21 @@ def reading(at: float, load: dict[str, object]) -> Snapshot:
     return Snapshot(at, ExpertLoad.model_validate(load), {})
 
 
-def test_it_lives_through_a_restart(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    told: Iterator[Snapshot | BaseException] = iter(
+def test_it_survives_a_restart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    readings: Iterator[Snapshot | BaseException] = iter(
         [
             reading(1, LOAD),
             NoSnapshot("No prismoe server answers at X (refused)."),
             NoSnapshot("What answers at X is not a prismoe server."),
             reading(4, NOTHING),
             reading(5, LOAD),
-            reading(6, NOTHING),  # a restart that no reading met
+            reading(6, NOTHING),  # a restart between two readings
             KeyboardInterrupt(),
         ]
     )
 
     def next_told(_: object) -> Snapshot:
-        each = next(told)
+        each = next(readings)
         if isinstance(each, BaseException):
             raise each
         return each
@@ -145,11 +143,11 @@ def test_it_lives_through_a_restart(
     assert main(["top", "--interval", "0.001"]) == 0
     shown = capsys.readouterr().out
     assert "No prismoe server answers at X (refused). Trying again." in shown
-    assert shown.count("tokens/s") == 2  # one view, of the two readings in the fifth second
-    assert list(told) == []
+    assert shown.count("tokens/s") == 2  # one view, from the two readings in the fifth second
+    assert list(readings) == []
 
 
-def test_a_restart_is_told_by_counts_that_fall_or_other_layers() -> None:
+def test_a_restart_is_detected_by_lower_counts_or_other_layers() -> None:
     assert not restarted(reading(1, NOTHING), reading(2, NOTHING))
     assert not restarted(reading(1, NOTHING), reading(2, LOAD))
     assert restarted(reading(1, LOAD), reading(2, NOTHING))
@@ -160,17 +158,26 @@ def test_a_restart_is_told_by_counts_that_fall_or_other_layers() -> None:
 
 
 @pytest.mark.parametrize("page", [b"<html>", b"{}", b"\xff", b"# TYPE"])
-def test_a_page_that_is_not_prismoes_is_a_sentence(page: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_without_prismoes_metrics_gives_a_message(
+    page: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = Counted("127.0.0.1", behaviours={"/metrics": answer(page), "/v1/routing/load": answer(page)})
     with running(other):
         url = f"http://127.0.0.1:{other.server_port}"
         assert main(["top", "--once", "--url", url]) == 1
     assert capsys.readouterr().err == (
-        f"prismoe: What answers at {url} is not a prismoe server. Name yours with --url.\n"
+        f"prismoe: The server at {url} is not a prismoe server. Give the server's URL with --url.\n"
     )
 
 
-def test_no_server_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_server_gives_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", "--url", "http://127.0.0.1:9"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("prismoe: No prismoe server answers at http://127.0.0.1:9 (")
+
+
+@pytest.mark.parametrize("interval", ["0", "-1", "often", "nan", "inf"])
+def test_a_wrong_interval_is_a_sentence(interval: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["top", f"--interval={interval}"])
+    assert "--interval: give a number of seconds greater than 0" in capsys.readouterr().err

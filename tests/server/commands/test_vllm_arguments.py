@@ -1,4 +1,4 @@
-"""What vLLM's arguments become, without an engine."""
+"""The interpretation of vLLM's arguments, without an engine."""
 
 import json
 import re
@@ -75,7 +75,7 @@ def test_a_hub_name_is_served_under_that_name_from_the_local_cache(tmp_path: Pat
         ),
         (("--lora-modules", "mine=/mine"), "no LoRA adapters"),
         (("--default-mm-loras", '{"image": "/mine"}'), "no LoRA adapters"),
-        (("--tool-server", "demo"), "calls no tools: leave out --tool-server."),
+        (("--tool-server", "demo"), "runs no tools: leave out --tool-server."),
         (("--h11-max-header-count", "9"), "another parser"),
         (("--h11-max-incomplete-event-size", "9"), "another parser"),
         (("--media-io-kwargs", '{"video": {"backend": "torchcodec"}}'), "leave video.backend out."),
@@ -83,7 +83,7 @@ def test_a_hub_name_is_served_under_that_name_from_the_local_cache(tmp_path: Pat
         (("--port", "-1"), "--port is -1: "),
     ],
 )
-def test_what_prismoe_does_not_do_is_refused_with_a_sentence(option: tuple[str, ...], sentence: str) -> None:
+def test_unsupported_options_are_refused_with_a_message(option: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(ValueError, match=re.escape(sentence)):
         parse_vllm_arguments(ServeSettings(model=str(PHI), engine_options=option))
 
@@ -107,13 +107,13 @@ def test_what_prismoe_does_not_do_is_refused_with_a_sentence(option: tuple[str, 
         ("--port", "0"),
     ],
 )
-def test_what_has_its_effect_or_asks_for_nothing_is_taken(option: tuple[str, ...]) -> None:
+def test_supported_or_empty_options_are_accepted(option: tuple[str, ...]) -> None:
     parse_vllm_arguments(ServeSettings(model=str(PHI), engine_options=option))
 
 
 @pytest.mark.slow
-def test_a_host_without_a_device_is_told_so() -> None:
-    """As a build for CUDA finds it where there is no usable GPU."""
+def test_a_host_without_a_device_gets_a_message() -> None:
+    """A build for CUDA finds no device if there is no usable GPU."""
     program = (
         "import vllm.platforms\n"
         "from vllm.platforms.interface import UnspecifiedPlatform\n"
@@ -123,9 +123,7 @@ def test_a_host_without_a_device_is_told_so() -> None:
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S)
     assert said.returncode == 1 and "Traceback" not in said.stderr
-    assert said.stderr.splitlines()[-1].startswith(
-        "prismoe: vLLM finds no device here that its build can use."
-    )
+    assert said.stderr.splitlines()[-1].startswith("prismoe: vLLM finds no device that its build can use.")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +141,7 @@ def test_a_host_without_a_device_is_told_so() -> None:
         (AssertionError(), "AssertionError in "),
     ],
 )
-def test_any_error_of_vllms_options_is_told_in_a_sentence(
+def test_every_error_of_vllms_options_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, sentence: str
 ) -> None:
     def fail(*_: object) -> None:
@@ -153,19 +151,23 @@ def test_any_error_of_vllms_options_is_told_in_a_sentence(
     monkeypatch.setattr(StartSignals, "take", lambda self: None)
     monkeypatch.setattr(serve, "prepare_environment", lambda model: None)
     assert main(["serve"]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1].startswith("prismoe: ") and sentence in said[-1] and "Traceback" not in "".join(said)
+    message = capsys.readouterr().err.splitlines()
+    assert (
+        message[-1].startswith("prismoe: ")
+        and sentence in message[-1]
+        and "Traceback" not in "".join(message)
+    )
 
 
 @pytest.fixture
 def qwen(tmp_path: Path) -> Path:
-    """The folder of another model than MoE-LLaVA, of which options need config.json alone."""
+    """The folder of a model other than MoE-LLaVA. Options only need its config.json."""
     config = {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     return tmp_path
 
 
-def test_any_models_options_are_vllms(qwen: Path) -> None:
+def test_options_of_other_models_are_vllms(qwen: Path) -> None:
     options = {
         "tokenizer_mode": "slow",
         "chat_template": "{{ messages }}",
@@ -186,7 +188,7 @@ def test_any_models_options_are_vllms(qwen: Path) -> None:
     assert args.model == str(qwen) and args.trust_remote_code is False
 
 
-def test_requests_are_trusted_to_choose_their_routing_on_moe_llava_alone(qwen: Path) -> None:
+def test_requests_may_only_choose_their_routing_on_moe_llava(qwen: Path) -> None:
     def trusted(model: Path, *options: str) -> bool:
         return parse_vllm_arguments(
             ServeSettings(model=str(model), engine_options=options)
@@ -197,7 +199,7 @@ def test_requests_are_trusted_to_choose_their_routing_on_moe_llava_alone(qwen: P
     assert trusted(PHI, "--no-trust-request-mm-kwargs") is False
 
 
-def test_media_of_a_prompt_are_few_unless_the_operator_says_else(qwen: Path) -> None:
+def test_prompts_have_few_media_unless_the_operator_allows_more(qwen: Path) -> None:
     args = parse_vllm_arguments(ServeSettings(model=str(qwen)))
     assert args.limit_mm_per_prompt == {"image": 8, "video": 1, "vision_chunk": 8}
     own = ("--limit-mm-per-prompt", '{"image": 2}')
@@ -205,14 +207,14 @@ def test_media_of_a_prompt_are_few_unless_the_operator_says_else(qwen: Path) -> 
     assert args.limit_mm_per_prompt == {"image": 2}
 
 
-def test_code_of_a_checkpoint_is_run_by_its_own_option_alone(qwen: Path) -> None:
+def test_code_of_a_checkpoint_runs_only_with_its_own_option(qwen: Path) -> None:
     assert parse_vllm_arguments(ServeSettings(model=str(qwen), run_checkpoint_code=True)).trust_remote_code
     both = ServeSettings(model=str(qwen), run_checkpoint_code=True, engine_options=("--trust-remote-code",))
-    with pytest.raises(ValueError, match="--trust-remote-code is not taken"):
+    with pytest.raises(ValueError, match="does not take --trust-remote-code"):
         parse_vllm_arguments(both)
 
 
-def test_advice_to_trust_code_names_the_option_that_is_taken() -> None:
+def test_advice_to_trust_code_names_prismoes_option() -> None:
     advice = ValueError("Please pass the argument `trust_remote_code=True`.")
     assert explained(advice) == f"{advice} prismoe's option for this is --run-checkpoint-code."
     with pytest.raises(ValueError) as refused:
@@ -220,7 +222,7 @@ def test_advice_to_trust_code_names_the_option_that_is_taken() -> None:
     assert explained(refused.value) == vllm_arguments.REMOTE_CODE
 
 
-def test_the_config_may_be_elsewhere(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_config_can_be_elsewhere(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     bare = tmp_path_factory.mktemp("bare")
     given = ("--hf-config-path", str(qwen))
     assert parse_vllm_arguments(ServeSettings(model=str(bare), engine_options=given)).model == str(bare)
@@ -237,14 +239,14 @@ def test_a_moe_llava_by_its_architecture_alone_is_checked(qwen: Path) -> None:
         parse_vllm_arguments(ServeSettings(model=str(qwen)))
 
 
-def test_another_name_may_be_asked_for() -> None:
+def test_another_served_name_can_be_set() -> None:
     settings = ServeSettings(model=str(PHI), engine_options=("--served-model-name", "mine"))
     args = parse_vllm_arguments(settings)
     assert args.model == str(PHI)
     assert args.served_model_name == ["mine"]
 
 
-def test_structured_output_is_compact_json_unless_the_operator_says_else() -> None:
+def test_structured_output_is_compact_json_unless_the_operator_changes_it() -> None:
     config = parse_vllm_arguments(ServeSettings(model=str(PHI))).structured_outputs_config
     assert (config.backend, config.disable_any_whitespace) == ("xgrammar", True)
     own = ("--structured-outputs-config", '{"backend": "guidance"}')

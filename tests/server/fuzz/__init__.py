@@ -1,1 +1,1 @@
-"""Broken images and requests, and what watches a server for what it reaches for."""
+"""Broken images and requests, and a watch on the files and addresses that a server accesses."""

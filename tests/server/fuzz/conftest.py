@@ -1,4 +1,4 @@
-"""A server whose processes are watched for what they reach for."""
+"""A server whose processes are watched for files and addresses that they access."""
 
 import json
 import os
@@ -17,15 +17,20 @@ from tests.server.log_lines import LogLines
 from tests.server.running import Server
 
 CASES = int(os.environ.get("PRISMOE_FUZZ_CASES", "300"))
-"""How many requests test_bodies.py asks. Where it is set, both checkpoints are served, each in its turn."""
+"""The number of requests in test_bodies.py.
+
+If it is set, both checkpoints are served, one after the other.
+"""
 
 WITHOUT_PAD = "without pad"
-"""A copy of the bundled checkpoint that does not pad pictures: there, vLLM's processor takes a string for one
-and opens what it names."""
+"""A copy of the bundled checkpoint that does not pad pictures.
+
+With it, vLLM's processor accepts a string as a picture, and opens the file or URL that it names.
+"""
 CHECKPOINTS = [WITHOUT_PAD, "bundled"] if "PRISMOE_FUZZ_CASES" in os.environ else [WITHOUT_PAD]
 
 LIMITS = httpx.Limits(keepalive_expiry=1)
-"""Connections are dropped here first: the server closes an idle one after five seconds."""
+"""The client drops connections before this age: the server closes an idle one after five seconds."""
 
 
 @pytest.fixture(scope="package", params=CHECKPOINTS)
@@ -35,7 +40,7 @@ def watched(
     picture_folder: Path,
     picture: bytes,
 ) -> Iterator[Watched]:
-    """It may read pictures from one folder, beside which the canary is."""
+    """A server that may read pictures from one folder. The canary is next to the folder."""
     folder = tmp_path_factory.mktemp("fuzz")
     checkpoint = bundled_checkpoint()
     if request.param == WITHOUT_PAD:
@@ -52,7 +57,7 @@ def watched(
         json_type = {"Content-Type": "application/json"}
         try:
             server.wait_until_ready()
-            wires.reached()  # A start may look up more than a request.
+            wires.reached()  # A start may look up more names than a request.
             with httpx.Client(base_url=server.url, timeout=60, headers=json_type, limits=LIMITS) as http:
                 yield Watched(server, http, wires, LogLines(server))
         finally:

@@ -1,4 +1,4 @@
-"""What may be wrong with how a server takes a request."""
+"""The possible faults of a server's reaction to a request."""
 
 import re
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from tests.server.log_lines import LogLines
 from tests.server.running import Server
 
 INNER_ERROR = re.compile(r'"code": ?5\d\d')
-"""How a stream that has begun tells of one."""
+"""The form of an error in a stream that has begun."""
 
 NO_SENTENCE = re.compile(
     r"Traceback|NoneType|object has no attribute|object is not|input_value|\[type=|'loc':|'msg':"
     r"|validation error|got multiple values|keyword argument|0x[0-9a-f]{6}|<class|errors\.pydantic"
 )
-"""What Python, Jinja and pydantic say, not people."""
+"""Phrases of Python, Jinja and pydantic that are not meant for users."""
 
 
 class Watched(NamedTuple):
-    """A server that is asked, and what is watched of it."""
+    """A server, and the watch on it."""
 
     server: Server
     http: httpx.Client
@@ -32,14 +32,14 @@ class Watched(NamedTuple):
 
 @dataclass
 class Findings:
-    """What went wrong: the shortest body for each kind of it."""
+    """The faults that were found: the shortest body for each kind."""
 
     watched: Watched
     asked: int = 0
     bodies: dict[tuple[str, str], tuple[bytes, str]] = field(default_factory=dict)
 
     def ask(self, path: str, body: bytes) -> int:
-        """Send a request and note what is wrong; the answer's status."""
+        """Send a request and record faults; return the answer's status."""
         self.asked += 1
         request_id = f"case-{id(self)}-{self.asked}"
         answer = self.watched.http.post(path, content=body, headers={"X-Request-Id": request_id})
@@ -50,15 +50,16 @@ class Findings:
         return answer.status_code
 
     def check(self) -> None:
-        """Fail with everything that went wrong."""
+        """Fail with all faults."""
         found = [
-            f"{path}: {kind}\n  {body!r}\n  {told}" for (path, kind), (body, told) in self.bodies.items()
+            f"{path}: {kind}\n  {body!r}\n  {reported}"
+            for (path, kind), (body, reported) in self.bodies.items()
         ]
         assert not found, "\n" + "\n".join(found)
 
 
 def _faults(answer: httpx.Response, log: list[str], wires: Tripwires) -> Iterator[tuple[str, str]]:
-    """What is wrong with an answer and with what came of its request: the kind, and details."""
+    """The faults of an answer and of the request's effects: the kind, and details."""
     if answer.status_code >= 500 or INNER_ERROR.search(answer.text):
         yield f"status {answer.status_code}", answer.text[:300]
     if answer.status_code >= 400 and not _has_sentence(answer):
@@ -72,7 +73,7 @@ def _faults(answer: httpx.Response, log: list[str], wires: Tripwires) -> Iterato
 
 
 def _has_sentence(answer: httpx.Response) -> bool:
-    """Whether an error is one of the API's, with a message that is a sentence."""
+    """Whether an error has the API's form and a message that is a sentence."""
     try:
         message = answer.json()["error"]["message"]
     except (ValueError, TypeError, KeyError):

@@ -1,6 +1,6 @@
-"""Hypothesis strategies for requests: what a route takes, with up to three faults, as JSON text.
+"""Hypothesis strategies for requests: valid bodies with up to three faults, as JSON text.
 
-Strings of a request, and of its faults, may be lures: addresses and files that no server may reach for.
+Strings can be lures: addresses and files that no server may access.
 """
 
 import base64
@@ -26,13 +26,13 @@ PICTURE = DATA_URL.partition(",")[2]
 VOCABULARY = json.loads((Path(__file__).parent / "vocabulary.json").read_text())
 MEDIA: list[str] = VOCABULARY["media"]
 PARTS: list[str] = MEDIA + VOCABULARY["others"]
-"""Types of parts, blocks and items: those of every route, and those that vLLM's parsers know beside them."""
+"""Types of parts, blocks and items: those of every route, and others that vLLM's parsers know."""
 KEYS: list[str] = PARTS + VOCABULARY["keys"]
 
 Options = dict[str, list[Any]]
 COMPLETIONS: Options = VOCABULARY["completions"]
 CHAT: Options = COMPLETIONS | VOCABULARY["chat"]
-"""Options of a route, each with some values; some are other routes'."""
+"""A route's options, each with some values. Some belong to other routes."""
 
 NUMBERS = (0, -1, 1, 7, 2**31, 2**63, -(2**63), 10**400, 0.5, -1.5, 1e308, 5e-324, float("nan"), float("inf"))
 TEXTS = (
@@ -45,7 +45,7 @@ ODD: tuple[Any, ...] = (None, True, False, *NUMBERS, *TEXTS, *LISTS, *OBJECTS)
 
 
 class Pairs(list[tuple[str, Any]]):
-    """A JSON object, in which a key may come twice."""
+    """A JSON object that can have a key twice."""
 
 
 class Request(NamedTuple):
@@ -54,7 +54,7 @@ class Request(NamedTuple):
 
 
 def requests(lures: Sequence[str]) -> list[st.SearchStrategy[Request]]:
-    """Requests to each of the routes that take a body."""
+    """Requests to each route that has a body."""
     lure = st.sampled_from(lures)
     broken = st.integers(0, 9999).map(lambda number: data_url(mutated_image(number)))
     url = st.one_of(st.just(DATA_URL), broken, lure)
@@ -103,7 +103,7 @@ def _input_image(url: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
 
 
 def _source(url: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
-    """Anthropic's image."""
+    """A source of Anthropic's image."""
     inline = {"type": "base64", "media_type": "image/png", "data": PICTURE}
     sources = st.one_of(st.just(inline), url.map(lambda where: {"type": "url", "url": where}))
     return sources.map(lambda source: {"type": "image", "source": source})
@@ -124,7 +124,7 @@ def _tool_block(words: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
 
 
 def _call(words: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
-    """A tool's call, or what it gave, as an item of /v1/responses."""
+    """A tool's call, or its result, as an item of /v1/responses."""
     return st.one_of(
         words.map(lambda text: {"type": "function_call", "call_id": "c", "name": "f", "arguments": text}),
         words.map(lambda text: {"type": "function_call_output", "call_id": "c", "output": text}),
@@ -133,7 +133,7 @@ def _call(words: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
 
 @st.composite
 def _part(draw: st.DrawFn, kinds: Sequence[str], names: st.SearchStrategy[str]) -> Any:
-    """A part of one of these kinds, in any of the shapes that parts have, with its type or without."""
+    """A part of one of these kinds, in all shapes of parts, with or without its type."""
     kind, name = draw(st.sampled_from(kinds)), draw(names)
     shapes: tuple[Any, ...] = (
         *(name, {"url": name}, name, {"url": name}, {"data": name, "format": "wav"}, [name], None),
@@ -156,9 +156,9 @@ def _conversation(
     words: st.SearchStrategy[str],
     lure: st.SearchStrategy[str],
 ) -> Any:
-    """One to three messages, the last a user's; or nothing but a lure in a part of some kind of media.
+    """One to three messages, the last a user's; or one lure in a part of some kind of media.
 
-    Text stands before or behind that part: vLLM reads parts as it comes to them, and not all to their end.
+    Text is before or after that part, because vLLM parses parts one by one, and not always to the end.
     """
     if draw(st.integers(0, 3)) == 1:
         baited, text = draw(_part(MEDIA, lure)), {"type": "text", "text": "What is this?"}
@@ -187,7 +187,7 @@ def _body(draw: st.DrawFn, /, options: Options, **required: st.SearchStrategy[An
 
 @st.composite
 def _broken(draw: st.DrawFn, bodies: st.SearchStrategy[Any], odd: st.SearchStrategy[Any]) -> bytes:
-    """A body with up to three faults of its structure; one in thirty has one in its text, too."""
+    """A body with up to three faults in its structure. One in thirty also has one in its text."""
     body = _with_pairs(draw(bodies))
     for _ in range(draw(st.sampled_from((0, 0, 0, 1, 1, 2, 3)))):
         places = list(_places(body))
@@ -223,7 +223,7 @@ def _with_pairs(value: Any) -> Any:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, int]]:
-    """Every object or list in a body, with the number of each of its members."""
+    """Every object or list in a body, with the keys or indexes of its members."""
     if not isinstance(value, list):
         return
     for index, each in enumerate(value):

@@ -17,7 +17,7 @@ def seed_images() -> tuple[bytes, ...]:
 
 
 def mutated_image(number: int) -> bytes:
-    """A seed image with one to four faults. Half of the PNGs get right checksums, so that they are read."""
+    """A seed image with one to four faults. Half of the PNGs get right checksums, so that they are parsed."""
     chance = random.Random(number)
     data = mutated(chance.choice(seed_images()), chance)
     return with_checksums(data) if chance.random() < 0.5 else data
@@ -32,7 +32,7 @@ def mutated(seed: bytes, chance: random.Random) -> bytes:
 
 
 def _place(data: bytearray, chance: random.Random) -> int:
-    """A place in the data, most often behind the signature and among the headers."""
+    """A place in the data, most often after the signature and in the headers."""
     first = 12 if chance.random() < 0.95 else 0
     last = 80 if chance.random() < 0.5 else len(data)
     return min(chance.randint(first, max(first, last)), max(len(data) - 1, 0))
@@ -76,7 +76,7 @@ def _splice(data: bytearray, chance: random.Random) -> None:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks have the checksums that they should; other data as they are."""
+    """A PNG whose chunks have correct checksums. Other data are not changed."""
     if not data.startswith(SIGNATURE):
         return data
     at, repaired = len(SIGNATURE), bytearray(SIGNATURE)

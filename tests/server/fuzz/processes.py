@@ -1,4 +1,4 @@
-"""A server's processes, and the memory that they hold."""
+"""A server's processes, and their memory."""
 
 import psutil
 
@@ -6,7 +6,7 @@ from tests.server.running import Server
 
 
 def processes(server: Server) -> list[psutil.Process]:
-    """The server's own process and all that descend from it."""
+    """The server's process and all of its descendants."""
     server.watch()
     return [psutil.Process(server.process.pid), *(each for each in server.family if each.is_running())]
 

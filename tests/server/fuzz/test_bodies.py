@@ -1,6 +1,6 @@
-"""Requests made up by the grammars of all routes, with faults, to a server that must refuse or answer them.
+"""Random requests to all routes, with faults. The server has to refuse or answer them.
 
-PRISMOE_FUZZ_CASES is how many, 300 by default. Where it is set, two servers are asked instead of one (see
+PRISMOE_FUZZ_CASES is their number, 300 by default. If it is set, two servers are tested instead of one (see
 conftest.py). `pytest -s` shows the statuses by route.
 """
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(600 + CASES)
 
 ROUTES = 9
 MOST, REPEATS = 300, 4
-"""How many are asked again, and how often, for what they leave behind in the server's memory."""
+"""The number of requests that are repeated, and how often, to find memory that the server keeps."""
 
 EXAMPLES = settings(
     max_examples=-(-CASES // ROUTES),
@@ -58,7 +58,7 @@ def test_every_request_is_refused_or_answered(watched: Watched, cases: list[Requ
     assert "Traceback" not in watched.server.output
 
 
-def test_no_memory_stays_taken(watched: Watched, cases: list[Request]) -> None:
+def test_no_memory_is_kept(watched: Watched, cases: list[Request]) -> None:
     def ask(case: Request) -> int:
         return watched.http.post(case.path, content=case.body).status_code
 

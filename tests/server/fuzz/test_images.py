@@ -1,4 +1,4 @@
-"""10,000 broken images: each is a picture or refused with a sentence, soon, and no memory stays taken."""
+"""10,000 broken images: each soon becomes a picture or is refused with a message, and no memory is kept."""
 
 import gc
 import hashlib
@@ -19,7 +19,7 @@ BUDGET = MediaBudget(100)
 
 
 def outcome(data: bytes) -> str:
-    """How an image ends; anything but a picture or MediaRefused is raised."""
+    """The result for an image. Everything except a picture or MediaRefused is raised."""
     try:
         image = decode(data, MAX_PIXELS, BUDGET)
     except MediaRefused as refusal:
@@ -34,7 +34,7 @@ def test_the_seeds_are_pictures() -> None:
     assert {outcome(seed) for seed in seed_images()} == {"picture"}
 
 
-def test_a_number_makes_the_same_image_anywhere() -> None:
+def test_a_number_always_gives_the_same_image() -> None:
     digest = hashlib.sha256(b"".join(mutated_image(number) for number in range(100))).hexdigest()
     assert digest[:16] == "f889af011795f608"
 
@@ -52,8 +52,8 @@ def test_broken_images() -> None:
             before = process.memory_info().rss
     gc.collect()
     assert process.memory_info().rss < 1.1 * before
-    # The mutations reach the decoders: neither all are refused at the door, nor is none broken.
+    # The mutations reach the decoders: not all images are refused before, and some are broken.
     assert outcomes["picture"] > IMAGES / 20
     assert outcomes["it is damaged or cut short"] > IMAGES / 20
     assert outcomes["it is not a PNG, JPEG, WebP or GIF"] < IMAGES / 2
-    assert any(reason.startswith("it is") and "pixels" in reason for reason in outcomes)
+    assert any(reason.startswith("it has") and "pixels" in reason for reason in outcomes)

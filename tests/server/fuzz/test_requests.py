@@ -1,4 +1,4 @@
-"""Requests by the server's own description: a 4xx or an answer, no crash, and no memory stays taken."""
+"""Requests from the server's own description: a 4xx or an answer, no crash, and no memory is kept."""
 
 from collections.abc import Callable
 from http import HTTPStatus
@@ -18,7 +18,7 @@ from tests.server.running import Server
 pytestmark = pytest.mark.timeout(600 + CASES)
 
 EXAMPLES = CASES // 30
-"""How many requests schemathesis makes up for each operation."""
+"""The number of random requests of schemathesis for each operation."""
 
 
 def check_alive(http: httpx.Client, picture: bytes) -> None:
@@ -28,7 +28,7 @@ def check_alive(http: httpx.Client, picture: bytes) -> None:
 
 @pytest.fixture
 def steady(server: Server, http: httpx.Client, picture: bytes) -> Callable[[], None]:
-    """Checks that the server lives, and holds no more memory than when the test asked for this."""
+    """A check that the server lives, and has no more memory than when the fixture was called."""
     before = resident_bytes(server)
 
     def check() -> None:
@@ -38,8 +38,8 @@ def steady(server: Server, http: httpx.Client, picture: bytes) -> Callable[[], N
     return check
 
 
-def test_what_the_servers_own_description_allows(server: Server, steady: Callable[[], None]) -> None:
-    """Schemathesis makes requests up by the OpenAPI document, right ones and wrong ones."""
+def test_requests_from_the_servers_own_description(server: Server, steady: Callable[[], None]) -> None:
+    """Schemathesis makes right and wrong requests from the OpenAPI document."""
     crashes = []
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [each.ok() for each in schema.get_all_operations() if isinstance(each, Ok)]

@@ -1,4 +1,4 @@
-"""Nothing that a request names is reached for: the tripwires are live, and no part of any kind trips them."""
+"""The server accesses nothing that a request names: the tripwires work, and no part trips them."""
 
 import json
 import time
@@ -24,12 +24,12 @@ PATHS = (
     "/tokenize",
     "/v1/routing/inspect",
 )
-"""The routes that take parts."""
+"""The routes that accept parts."""
 
 TEXT = {"type": "text", "text": "What is this?"}
 
 
-def test_the_tripwires_are_live_in_every_process(watched: Watched) -> None:
+def test_the_tripwires_work_in_every_process(watched: Watched) -> None:
     family = processes(watched.server)
     assert len(family) >= 3  # the server, its engine, a worker
     watched.wires.reached()
@@ -45,8 +45,8 @@ def test_the_tripwires_are_live_in_every_process(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_part_has_the_server_reach_for_what_it_names(watched: Watched, path: str) -> None:
-    """In each form that a part has, and before or behind text: vLLM reads parts one after the other."""
+def test_no_part_makes_the_server_access_what_it_names(watched: Watched, path: str) -> None:
+    """A part is tried in each of its forms, before and after text, since vLLM parses parts one by one."""
     findings = Findings(watched)
     for content in contents(watched.wires):
         findings.ask(path, json.dumps(body(path, content)).encode())
@@ -54,7 +54,7 @@ def test_no_part_has_the_server_reach_for_what_it_names(watched: Watched, path: 
 
 
 def contents(wires: Tripwires) -> Iterator[list[Any]]:
-    """Of a user's message, with a lure in a part of each kind of media."""
+    """The contents of a user's message with a lure in a part of each kind of media."""
     urls, files = cycle(wires.urls), cycle(wires.paths)
     for kind in MEDIA:
         yield [{"type": kind, kind: next(urls)}, TEXT]
@@ -67,7 +67,7 @@ def contents(wires: Tripwires) -> Iterator[list[Any]]:
 
 
 def body(path: str, content: list[Any]) -> Any:
-    """A request whose only message has this content."""
+    """A request with one message with this content."""
     messages: list[Any] = [{"role": "user", "content": content}]
     match path:
         case "/v1/responses":

@@ -1,4 +1,4 @@
-"""Broken videos: each is frames or refused with a sentence, soon, and no memory stays taken."""
+"""Broken videos: each soon becomes frames or is refused with a message, and no memory is kept."""
 
 import gc
 import random
@@ -22,7 +22,7 @@ SETTINGS = MediaSettings.model_validate({"decode_seconds": 20})
 
 
 def outcome(data: bytes, budget: MediaBudget) -> str:
-    """How a video ends; anything but frames or MediaRefused is raised."""
+    """The result for a video. Everything except frames or MediaRefused is raised."""
     io = VideoMediaIO(ImageMediaIO(), num_frames=8)
     try:
         frames, metadata = decode_video(data, io, SETTINGS, budget).media
@@ -44,6 +44,6 @@ def test_broken_videos(kind: str) -> None:
         assert time.monotonic() - start < SETTINGS.decode_seconds + 5, number
     gc.collect()
     budget.take(64 * MIB)
-    # The mutations reach the decoder: neither are all refused at the door, nor is none broken.
+    # The mutations reach the decoder: not all videos are refused before, and some are broken.
     assert outcomes["video"] > 0
     assert outcomes.total() - outcomes["video"] > 3

@@ -1,4 +1,4 @@
-"""A file and a web server that no request may reach, and what tells when one did."""
+"""A file and a web server that no request may reach, and a record of accesses."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ from tests.server.media.web import Counted, answer, running
 
 HOOK = Path(__file__).parent / "hook"
 SIGNAL = signal.SIGRTMIN + 7
-"""Has a watched process reach for the tripwires."""
+"""A signal that makes a watched process access the tripwires."""
 
 IN_ACCESS, IN_OPEN = 0x1, 0x20
 INOTIFY_EVENT = struct.Struct("iIII")
@@ -23,7 +23,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Tripwires:
-    """The canary is a picture in a file; the listener serves it."""
+    """The canary is a picture in a file, and the listener serves it."""
 
     def __init__(self, folder: Path, picture: bytes) -> None:
         self.canary = folder / "canary.png"
@@ -37,7 +37,7 @@ class Tripwires:
 
     @property
     def urls(self) -> list[str]:
-        """Addresses of the listener, none of which vLLM's cache takes for another."""
+        """Addresses of the listener. vLLM's cache treats all of them as different."""
         hosts = ("127.0.0.1", "localhost", "127.1", "2130706433", "[::ffff:127.0.0.1]", "canary.invalid")
         schemes = ("https", "HTTP", "ftp", "ws")
         servers = [*(f"http://{host}" for host in hosts), *(f"{scheme}://127.0.0.1" for scheme in schemes)]
@@ -45,33 +45,33 @@ class Tripwires:
 
     @property
     def paths(self) -> list[str]:
-        """Names of the canary, as many."""
+        """As many names of the canary."""
         folder, starts = self.canary.parent, ("", "file://", "file:", "FILE://localhost", "/proc/self/root")
         return [f"{each}{folder}/{'./' * number}canary.png" for number in range(VARIANTS) for each in starts]
 
     @property
     def environment(self) -> dict[str, str]:
-        """What has a server's processes note what they reach for."""
+        """The environment that makes a server's processes record their accesses."""
         named = {"EVENTS": self._events, "CANARY": self.canary, "PORT": self.port, "SIGNAL": int(SIGNAL)}
         path = os.pathsep.join([str(HOOK), *filter(None, [os.environ.get("PYTHONPATH")])])
         return {f"PRISMOE_TEST_{name}": str(value) for name, value in named.items()} | {"PYTHONPATH": path}
 
     def reached(self) -> list[str]:
-        """What was reached for since this was last asked: by whom, or through what it was seen."""
+        """The accesses since the last call, with the process or the way in which they were detected."""
         hits, self._hits = self.listener.hits - self._hits, self.listener.hits
         noted = self._events.read_text(errors="replace").splitlines()
         new, self._read = noted[self._read :], len(noted)
         return ["listener"] * hits + self._opened() + [event for event in new if not self._is_own(event)]
 
     def _opened(self) -> list[str]:
-        """How often the canary was opened or read, by anyone."""
+        """The number of times that anyone opened or read the canary."""
         try:
             return ["inotify"] * (len(os.read(self.inotify, 2**16)) // INOTIFY_EVENT.size)
         except BlockingIOError:
             return []
 
     def _is_own(self, event: str) -> bool:
-        """Whether a noted event is of a server's processes among themselves."""
+        """Whether a recorded event is between a server's own processes."""
         _, kind, about = event.split(" ", 2)
         if kind == "open" or str(self.port) in about:
             return False
@@ -81,7 +81,7 @@ class Tripwires:
 
 @contextmanager
 def tripwires(folder: Path, picture: bytes) -> Iterator[Tripwires]:
-    """Tripwires that are live."""
+    """Working tripwires."""
     wires = Tripwires(folder, picture)
     try:
         with running(wires.listener):
@@ -91,14 +91,14 @@ def tripwires(folder: Path, picture: bytes) -> Iterator[Tripwires]:
 
 
 def catches_signal(process: psutil.Process) -> bool:
-    """Whether a process has a handler for SIGNAL, which else would end it."""
+    """Whether a process has a handler for SIGNAL. Without one, the signal would end it."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(mask, 16) >> (SIGNAL - 1) & 1)
 
 
 def _watch(file: Path) -> int:
-    """An inotify descriptor that tells when the file is opened or read."""
+    """An inotify descriptor that reports when the file is opened or read."""
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.inotify_init1(os.O_NONBLOCK)
     if descriptor < 0 or libc.inotify_add_watch(descriptor, os.fsencode(file), IN_OPEN | IN_ACCESS) < 0:

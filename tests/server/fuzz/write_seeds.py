@@ -1,4 +1,4 @@
-"""Writes the seed images: each kind of file that the decoder knows, in every form it comes in.
+"""Writes the seed images: all kinds of files that the decoder supports, in all their forms.
 
 python -m tests.server.fuzz.write_seeds
 """

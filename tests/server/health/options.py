@@ -1,4 +1,4 @@
-"""vLLM's options as a server gets them, for tests without an engine."""
+"""vLLM's options for a server, for tests without an engine."""
 
 from argparse import Namespace
 from functools import cache
@@ -9,5 +9,5 @@ from prismoe.server.settings import ServeSettings
 
 @cache
 def options(*arguments: str) -> Namespace:
-    """What these arguments become."""
+    """The options that these arguments give."""
     return parse_vllm_arguments(ServeSettings(engine_options=arguments))

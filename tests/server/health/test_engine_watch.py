@@ -1,4 +1,4 @@
-"""What is known of the engine's steps, with a clock and an engine of the test's own."""
+"""The watch on the engine's steps, with a simulated clock and engine."""
 
 import asyncio
 from typing import Any
@@ -7,15 +7,15 @@ import pytest
 
 from prismoe.server.health import engine_watch as engine_watch
 from prismoe.server.health.engine_watch import EngineWatch
-from prismoe.server.health.settings import LifeSettings
+from prismoe.server.health.settings import HealthSettings
 
-pytestmark = pytest.mark.timeout(10)  # An engine that is not given up is watched for ever.
+pytestmark = pytest.mark.timeout(10)  # A limit that is never reached.
 
-SETTINGS = LifeSettings(heartbeat_seconds=10, ready_seconds=30, stuck_seconds=100)
+SETTINGS = HealthSettings(heartbeat_seconds=10, ready_seconds=30, stuck_seconds=100)
 
 
 class Engine:
-    """Steps when asked to, unless it is stuck."""
+    """Runs a step on request, unless it is stuck."""
 
     def __init__(self) -> None:
         self.errored = self.stuck = False
@@ -42,7 +42,7 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_watch, "TICK_S", 0)
 
 
-def test_an_idle_engine_is_asked_and_a_busy_one_is_not() -> None:
+def test_an_idle_engine_gets_a_step_and_a_busy_one_does_not() -> None:
     async def run() -> None:
         engine = Engine()
         watched = EngineWatch(engine, lambda: engine.work, SETTINGS, lambda: engine.now)
@@ -93,7 +93,7 @@ def test_work_makes_a_slow_engine_ready_again() -> None:
     asyncio.run(run())
 
 
-def test_an_engine_that_fails_its_step_is_not_ready_and_is_left_alone_for_a_while() -> None:
+def test_an_engine_whose_step_fails_is_not_ready_and_gets_a_pause() -> None:
     async def run() -> None:
         engine = Engine()
 
@@ -106,7 +106,7 @@ def test_an_engine_that_fails_its_step_is_not_ready_and_is_left_alone_for_a_whil
         watching = asyncio.create_task(watched.watch())
         await engine.pass_time(40)
         assert watched.trouble is not None
-        assert engine.asked == 1  # The pause is real time, of which none went by.
+        assert engine.asked == 1  # The pause is in real time, which has not passed.
         watching.cancel()
 
     asyncio.run(run())

@@ -1,4 +1,4 @@
-"""How the HTTP server ends, with an app and no engine."""
+"""The ways in which the HTTP server ends, with an app and no engine."""
 
 import asyncio
 import os
@@ -34,13 +34,13 @@ async def dies_at_once() -> str:
 
 
 class Run:
-    """One server, from its start to its end."""
+    """The run of one server from start to end."""
 
     def __init__(self, app: FastAPI | None = None) -> None:
         self.app = app or FastAPI()
         self.args = options("--shutdown-timeout", str(SHUTDOWN_S))
         self.given: list[float] = []
-        """The seconds that requests under way were given."""
+        """The seconds that running requests got."""
 
     def __call__(
         self, failure: Callable[[], Awaitable[str]], meanwhile: Callable[["Run"], None]
@@ -67,17 +67,17 @@ def nothing(run: Run) -> None:
     pass
 
 
-def test_a_server_that_ends_by_itself_is_a_failure() -> None:
+def test_a_server_that_ends_by_itself_fails() -> None:
     run = Run()
     assert run(forever, Run.end_server) == "The HTTP server ended by itself."
     assert run.given == [0]
 
 
-def test_a_server_that_ends_because_its_engine_died_says_so() -> None:
+def test_a_server_whose_engine_died_says_so() -> None:
     assert Run()(dies_soon, Run.end_server) == "The engine died."
 
 
-def test_a_server_that_raises_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_raises_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(self: uvicorn.Server) -> None:
         raise OSError("too many files")
 
@@ -85,7 +85,7 @@ def test_a_server_that_raises_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> N
     assert Run()(forever, nothing) == "The HTTP server failed. Its error is in the log above."
 
 
-def test_an_app_that_does_not_start_is_a_failure() -> None:
+def test_an_app_that_does_not_start_fails() -> None:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise RuntimeError("no start")
@@ -102,13 +102,13 @@ def test_a_failure_of_the_engine_ends_the_server() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_no_failure_and_gives_requests_their_time(number: signal.Signals) -> None:
+def test_a_signal_is_not_a_failure_and_requests_get_their_time(number: signal.Signals) -> None:
     run = Run()
     assert run(forever, lambda _: os.kill(os.getpid(), number)) is None
     assert run.given == [SHUTDOWN_S]
 
 
-def test_a_server_that_ends_after_a_signal_is_no_failure() -> None:
+def test_a_server_that_ends_after_a_signal_does_not_fail() -> None:
     def signal_and_end(run: Run) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         run.end_server()

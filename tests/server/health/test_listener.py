@@ -1,4 +1,4 @@
-"""Where a server listens, and what a second one is told."""
+"""The addresses of a server, and the message for a second server."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def hears(path: Path) -> bool:
-    """Whether somebody listens at a Unix socket."""
+    """Whether a process listens at a Unix socket."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(LIMIT_S)
         try:
@@ -65,7 +65,7 @@ def test_a_port_is_free_again_at_once() -> None:
     for _ in range(2):
         with listening(options(*arguments)) as listener:
             client = socket.create_connection(listener.getsockname(), LIMIT_S)
-            # The server's side closes first, so that its address stays in TIME_WAIT.
+            # The server closes first, so that its address stays in TIME_WAIT.
             listener.accept()[0].close()
             client.close()
 
@@ -79,14 +79,12 @@ def test_a_port_is_free_again_at_once() -> None:
         (("--uds", "/tmp/" + "x" * 200), r"^Can't listen on /tmp/x+: .*too long.*--uds\.$"),
     ],
 )
-def test_where_nobody_can_listen_is_refused_with_a_sentence(
-    arguments: tuple[str, ...], sentence: str
-) -> None:
+def test_an_impossible_address_is_refused_with_a_message(arguments: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(StartRefused, match=sentence), listening(options(*arguments)):
         pass
 
 
-def test_a_tool_parser_that_vllm_lacks_is_refused_with_a_sentence() -> None:
+def test_an_unknown_tool_parser_is_refused_with_a_message() -> None:
     arguments = ("--port", str(free_port()), "--enable-auto-tool-choice", "--tool-call-parser", "mine")
     with (
         pytest.raises(StartRefused, match=r"^invalid tool call parser: mine"),
@@ -95,7 +93,7 @@ def test_a_tool_parser_that_vllm_lacks_is_refused_with_a_sentence() -> None:
         pass
 
 
-def test_a_unix_socket_that_somebody_hears_is_not_taken(tmp_path: Path) -> None:
+def test_a_unix_socket_with_a_listener_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with listening(options("--uds", str(path))) as listener:
         with (
@@ -108,7 +106,7 @@ def test_a_unix_socket_that_somebody_hears_is_not_taken(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_one_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
+def test_an_abandoned_unix_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(path))
@@ -120,7 +118,7 @@ def test_one_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "queue"])
-def test_what_is_no_stream_socket_stays(tmp_path: Path, kind: str) -> None:
+def test_other_files_are_not_replaced(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "s"
     if kind == "file":
         path.write_text("precious")
@@ -136,7 +134,7 @@ def test_what_is_no_stream_socket_stays(tmp_path: Path, kind: str) -> None:
     assert kind != "file" or path.read_text() == "precious"
 
 
-def test_another_servers_socket_under_the_name_stays(tmp_path: Path) -> None:
+def test_a_socket_of_another_server_under_the_name_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as other:
         with listening(options("--uds", str(path))):
@@ -176,7 +174,7 @@ def test_of_many_that_start_at_once_one_gets_the_socket(tmp_path: Path) -> None:
     ("host", "url"),
     [("127.0.0.1", "http://127.0.0.1"), ("0.0.0.0", "http://127.0.0.1"), ("::1", "http://[::1]")],
 )
-def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
+def test_the_url_can_be_reached_from_this_machine(host: str, url: str) -> None:
     args = options("--host", host, "--port", str(free_port(host)))
     with listening(args) as listener:
         assert url_of(listener, args) == f"{url}:{args.port}"

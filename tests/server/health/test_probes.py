@@ -1,4 +1,4 @@
-"""What the probes answer, without an engine."""
+"""The answers of the probes, without an engine."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from prismoe.server.health.probes import probe_routes
 
 
 def ask(trouble: str | None) -> dict[str, tuple[int, str | None]]:
-    """Each probe's status, and why."""
+    """The status and the reason of each probe."""
 
     async def run() -> dict[str, tuple[int, str | None]]:
         app = Starlette(routes=probe_routes(lambda: trouble))
@@ -20,10 +20,10 @@ def ask(trouble: str | None) -> dict[str, tuple[int, str | None]]:
     return asyncio.run(run())
 
 
-def test_a_server_without_trouble_is_alive_and_ready() -> None:
+def test_a_healthy_server_is_alive_and_ready() -> None:
     assert set(ask(None).values()) == {(200, None)}
 
 
-def test_one_with_trouble_is_alive_and_says_why_it_is_not_ready() -> None:
+def test_a_server_with_a_fault_is_alive_and_gives_the_reason_why_it_is_not_ready() -> None:
     why = "The engine has taken no step for 61 s."
     assert ask(why) == {"/livez": (200, None), "/readyz": (503, why), "/health": (503, why)}

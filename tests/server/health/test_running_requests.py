@@ -1,4 +1,4 @@
-"""What becomes of requests when the server drains, without an engine."""
+"""Running requests while the server drains, without an engine."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from prismoe.server.health.running_requests import RunningRequests
 
 
 class Slow:
-    """An app whose answers take as long as the test likes; /stream begins at once."""
+    """An app whose answers wait for the test. /stream begins at once."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -32,13 +32,13 @@ async def ask(app: RunningRequests, path: str) -> tuple[int, bytes]:
     async def send(message: Message) -> None:
         sent.append(message)
         if message["type"] == "http.response.start":
-            scope["prismoe.answer"] = message  # as RequestLog does
+            scope["prismoe.answer"] = message  # like RequestLog
 
     await app(scope, None, send)  # type: ignore[arg-type]
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
 
-def test_requests_under_way_end_and_new_ones_are_refused() -> None:
+def test_running_requests_end_and_new_ones_are_refused() -> None:
     async def run() -> None:
         slow = Slow()
         app = RunningRequests(slow)
@@ -58,7 +58,7 @@ def test_requests_under_way_end_and_new_ones_are_refused() -> None:
     asyncio.run(run())
 
 
-def test_requests_that_take_too_long_are_cut_with_an_answer() -> None:
+def test_requests_that_take_too_long_are_ended_with_an_answer() -> None:
     async def run() -> None:
         app = RunningRequests(Slow())
         under_way = [asyncio.create_task(ask(app, path)) for path in ("/", "/stream")]
@@ -77,7 +77,7 @@ def test_an_idle_server_drains_at_once() -> None:
     asyncio.run(asyncio.wait_for(RunningRequests(Slow()).drain(60), 1))
 
 
-def test_a_request_that_is_cancelled_otherwise_stays_cancelled() -> None:
+def test_a_request_that_is_cancelled_for_another_reason_stays_cancelled() -> None:
     async def run() -> None:
         task = asyncio.create_task(ask(RunningRequests(Slow()), "/"))
         await asyncio.sleep(0)

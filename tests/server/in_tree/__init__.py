@@ -1,1 +1,1 @@
-"""vLLM's own models behind `prismoe serve`, held against transformers over HTTP."""
+"""vLLM's own models in `prismoe serve`, compared with transformers over HTTP."""

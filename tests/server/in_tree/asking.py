@@ -1,4 +1,4 @@
-"""The chats of `tests.model_plugins.in_tree` over HTTP."""
+"""Sends the chats of `tests.model_plugins.in_tree` over HTTP."""
 
 import base64
 import io
@@ -28,30 +28,30 @@ MODEL = "tiny"
 MAX_TOKENS = 6
 OPTIONS = ("--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "1024")
 AT_ONCE = ("--mm-processor-cache-gb", "0")
-"""Without vLLM's cache of pictures: of two requests that bring one at once it may refuse the second."""
+"""No cache of pictures: with one, vLLM can refuse the second of two requests with the same picture."""
 FULL = ("--expert-metrics", "full", "--expert-load-interval", "0.2")
 READ_S = 0.6
-"""A client gets a reading of the last half second."""
+"""The server answers with a reading that is up to half a second old."""
 
 Samples = dict[tuple[str, ...], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFile(Video):
-    """A video as a file; its frames are those that the server's loader takes of it."""
+    """A video as a file. Its frames are those that the server's loader takes."""
 
     data: bytes
-    told: dict[str, Any]
+    loader_metadata: dict[str, Any]
 
     @classmethod
     def of(cls, data: bytes, processor: str) -> "VideoFile":
-        """As a model with this video processor has it."""
+        """The video for a model with this video processor."""
         video = RequestMedia().fetch_video(_data_url("video/mp4", data), video_processor=processor)
-        frames, told = video.media
-        return cls(frames, data=data, told=dict(told))
+        frames, loader_metadata = video.media
+        return cls(frames, data=data, loader_metadata=dict(loader_metadata))
 
     def metadata(self) -> dict[str, Any]:
-        return {name: value for name, value in self.told.items() if name != "do_sample_frames"}
+        return {name: value for name, value in self.loader_metadata.items() if name != "do_sample_frames"}
 
 
 def _data_url(kind: str, data: bytes) -> str:
@@ -59,7 +59,7 @@ def _data_url(kind: str, data: bytes) -> str:
 
 
 def body(chat: Chat, **options: Any) -> dict[str, Any]:
-    """A request whose tokens are all computed, and whose answer is as transformers' reference makes it."""
+    """A request whose tokens are all computed, and whose answer is comparable with transformers'."""
     return {
         "model": MODEL,
         "messages": user(*map(_part, chat.parts)),
@@ -88,8 +88,8 @@ def ask(http: httpx.Client, asked: dict[str, Any]) -> tuple[list[int], list[int]
     answer = http.post("/v1/chat/completions", json=asked)
     assert answer.status_code == 200, answer.text
     if not asked.get("stream"):
-        told = answer.json()
-        return told["prompt_token_ids"], told["choices"][0]["token_ids"]
+        whole = answer.json()
+        return whole["prompt_token_ids"], whole["choices"][0]["token_ids"]
     lines = [line for line in answer.text.splitlines() if line.startswith("data: {")]
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
@@ -99,20 +99,20 @@ def ask(http: httpx.Client, asked: dict[str, Any]) -> tuple[list[int], list[int]
 
 
 def load(http: httpx.Client) -> dict[str, Any]:
-    """The expert load now."""
+    """The current expert load."""
     time.sleep(READ_S)
-    told: dict[str, Any] = http.get("/v1/routing/load").raise_for_status().json()
-    return told
+    expert_load: dict[str, Any] = http.get("/v1/routing/load").raise_for_status().json()
+    return expert_load
 
 
 def since(before: dict[str, Any], now: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """What was counted: `[layer, modality]` tokens, and `[layer, modality, expert]` tokens."""
+    """The growth of the counts: `[layer, modality]` tokens, and `[layer, modality, expert]` tokens."""
     tokens, experts = (np.array(now[name]) - np.array(before[name]) for name in ("tokens", "expert_tokens"))
     return tokens, experts
 
 
 def scrape(http: httpx.Client, start: str = "prismoe_") -> Samples:
-    """The samples of `/metrics` whose names begin so, by name and the values of all labels but the model."""
+    """The samples of `/metrics` with this prefix, by name and the values of all labels except the model."""
     samples = {}
     for family in text_string_to_metric_families(http.get("/metrics").raise_for_status().text):
         for sample in family.samples:
@@ -122,13 +122,13 @@ def scrape(http: httpx.Client, start: str = "prismoe_") -> Samples:
     return samples
 
 
-def scrape_when_read(http: httpx.Client, told: dict[str, Any]) -> Samples:
-    """The samples once they have the tokens of `told`, a load after which nothing was asked."""
-    return scrape_until_counted(http, sum(told["tokens"][0]))
+def scrape_when_read(http: httpx.Client, expert_load: dict[str, Any]) -> Samples:
+    """The samples once they have the tokens of `expert_load`, a load that no request followed."""
+    return scrape_until_counted(http, sum(expert_load["tokens"][0]))
 
 
 def scrape_until_counted(http: httpx.Client, tokens: int) -> Samples:
-    """The samples once so many tokens are counted, or those of 20 seconds later."""
+    """The samples once this many tokens are counted, or after 20 seconds."""
     end = time.monotonic() + 20
     while True:
         samples = scrape(http)
@@ -139,7 +139,7 @@ def scrape_until_counted(http: httpx.Client, tokens: int) -> Samples:
 
 
 def top_once(server: Server, seconds: float = 0.5) -> "subprocess.Popen[str]":
-    """`prismoe top --once`, begun in a wide terminal."""
+    """The output of `prismoe top --once` in a wide terminal."""
     return subprocess.Popen(
         [*PRISMOE, "top", "--once", "--interval", str(seconds), "--url", server.url],
         stdout=subprocess.PIPE,
@@ -165,5 +165,5 @@ def client(server: Server) -> httpx.Client:
 
 
 def cells(line: str) -> Sequence[str]:
-    """Of a row of `prismoe top`."""
+    """The cells of a row of `prismoe top`."""
     return [cell.strip() for cell in line.split("│")[1:-1]]

@@ -1,4 +1,4 @@
-"""`prismoe calibrate` on a model of vLLM's own, as many layers and experts as a large one has, in little."""
+"""`prismoe calibrate` with a small vLLM model that has as many layers and experts as a large one."""
 
 import json
 import os
@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 import pytest
 from vllm import SamplingParams
@@ -20,11 +22,13 @@ from vllm import SamplingParams
 from prismoe.model_plugins.tools.calibrate.prompts import QUESTIONS
 from prismoe.model_plugins.tools.chat_engine import chat_about
 from prismoe.server.commands.cli import main
+from tests.doc_commands import documented
 from tests.model_plugins.engine import engine
 from tests.model_plugins.in_tree import qwen3_vl_moe
 from tests.model_plugins.in_tree.chats import picture
 from tests.model_plugins.tools.check.test_check import assert_one_sentence, prismoe
 from tests.server.in_tree.test_large import EXPERTS, LAYERS, MODEL, K
+from tests.server.running import Server
 
 pytestmark = pytest.mark.server
 
@@ -35,12 +39,12 @@ PRISMOE = (sys.executable, "-m", "prismoe.server.commands.cli")
 
 
 class Calibrated(NamedTuple):
-    """A run that nobody stopped."""
+    """A run that was not interrupted."""
 
     checkpoint: Path
     images: Path
     file: Path
-    told: dict[str, Any]
+    settings: dict[str, Any]
     output: str
     progress: str
 
@@ -69,9 +73,9 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
     return Calibrated(checkpoint, images, file, json.loads(file.read_text()), done.stdout, done.stderr)
 
 
-def test_what_it_costs_is_told(calibrated: Calibrated) -> None:
+def test_the_cost_is_reported(calibrated: Calibrated) -> None:
     assert re.match(
-        r"4 prompts of about \d+ tokens .* each computed 5 times at most: about", calibrated.progress
+        r"4 prompts of about \d+ tokens .* each computed at most 5 times: about", calibrated.progress
     )
     memory = re.search(r"Peak memory over serving: ([\d.,]+) MiB of the host", calibrated.output)
     assert memory is not None
@@ -79,15 +83,15 @@ def test_what_it_costs_is_told(calibrated: Calibrated) -> None:
 
 
 def test_settings_and_model(calibrated: Calibrated) -> None:
-    told = calibrated.told
-    assert told["policy"] == "ltdr" and told.items() >= ROUTING.items()
-    assert [*told["layers"]] == [str(layer) for layer in range(LAYERS)]
-    model = told["calibrated"]["model"]
+    settings = calibrated.settings
+    assert settings["policy"] == "ltdr" and settings.items() >= ROUTING.items()
+    assert [*settings["layers"]] == [str(layer) for layer in range(LAYERS)]
+    model = settings["calibrated"]["model"]
     assert (model["layers"], model["experts"], model["top_k"]) == (LAYERS, EXPERTS, K)
     assert str(calibrated.checkpoint.parent) not in calibrated.file.read_text()
 
 
-def test_one_that_was_killed_writes_the_same(calibrated: Calibrated, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_writes_the_same(calibrated: Calibrated, tmp_path: Path) -> None:
     file = tmp_path / "resumed.json"
     asked = command(calibrated.checkpoint, calibrated.images, file)
     with killed_at_the_end(asked):
@@ -118,9 +122,9 @@ def wait_for_answers(state: Path, count: int) -> None:
     raise AssertionError(f"{state.name} holds no {count} answers after {WAIT_S} s.")
 
 
-def test_serving_skips_what_was_measured(calibrated: Calibrated) -> None:
-    measured = calibrated.told["calibrated"]["measured"]
-    with engine(calibrated.checkpoint, calibrated.told, enable_prefix_caching=False) as llm:
+def test_a_server_skips_the_measured_experts(calibrated: Calibrated) -> None:
+    measured = calibrated.settings["calibrated"]["measured"]
+    with engine(calibrated.checkpoint, calibrated.settings, enable_prefix_caching=False) as llm:
         for image, question in zip(PICTURES, QUESTIONS, strict=True):
             llm.chat(chat_about(image, question), SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
         load = llm.collective_rpc("prismoe_expert_load")[0]
@@ -147,41 +151,68 @@ def test_thresholds_are_searched_for_a_share_of_all_uses(calibrated: Calibrated,
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"Thresholds:[^\r]*\| 4/4 ", done.stderr)
-    told = json.loads(file.read_text())
+    settings = json.loads(file.read_text())
     text, vision = (
-        [layer[f"{modality}_importance"] for layer in told["layers"].values()]
+        [layer[f"{modality}_importance"] for layer in settings["layers"].values()]
         for modality in ("text", "vision")
     )
     assert sum(text) == pytest.approx(1) and min(text) > 0
     assert sum(vision) == pytest.approx(1) and min(vision[:-1]) > 0
-    assert vision[-1] == 0  # nothing attends to what the last layer makes of a picture
-    measured = told["calibrated"]["measured"]
+    assert vision[-1] == 0  # nothing attends to the last layer's output for a picture
+    measured = settings["calibrated"]["measured"]
     shares = [np.mean(skipped) for skipped in measured["skipped"].values()]
     skipped = np.average(shares, weights=[*measured["tokens"].values()])
-    assert 0.27 < skipped < 0.36  # what is measured are prompts; their answers were recorded with them
+    assert 0.27 < skipped < 0.36  # only prompts are measured; their answers were recorded, too
     assert measured["divergence"] > 0
 
 
-def test_another_model_is_not_served_by_it(calibrated: Calibrated, tmp_path: Path) -> None:
-    """It has other weights, and as many layers and experts."""
+def test_the_readmes_commands_calibrate_and_serve(calibrated: Calibrated, tmp_path: Path) -> None:
+    model = replace(qwen3_vl_moe.MODEL, config=partial(qwen3_vl_moe.config, num_experts_per_tok=4))
+    model.save(tmp_path / "small")
+    [calibrate] = documented("prismoe calibrate Qwen/Qwen3-VL-30B-A3B-Instruct routing.json")
+    [serve] = documented("prismoe serve Qwen/Qwen3-VL-30B-A3B-Instruct --routing @routing.json")
+    names = {
+        "Qwen/Qwen3-VL-30B-A3B-Instruct": str(tmp_path / "small"),
+        "PICTURES": str(calibrated.images),
+        "routing.json": str(tmp_path / "routing.json"),
+        "@routing.json": f"@{tmp_path / 'routing.json'}",
+    }
+    asked, served = ([names.get(word, word) for word in command.split()] for command in (calibrate, serve))
+    done = prismoe(*asked[1:], "--max-model-len", "512")
+    assert done.returncode == 0, done.stderr
+    server = Server(tmp_path / "log", *served[2:], "--max-model-len", "512")
+    try:
+        server.wait_until_ready()
+        answer = httpx.get(f"{server.url}/v1/routing").raise_for_status().json()
+        skipped = json.loads((tmp_path / "routing.json").read_text())["calibrated"]["measured"]["skipped"]
+    finally:
+        server.stop()
+    assert {layer["policy"]["policy"] for layer in answer["layers"]} == {"dual_threshold"}
+    assert 0.5 < np.mean(skipped["image"]) < 0.7
+
+
+def test_another_model_is_not_served_with_it(calibrated: Calibrated, tmp_path: Path) -> None:
+    """The other model has as many layers and experts, but different weights."""
     other = tmp_path / "other"
     replace(MODEL, seed=1).save(other)
     done = prismoe("serve", other, "--routing", f"@{calibrated.file}")
     assert done.returncode == 1
-    said = done.stderr.splitlines()[-1]
-    assert re.match(r"prismoe: The routing settings were calibrated for another model \(.*\) than this", said)
-    assert "run prismoe calibrate on this checkpoint" in said
+    message = done.stderr.splitlines()[-1]
+    assert re.match(
+        r"prismoe: The routing settings were calibrated for another model \(.*\) than this", message
+    )
+    assert "run prismoe calibrate on this checkpoint" in message
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--policy", "gmm"), "give ltdr, dual_threshold or entropy"),
-        (("--policy", "equiroute"), "give ltdr, dual_threshold or entropy"),
+        (("--policy", "gmm"), "use ltdr, dual_threshold or entropy"),
+        (("--policy", "equiroute"), "use ltdr, dual_threshold or entropy"),
         (("--policy", "entropy", "--images", "/none"), "There is no folder /none"),
     ],
 )
-def test_what_can_not_be_done_is_said_before_anything_starts(
+def test_impossible_settings_are_reported_before_anything_starts(
     calibrated: Calibrated,
     options: tuple[str, ...],
     message: str,
@@ -193,7 +224,7 @@ def test_what_can_not_be_done_is_said_before_anything_starts(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_is_not_written_over(calibrated: Calibrated, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_is_not_overwritten(calibrated: Calibrated, capfd: pytest.CaptureFixture[str]) -> None:
     asked = ["calibrate", str(calibrated.checkpoint), str(calibrated.file), "--policy", "entropy"]
     assert main(asked) == 1
     assert_one_sentence(capfd, "exists: name a file that is not there yet")

@@ -1,4 +1,4 @@
-"""A model without experts is served as vLLM serves it, and nothing is told of a routing that it has not."""
+"""A model without experts is served like in vLLM, without routing information."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from prismoe.server.commands.client import Client
-from prismoe.server.commands.demo import load_told
+from prismoe.server.commands.demo import load_report
 from tests.model_plugins.in_tree import qwen3_vl
 from tests.model_plugins.in_tree.chats import TEXT, TWO_PICTURES, Chat
 from tests.model_plugins.in_tree.reference import tokens_alone
@@ -49,7 +49,7 @@ def test_tokens_are_those_of_transformers(checkpoint: Path, dense_http: httpx.Cl
     assert [ask(dense_http, body(chat))] == tokens_alone(checkpoint, [chat], MAX_TOKENS)
 
 
-def test_one_sentence_says_why(dense: Server, dense_http: httpx.Client) -> None:
+def test_one_sentence_gives_the_reason(dense: Server, dense_http: httpx.Client) -> None:
     assert dense_http.get("/v1/routing").raise_for_status().json() == {
         "source": "model",
         "in_force": "native",
@@ -68,16 +68,16 @@ def test_one_sentence_says_why(dense: Server, dense_http: httpx.Client) -> None:
     assert (refused.status_code, refused.json()["error"]["message"]) == (501, WHY)
 
 
-def test_no_count_is_told(dense_http: httpx.Client) -> None:
+def test_there_are_no_counts(dense_http: httpx.Client) -> None:
     ask(dense_http, body(TWO_PICTURES))
-    told = asking.load(dense_http)
-    assert {name for name, lists in told.items() if lists} == {"modalities"}
+    reported = asking.load(dense_http)
+    assert {name for name, lists in reported.items() if lists} == {"modalities"}
     names = {name for name, *_ in asking.scrape(dense_http)}
     assert names == {"prismoe_requests_total", "prismoe_refused_requests_total"}
 
 
-def test_top_and_the_load_table_say_why(dense: Server) -> None:
+def test_top_and_the_load_table_give_the_reason(dense: Server) -> None:
     top = asking.top_once(dense)
     said = top.communicate()[0]
     assert top.returncode == 0 and WHY in said and "│" not in said, said
-    assert load_told(Client(dense.url)) == WHY
+    assert load_report(Client(dense.url)) == WHY

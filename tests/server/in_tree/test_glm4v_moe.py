@@ -1,4 +1,4 @@
-"""GLM-4.5V, a model that prismoe does not know by name: answers and counts are transformers'."""
+"""GLM-4.5V, a model without special code in prismoe: answers and counts are transformers'."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prismoe.server.commands.client import Client
-from prismoe.server.commands.demo import load_told
+from prismoe.server.commands.demo import load_report
 from tests.model_plugins.in_tree.chats import TEXT, TWO_PICTURES, Chat
 from tests.model_plugins.in_tree.checkpoints import make_checkpoint
 from tests.model_plugins.in_tree.reference import Answer, answers
@@ -27,7 +27,7 @@ CHATS = (TEXT, TWO_PICTURES, VIDEO)
 MODALITIES, LAYERS, EXPERTS, K = ["text", "image", "video"], [1, 2], 8, 3
 
 SHADOW = {"policy": "ltdr", "threshold": 0.0, "tail_experts": 2, "text_experts": 1}
-"""All tokens of images are tail tokens, since no gate's probabilities are all the same."""
+"""A threshold that makes all image tokens tail tokens, since no gate's probabilities are all equal."""
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +53,17 @@ def glm_http(glm: Server) -> Iterator[httpx.Client]:
         yield http
 
 
-def tokens_of(*told: Answer) -> np.ndarray:
-    """How many of their computed tokens have each modality."""
-    return np.bincount(np.concatenate([answer.modality_T for answer in told]), minlength=len(MODALITIES))
+def tokens_of(*reported: Answer) -> np.ndarray:
+    """The number of their computed tokens of each modality."""
+    return np.bincount(np.concatenate([answer.modality_T for answer in reported]), minlength=len(MODALITIES))
 
 
-def counts_of(told: Sequence[Answer]) -> np.ndarray:
-    """`[layer, modality, expert]`, by MoE layer."""
-    return np.sum([answer.counts for answer in told], axis=0)
+def counts_of(reported: Sequence[Answer]) -> np.ndarray:
+    """The counts as `[layer, modality, expert]`, by MoE layer."""
+    return np.sum([answer.counts for answer in reported], axis=0)
 
 
-def test_the_loader_took_some_of_the_frames(expected: list[Answer]) -> None:
+def test_the_loader_chose_some_of_the_frames(expected: list[Answer]) -> None:
     video = VIDEO.videos[0].metadata()
     assert (video["total_num_frames"], video["frames_indices"]) == (20, [0, 5, 10, 15])
     assert (tokens_of(expected[2]) > 0).tolist() == [True, False, True]
@@ -76,15 +76,15 @@ def test_tokens_and_counts_are_those_of_transformers(
     asked = [body(chat, stream=streamed) for streamed in (*stream, *stream) for chat in CHATS]
     before = load(glm_http)
     with ThreadPoolExecutor(at_once) as pool:
-        told = list(pool.map(lambda request: ask(glm_http, request), asked))
+        reported = list(pool.map(lambda request: ask(glm_http, request), asked))
     tokens_LM, experts_LME = asking.since(before, load(glm_http))
     times = 2 * len(stream)
-    assert told == [(answer.prompt_ids, answer.token_ids) for answer in expected] * times
+    assert reported == [(answer.prompt_ids, answer.token_ids) for answer in expected] * times
     assert tokens_LM.tolist() == [(times * tokens_of(*expected)).tolist()] * len(LAYERS)
     assert np.array_equal(experts_LME, times * counts_of(expected))
 
 
-def test_what_is_in_force(glm: Server, glm_http: httpx.Client) -> None:
+def test_the_routing_in_force(glm: Server, glm_http: httpx.Client) -> None:
     layer = {
         "experts": EXPERTS,
         "top_k": K,
@@ -93,8 +93,8 @@ def test_what_is_in_force(glm: Server, glm_http: httpx.Client) -> None:
         "policy": {"policy": "native"},
         "sources": {"policy": "model"},
     }
-    told = glm_http.get("/v1/routing").raise_for_status().json()
-    assert told == {
+    reported = glm_http.get("/v1/routing").raise_for_status().json()
+    assert reported == {
         "source": "model",
         "in_force": "native",
         "switchable": False,
@@ -107,13 +107,13 @@ def test_what_is_in_force(glm: Server, glm_http: httpx.Client) -> None:
     assert "Glm4vMoeForConditionalGeneration takes text, image, video." in glm.output
 
 
-def test_metrics_are_the_load_by_modality(glm_http: httpx.Client, expected: list[Answer]) -> None:
+def test_metrics_have_the_load_by_modality(glm_http: httpx.Client, expected: list[Answer]) -> None:
     before = load(glm_http)
     begun = scrape_when_read(glm_http, before)
     for chat in CHATS:
         ask(glm_http, body(chat))
-    told = load(glm_http)
-    samples = scrape_when_read(glm_http, told)
+    reported = load(glm_http)
+    samples = scrape_when_read(glm_http, reported)
 
     def rise(*key: str) -> float:
         return samples[key] - begun[key]
@@ -133,24 +133,24 @@ def test_metrics_are_the_load_by_modality(glm_http: httpx.Client, expected: list
     assert len(cells) == len(LAYERS) * len(MODALITIES) * EXPERTS
     for (layer, modality, expert), value in cells.items():
         place, number = LAYERS.index(int(layer)), MODALITIES.index(modality)
-        assert value == told["expert_tokens"][place][number][int(expert)]
+        assert value == reported["expert_tokens"][place][number][int(expert)]
         assert (
             rise("prismoe_expert_tokens_total", layer, modality, expert) == counts[place, number, int(expert)]
         )
     assert rise("prismoe_requests_total", "default") == len(CHATS)
     assert samples[("prismoe_routing_info", "native", "model")] == 1
-    # A choice by groups has no order of all experts by which a near tie could be told.
+    # A choice by groups has no order of all experts, and so no near ties.
     assert not [key for key in samples if "near_ties" in key[0]]
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["pictures", "video"])
-def test_the_inspector_tells_the_experts_of_each_token(
+def test_the_inspector_shows_the_experts_of_each_token(
     glm_http: httpx.Client, expected: list[Answer], number: int
 ) -> None:
     answer = expected[number]
-    told = glm_http.post("/v1/routing/inspect", json=body(CHATS[number])).raise_for_status().json()
-    assert told["completion"]["choices"][0]["token_ids"] == answer.token_ids
-    routing = told["routing"]
+    reported = glm_http.post("/v1/routing/inspect", json=body(CHATS[number])).raise_for_status().json()
+    assert reported["completion"]["choices"][0]["token_ids"] == answer.token_ids
+    routing = reported["routing"]
     assert routing["prompt_tokens"] == len(answer.prompt_ids) and routing["left_out"] == 0
     modalities = [token["modality"] for token in routing["tokens"]]
     assert modalities == [MODALITIES[modality] for modality in answer.modality_T]
@@ -183,27 +183,27 @@ def test_top_and_the_load_table_show_it(glm: Server, glm_http: httpx.Client) -> 
     rows = [asking.cells(line) for line in said.splitlines() if line.startswith("│")]
     assert [row[:2] for row in rows] == [[str(layer), name] for layer in LAYERS for name in MODALITIES]
     assert [row[3] for row in rows] == [f"{K}.00"] * len(rows), said
-    table = load_told(Client(glm.url))
-    assert table.splitlines()[-1] == "The policy in force (native) knows no tail tokens."
+    table = load_report(Client(glm.url))
+    assert table.splitlines()[-1] == "The policy in force (native) has no tail tokens."
     assert [line.split()[:2] for line in table.splitlines()[3:9]] == [row[:2] for row in rows]
 
 
 @pytest.mark.parametrize("chat", [TEXT, TWO_PICTURES], ids=["text", "pictures"])
-def test_a_request_chooses_no_routing_here(glm_http: httpx.Client, chat: Chat) -> None:
+def test_a_request_cannot_choose_its_routing_here(glm_http: httpx.Client, chat: Chat) -> None:
     asked: dict[str, Any] = body(chat, mm_processor_kwargs={"routing": {"tail_experts": 3}})
     refused = glm_http.post("/v1/chat/completions", json=asked)
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == (
-        "mm_processor_kwargs.routing is MoE-LLaVA's: this model's images are routed by its own gate."
+        "mm_processor_kwargs.routing is only for MoE-LLaVA models, and this is another: leave it out."
     )
 
 
-def test_a_policy_that_can_not_hold_is_refused_at_the_start(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_impossible_policy_is_refused_at_the_start(checkpoint: Path, tmp_path: Path) -> None:
     options = ("--dtype", "float32", "--port", "0", "--routing", '{"policy": "gmm", "top_k": 2}')
     command = Command(tmp_path / "log", "serve", str(checkpoint), "--verbose", *options)
     assert command.wait() == 1
     assert command.output.splitlines()[-1] == (
-        "prismoe: The policy gmm has a router of its own, which this model was not trained with: give one of "
+        "prismoe: The policy gmm has its own router, which this model was not trained with: use one of "
         "topk, ltdr, modality_groups, equiroute, dual_threshold, entropy, steer, or native."
     )
     assert "Traceback" not in command.output and "Starting to load model" not in command.output
@@ -211,7 +211,7 @@ def test_a_policy_that_can_not_hold_is_refused_at_the_start(checkpoint: Path, tm
 
 @pytest.fixture(scope="module")
 def shadowed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """With summary metrics, on the V2 runner, which every GPU has; and with a policy in its shadow."""
+    """A server with summary metrics, the V2 runner, which GPUs have, and a shadow policy."""
     folder = tmp_path_factory.mktemp("shadowed")
     (folder / "shadow.json").write_text(json.dumps(SHADOW))
     options = ("--verbose", "--expert-load-interval", "0.2", "--shadow", f"@{folder / 'shadow.json'}")
@@ -225,12 +225,12 @@ def shadowed_http(shadowed: Server) -> Iterator[httpx.Client]:
         yield http
 
 
-def test_summary_has_no_layer_and_the_same_tokens(
+def test_the_summary_has_no_layers_and_the_same_tokens(
     shadowed: Server, shadowed_http: httpx.Client, expected: list[Answer]
 ) -> None:
     assert "Using V2 Model Runner" in shadowed.output
-    told = [ask(shadowed_http, body(chat)) for chat in CHATS]
-    assert told == [(answer.prompt_ids, answer.token_ids) for answer in expected]
+    reported = [ask(shadowed_http, body(chat)) for chat in CHATS]
+    assert reported == [(answer.prompt_ids, answer.token_ids) for answer in expected]
     counted = load(shadowed_http)
     samples = scrape_when_read(shadowed_http, counted)
     labels = shadowed_http.get("/metrics").text
@@ -243,13 +243,15 @@ def test_summary_has_no_layer_and_the_same_tokens(
     assert not [line for line in prismoes if "layer=" in line or "expert=" in line]
 
 
-def test_what_a_shadow_would_use(shadowed: Server, shadowed_http: httpx.Client) -> None:
-    told = shadowed_http.get("/v1/routing").raise_for_status().json()
-    assert [layer["policy"] for layer in told["layers"]] == [{"policy": "native"}] * len(LAYERS)
-    for layer, shadow in zip(told["layers"], told["shadow"], strict=True):
+def test_the_uses_of_the_shadow(shadowed: Server, shadowed_http: httpx.Client) -> None:
+    reported = shadowed_http.get("/v1/routing").raise_for_status().json()
+    assert [layer["policy"] for layer in reported["layers"]] == [{"policy": "native"}] * len(LAYERS)
+    for layer, shadow in zip(reported["layers"], reported["shadow"], strict=True):
         assert shadow["policy"].items() >= SHADOW.items() and shadow["sources"]["threshold"] == "--shadow"
         assert [shadow[name] for name in ("layer", "gate")] == [layer[name] for name in ("layer", "gate")]
-    assert "In the shadow ltdr is counted in 2 MoE layers, and routes nothing." in shadowed.output
+    assert (
+        "The shadow policy is ltdr. Its choices are counted and not used. MoE layers: 2." in shadowed.output
+    )
     before = load(shadowed_http)
     ask(shadowed_http, body(TWO_PICTURES))
     counted = load(shadowed_http)

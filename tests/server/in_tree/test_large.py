@@ -1,4 +1,4 @@
-"""As many MoE layers and experts as Qwen3-VL-30B-A3B has, in little: all that is shown of them works."""
+"""A small model with as many MoE layers and experts as Qwen3-VL-30B-A3B: everything that is shown works."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prismoe.server.commands.client import Client
-from prismoe.server.commands.demo import load_told
+from prismoe.server.commands.demo import load_report
 from tests.model_plugins.in_tree import qwen3_vl_moe
 from tests.model_plugins.in_tree.chats import TEXT, TWO_PICTURES, Chat
 from tests.model_plugins.in_tree.reference import Answer, answers
@@ -66,22 +66,25 @@ def large_http(large: Server) -> Iterator[httpx.Client]:
         yield http
 
 
-def test_what_is_in_force(large: Server, large_http: httpx.Client) -> None:
-    told = large_http.get("/v1/routing").raise_for_status().json()
-    assert (told["architecture"], told["modalities"]) == ("Qwen3VLMoeForConditionalGeneration", MODALITIES)
+def test_the_routing_in_force(large: Server, large_http: httpx.Client) -> None:
+    reported = large_http.get("/v1/routing").raise_for_status().json()
+    assert (reported["architecture"], reported["modalities"]) == (
+        "Qwen3VLMoeForConditionalGeneration",
+        MODALITIES,
+    )
     assert [
-        (layer["layer"], layer["experts"], layer["top_k"], layer["gate"]) for layer in told["layers"]
+        (layer["layer"], layer["experts"], layer["top_k"], layer["gate"]) for layer in reported["layers"]
     ] == [(layer, EXPERTS, K, "softmax, renormalised") for layer in range(LAYERS)]
-    assert "MoE layers of 128 experts: 48. The model's gate (softmax, renormalised) picks 8" in large.output
+    assert "MoE layers with 128 experts: 48. Their gate (softmax, renormalised) picks 8" in large.output
 
 
 def test_tokens_and_counts_are_those_of_transformers(
     large_http: httpx.Client, expected: list[Answer]
 ) -> None:
     before = load(large_http)
-    told = [ask(large_http, body(chat)) for chat in CHATS]
+    reported = [ask(large_http, body(chat)) for chat in CHATS]
     tokens_LM, experts_LME = asking.since(before, load(large_http))
-    assert told == [(answer.prompt_ids, answer.token_ids) for answer in expected]
+    assert reported == [(answer.prompt_ids, answer.token_ids) for answer in expected]
     assert np.array_equal(experts_LME, np.sum([answer.counts for answer in expected], axis=0))
     assert experts_LME.shape == (LAYERS, len(MODALITIES), EXPERTS)
     assert (tokens_LM[0] > 0).all() and (tokens_LM == tokens_LM[0]).all()
@@ -89,12 +92,12 @@ def test_tokens_and_counts_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text"])
-def test_metrics_are_soon_there_and_are_the_load(large_http: httpx.Client, accept: str) -> None:
-    told = load(large_http)
-    samples = scrape_when_read(large_http, told)
+def test_metrics_are_updated_soon_and_equal_the_load(large_http: httpx.Client, accept: str) -> None:
+    reported = load(large_http)
+    samples = scrape_when_read(large_http, reported)
     cells = {key[1:]: value for key, value in samples.items() if key[0] == "prismoe_expert_tokens_total"}
     assert cells == {
-        (str(layer), modality, str(expert)): told["expert_tokens"][layer][number][expert]
+        (str(layer), modality, str(expert)): reported["expert_tokens"][layer][number][expert]
         for layer in range(LAYERS)
         for number, modality in enumerate(MODALITIES)
         for expert in range(EXPERTS)
@@ -116,19 +119,19 @@ def test_top_shows_the_most_and_the_least_loaded(large: Server, large_http: http
     while top.poll() is None:
         for chat in CHATS:
             ask(large_http, body(chat, max_tokens=1))
-    said = top.communicate()[0]
-    assert top.returncode == 0, said
-    rows = [asking.cells(line) for line in said.splitlines() if line.startswith("│")]
+    message = top.communicate()[0]
+    assert top.returncode == 0, message
+    rows = [asking.cells(line) for line in message.splitlines() if line.startswith("│")]
     assert [row[:2] for row in rows] == [[str(layer), name] for layer in range(LAYERS) for name in MODALITIES]
-    assert {row[3] for row in rows} == {f"{K}.00"}, said
+    assert {row[3] for row in rows} == {f"{K}.00"}, message
 
 
 def test_the_load_table_has_a_line_for_each_layer_and_modality(
     large: Server, large_http: httpx.Client
 ) -> None:
     told = load(large_http)
-    _, _, _, *lines, _, sentence = load_told(Client(large.url)).splitlines()
-    assert sentence == "The policy in force (native) knows no tail tokens."
+    _, _, _, *lines, _, sentence = load_report(Client(large.url)).splitlines()
+    assert sentence == "The policy in force (native) has no tail tokens."
     assert [line.split()[:3] for line in lines] == [
         [str(layer), modality, str(told["tokens"][layer][number])]
         for layer in range(LAYERS)
@@ -138,7 +141,7 @@ def test_the_load_table_has_a_line_for_each_layer_and_modality(
     assert first[3] == str(np.argmax(counts)) and first[-1] == f"{K}.00"
 
 
-def test_the_inspector_tells_all_layers(large_http: httpx.Client, expected: list[Answer]) -> None:
+def test_the_inspector_shows_all_layers(large_http: httpx.Client, expected: list[Answer]) -> None:
     answer, begun = expected[1], time.perf_counter()
     asked = large_http.post("/v1/routing/inspect", json=body(TWO_PICTURES)).raise_for_status()
     assert time.perf_counter() - begun < INSPECTION_S

@@ -1,4 +1,4 @@
-"""A model of 48 layers of 128 experts that answers the inspector's page without an engine."""
+"""A made-up model of 48 layers with 128 experts that answers the inspector's page without an engine."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,12 +37,12 @@ ROUTING = {
 
 
 def experts_of(token: int, layer: int) -> list[int]:
-    """Those of a token, best first."""
+    """The experts of a token, best first."""
     return [(3 * token + 5 * layer + 6 * slot) % EXPERTS for slot in range(TOP_K)]
 
 
 def medium(modality: str, *grid: int) -> dict[str, Any]:
-    """An image, a video or a sound; without a grid nothing is known of its tokens' places."""
+    """An image, a video or a sound. Without a grid, its tokens have no places."""
     frames, rows, columns = grid or (None, None, None)
     return {"modality": modality, "frames": frames, "rows": rows, "columns": columns}
 
@@ -72,7 +72,7 @@ def patches(modality: str, *grid: int) -> list[dict[str, Any]]:
 
 
 def inspection(media: Sequence[Mapping[str, Any]], tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What an inspection tells of a request with these tokens, of which the last one is the answer's."""
+    """The inspection of a request with these tokens. The last one is the answer's."""
     return {
         "grid": None,
         "media": media,
@@ -92,9 +92,9 @@ def inspection(media: Sequence[Mapping[str, Any]], tokens: Sequence[Mapping[str,
     }
 
 
-def load(told: Mapping[str, Any]) -> dict[str, Any]:
-    """The server's load, of this request alone."""
-    modalities = [token["modality"] for token in told["tokens"]]
+def load(reported: Mapping[str, Any]) -> dict[str, Any]:
+    """The server's load, from this request only."""
+    modalities = [token["modality"] for token in reported["tokens"]]
     counts = [
         [
             [
@@ -107,24 +107,26 @@ def load(told: Mapping[str, Any]) -> dict[str, Any]:
             ]
             for modality in MODALITIES
         ]
-        for layer in told["layers"]
+        for layer in reported["layers"]
     ]
     tokens = [modalities.count(modality) for modality in MODALITIES]
     return {"modalities": MODALITIES, "expert_tokens": counts, "tokens": [tokens] * LAYERS}
 
 
-def serve(page: Page, told: Mapping[str, Any], routing: Mapping[str, Any] = ROUTING) -> list[dict[str, Any]]:
-    """Answer all that the page asks for. The list gets the requests that it inspects."""
+def serve(
+    page: Page, reported: Mapping[str, Any], routing: Mapping[str, Any] = ROUTING
+) -> list[dict[str, Any]]:
+    """Answer all requests of the page. The list gets the requests to inspect."""
     app = FastAPI()
     inspector_page.add_to(app)
     files = TestClient(app, base_url=URL)
     chunk = {"choices": [{"delta": {"content": "A cat."}}]}
-    events = f"data: {json.dumps(chunk)}\n\nevent: routing\ndata: {json.dumps(told)}\n\ndata: [DONE]\n\n"
+    events = f"data: {json.dumps(chunk)}\n\nevent: routing\ndata: {json.dumps(reported)}\n\ndata: [DONE]\n\n"
     answers = {
         "/v1/models": {"data": [{"id": MODEL}]},
         "/v1/routing": routing,
         "/v1/routing/inspect": FACTS,
-        "/v1/routing/load": load(told),
+        "/v1/routing/load": load(reported),
     }
     asked: list[dict[str, Any]] = []
 

@@ -1,4 +1,4 @@
-"""Inspections of a compiled engine: its routing is told, its gates' logits are not."""
+"""Inspections of a compiled engine have its routing but not its gates' logits."""
 
 import time
 from collections.abc import Iterator
@@ -34,12 +34,12 @@ def ask(compiled: httpx.Client, picture: bytes, **options: object) -> httpx.Resp
 
 
 def load(compiled: httpx.Client) -> dict[str, Any]:
-    time.sleep(0.6)  # A client gets a reading of the last half second.
+    time.sleep(0.6)  # The server answers with a reading that is up to half a second old.
     answer: dict[str, Any] = compiled.get("/v1/routing/load").raise_for_status().json()
     return answer
 
 
-def test_what_is_told_is_what_is_counted(compiled: httpx.Client, picture: bytes) -> None:
+def test_the_inspection_equals_the_counts(compiled: httpx.Client, picture: bytes) -> None:
     before = load(compiled)
     routing = ask(compiled, picture).raise_for_status().json()["routing"]
     after = load(compiled)
@@ -47,11 +47,11 @@ def test_what_is_told_is_what_is_counted(compiled: httpx.Client, picture: bytes)
     assert routing["left_out"] == 0 and (modalities == "image").sum() == PATCHES
     for place, layer in enumerate(routing["layers"]):
         for row, modality in enumerate(after["modalities"]):
-            told = np.zeros(EXPERTS, dtype=int)
+            reported = np.zeros(EXPERTS, dtype=int)
             for at in np.flatnonzero(modalities == modality):
-                told[layer["experts"][at]] += 1
+                reported[layer["experts"][at]] += 1
             counted = np.array(after["expert_tokens"][place][row]) - before["expert_tokens"][place][row]
-            assert counted.tolist() == told.tolist()
+            assert counted.tolist() == reported.tolist()
         assert after["tail_tokens"][place] - before["tail_tokens"][place] == sum(layer["tail"]) > 0
 
 

@@ -1,4 +1,4 @@
-"""What an inspection tells of a request, against what the request was and what its routers saw."""
+"""Inspections of a request, compared with the request and its routers' inputs."""
 
 import json
 import time
@@ -31,7 +31,7 @@ def inspected(http: httpx.Client, messages: object, **options: object) -> dict[s
 
 
 def load(http: httpx.Client) -> dict[str, Any]:
-    time.sleep(0.5)  # A client gets a reading of the last half second.
+    time.sleep(0.5)  # The server answers with a reading that is up to half a second old.
     answer: dict[str, Any] = http.get("/v1/routing/load").raise_for_status().json()
     return answer
 
@@ -41,7 +41,7 @@ def question(picture: bytes, other_picture: bytes) -> object:
     return user(image_part(picture), "What is this?", image_part(other_picture), "And this?")
 
 
-def test_every_token_is_told_once_and_in_its_place(http: httpx.Client, question: object) -> None:
+def test_every_token_is_listed_once_in_its_place(http: httpx.Client, question: object) -> None:
     answer = inspected(http, question)
     routing, usage = answer["routing"], answer["completion"]["usage"]
     tokens = routing["tokens"]
@@ -58,9 +58,9 @@ def test_every_token_is_told_once_and_in_its_place(http: httpx.Client, question:
         assert {(token["modality"], token["text"]) for token in image} == {("image", None)}
     text = [token for token in tokens if token["modality"] == "text"]
     assert len(text) == len(tokens) - 2 * PATCHES
-    said = "".join(token["text"] for token in text)
-    assert "What is this?" in said and "And this?" in said
-    assert said.endswith(answer["completion"]["choices"][0]["message"]["content"])
+    message = "".join(token["text"] for token in text)
+    assert "What is this?" in message and "And this?" in message
+    assert message.endswith(answer["completion"]["choices"][0]["message"]["content"])
     for layer in routing["layers"]:
         assert {len(layer[field]) for field in ("experts", "weights", "tail")} == {len(tokens)}
 
@@ -76,26 +76,26 @@ def test_tail_tokens_and_experts_are_those_of_a_plain_recomputation(
         tail = reference_tail(probs, segments)
         assert layer["tail"] == tail and 0 < sum(tail) < 2 * PATCHES
         counts = [TAIL_EXPERTS if is_tail else TOP_K for is_tail in tail]
-        for told, weights, expected in zip(
+        for reported, weights, expected in zip(
             layer["experts"], layer["weights"], reference_experts(probs, counts, True), strict=True
         ):
-            assert told == list(expected)
+            assert reported == list(expected)
             np.testing.assert_allclose(weights, list(expected.values()), rtol=1e-5)
 
 
-def test_an_inspection_is_counted_as_any_request(http: httpx.Client, question: object) -> None:
-    inspected(http, question)  # so that a prefix cache would be warm
+def test_an_inspection_is_counted_like_any_request(http: httpx.Client, question: object) -> None:
+    inspected(http, question)  # so that a prefix cache would have it
     before = load(http)
     layers = inspected(http, question)["routing"]["layers"]
     after = load(http)
     for index, layer in enumerate(layers):
         counted = np.array(after["expert_tokens"][index]) - before["expert_tokens"][index]
-        told = np.bincount(np.concatenate(layer["experts"]), minlength=EXPERTS)
-        assert counted.sum(axis=0).tolist() == told.tolist()
+        reported = np.bincount(np.concatenate(layer["experts"]), minlength=EXPERTS)
+        assert counted.sum(axis=0).tolist() == reported.tolist()
         assert after["tail_tokens"][index] - before["tail_tokens"][index] == sum(layer["tail"])
 
 
-def test_what_the_routers_made_of_the_tokens_is_summed(http: httpx.Client, question: object) -> None:
+def test_the_routers_statistics_are_summed(http: httpx.Client, question: object) -> None:
     """Entropy, RPV and near ties of one request, recomputed from its logits."""
     inspected(http, question)
     before = load(http)
@@ -122,16 +122,16 @@ def test_the_answer_streams_and_the_routing_comes_last(http: httpx.Client, quest
     whole = inspected(http, question)
     text = ask(http, question, stream=True).raise_for_status().text
     *chunks, routing, done = [event for event in text.split("\n\n") if event]
-    said = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
+    message = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
     answer = "".join(
-        choice["delta"].get("content", "") for chunk in said for choice in chunk.get("choices", ())
+        choice["delta"].get("content", "") for chunk in message for choice in chunk.get("choices", ())
     )
     assert answer == whole["completion"]["choices"][0]["message"]["content"]
     assert json.loads(routing.removeprefix("event: routing\ndata: ")) == whole["routing"]
     assert done == "data: [DONE]"
 
 
-def test_other_requests_run_beside_it_and_are_not_told(http: httpx.Client, question: object) -> None:
+def test_requests_beside_it_run_and_are_not_listed(http: httpx.Client, question: object) -> None:
     alone = inspected(http, question)["routing"]
     body = {"model": "prismoji", "messages": user("Tell me a story."), "max_tokens": 200, "stream": True}
     with http.stream("POST", "/v1/chat/completions", json={**body, "ignore_eos": True}) as other:
@@ -144,7 +144,7 @@ def test_other_requests_run_beside_it_and_are_not_told(http: httpx.Client, quest
     ]
 
 
-def test_a_request_asks_for_experts(http: httpx.Client, picture: bytes) -> None:
+def test_a_request_sets_numbers_of_experts(http: httpx.Client, picture: bytes) -> None:
     routing = {"routing": {"tail_experts": 3, "head_experts": 1}}
     answer = inspected(http, user(image_part(picture), "What is this?"), mm_processor_kwargs=routing)
     tokens = answer["routing"]["tokens"]
@@ -162,15 +162,15 @@ def test_text_alone(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"n": 2}, "follows one answer"),
-        ({"max_tokens": 513}, "max_tokens has to be at most 512."),
+        ({"n": 2}, "has only one answer"),
+        ({"max_tokens": 513}, "max_tokens must be at most 512."),
         ({"model": "another"}, "another"),
         ({"messages": [{"role": "wizard", "content": "Hi"}]}, "The roles are"),
         ({"mm_processor_kwargs": {"routing": {"tail_experts": 9}}}, "allows up to 4"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_cannot_be_inspected_is_refused_with_a_sentence(
+def test_impossible_inspections_are_refused_with_a_message(
     http: httpx.Client, picture: bytes, options: dict[str, object], sentence: str, stream: bool
 ) -> None:
     question = user(image_part(picture), "What is this?")
@@ -180,7 +180,7 @@ def test_what_cannot_be_inspected_is_refused_with_a_sentence(
     assert inspected(http, question)["routing"]["tokens"]
 
 
-def test_a_client_that_goes_away_leaves_the_next_its_turn(http: httpx.Client, question: object) -> None:
+def test_a_client_that_leaves_makes_room_for_the_next(http: httpx.Client, question: object) -> None:
     body = {"model": "prismoji", "messages": question, "max_tokens": 400, "ignore_eos": True, "stream": True}
     for _ in range(3):
         with http.stream("POST", "/v1/routing/inspect", json=body) as answer:
@@ -188,7 +188,7 @@ def test_a_client_that_goes_away_leaves_the_next_its_turn(http: httpx.Client, qu
     assert inspected(http, question)["routing"]["left_out"] == 0
 
 
-def test_what_can_be_inspected(http: httpx.Client) -> None:
+def test_the_supported_inspections(http: httpx.Client) -> None:
     facts = http.get("/v1/routing/inspect").raise_for_status().json()
     tower = json.loads((bundled_checkpoint() / "image_tower" / "config.json").read_text())
     assert facts["grid"]["rows"] == facts["grid"]["columns"] == tower["image_size"] // tower["patch_size"]

@@ -1,4 +1,4 @@
-"""Inspections without an engine: what is told of recorded rows, what is refused, whose turn it is."""
+"""Inspections without an engine: the use of recorded rows, the refusals, and the queue."""
 
 import asyncio
 import json
@@ -13,11 +13,11 @@ from vllm.config import CompilationMode, CUDAGraphMode
 from prismoe.model_plugins.models.patch_grid import PatchGrid
 from prismoe.server.inspector.inspection import Inspection, RecordedRows, inspection
 from prismoe.server.inspector.inspector import (
-    MOST_WAITING,
+    MAX_WAITING,
     REPLACED,
     InspectionRequest,
     Inspector,
-    what_is_inspectable,
+    find_inspectable,
 )
 
 SIGLIP = PatchGrid(rows=2, columns=2, tokens=3, first_patch=1, fit="stretch")
@@ -45,18 +45,18 @@ def medium(
     return {"modality": modality, "offset": offset, "length": length, "grid": grid}
 
 
-def places(told: Inspection) -> list[tuple[int | None, ...]]:
+def places(reported: Inspection) -> list[tuple[int | None, ...]]:
     return [
         (token.segment, token.frame, token.row, token.column)
-        for token in told.tokens
+        for token in reported.tokens
         if token.modality != "text"
     ]
 
 
-def test_images_side_by_side_are_told_apart() -> None:
+def test_adjacent_images_are_distinguished() -> None:
     recorded = rows(["text", *["image"] * 6, "text"], medium(1, 3), medium(4, 3))
-    told = inspection(recorded, SIGLIP, [5] * 7, [6, 7], str)
-    assert places(told) == [
+    reported = inspection(recorded, SIGLIP, [5] * 7, [6, 7], str)
+    assert places(reported) == [
         (0, 0, 0, 1),
         (0, 0, 1, 0),
         (0, 0, 1, 1),
@@ -64,23 +64,23 @@ def test_images_side_by_side_are_told_apart() -> None:
         (1, 0, 1, 0),
         (1, 0, 1, 1),
     ]
-    assert (told.tokens[0].text, told.tokens[7].text) == ("5", "6")
-    assert (told.prompt_tokens, told.left_out) == (7, 0)
-    assert [(one.frames, one.rows, one.columns) for one in told.media] == [(1, 2, 2)] * 2
+    assert (reported.tokens[0].text, reported.tokens[7].text) == ("5", "6")
+    assert (reported.prompt_tokens, reported.left_out) == (7, 0)
+    assert [(one.frames, one.rows, one.columns) for one in reported.media] == [(1, 2, 2)] * 2
 
 
-def test_a_class_token_lies_nowhere() -> None:
+def test_a_class_token_has_no_place() -> None:
     grid = PatchGrid(rows=1, columns=2, tokens=3, first_patch=-1, fit="crop")
-    told = inspection(rows(["image"] * 3, medium(0, 3)), grid, [5] * 3, [6], str)
-    assert places(told) == [(0, None, None, None), (0, 0, 0, 0), (0, 0, 0, 1)]
+    reported = inspection(rows(["image"] * 3, medium(0, 3)), grid, [5] * 3, [6], str)
+    assert places(reported) == [(0, None, None, None), (0, 0, 0, 0), (0, 0, 0, 1)]
 
 
-def test_each_image_has_a_grid_of_its_own() -> None:
+def test_each_image_has_its_own_grid() -> None:
     recorded = rows(
         ["image", "image", "text", *["image"] * 4], medium(0, 2, (1, 1, 2)), medium(3, 4, (1, 2, 2))
     )
-    told = inspection(recorded, None, [5] * 7, [6], str)
-    assert places(told) == [
+    reported = inspection(recorded, None, [5] * 7, [6], str)
+    assert places(reported) == [
         (0, 0, 0, 0),
         (0, 0, 0, 1),
         (1, 0, 0, 0),
@@ -88,49 +88,49 @@ def test_each_image_has_a_grid_of_its_own() -> None:
         (1, 0, 1, 0),
         (1, 0, 1, 1),
     ]
-    assert told.grid is None
-    assert [(one.frames, one.rows, one.columns) for one in told.media] == [(1, 1, 2), (1, 2, 2)]
+    assert reported.grid is None
+    assert [(one.frames, one.rows, one.columns) for one in reported.media] == [(1, 1, 2), (1, 2, 2)]
 
 
 def test_separators_between_the_frames_of_a_video_are_text() -> None:
     frame = ["text", "video", "video"]
-    told = inspection(rows(frame * 2, medium(0, 6, (2, 1, 2), "video")), None, [5] * 6, [6], str)
-    assert places(told) == [(0, 0, 0, 0), (0, 0, 0, 1), (0, 1, 0, 0), (0, 1, 0, 1)]
-    assert [token.text for token in told.tokens] == ["5", None, None, "5", None, None]
+    reported = inspection(rows(frame * 2, medium(0, 6, (2, 1, 2), "video")), None, [5] * 6, [6], str)
+    assert places(reported) == [(0, 0, 0, 0), (0, 0, 0, 1), (0, 1, 0, 0), (0, 1, 0, 1)]
+    assert [token.text for token in reported.tokens] == ["5", None, None, "5", None, None]
 
 
-def test_a_sound_inside_the_range_of_its_video_is_told_apart() -> None:
+def test_a_sound_inside_the_range_of_its_video_is_distinguished() -> None:
     recorded = rows(
         ["video", "audio", "video", "audio"], medium(0, 4, (2, 1, 1), "video"), medium(0, 4, None, "audio")
     )
-    told = inspection(recorded, None, [5] * 4, [6], str)
-    assert places(told) == [(0, 0, 0, 0), (1, None, None, None), (0, 1, 0, 0), (1, None, None, None)]
-    assert [one.modality for one in told.media] == ["video", "audio"]
+    reported = inspection(recorded, None, [5] * 4, [6], str)
+    assert places(reported) == [(0, 0, 0, 0), (1, None, None, None), (0, 1, 0, 0), (1, None, None, None)]
+    assert [one.modality for one in reported.media] == ["video", "audio"]
 
 
-def test_where_the_processor_tells_no_grid_no_place_is_told() -> None:
-    told = inspection(rows(["image"] * 2, medium(0, 2)), None, [5] * 2, [6], str)
-    assert places(told) == [(0, None, None, None)] * 2
-    assert (told.media[0].frames, told.media[0].rows, told.media[0].columns) == (None, None, None)
+def test_without_a_grid_of_the_processor_there_are_no_places() -> None:
+    reported = inspection(rows(["image"] * 2, medium(0, 2)), None, [5] * 2, [6], str)
+    assert places(reported) == [(0, None, None, None)] * 2
+    assert (reported.media[0].frames, reported.media[0].rows, reported.media[0].columns) == (None, None, None)
 
 
-def test_a_token_computed_ahead_is_not_told() -> None:
-    told = inspection(rows(["text"] * 4), SIGLIP, [5, 6], [7, 8], str)
-    assert [token.text for token in told.tokens] == ["5", "6", "7"]
-    assert told.layers[0].experts == [[0], [1], [2]]
-    assert told.left_out == 0
+def test_a_token_computed_in_advance_is_not_listed() -> None:
+    reported = inspection(rows(["text"] * 4), SIGLIP, [5, 6], [7, 8], str)
+    assert [token.text for token in reported.tokens] == ["5", "6", "7"]
+    assert reported.layers[0].experts == [[0], [1], [2]]
+    assert reported.left_out == 0
 
 
 def test_tokens_that_were_not_recorded_are_counted() -> None:
-    told = inspection(rows(["text"] * 2), SIGLIP, [5, 6, 7], [8, 9], str)
-    assert (len(told.tokens), told.prompt_tokens, told.left_out) == (2, 2, 2)
+    reported = inspection(rows(["text"] * 2), SIGLIP, [5, 6, 7], [8, 9], str)
+    assert (len(reported.tokens), reported.prompt_tokens, reported.left_out) == (2, 2, 2)
 
 
-def test_weights_that_the_kernel_does_not_tell_are_told_as_none() -> None:
+def test_weights_that_the_kernel_does_not_report_are_none() -> None:
     recorded = rows(["text"] * 2)
     layer = recorded.layers[0].model_copy(update={"weights": None})
-    told = inspection(recorded.model_copy(update={"layers": [layer]}), None, [5], [6, 7], str)
-    assert told.layers[0].weights is None and told.layers[0].experts == [[0], [1]]
+    reported = inspection(recorded.model_copy(update={"layers": [layer]}), None, [5], [6, 7], str)
+    assert reported.layers[0].weights is None and reported.layers[0].experts == [[0], [1]]
 
 
 class Tokenizer:
@@ -139,7 +139,7 @@ class Tokenizer:
 
 
 class Engine:
-    """Answers RPCs, and holds a request until it is let go."""
+    """Answers RPCs, and holds a request until it is released."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class Engine:
 
 
 async def inspector(engine: Engine, *not_supported: str) -> Inspector:
-    inspectable = await what_is_inspectable(engine, engine.vllm_config, not_supported)  # type: ignore[arg-type]
+    inspectable = await find_inspectable(engine, engine.vllm_config, not_supported)  # type: ignore[arg-type]
     return Inspector(engine, engine, inspectable)  # type: ignore[arg-type]
 
 
@@ -195,7 +195,7 @@ def test_a_compiled_engine_has_no_router_logits(mode: CompilationMode, graphs: C
     assert engine.calls == ["prismoe_inspectable"]
 
 
-def test_a_compiled_engine_is_inspected_otherwise() -> None:
+def test_a_compiled_engine_is_inspected_without_logits() -> None:
     engine = Engine(CompilationMode.VLLM_COMPILE)
     engine.go.set()
     assert refused(engine).detail == "This is enough."
@@ -204,7 +204,7 @@ def test_a_compiled_engine_is_inspected_otherwise() -> None:
 
 
 @pytest.mark.parametrize("body", [BODY, WITH_LOGITS])
-def test_the_engine_keeps_logits_where_they_are_asked_for(body: InspectionRequest) -> None:
+def test_the_engine_keeps_logits_if_they_are_requested(body: InspectionRequest) -> None:
     engine = Engine()
     engine.go.set()
     refused(engine, body=body)
@@ -212,7 +212,7 @@ def test_the_engine_keeps_logits_where_they_are_asked_for(body: InspectionReques
     assert (most_tokens, with_logits) == (8192, body.router_logits)
 
 
-def test_no_token_of_an_inspection_comes_out_of_the_prefix_cache() -> None:
+def test_no_token_of_an_inspection_comes_from_the_prefix_cache() -> None:
     engine = Engine()
     engine.go.set()
     for _ in range(2):
@@ -221,36 +221,36 @@ def test_no_token_of_an_inspection_comes_out_of_the_prefix_cache() -> None:
     assert first and second and len({first, second, "the client's"}) == 3
 
 
-def test_a_dense_checkpoint_has_nothing_to_inspect() -> None:
+def test_a_dense_checkpoint_cannot_be_inspected() -> None:
     refusal = refused(Engine(moe_layers=0))
     assert refusal.status_code == 501
     assert refusal.detail == "This checkpoint has no MoE layers, so there is no routing to inspect."
 
 
-def test_a_model_whose_layers_are_not_seen_says_why() -> None:
+def test_a_model_whose_layers_are_not_observed_gives_the_reason() -> None:
     assert refused(Engine(moe_layers=0, grid=None), "It can't be seen.").detail == "It can't be seen."
 
 
-def test_what_else_a_model_does_not_support_is_no_refusal() -> None:
+def test_other_unsupported_features_do_not_prevent_inspections() -> None:
     inspectable = asyncio.run(inspector(Engine(grid=None), "Policies don't run on it.")).inspectable
     assert inspectable.refusal is None and inspectable.grid is None
 
 
-def test_inspections_wait_for_their_turn_and_not_in_any_number() -> None:
+def test_a_limited_number_of_inspections_wait_for_their_turn() -> None:
     async def crowd() -> list[Any]:
         engine = Engine()
         one = await inspector(engine)
-        waiting = [asyncio.create_task(one.answer(BODY)) for _ in range(MOST_WAITING + 1)]
+        waiting = [asyncio.create_task(one.answer(BODY)) for _ in range(MAX_WAITING + 1)]
         await asyncio.sleep(0.01)
         assert engine.calls.count("prismoe_start_inspection") == 1
         with pytest.raises(HTTPException) as refusal:
             await one.answer(BODY)
         assert refusal.value.status_code == 429
-        waiting[1].cancel()  # a client that goes away while it waits
+        waiting[1].cancel()  # a client that leaves while it waits
         engine.go.set()
         ends = await asyncio.gather(*waiting, return_exceptions=True)
         for method in ("prismoe_start_inspection", "prismoe_end_inspection"):
-            assert engine.calls.count(method) == MOST_WAITING
+            assert engine.calls.count(method) == MAX_WAITING
         with pytest.raises(HTTPException, match="enough"):
             await one.answer(BODY)
         return ends
@@ -260,7 +260,7 @@ def test_inspections_wait_for_their_turn_and_not_in_any_number() -> None:
 
 
 class StreamingEngine(Engine):
-    """Streams an answer of three tokens, or fails behind the first one."""
+    """Streams an answer of three tokens, or fails after the first one."""
 
     renderer = SimpleNamespace(get_tokenizer=Tokenizer)
     fails = False
@@ -286,13 +286,13 @@ class StreamingEngine(Engine):
 STREAMED = BODY.model_copy(update={"stream": True})
 
 
-def test_a_client_that_reads_slowly_keeps_no_other_from_its_turn() -> None:
+def test_a_client_that_reads_slowly_delays_no_other() -> None:
     async def slow_and_quick() -> tuple[list[str], list[str]]:
         engine = StreamingEngine()
         engine.go.set()
         one = await inspector(engine)
         slow = one.events(STREAMED)
-        first = await anext(slow)  # It reads no more for now.
+        first = await anext(slow)  # It stops reading here.
         quick = [event async for event in one.events(STREAMED)]
         assert engine.calls.count("prismoe_end_inspection") == 2
         return [first, *[event async for event in slow]], quick
@@ -308,14 +308,14 @@ def test_a_client_that_reads_slowly_keeps_no_other_from_its_turn() -> None:
 
 
 class ReplacedEngine(StreamingEngine):
-    """Another API server began an inspection meanwhile, so that the worker records another request."""
+    """Another API server has begun an inspection, so that the worker records another request."""
 
     async def ask(self, method: str, *args: Any) -> list[Any]:
-        told = await super().ask(method, *args)
-        return [None] if method == "prismoe_inspected_rows" else told
+        reported = await super().ask(method, *args)
+        return [None] if method == "prismoe_inspected_rows" else reported
 
 
-def test_an_inspection_that_another_replaced_is_told_so() -> None:
+def test_a_replaced_inspection_is_reported() -> None:
     async def inspect() -> None:
         engine = ReplacedEngine()
         engine.go.set()
@@ -341,7 +341,7 @@ def test_an_inspection_ends_with_its_client() -> None:
     assert calls == ["prismoe_inspectable", "prismoe_start_inspection", "prismoe_end_inspection"]
 
 
-def test_what_an_answer_fails_by_is_told() -> None:
+def test_the_error_of_an_answer_is_reported() -> None:
     async def fail() -> None:
         engine = StreamingEngine()
         engine.fails = True

@@ -1,4 +1,4 @@
-"""The inspector's page before models other than MoE-LLaVA, in a real browser, on made-up answers."""
+"""The inspector's page with models other than MoE-LLaVA, in a real browser, with made-up answers."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from tests.server.inspector.made_up import (
     text,
 )
 
-expect.set_options(timeout=30_000)  # milliseconds; a busy machine answers late
+expect.set_options(timeout=30_000)  # milliseconds, for a busy machine
 
 WIDTHS = {1280: 900, 390: 844}
 IMAGE = inspection(
@@ -43,7 +43,7 @@ NOWHERE = {"frame": None, "row": None, "column": None}
 SOUND = inspection([medium("audio")], [*[token | NOWHERE for token in patches("audio", 1, 1, 40)], text("A")])
 
 
-@pytest.fixture(scope="module")  # beside Playwright's loop, asyncio.run of other tests would fail
+@pytest.fixture(scope="module")  # next to Playwright's loop, asyncio.run of other tests would fail
 def browser() -> Iterator[Browser]:
     with network(changes=False), running_browser() as browser:
         yield browser
@@ -51,7 +51,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page that must write nothing to the console."""
+    """A page that may not write anything to the console."""
     yield from opened(browser)
 
 
@@ -71,7 +71,7 @@ def ask(page: Page) -> None:
     expect(page.locator("#load")).to_be_visible()
 
 
-def test_an_image_has_a_grid_of_its_own_over_the_whole_picture(page: Page) -> None:
+def test_an_image_has_its_own_grid_over_the_whole_picture(page: Page) -> None:
     asked = serve(page, IMAGE)
     ask(page)
     assert [part["type"] for part in asked[0]["messages"][0]["content"]] == ["image_url", "text"]
@@ -145,10 +145,10 @@ def test_tokens_that_use_no_expert(page: Page) -> None:
     expect(page.locator("#stage-A rect.dim")).to_have_count(3)
 
 
-def test_tokens_without_places_follow_each_other(page: Page) -> None:
+def test_tokens_without_places_are_in_a_row(page: Page) -> None:
     serve(page, SOUND)
     ask(page)
-    expect(page.locator(".seen .note")).to_contain_text("does not tell where these audio tokens lie")
+    expect(page.locator(".seen .note")).to_contain_text("The places of these audio tokens are unknown")
     expect(page.locator("#stage-A g[data-row]")).to_have_count(40)
     expect(page.locator("#stage-A img")).to_have_count(0)
     page.locator("#stage-A").focus()
@@ -157,7 +157,7 @@ def test_tokens_without_places_follow_each_other(page: Page) -> None:
     expect(page.locator("#patch-A")).to_contain_text("Token 34: experts 99 (30%)")
 
 
-def test_a_model_of_text_alone_is_asked_without_a_picture(page: Page) -> None:
+def test_a_text_model_is_asked_without_a_picture(page: Page) -> None:
     asked = serve(page, inspection([], [text("Hi"), text("A")]), ROUTING | {"modalities": ["text"]})
     ask(page)
     expect(page.locator("#drop")).to_be_hidden()
@@ -166,7 +166,7 @@ def test_a_model_of_text_alone_is_asked_without_a_picture(page: Page) -> None:
     expect(page.get_by_role("list", name="Tokens of the prompt")).to_contain_text("Hi")
 
 
-def test_weights_that_are_not_told_are_not_said(page: Page) -> None:
+def test_missing_weights_are_not_shown(page: Page) -> None:
     layers = [layer | {"weights": None} for layer in IMAGE["layers"]]
     serve(page, IMAGE | {"layers": layers})
     ask(page)
@@ -184,7 +184,7 @@ def test_the_most_loaded_of_many_experts_by_modality(page: Page) -> None:
     expect(tables.locator("caption")).to_have_text(
         ["Text tokens: the 16 most loaded of 128 experts", "Image tokens: the 16 most loaded of 128 experts"]
     )
-    # The patches have experts 3, 6, ... 18 and those 6, 12, ... above each: 15 is the first that three have.
+    # The patches have experts 3, 6, ... 18 and those 6, 12, ... above: 15 is the first with three patches.
     rows = tables.nth(1).locator("tbody tr")
     expect(rows).to_have_count(16)
     most, shares = rows.first.locator("th"), rows.first.locator("td")
@@ -194,7 +194,7 @@ def test_the_most_loaded_of_many_experts_by_modality(page: Page) -> None:
     expect(page.locator("#legend button")).to_have_count(128)
 
 
-def test_a_map_of_all_layers_chooses_one(page: Page) -> None:
+def test_a_map_of_all_layers_selects_one(page: Page) -> None:
     serve(page, IMAGE)
     ask(page)
     maps = page.get_by_role("img", name="the load of each expert")
@@ -216,7 +216,7 @@ def test_a_map_of_all_layers_chooses_one(page: Page) -> None:
     expect(page.get_by_role("slider", name="Layer")).to_have_value("40")
 
 
-def test_one_expert_of_many_alone(page: Page) -> None:
+def test_one_of_many_experts_alone(page: Page) -> None:
     serve(page, IMAGE)
     ask(page)
     page.get_by_role("button", name="Expert 18", exact=True).click()
@@ -227,11 +227,13 @@ def test_one_expert_of_many_alone(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("told", [IMAGE, VIDEO, SOUND], ids=["image", "video", "sound"])
-def test_on_a_desk_and_on_a_phone(browser: Browser, told: dict[str, Any], width: int, scheme: str) -> None:
+@pytest.mark.parametrize("reported", [IMAGE, VIDEO, SOUND], ids=["image", "video", "sound"])
+def test_on_a_desktop_and_on_a_phone(
+    browser: Browser, reported: dict[str, Any], width: int, scheme: str
+) -> None:
     looks = {"viewport": {"width": width, "height": WIDTHS[width]}, "color_scheme": scheme}
     for page in opened(browser, **looks):
-        serve(page, told)
+        serve(page, reported)
         ask(page)
         assert page.locator("html").evaluate("html => html.scrollWidth") == width
         parts = page.locator(".load-part").evaluate_all("parts => parts.map(part => part.offsetTop)")

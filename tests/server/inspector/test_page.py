@@ -22,10 +22,10 @@ PATCHES, LAYERS = 64, (0, 2)
 WIDTHS = {1280: 900, 390: 844}
 Patch = tuple[int, int]
 
-expect.set_options(timeout=30_000)  # milliseconds; a busy machine answers late
+expect.set_options(timeout=30_000)  # milliseconds, for a busy machine
 
 
-@pytest.fixture(scope="module")  # beside Playwright's loop, asyncio.run of other tests would fail
+@pytest.fixture(scope="module")  # next to Playwright's loop, asyncio.run of other tests would fail
 def browser(server: Server) -> Iterator[Browser]:
     with network(changes=False), running_browser() as browser:
         yield browser
@@ -33,7 +33,10 @@ def browser(server: Server) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
-    """The page as it opens. It must load all from the server, and write nothing to the console."""
+    """The page after it opened.
+
+    It has to load everything from the server, and may not write to the console.
+    """
     yield from opened(browser, server)
 
 
@@ -69,7 +72,7 @@ def patches(page: Page, kind: str, run: str = "A") -> set[Patch]:
 
 
 def recomputed_tail(http: httpx.Client, picture: bytes, question: str = QUESTION) -> list[set[Patch]]:
-    """For each MoE layer the tail patches, from the routers' logits by a plain float64 computation."""
+    """The tail patches of each MoE layer, from the routers' logits by a plain float64 computation."""
     body = {
         "model": "prismoji",
         "messages": user(image_part(picture), question),
@@ -91,7 +94,7 @@ def recomputed_tail(http: httpx.Client, picture: bytes, question: str = QUESTION
     ]
 
 
-def test_a_question_about_a_picture_its_answer_and_its_tail_tokens(page: Page, http: httpx.Client) -> None:
+def test_a_question_about_a_picture_gives_an_answer_and_tail_tokens(page: Page, http: httpx.Client) -> None:
     page.get_by_role("radio", name="airplane").check(force=True)
     ask(page)
     picture = (bundled_checkpoint() / "pictures" / "airplane.png").read_bytes()
@@ -112,9 +115,7 @@ def test_a_question_about_a_picture_its_answer_and_its_tail_tokens(page: Page, h
         )
 
 
-def test_a_picture_of_the_users_and_a_question_of_theirs(
-    page: Page, http: httpx.Client, picture: bytes
-) -> None:
+def test_the_users_own_picture_and_question(page: Page, http: httpx.Client, picture: bytes) -> None:
     page.locator("#file").set_input_files({"name": "ball.png", "mimeType": "image/png", "buffer": picture})
     expect(page.get_by_role("radio", name="ball.png")).to_be_checked()
     question = "Which category does it belong to?"
@@ -142,7 +143,7 @@ def test_a_dropped_picture(page: Page, other_picture: bytes, http: httpx.Client)
     assert patches(page, "g.tail") == recomputed_tail(http, other_picture)[0]
 
 
-def test_everything_by_keyboard(page: Page) -> None:
+def test_everything_works_by_keyboard(page: Page) -> None:
     page.get_by_label("Question").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#load")).to_be_visible()
@@ -198,10 +199,10 @@ def test_two_routings_side_by_side(page: Page) -> None:
         for run in "AB"
     }
     assert used == {"A": {"tail 4 experts", "2 experts"}, "B": {"tail 3 experts", "1 expert"}}
-    # The first layer's gate sees the same picture; how many experts answer does not change its tail tokens.
+    # The first layer's gate sees the same picture, and the number of experts does not change its tail tokens.
     assert patches(page, "g.tail", "A") == patches(page, "g.tail", "B")
     expect(page.locator("#difference")).to_have_text(
-        "From A to B, 64 of 64 patches use other experts in this layer; 0 change between tail and not."
+        "From A to B, 64 of 64 patches use other experts in this layer; 0 are tail tokens in only one."
     )
     columns = page.get_by_role("table", name="Image tokens").get_by_role("columnheader")
     expect(columns).to_have_text(["Expert", "Request A", "Request B", "Server"])
@@ -221,10 +222,8 @@ def test_load_of_the_request_and_of_the_server(page: Page) -> None:
         assert np.abs([float(cell.strip().removesuffix("%")) for cell in cells] - expected).max() <= 0.51
 
 
-def test_what_the_server_refuses_is_said_and_the_next_question_is_answered(
-    browser: Browser, server: Server
-) -> None:
-    page = browser.new_page()  # The browser itself notes a refusal on the console.
+def test_a_refusal_is_shown_and_the_next_question_is_answered(browser: Browser, server: Server) -> None:
+    page = browser.new_page()  # The browser writes refusals to the console.
     page.goto(f"{server.url}/inspector")
     page.locator("#tail-A").evaluate("field => { field.removeAttribute('max'); field.value = 9; }")
     page.get_by_role("button", name="Ask").click()
@@ -236,7 +235,7 @@ def test_what_the_server_refuses_is_said_and_the_next_question_is_answered(
     page.close()
 
 
-def test_a_server_that_inspects_nothing_says_so(page: Page, http: httpx.Client) -> None:
+def test_a_server_without_inspections_says_so(page: Page, http: httpx.Client) -> None:
     facts = http.get("/v1/routing/inspect").json() | {"refusal": "Start it with --enforce-eager."}
     page.route("**/v1/routing/inspect", lambda route: route.fulfill(json=facts))
     page.reload()
@@ -244,17 +243,17 @@ def test_a_server_that_inspects_nothing_says_so(page: Page, http: httpx.Client) 
     expect(page.get_by_role("button", name="Ask")).to_be_disabled()
 
 
-def test_a_policy_that_takes_no_numbers(page: Page, http: httpx.Client) -> None:
+def test_a_policy_without_numbers_of_experts(page: Page, http: httpx.Client) -> None:
     facts = http.get("/v1/routing/inspect").json() | {"request_experts": 0}
     page.route("**/v1/routing/inspect", lambda route: route.fulfill(json=facts))
     page.reload()
     expect(page.get_by_label("Compare with another routing")).to_be_disabled()
-    expect(page.locator("#routing-note")).to_contain_text("takes no numbers")
+    expect(page.locator("#routing-note")).to_contain_text("does not let requests choose")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_on_a_desk_and_on_a_phone_by_day_and_by_night(
+def test_on_a_desktop_and_a_phone_in_light_and_dark(
     browser: Browser, server: Server, width: int, scheme: str
 ) -> None:
     looks = {"viewport": {"width": width, "height": WIDTHS[width]}, "color_scheme": scheme}
@@ -278,14 +277,14 @@ window.fetch = (path, options = {}) =>
     ? Promise.resolve(Response.json({ error: "Unauthorized" }, { status: 401 }))
     : ask(path, options);
 """
-"""What a server with a key answers, in front of one without."""
+"""The answers of a server with a key, from a proxy in front of one without."""
 
 
 def test_a_server_with_a_key_asks_for_it(browser: Browser, server: Server) -> None:
     page = browser.new_page()
     page.add_init_script(GUARD)
     page.goto(f"{server.url}/inspector")
-    expect(page.get_by_role("alert")).to_have_text("This server wants an API key.")
+    expect(page.get_by_role("alert")).to_have_text("This server requires an API key: enter a valid one.")
     page.get_by_label("API key").fill("open sesame")
     page.get_by_label("API key").press("Tab")
     expect(page.locator("#model")).to_have_text("prismoji")
@@ -293,7 +292,7 @@ def test_a_server_with_a_key_asks_for_it(browser: Browser, server: Server) -> No
     page.close()
 
 
-def test_the_page_runs_no_script_but_the_servers_own(http: httpx.Client) -> None:
+def test_the_page_runs_only_the_servers_own_scripts(http: httpx.Client) -> None:
     for path in ("/inspector", "/inspector/main.js", "/inspector/pictures/pictures.json"):
         policy = http.get(path).raise_for_status().headers["content-security-policy"]
         assert "default-src 'none'" in policy and "script-src 'self';" in policy and "unsafe" not in policy

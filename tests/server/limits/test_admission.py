@@ -1,4 +1,4 @@
-"""How many requests may be under way, without an engine."""
+"""The limit on running requests, without an engine."""
 
 import asyncio
 import json
@@ -11,13 +11,13 @@ from prismoe.server.access.keys import Key, Role
 from prismoe.server.limits.admission import Admission
 from prismoe.server.limits.settings import LimitSettings
 
-pytestmark = pytest.mark.timeout(10)  # A request that is let in by mistake is never answered.
+pytestmark = pytest.mark.timeout(10)  # A request that is admitted by mistake is never answered.
 
 SETTINGS = LimitSettings(max_requests=3, max_requests_per_key=2)
 
 
 class Held:
-    """An app that answers when it is told to."""
+    """An app whose answers wait for the test."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -45,7 +45,7 @@ async def ask(app: Any, key: str | None = None, path: str = "/", method: str = "
     return {**sent[0], "body": b"".join(message.get("body", b"") for message in sent)}
 
 
-def test_more_than_the_limit_are_told_when_to_ask_again() -> None:
+def test_requests_above_the_limit_get_a_retry_after() -> None:
     async def run() -> None:
         held = Held()
         app = Admission(held, SETTINGS)
@@ -55,7 +55,7 @@ def test_more_than_the_limit_are_told_when_to_ask_again() -> None:
         refused = await ask(app, "carol")
         assert refused["status"] == 429
         assert (b"retry-after", b"1") in refused["headers"]
-        assert json.loads(refused["body"])["error"]["message"].endswith("ask again in a moment.")
+        assert json.loads(refused["body"])["error"]["message"].endswith("try again in a moment.")
         get = asyncio.create_task(ask(app, "alice", method="GET"))
         await asyncio.sleep(0)
         held.go.set()
@@ -65,17 +65,15 @@ def test_more_than_the_limit_are_told_when_to_ask_again() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(("given", "told"), [([], b"1"), ([(b"retry-after", b"7")], b"7")])
-def test_what_is_refused_behind_it_is_told_when_to_ask_again(
-    given: list[tuple[bytes, bytes]], told: bytes
-) -> None:
-    """As vLLM does where the decoded images hold too much memory."""
+@pytest.mark.parametrize(("given", "reported"), [([], b"1"), ([(b"retry-after", b"7")], b"7")])
+def test_later_refusals_get_a_retry_after(given: list[tuple[bytes, bytes]], reported: bytes) -> None:
+    """vLLM refuses if the decoded images hold too much memory."""
 
     async def full(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 429, "headers": given})
 
     answer = asyncio.run(ask(Admission(full, SETTINGS)))
-    assert answer["headers"] == [(b"retry-after", told)]
+    assert answer["headers"] == [(b"retry-after", reported)]
 
 
 def test_one_key_cannot_take_all() -> None:
@@ -94,7 +92,7 @@ def test_one_key_cannot_take_all() -> None:
     asyncio.run(run())
 
 
-def test_nothing_is_kept_of_a_key_without_requests() -> None:
+def test_nothing_is_kept_for_a_key_without_requests() -> None:
     async def run() -> None:
         held = Held()
         held.go.set()
@@ -105,7 +103,7 @@ def test_nothing_is_kept_of_a_key_without_requests() -> None:
             200,
             500,
         ]
-        assert not app._of_key
+        assert not app._running_by_key
 
     asyncio.run(run())
 

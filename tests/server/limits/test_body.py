@@ -1,4 +1,4 @@
-"""How much of a body is kept while its request is under way."""
+"""The memory of a request's body while the request runs."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ BODY = json.dumps(
 
 
 def kept_of_a_body(wrapped: type[RequestGuard] | None) -> int:
-    """The bytes that are left of it once the app has read it and thrown it away."""
+    """The bytes of a body that remain after the app has read and dropped it."""
     kept = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,5 +59,5 @@ def kept_of_a_body(wrapped: type[RequestGuard] | None) -> int:
 
 
 @pytest.mark.parametrize("wrapped", [None, RequestGuard])
-def test_nothing_is_kept_of_a_body_that_the_app_has_read(wrapped: type[RequestGuard] | None) -> None:
+def test_nothing_is_kept_of_a_body_after_the_app_read_it(wrapped: type[RequestGuard] | None) -> None:
     assert kept_of_a_body(wrapped) < len(BODY) / 10

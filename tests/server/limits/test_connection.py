@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from prismoe.server.limits.body import MIB, BodyLimit
-from prismoe.server.limits.connection import MOST_HEADER_BYTES, BoundedConnection
+from prismoe.server.limits.connection import MAX_HEADER_BYTES, BoundedConnection
 from prismoe.server.limits.settings import LimitSettings
 
 BOUND_S = 0.4
@@ -32,7 +32,7 @@ def post(length: int | str) -> bytes:
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the number of bytes of the body, or with 16 MiB, or with a page that is slow to come."""
+    """Answers with the number of bytes of the body, or with 16 MiB, or with a page after a delay."""
     if scope["path"] == "/slow":
         await asyncio.sleep(1)
     body = b"x" * 16 * MIB if scope["path"] == "/large" else str(len((await receive())["body"])).encode()
@@ -50,7 +50,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 @contextlib.asynccontextmanager
 async def serving() -> AsyncIterator[tuple[int, uvicorn.Server]]:
-    """A server of `app` behind the limits: its port, and itself."""
+    """A server of `app` behind the limits: its port, and the server."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         BodyLimit(app, LIMITS),
@@ -71,7 +71,7 @@ async def serving() -> AsyncIterator[tuple[int, uvicorn.Server]]:
 
 
 async def answer(port: int, *pieces: bytes, pause: float = 0) -> tuple[bytes, float]:
-    """All that comes back until the server closes the connection, and in how many seconds."""
+    """Everything that comes until the server closes the connection, and the seconds until then."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     start = time.monotonic()
 
@@ -105,16 +105,16 @@ def run(*pieces: bytes, pause: float = 0) -> tuple[bytes, float]:
     [[], [b"G"], [GET[:9], b"H: x\r\n"] * 3, [bytes([byte]) for byte in GET * 2], [b"\r\n"] * 100],
     ids=["nothing", "a byte", "a stopped header", "a byte at a time", "empty lines"],
 )
-def test_a_header_has_to_come_in_time(pieces: list[bytes]) -> None:
+def test_a_header_has_a_time_limit(pieces: list[bytes]) -> None:
     got, seconds = run(*pieces, pause=0.05)
     assert got == b"" or got.startswith(b"HTTP/1.1 400")
     assert seconds < BOUND_S + 1
 
 
-def test_a_header_may_not_be_large() -> None:
+def test_a_large_header_is_refused() -> None:
     line = b"A: " + b"x" * 8000 + b"\r\n"
     # Nothing more is sent once it is too large, or the client's system could throw the answer away.
-    got, _ = run(GET[:-2], *[line] * (MOST_HEADER_BYTES // len(line) + 1), pause=0.005)
+    got, _ = run(GET[:-2], *[line] * (MAX_HEADER_BYTES // len(line) + 1), pause=0.005)
     assert got.startswith(b"HTTP/1.1 431 ")
 
 
@@ -126,29 +126,29 @@ def test_a_header_may_not_be_large() -> None:
     ],
     ids=["trailers", "the next request's"],
 )
-def test_what_is_no_body_may_not_be_large(start: bytes) -> None:
+def test_bytes_outside_a_body_are_limited(start: bytes) -> None:
     got, _ = run(start, *[b"A: " + b"x" * 8000 + b"\r\n"] * 40, pause=0.005)
     assert b"HTTP/1.1 200 " not in got
 
 
-def test_many_requests_on_a_connection_are_no_large_header() -> None:
+def test_many_requests_on_a_connection_are_not_a_large_header() -> None:
     got, _ = run(*[GET[:-2] + b"A: " + b"x" * 8000 + b"\r\n\r\n"] * 20, pause=0.02)
     assert got.count(b"HTTP/1.1 200 ") == 20
 
 
-def test_a_request_behind_another_has_its_own_time() -> None:
+def test_a_pipelined_request_has_its_own_time() -> None:
     got, _ = run(GET + post(2), b"x", b"x", pause=0.1)
     assert got.count(b"HTTP/1.1 200 ") == 2
 
 
-def test_a_body_has_to_come_in_time() -> None:
+def test_a_body_has_a_time_limit() -> None:
     got, seconds = run(post(100), *[b"x"] * 100, pause=0.05)
     assert got.startswith(b"HTTP/1.1 408 ")
-    assert b"did not come within 0.4 s." in got
+    assert b"did not arrive within 0.4 s: " in got
     assert seconds < BOUND_S + 6 + 1  # its client may still read the answer
 
 
-def test_a_body_may_not_be_large() -> None:
+def test_a_large_body_is_refused() -> None:
     got, _ = run(post(MIB + 1))
     assert got.startswith(b"HTTP/1.1 413 ") and b"larger than 1 MiB" in got
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
@@ -156,12 +156,12 @@ def test_a_body_may_not_be_large() -> None:
     assert got.startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_whole_body_passes_in_one_piece() -> None:
+def test_a_complete_body_passes_unchanged() -> None:
     got, _ = run(post(MIB), b"x" * MIB)
     assert got.startswith(b"HTTP/1.1 200 ") and got.endswith(b"\r\n\r\n1048576")
 
 
-def test_all_bodies_together_may_not_be_large() -> None:
+def test_all_bodies_together_are_limited() -> None:
     async def ask() -> None:
         async with serving() as (port, _):
             held = [asyncio.create_task(answer(port, post(MIB), b"x" * (MIB - 1))) for _ in range(2)]
@@ -175,7 +175,7 @@ def test_all_bodies_together_may_not_be_large() -> None:
     asyncio.run(ask())
 
 
-def test_a_client_that_does_not_read_is_cut_off() -> None:
+def test_a_client_that_does_not_read_is_disconnected() -> None:
     async def ask() -> None:
         async with serving() as (port, server):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -190,7 +190,7 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
     asyncio.run(ask())
 
 
-def test_a_client_that_reads_nothing_of_its_last_answer_is_cut_off() -> None:
+def test_a_client_that_does_not_read_its_last_answer_is_disconnected() -> None:
     async def ask() -> None:
         async with serving() as (port, server):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -203,7 +203,7 @@ def test_a_client_that_reads_nothing_of_its_last_answer_is_cut_off() -> None:
     asyncio.run(ask())
 
 
-def test_clients_that_open_and_leave_hinder_nobody() -> None:
+def test_clients_that_connect_and_leave_disturb_nobody() -> None:
     async def ask() -> None:
         async with serving() as (port, server):
             silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(30)]
@@ -221,10 +221,10 @@ def test_clients_that_open_and_leave_hinder_nobody() -> None:
 def test_a_connection_is_used_again_after_a_pause() -> None:
     got, seconds = run(GET, GET, post(1) + b"x", GET, pause=0.6)
     assert got.count(b"HTTP/1.1 200 ") == 4
-    assert 2 < seconds < 6  # the last ends with the keep-alive
+    assert 2 < seconds < 6  # the last one ends by the keep-alive limit
 
 
-def test_a_connection_whose_body_was_refused_ends_with_the_keep_alive() -> None:
+def test_a_connection_with_a_refused_body_ends_by_the_keep_alive_limit() -> None:
     got, seconds = run(post(MIB + 1), b"x" * (MIB + 1), pause=0.2)
     assert got.startswith(b"HTTP/1.1 413 ")
-    assert 1 < seconds < 5  # before the end of the body's lingering
+    assert 1 < seconds < 5  # before the lingering close of the body ends

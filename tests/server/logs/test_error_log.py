@@ -25,12 +25,12 @@ from tests.server.log_lines import LogLines
 from tests.server.running import Server
 
 MARK = "zebrafish"
-"""What the client wrote."""
+"""The client's text."""
 
 
 def chat(*messages: Any, **options: Any) -> dict[str, Any]:
-    told = list(messages) or [{"role": "user", "content": MARK}]
-    return {"model": "prismoji", "max_tokens": 2, "messages": told, **options}
+    reported = list(messages) or [{"role": "user", "content": MARK}]
+    return {"model": "prismoji", "max_tokens": 2, "messages": reported, **options}
 
 
 def user(*parts: Any) -> dict[str, Any]:
@@ -136,7 +136,7 @@ BAD_FOR_A_STREAM: list[tuple[str, Any]] = [
     (RESPONSES, {"model": "prismoji", "input": MARK, "logit_bias": {"99999999": 1}}),
     (INSPECT, chat(structured_outputs=NO_GRAMMAR)),
 ]
-"""vLLM finds these out when the engine gets the request."""
+"""Faults that vLLM finds only when the engine gets the request."""
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def log(server: Server) -> LogLines:
 
 
 def check_line(log: LogLines, request_id: str) -> None:
-    """The request has one line, its own."""
+    """Check that the request has only its own line."""
     lines = log.of(request_id)
     assert len(lines) == 1 and " INFO " in lines[0] and "request method=" in lines[0], lines
     assert MARK not in lines[0]
@@ -161,7 +161,7 @@ def test_a_bad_request_is_one_line(http: httpx.Client, log: LogLines, path: str,
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("path", "body"), BAD_FOR_A_STREAM)
-def test_a_stream_does_not_begin_before_a_refusal(
+def test_a_refused_stream_does_not_begin(
     http: httpx.Client, log: LogLines, path: str, body: Any, stream: bool
 ) -> None:
     request_id = f"bad-{id(body)}-{stream}"
@@ -171,26 +171,26 @@ def test_a_stream_does_not_begin_before_a_refusal(
 
 
 @pytest.mark.parametrize("body", [b'{"messages": ["zebrafish', b"\xff\xfezebrafish", b"", b"[" * 10**5])
-def test_a_body_that_is_no_json_is_one_line(http: httpx.Client, log: LogLines, body: bytes) -> None:
+def test_a_body_that_is_not_json_is_one_line(http: httpx.Client, log: LogLines, body: bytes) -> None:
     request_id = f"bad-{len(body)}"
     headers = {"X-Request-Id": request_id, "Content-Type": "application/json"}
     assert http.post(CHAT, content=body, headers=headers).status_code == 400
     check_line(log, request_id)
 
 
-def test_a_content_type_that_is_none_is_one_line(http: httpx.Client, log: LogLines) -> None:
+def test_a_wrong_content_type_is_one_line(http: httpx.Client, log: LogLines) -> None:
     headers = {"X-Request-Id": "bad-type", "Content-Type": f"text/{MARK}"}
     assert http.post(CHAT, content=json.dumps(chat()), headers=headers).status_code == 400
     check_line(log, "bad-type")
 
 
-def test_an_upgrade_that_is_not_taken_is_one_line(http: httpx.Client, log: LogLines) -> None:
+def test_a_refused_upgrade_is_one_line(http: httpx.Client, log: LogLines) -> None:
     headers = {"X-Request-Id": "bad-upgrade", "Connection": "Upgrade", "Upgrade": "websocket"}
     assert http.get(f"/{MARK}", headers=headers).status_code == 404
     check_line(log, "bad-upgrade")
 
 
-def test_what_is_no_http_is_one_line(http: httpx.Client, log: LogLines) -> None:
+def test_bytes_that_are_not_http_are_one_line(http: httpx.Client, log: LogLines) -> None:
     with socket.create_connection((http.base_url.host, http.base_url.port or 0), 10) as client:
         client.sendall(f"{MARK} HTTP\r\n\r\n".encode())
         assert client.recv(100).startswith(b"HTTP/1.1 400")
@@ -206,7 +206,7 @@ logger.setLevel(logging.INFO)
 
 
 def written(work: Callable[[], None]) -> str:
-    """What `work` for a request writes to the log, which has two handlers."""
+    """The log of `work` for a request. The log has two handlers."""
     texts = io.StringIO(), io.StringIO()
     handlers = [logging.StreamHandler(text) for text in texts]
     for handler in handlers:
@@ -227,7 +227,7 @@ def written(work: Callable[[], None]) -> str:
 
 
 def raising(error: Exception, times: int = 1) -> Callable[[], None]:
-    """Work that logs an error while it handles it, as vLLM does, with what the client wrote."""
+    """Work that logs an error with the client's text while it handles the error, like vLLM does."""
 
     def work() -> None:
         try:
@@ -287,7 +287,7 @@ def test_two_faults_of_a_request_are_both_logged() -> None:
     assert written(work).count("A fault of the server") == 2
 
 
-def test_what_is_no_error_is_logged_from_below_a_warning() -> None:
+def test_records_below_errors_are_logged_from_warnings_on() -> None:
     def work() -> None:
         logger.info("told")
         logger.warning("Skipping multimodal part %s", MARK)
@@ -296,7 +296,7 @@ def test_what_is_no_error_is_logged_from_below_a_warning() -> None:
     assert written(work) == "told\n"
 
 
-def test_outside_of_a_request_all_is_logged() -> None:
+def test_outside_of_a_request_everything_is_logged() -> None:
     def work() -> None:
         Context().run(raising(ValueError("outside")))
 

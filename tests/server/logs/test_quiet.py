@@ -1,4 +1,4 @@
-"""The quiet log: which lines stay, and what brings vLLM's own log back. No engine runs."""
+"""The quiet log: the lines that stay, and the ways to get vLLM's own log. No engine runs."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ LIMIT_S = 120
 @pytest.fixture(autouse=True)
 def no_logging_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH", "VLLM_CONFIGURE_LOGGING"):
-        monkeypatch.setenv(name, "")  # so that it is as before when the test has ended
+        monkeypatch.setenv(name, "")  # restores the settings after the test
         monkeypatch.delenv(name)
     monkeypatch.setattr(sys, "warnoptions", [])
 
@@ -29,7 +29,7 @@ def no_logging_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         (False, ("--log-config-file", "mine.json")),
     ],
 )
-def test_who_asks_for_vllms_log_gets_it(verbose: bool, options: tuple[str, ...]) -> None:
+def test_vllms_log_can_be_requested(verbose: bool, options: tuple[str, ...]) -> None:
     be_quiet(verbose, options)
     assert not is_quiet() and not sys.warnoptions
 
@@ -41,7 +41,7 @@ def test_a_setting_in_the_environment_stays(name: str, monkeypatch: pytest.Monke
     assert not is_quiet()
 
 
-def test_vllm_writes_its_warnings_and_prismoes_lines_alone() -> None:
+def test_vllm_only_writes_warnings_and_prismoes_lines() -> None:
     program = (
         "from prismoe.server.logs.quiet import be_quiet\n"
         "be_quiet(False, ('--port', '1'))\n"

@@ -1,4 +1,4 @@
-"""The line of a request, without an engine."""
+"""The log line of a request, without an engine."""
 
 import asyncio
 import contextlib
@@ -57,7 +57,7 @@ def ask(path: str, *ids: str, registry: CollectorRegistry | None = None) -> tupl
 
 
 def answered_ids(app: ASGIApp) -> list[bytes]:
-    """Each X-Request-Id of the answer to a request with the id "mine"."""
+    """All X-Request-Ids in the answer to a request with the id "mine"."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -74,7 +74,7 @@ def fields(record: logging.LogRecord, *names: str) -> list[Any]:
     return [getattr(record, name) for name in names]
 
 
-def test_a_line_says_who_asked_and_what_it_took(lines: list[logging.LogRecord]) -> None:
+def test_a_line_has_the_key_and_the_cost(lines: list[logging.LogRecord]) -> None:
     ask("/v1/chat/completions", "req-1")
     names = ("key", "method", "route", "status", "request_id", "text_tokens", "image_tokens")
     assert fields(lines[0], *names) == ["alice", "POST", "/v1/chat/completions", 200, "req-1", 9, 64]
@@ -87,7 +87,7 @@ def test_probes_pages_and_scrapes_have_no_line(lines: list[logging.LogRecord], p
     assert lines == []
 
 
-def test_a_path_cannot_forge_a_line(lines: list[logging.LogRecord]) -> None:
+def test_a_path_cannot_fake_a_line(lines: list[logging.LogRecord]) -> None:
     ask("/v1/models\nrequest key=bob status=200")
     assert fields(lines[0], "route") == ["other"] and "\n" not in lines[0].getMessage()
 
@@ -102,15 +102,15 @@ def test_a_refusal_is_named_and_counted(lines: list[logging.LogRecord]) -> None:
         assert registry.get_sample_value(name, labels) == times
 
 
-def test_faults_and_clients_that_left_have_a_status(lines: list[logging.LogRecord]) -> None:
+def test_faults_and_aborted_requests_have_a_status(lines: list[logging.LogRecord]) -> None:
     with pytest.raises(RuntimeError):
         ask("/v1/models")
     ask("/gone")
     assert [record.status for record in lines] == [500, 499]  # type: ignore[attr-defined]
 
 
-def test_an_answer_to_nobody_is_none(lines: list[logging.LogRecord]) -> None:
-    """As vLLM gives where a client left: 200, without a body."""
+def test_an_answer_after_the_client_left_is_not_an_answer(lines: list[logging.LogRecord]) -> None:
+    """vLLM answers a client that left with 200 and no body."""
     scope: Scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
 
     async def answers_nobody(scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,14 +129,12 @@ def test_an_answer_to_nobody_is_none(lines: list[logging.LogRecord]) -> None:
 
 
 @pytest.mark.parametrize("given", [(), ("",), ("a b",), ("x" * 65,), ("a\nb",), ("a", "b"), ("é",)])
-def test_an_id_that_cannot_be_used_is_replaced(
-    lines: list[logging.LogRecord], given: tuple[str, ...]
-) -> None:
+def test_an_invalid_id_is_replaced(lines: list[logging.LogRecord], given: tuple[str, ...]) -> None:
     headers, seen = ask("/v1/chat/completions", *given)
     assert len(headers[b"x-request-id"]) == 32 and headers[b"x-request-id"] == seen
 
 
-def test_a_usable_id_is_kept(lines: list[logging.LogRecord]) -> None:
+def test_a_valid_id_is_kept(lines: list[logging.LogRecord]) -> None:
     headers, seen = ask("/v1/chat/completions", "0af7:req.1_2-3")
     assert headers[b"x-request-id"] == seen == b"0af7:req.1_2-3"
 
@@ -150,7 +148,7 @@ def test_a_usable_id_is_kept(lines: list[logging.LogRecord]) -> None:
         [(b"x-request-id", b"a"), (b"content-type", b"text/plain"), (b"x-request-id", b"b")],
     ],
 )
-def test_an_answer_has_one_id_whatever_the_app_adds(headers: list[tuple[bytes, bytes]]) -> None:
+def test_an_answer_has_one_id_even_if_the_app_adds_some(headers: list[tuple[bytes, bytes]]) -> None:
     async def with_headers(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -186,7 +184,7 @@ def test_the_prompt_of_several_answers_counts_once() -> None:
             num_generation_tokens=5, queued_ts=1.0, scheduled_ts=1.5, first_token_latency=0.75
         )
         tokens.add(request, index == 0, stats, tells_media(SimpleNamespace(architecture="Some")))  # type: ignore[arg-type]
-    assert tokens.described() == {
+    assert tokens.fields() == {
         "text_tokens": 12,
         "image_tokens": 64,
         "video_tokens": 3,

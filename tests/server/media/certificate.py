@@ -1,4 +1,4 @@
-"""A certificate authority of the test's own, and a server's certificate of it."""
+"""A certificate authority for tests, and a server's certificate from it."""
 
 import datetime
 import tempfile

@@ -10,7 +10,7 @@ CODECS = {"mp4": "mp4v", "avi": "MJPG", "webm": "VP80"}
 
 
 def clip(frames: int = 25, rate: float = 10, size: tuple[int, int] = (64, 48), kind: str = "mp4") -> bytes:
-    """A video whose frames, a moving square over a slope of greys, all differ."""
+    """A video whose frames all differ: a square moves over a gradient of greys."""
     width, height = size
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"clip.{kind}"

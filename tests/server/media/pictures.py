@@ -1,4 +1,4 @@
-"""Pictures in the forms that a client may send them."""
+"""Pictures in the forms that a client can send."""
 
 import io
 import struct
@@ -31,7 +31,7 @@ def chunk(name: bytes, body: bytes) -> bytes:
 def png(
     width: int, height: int, *before_data: bytes, depth: int = 8, colour: int = 0, data: bytes = b""
 ) -> bytes:
-    """A PNG whose header says this size, whatever its data are."""
+    """A PNG whose header has this size, for any data."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return (
         SIGNATURE
@@ -43,12 +43,12 @@ def png(
 
 
 def damaged(part: bytes) -> bytes:
-    """A chunk of a PNG whose checksum is wrong."""
+    """A PNG chunk with a wrong checksum."""
     return part[:-1] + bytes([part[-1] ^ 1])
 
 
 def riff(*chunks: tuple[bytes, bytes]) -> bytes:
-    """A WebP of these chunks."""
+    """A WebP with these chunks."""
     body = b"".join(
         name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for name, data in chunks
     )
@@ -61,7 +61,7 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def inserted(data: bytes, *parts: bytes, before: bytes = b"") -> bytes:
-    """A PNG, JPEG or GIF with parts behind its header, or before the PNG's first chunk of this name."""
+    """A PNG, JPEG or GIF with parts after its header, or before the PNG's first chunk of this name."""
     if before:
         at = data.index(before) - 4
     elif data.startswith(SIGNATURE):

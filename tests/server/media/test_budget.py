@@ -1,4 +1,4 @@
-"""Images hold no more memory than the operator gives them, however small their files or pictures are."""
+"""Images hold at most the operator's memory, however small their files or pictures are."""
 
 import asyncio
 import gc
@@ -25,7 +25,7 @@ MILLION = encoded(Image.new("RGB", (1000, 1000)), "WEBP", lossless=True)
 MANY = 10**8
 
 
-def test_an_image_counts_until_it_is_gone() -> None:
+def test_an_image_counts_until_it_is_freed() -> None:
     budget = MediaBudget(6)  # two images of three megabytes
     images = [decode(MILLION, MANY, budget), decode(MILLION, MANY, budget)]
     for _ in range(3):
@@ -38,7 +38,7 @@ def test_an_image_counts_until_it_is_gone() -> None:
     assert copy.size == (1000, 1000)
 
 
-def test_what_is_refused_counts_nothing() -> None:
+def test_refused_images_count_nothing() -> None:
     budget = MediaBudget(3)
     for _ in range(10):
         with pytest.raises(MediaRefused):
@@ -46,7 +46,7 @@ def test_what_is_refused_counts_nothing() -> None:
     decode(MILLION, MANY, budget)
 
 
-def test_many_threads_leave_nothing_behind() -> None:
+def test_many_threads_leave_nothing_counted() -> None:
     budget = MediaBudget(12)
 
     def once(_: int) -> int:
@@ -62,7 +62,7 @@ def test_many_threads_leave_nothing_behind() -> None:
     assert len(images) == 4
 
 
-def test_the_client_may_come_again() -> None:
+def test_the_client_can_retry() -> None:
     connector = RequestMedia()
     connector.budget = MediaBudget(6)
 
@@ -72,11 +72,11 @@ def test_the_client_may_come_again() -> None:
 
     full = [each for each in asyncio.run(ask()) if isinstance(each, GracefulHTTPError)]
     assert len(full) == 1 and full[0].http_status == HTTPStatus.TOO_MANY_REQUESTS
-    assert "ask again" in str(full[0])
+    assert "try again" in str(full[0])
 
 
 LARGE = encoded(Image.new("RGB", (1, 1))) + bytes(400 * 1024)
-"""A file with one pixel and 400 KiB behind it."""
+"""A file with one pixel followed by 400 KiB."""
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def web() -> Iterator[Counted]:
 
 @pytest.fixture
 def connector(web: Counted, tmp_path: Path) -> RequestMedia:
-    """It has room for two large files."""
+    """A connector with room for two large files."""
     connector = RequestMedia(
         allowed_local_media_path=str(tmp_path), allowed_media_domains=[f"http://*:{web.server_port}"]
     )
@@ -110,7 +110,7 @@ def of_source(source: str, web: Counted, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("source", ["data", "file", "http"])
-def test_a_file_counts_until_its_image_is_gone(
+def test_a_file_counts_until_its_image_is_freed(
     connector: RequestMedia, web: Counted, tmp_path: Path, source: str
 ) -> None:
     url = of_source(source, web, tmp_path)
@@ -123,7 +123,9 @@ def test_a_file_counts_until_its_image_is_gone(
     assert connector.fetch_image(url).size == images[0].size == (1, 1)
 
 
-def test_a_file_counts_as_it_comes_and_not_once_it_is_refused(connector: RequestMedia, web: Counted) -> None:
+def test_a_file_counts_while_it_arrives_and_not_after_a_refusal(
+    connector: RequestMedia, web: Counted
+) -> None:
     at = f"http://127.0.0.2:{web.server_port}"
     for _ in range(3):
         with pytest.raises(GracefulHTTPError):

@@ -1,4 +1,4 @@
-"""Data URLs and local files, as vLLM asks for them."""
+"""Data URLs and local files, through vLLM's interface."""
 
 import asyncio
 import base64
@@ -47,25 +47,25 @@ def test_a_data_url(header: str) -> None:
     ("url", "reason"),
     [
         ("data:image/png;base64,", "its data URL is empty."),
-        ("data:image/png;base64,!!!!", "its data URL is not base64."),
-        ("data:image/png;base64,AAAAA", "its data URL is not base64."),
-        ("data:image/png;base64,ÄÖÜ=", "its data URL is not base64."),
-        ("data:image/png,raw", "its data URL is not data:TYPE;base64, and base64 text."),
-        ("data:", "its data URL is not data:TYPE;base64, and base64 text."),
+        ("data:image/png;base64,!!!!", "the text of its data URL is not base64."),
+        ("data:image/png;base64,AAAAA", "the text of its data URL is not base64."),
+        ("data:image/png;base64,ÄÖÜ=", "the text of its data URL is not base64."),
+        ("data:image/png,raw", "its data URL must have the form data:TYPE;base64,TEXT."),
+        ("data:", "its data URL must have the form data:TYPE;base64,TEXT."),
         (data_url(b"no picture"), "it is not a PNG, JPEG, WebP or GIF."),
         (data_url(PICTURE[:60]), "it is damaged or cut short."),
-        ("blob:https://example.com/1", "its URL begins with none of data:, https: and file:."),
+        ("blob:https://example.com/1", "its URL must begin with data:, https:, http: or file:."),
     ],
 )
 def test_data_urls_that_are_refused(url: str, reason: str) -> None:
     assert refusal(url) == reason
 
 
-def test_limits_of_the_operator() -> None:
+def test_the_operators_limits() -> None:
     connector = RequestMedia()
     connector.settings = MediaSettings.model_validate({"max_image_mib": "0.001", "max_image_pixels": 100})
     assert refusal(data_url(bytes(1049)), connector) == "it has more than 1,048 bytes."
-    assert "the most is 100 in all" in refusal(data_url(encoded(Image.new("L", (11, 10)))), connector)
+    assert "may have at most 100" in refusal(data_url(encoded(Image.new("L", (11, 10)))), connector)
     assert connector.fetch_image(data_url(encoded(Image.new("L", (10, 10))))).size == (10, 10)
 
 
@@ -74,7 +74,7 @@ def test_no_file_without_a_folder(tmp_path: Path) -> None:
     assert "this server reads no files" in refusal((tmp_path / "a.png").as_uri())
 
 
-def test_files_are_of_the_folder(tmp_path: Path) -> None:
+def test_only_files_in_the_folder_are_read(tmp_path: Path) -> None:
     folder, outside = tmp_path / "pictures", tmp_path / "secret.png"
     (folder / "deep").mkdir(parents=True)
     for path in (folder / "a b.png", folder / "deep" / "c.png", outside, tmp_path / "pictures.png"):
@@ -108,7 +108,7 @@ def test_files_are_of_the_folder(tmp_path: Path) -> None:
             assert str(folder) not in message
 
 
-def test_decoding_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_does_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
 
     def decode(*_: object) -> Image.Image:
@@ -120,7 +120,7 @@ def test_decoding_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) ->
     assert threads and threading.main_thread() not in threads
 
 
-def test_the_background_is_the_operators() -> None:
+def test_the_operator_sets_the_background() -> None:
     clear = encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 0)))
     connector = RequestMedia({"image": {"rgba_background_color": list(RED)}})
     assert connector.fetch_image(data_url(clear)).getpixel((0, 0)) == RED
@@ -133,7 +133,7 @@ def test_vllm_gets_the_settings() -> None:
         connector = MEDIA_CONNECTOR_REGISTRY.load(
             MEDIA_CONNECTOR, media_io_kwargs=None, allowed_local_media_path="", allowed_media_domains=None
         )
-        assert "the most is 7 in all" in refusal(data_url(PICTURE), connector)
+        assert "may have at most 7" in refusal(data_url(PICTURE), connector)
         assert connector.load_from_url.__func__ is RequestMedia.load_from_url
     finally:
         use_media(MediaSettings())

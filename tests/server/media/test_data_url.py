@@ -1,4 +1,4 @@
-"""base64 as clients send it is taken, what is not base64 is refused, and the limits are of bytes."""
+"""The forms of base64 that clients send are accepted, others are refused, and limits are in bytes."""
 
 import base64
 import time
@@ -80,7 +80,7 @@ def test_the_forms_of_the_header(header: str) -> None:
     "text",
     [
         "!!!!",
-        "AAAAA",  # six bits are no byte
+        "AAAAA",  # six bits are not a byte
         "AAAA=AAA",
         "AAAA.AAAA",
         "AAAA,AAAA",
@@ -96,11 +96,11 @@ def test_the_forms_of_the_header(header: str) -> None:
     ],
 )
 def test_what_is_not_base64(text: str) -> None:
-    assert refusal(f"data:image/png;base64,{text}") == "its data URL is not base64"
+    assert refusal(f"data:image/png;base64,{text}") == "the text of its data URL is not base64"
 
 
 @pytest.mark.parametrize("text", ["", " ", "\r\n", "%0A", "==", "%3D%3D"])
-def test_nothing(text: str) -> None:
+def test_an_empty_url(text: str) -> None:
     assert refusal(f"data:image/png;base64,{text}") == "its data URL is empty"
 
 
@@ -108,12 +108,12 @@ def test_nothing(text: str) -> None:
     "header", ["data:", "data:image/png", "data:image/png,", "data:base64,", "data:xbase64,"]
 )
 def test_what_is_no_base64_url(header: str) -> None:
-    assert refusal(header + "AAAA") == "its data URL is not data:TYPE;base64, and base64 text"
+    assert refusal(header + "AAAA") == "its data URL must have the form data:TYPE;base64,TEXT"
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 @pytest.mark.parametrize("most", [1000, 1001, 1002])
-def test_the_limit_is_of_bytes(form: Callable[[str], str], most: int) -> None:
+def test_the_limit_is_in_bytes(form: Callable[[str], str], most: int) -> None:
     def text(count: int) -> str:
         return form(base64.b64encode(b"\xff" * count).decode())
 
@@ -123,7 +123,7 @@ def test_the_limit_is_of_bytes(form: Callable[[str], str], most: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["A" * 32 * MIB, "A\n" * 16 * MIB, "%41A" * 8 * MIB])
-def test_what_is_too_large_takes_no_memory(text: str) -> None:
+def test_a_url_that_is_too_large_needs_no_memory(text: str) -> None:
     url = "data:image/png;base64," + text
     tracemalloc.start()
     try:
@@ -135,7 +135,7 @@ def test_what_is_too_large_takes_no_memory(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["%41" * 10 * MIB, "%0A" * 10 * MIB, "%" * 30 * MIB, " " * 30 * MIB])
-def test_escapes_are_read_soon(text: str) -> None:
+def test_escapes_are_read_quickly(text: str) -> None:
     start = time.monotonic()
     refusal("data:image/png;base64," + text, 5 * MIB)
     assert time.monotonic() - start < 4

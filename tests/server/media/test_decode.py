@@ -1,4 +1,4 @@
-"""From bytes to RGB: the forms that are right, and the sentences for those that are refused."""
+"""From bytes to RGB: the supported forms, and the messages for others."""
 
 import functools
 import io
@@ -24,7 +24,7 @@ CLEAR = (0, 0, 0, 0)
 
 
 def refusal(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
-    """Why the bytes are refused: quickly, without an address or a path."""
+    """The reason why the bytes are refused. Checks that it comes quickly, without an address or a path."""
     start = time.monotonic()
     with pytest.raises(MediaRefused) as refused:
         decode(data, max_pixels)
@@ -67,7 +67,9 @@ def test_greys_stay(mode: str) -> None:
     image = Image.new(mode, (2, 1), 0)
     image.putpixel((1, 0), (255, 255) if mode == "LA" else 255)
     picture = decode(encoded(image), MAX_PIXELS)
-    assert picture.getpixel((0, 0)) == ((255, 255, 255) if mode == "LA" else (0, 0, 0))  # clear on white
+    assert picture.getpixel((0, 0)) == (
+        (255, 255, 255) if mode == "LA" else (0, 0, 0)
+    )  # transparent on white
     assert picture.getpixel((1, 0)) == (255, 255, 255)
 
 
@@ -80,7 +82,7 @@ def test_sixteen_bits_become_eight() -> None:
     assert decode(colours, MAX_PIXELS).getpixel((0, 0)) == RED
 
 
-def test_what_is_clear_shows_the_background() -> None:
+def test_transparent_pixels_show_the_background() -> None:
     image = Image.new("RGBA", (2, 1), CLEAR)
     image.putpixel((1, 0), (*RED, 255))
     for data in (
@@ -105,7 +107,7 @@ def test_what_is_clear_shows_the_background() -> None:
         (16, 2, b"\x12\x34" * 3, rows([[0, 0, 0, 0x1234, 0x1234, 0x1234]], 2), ["black", "clear"]),
     ],
 )
-def test_the_colour_that_is_clear_in_a_png(
+def test_the_transparent_colour_of_a_png(
     depth: int, colour: int, clear: bytes, data: bytes, expected: list[str | tuple[int, int, int]]
 ) -> None:
     picture = decode(
@@ -130,16 +132,16 @@ def test_small_and_long_images(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("size", "reason"),
     [
-        ((20_000, 1), "the longest side is 8,192"),
-        ((1, 101), "one side may be 100 times the other"),
-        ((5001, 5000), "it is 5001 x 5000 pixels, and the most is 25,000,000 in all"),
+        ((20_000, 1), "a side may have at most 8,192"),
+        ((1, 101), "a side may be at most 100 times the other"),
+        ((5001, 5000), "it has 5001 x 5000 pixels, and may have at most 25,000,000"),
     ],
 )
 def test_sizes_that_are_refused(size: tuple[int, int], reason: str) -> None:
     assert reason in refusal(encoded(Image.new("L", size)))
 
 
-def test_a_size_that_the_header_only_claims() -> None:
+def test_a_size_that_only_the_header_has() -> None:
     for size in [(2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (100_000, 100_000)]:
         assert "pixels" in refusal(png(*size))
     for size in [(0, 0), (0, 5)]:
@@ -148,7 +150,7 @@ def test_a_size_that_the_header_only_claims() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_what_is_cut_short(kind: str) -> None:
+def test_truncated_images(kind: str) -> None:
     data = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), kind)
     for length in (1, 8, 20, 60, len(data) // 2, len(data) - 30):
         refusal(data[:length])
@@ -162,12 +164,12 @@ def test_other_formats_are_refused(kind: str) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"GIF89a", b"%!PS-Adobe", b"<svg xmlns='x'/>", b"\0" * 1000, b"RIFF1234WEBP"]
 )
-def test_what_is_no_image(data: bytes) -> None:
+def test_bytes_that_are_not_an_image(data: bytes) -> None:
     refusal(data)
 
 
-def test_bombs_stay_small() -> None:
-    """Vast pictures in few bytes (vLLM's PR 47010), and profiles and texts that unpack to gigabytes."""
+def test_bombs_need_little_memory() -> None:
+    """Huge pictures in few bytes (vLLM's PR 47010), and profiles and texts that unpack to gigabytes."""
     process = psutil.Process()
     zeros = zlib.compress(bytes(2**28), 9)
     bombs = [
@@ -192,4 +194,4 @@ def test_the_size_is_read_before_anything_is_decoded(monkeypatch: pytest.MonkeyP
         raise AssertionError("decoded")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-    assert "25 in all" in refusal(encoded(Image.new("RGB", (6, 5))), 25)
+    assert "may have at most 25" in refusal(encoded(Image.new("RGB", (6, 5))), 25)

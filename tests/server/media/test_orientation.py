@@ -1,4 +1,4 @@
-"""EXIF turns a picture upright once, however often vLLM parses it, and stays behind."""
+"""EXIF turns a picture upright exactly once, however often vLLM parses it, and is then removed."""
 
 import functools
 import io
@@ -34,11 +34,11 @@ UPRIGHT = {
     7: "WG BR",
     8: "GW RB",
 }
-"""By EXIF orientation: what the rows RG BW are when they are upright."""
+"""The upright picture for the rows RG BW, by EXIF orientation."""
 
 
 def quarters(size: tuple[int, int] = (96, 64)) -> Image.Image:
-    """RG above BW: every way to turn it gives another picture."""
+    """RG above BW, a picture that differs for each way to turn it."""
     width, height = size
     image = Image.new("RGB", size, WHITE)
     image.paste(RED, (0, 0, width // 2, height // 2))
@@ -72,7 +72,7 @@ def by_pillow(data: bytes) -> Image.Image:
 
 
 def parsed_again(picture: Image.Image | MediaWithBytes[Image.Image]) -> Image.Image:
-    """What the model's tower sees with vLLM's image cache on."""
+    """The model's input with vLLM's image cache."""
     for _ in range(2):
         picture = MultiModalDataParser().parse_mm_data({"image": [picture]})["image"].get(0)
     assert isinstance(picture, Image.Image)
@@ -130,7 +130,7 @@ TIFF = exif_of(6).removeprefix(b"Exif\0\0")
         encoded(quarters(), "WEBP", exif=exif_of(6), icc_profile=bytes(100)),
     ],
 )
-def test_wherever_the_orientation_is(data: bytes) -> None:
+def test_the_orientation_is_found_in_all_places(data: bytes) -> None:
     picture = decode(data)
     assert letters(picture) == UPRIGHT[6] and picture.tobytes() == by_pillow(data).tobytes()
     check_bare(picture)
@@ -148,7 +148,7 @@ def test_wherever_the_orientation_is(data: bytes) -> None:
         *[(mode, "WEBP", {"lossless": True}) for mode in ("RGB", "RGBA")],
     ],
 )
-def test_every_mode_is_turned_and_bare(mode: str, kind: str, options: dict[str, Any]) -> None:
+def test_every_mode_is_turned_and_stripped(mode: str, kind: str, options: dict[str, Any]) -> None:
     grey = Image.linear_gradient("L").resize((96, 64))
     image = grey.convert("I").convert(mode) if mode == "I;16" else grey.convert(mode)
     flat, turned = (decode(encoded(image, kind, exif=exif_of(each), **options)) for each in (1, 6))
@@ -157,7 +157,7 @@ def test_every_mode_is_turned_and_bare(mode: str, kind: str, options: dict[str, 
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
-def test_an_animation_is_bare(kind: str) -> None:
+def test_an_animation_is_stripped(kind: str) -> None:
     frames = [quarters(), Image.new("RGB", (96, 64), RED)]
     options = {} if kind == "GIF" else {"exif": exif_of(8)}
     picture = decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options))
@@ -174,13 +174,13 @@ def test_an_animation_is_bare(kind: str) -> None:
         b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(64),
         b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 60,
         b"Exif\0\0II+\0\x08\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff" + bytes(32),
-        b"Exif\0\0II*\0\x08\0\0\0\1\0\x1a\1\5\0\0\0\0\0\0\0\0\0",  # a resolution of no numbers
+        b"Exif\0\0II*\0\x08\0\0\0\1\0\x1a\1\5\0\0\0\0\0\0\0\0\0",  # a resolution without numbers
         exif_of(0),
         exif_of(9),
         exif_of(65535),
     ],
 )
-def test_exif_that_says_nothing_turns_nothing(kind: str, exif: bytes) -> None:
+def test_exif_without_an_orientation_turns_nothing(kind: str, exif: bytes) -> None:
     picture = decode(encoded(quarters(), kind, exif=exif))
     check_bare(picture)
     assert letters(picture) == UPRIGHT[1]
@@ -195,8 +195,8 @@ def test_exif_that_says_nothing_turns_nothing(kind: str, exif: bytes) -> None:
         struct.pack(">HHIi", 0x8769, 9, 1, -1),
     ],
 )
-def test_exif_that_is_broken_elsewhere_still_turns(kind: str, entry: bytes) -> None:
-    """Pillow's exif_transpose writes the rest anew, and can't."""
+def test_exif_with_other_broken_parts_still_turns(kind: str, entry: bytes) -> None:
+    """Pillow's exif_transpose rewrites the other parts, and fails."""
     orientation = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\2" + orientation + entry + bytes(4)
     data = encoded(quarters(), kind, exif=exif)
@@ -205,8 +205,8 @@ def test_exif_that_is_broken_elsewhere_still_turns(kind: str, entry: bytes) -> N
     assert letters(decode(data)) == UPRIGHT[6]
 
 
-def test_pictures_share_no_hash_by_what_their_exif_says() -> None:
-    """vLLM takes an image's EXIF ImageID for its identity where it is a UUID."""
+def test_pictures_with_the_same_exif_id_have_different_hashes() -> None:
+    """vLLM uses an image's EXIF ImageID as its identity if it is a UUID."""
     named = [exif_of(1, tA420="0123456789abcdef0123456789abcdef")] * 2
     files = [
         encoded(image, exif=exif) for image, exif in zip((quarters(), quarters((64, 96))), named, strict=True)

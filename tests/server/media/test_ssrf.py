@@ -1,7 +1,7 @@
-"""No URL of a request makes the server talk to an address that it must not: the hit count stays 0.
+"""No URL in a request makes the server connect to a forbidden address: the count of connections stays 0.
 
-The forbidden servers listen on 127.0.0.1 and ::1, an allowed one on 127.0.0.2, which the tests' settings name
-as a network. The controls fetch images from it, so the suite can fail.
+The forbidden servers listen on 127.0.0.1 and ::1, an allowed one on 127.0.0.2, which is in the tests'
+settings. The controls fetch images from it, so that the tests can fail.
 """
 
 import asyncio
@@ -103,14 +103,14 @@ def media(*allowed: str, settings: MediaSettings = SETTINGS) -> RequestMedia:
 
 
 def fetched(url: str, *allowed: str, settings: MediaSettings = SETTINGS) -> tuple[int, int]:
-    """The size of the image that is fetched."""
+    """The size of the fetched image."""
     image = media(*allowed, settings=settings).load_from_url(url, ImageMediaIO())
     size: tuple[int, int] = image.media.size
     return size
 
 
 def refusal(url: str, *allowed: str, settings: MediaSettings = SETTINGS) -> str:
-    """Why nothing is fetched: a sentence that names no address."""
+    """The message of a refused fetch, after a check that it names no address."""
     with pytest.raises(VLLMValidationError) as refused:
         fetched(url, *allowed, settings=settings)
     message = str(refused.value)
@@ -119,8 +119,8 @@ def refusal(url: str, *allowed: str, settings: MediaSettings = SETTINGS) -> str:
     return message
 
 
-def test_an_allowed_server_is_asked(targets: Targets, good: Counted) -> None:
-    """The control: by name, by address, and whatever its content type says."""
+def test_an_allowed_server_is_used(targets: Targets, good: Counted) -> None:
+    """This is a control: by name, by address, and with any content type."""
     url, hits = f"http://{HOST}:{targets.port}/a.png?size=big", good.hits
     assert fetched(url, f"http://{HOST}:{targets.port}") == (64, 64)
     assert fetched(url.upper().replace("/A.PNG", "/a.png"), f"http://{HOST}:{targets.port}") == (64, 64)
@@ -149,8 +149,8 @@ def test_videos_are_fetched_by_the_same_rules(targets: Targets, good: Counted) -
         small.fetch_video(f"{here}/clip")
 
 
-def test_the_forbidden_server_answers_where_the_rule_is_relaxed(shared_targets: Targets) -> None:
-    """The other control: nothing but the rule keeps images from being fetched there."""
+def test_the_forbidden_server_answers_with_a_relaxed_rule(shared_targets: Targets) -> None:
+    """This is the other control: only the rule prevents a fetch from there."""
     relaxed = MediaSettings(fetch_networks=(IPv4Network("127.0.0.0/8"),))
     url = f"http://{FORBIDDEN}:{shared_targets.port}"
     before = shared_targets.hits
@@ -201,7 +201,7 @@ ALL_FORMS = [
 
 @pytest.mark.parametrize("form", ALL_FORMS)
 def test_forms_of_a_loopback_address(targets: Targets, form: str) -> None:
-    """With any host and this port allowed, only the address stands against them."""
+    """Any host and this port are allowed, so only the address can be refused."""
     refusal(f"http://{form}:{targets.port}/a.png", f"http://*:{targets.port}")
     refusal(f"http://{form}:{targets.port}/a.png", f"http://{HOST}:{targets.port}")
 
@@ -261,7 +261,7 @@ TRICKS = [
 
 @pytest.mark.parametrize("trick", TRICKS)
 def test_tricks_of_url_parsers(targets: Targets, good: Counted, trick: str) -> None:
-    """CVE-2026-24779 among them: no reading of these URLs is that of the allowed server."""
+    """One is CVE-2026-24779. No interpretation of these URLs is the allowed server's."""
     hits = good.hits
     refusal(trick.format(host=HOST, bad=FORBIDDEN, port=targets.port), f"http://{HOST}:{targets.port}")
     assert good.hits == hits
@@ -272,16 +272,16 @@ def test_tricks_of_url_parsers(targets: Targets, good: Counted, trick: str) -> N
 def test_a_redirect_is_not_followed(targets: Targets, good: Counted, status: int, to: str) -> None:
     hits = good.hits
     said = refusal(f"http://{HOST}:{targets.port}/{status}/{to}", f"http://*:{targets.port}")
-    assert "its URL redirects: give the address that it leads to" in said
+    assert "its URL redirects to another: give the URL that it redirects to" in said
     assert good.hits == hits + 1
 
 
-def test_headers_lead_nowhere(targets: Targets, good: Counted) -> None:
+def test_headers_do_not_redirect(targets: Targets, good: Counted) -> None:
     url = f"http://{HOST}:{targets.port}/refresh"
     assert fetched(url, f"http://*:{targets.port}") == (64, 64)
 
 
-def test_a_name_of_a_forbidden_address(targets: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_with_a_forbidden_address(targets: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
     url, allowed = f"http://{HOST}:{targets.port}/a.png", f"http://{HOST}:{targets.port}"
     for addresses in ([FORBIDDEN], ["::1"], ["::ffff:127.0.0.1"], ["169.254.169.254"], [FORBIDDEN, GOOD], []):
         resolve(monkeypatch, **{HOST: [addresses]})
@@ -291,7 +291,7 @@ def test_a_name_of_a_forbidden_address(targets: Targets, monkeypatch: pytest.Mon
 def test_a_name_that_changes_its_answer(
     targets: Targets, good: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name is resolved once for a connection; what a second question would answer is never used."""
+    """A name is resolved once for a connection, and a second answer would never be used."""
     url, allowed, hits = f"http://{HOST}:{targets.port}/a.png", f"http://{HOST}:{targets.port}", good.hits
     names = resolve(monkeypatch, **{HOST: [[GOOD], [FORBIDDEN], [GOOD], [FORBIDDEN]]})
     assert fetched(url, allowed) == (64, 64)
@@ -324,8 +324,8 @@ def test_answers_that_are_refused(targets: Targets, good: Counted, path: str, re
     assert reason in refusal(f"http://{HOST}:{targets.port}{path}", f"http://*:{targets.port}")
 
 
-def test_tls_is_of_the_name_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection goes to the checked address, the certificate must be the name's."""
+def test_tls_checks_the_requested_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection goes to the checked address, and the certificate has to be the name's."""
     server = Counted(GOOD, behaviours={"/a.png": answer(PICTURE)})
     authority, chain = certificate(HOST)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -383,7 +383,7 @@ def test_networks_that_the_operator_names() -> None:
     assert not may_fetch_from("::ffff:10.1.2.3", settings.fetch_networks)
 
 
-def test_http_is_for_servers_that_are_named_so() -> None:
+def test_http_is_only_for_servers_that_are_listed_with_it() -> None:
     origins = AllowedOrigins([HOST, "http://plain.example", "deep.example:8443"])
     assert origins.checked(f"https://{HOST}/a.png").host == HOST
     assert origins.checked("http://plain.example/a.png").scheme == "http"
@@ -401,7 +401,7 @@ def test_http_is_for_servers_that_are_named_so() -> None:
 @pytest.mark.parametrize(
     "entry", ["", "https://a/b", "a b", "ftp://a", "*.example.com", "a@b", "a\\b", "a:b"]
 )
-def test_entries_that_are_no_server(entry: str) -> None:
+def test_entries_that_are_not_a_server(entry: str) -> None:
     with pytest.raises(ValueError, match=r"--allowed-media-domains: .* is not a host"):
         AllowedOrigins([entry])
 
@@ -413,7 +413,7 @@ def test_a_caller_without_an_event_loop_gets_the_same(targets: Targets) -> None:
         asyncio.run(connector.fetch_image_async(url))
     with pytest.raises(VLLMValidationError):
         connector.fetch_image(url)
-    with pytest.raises(VLLMValidationError, match="an address that media may not be fetched from"):
+    with pytest.raises(VLLMValidationError, match="its server's address is not public"):
         connector.fetch_video(url)
-    with pytest.raises(VLLMValidationError, match="and no other media"):
+    with pytest.raises(VLLMValidationError, match="takes only images and videos"):
         connector.fetch_audio(url)

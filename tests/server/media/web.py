@@ -1,4 +1,4 @@
-"""Web servers on loopback addresses that count who comes, and a DNS that says what a test wants."""
+"""Web servers on loopback addresses that count connections, and a DNS with the test's answers."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ Behaviour = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Counted(ThreadingHTTPServer):
-    """Answers by path, and counts connections, with or without a request on them."""
+    """Answers by path, and counts connections, with or without a request."""
 
     def __init__(self, address: str, port: int = 0, behaviours: dict[str, Behaviour] | None = None) -> None:
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -26,7 +26,7 @@ class Counted(ThreadingHTTPServer):
         return super().get_request()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients leave in mid-answer here, as they should."""
+        """Ignore clients that leave during an answer, as they should here."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -67,7 +67,7 @@ def answer(body: bytes, status: int = 200, **headers: str) -> Behaviour:
 
 
 def drip(handler: BaseHTTPRequestHandler) -> None:
-    """A byte every tenth of a second."""
+    """Send a byte every tenth of a second."""
     handler.send_response(200)
     handler.end_headers()
     for _ in range(200):
@@ -76,7 +76,7 @@ def drip(handler: BaseHTTPRequestHandler) -> None:
 
 
 def endless(handler: BaseHTTPRequestHandler) -> None:
-    """No length, no end."""
+    """Send an endless answer without a length."""
     handler.send_response(200)
     handler.end_headers()
     while True:
@@ -84,9 +84,9 @@ def endless(handler: BaseHTTPRequestHandler) -> None:
 
 
 class Names:
-    """Stands in for `socket.getaddrinfo`: the n-th question for a name gets its n-th answer, then the last.
+    """Replaces `socket.getaddrinfo`: the n-th query for a name gets its n-th answer, and later ones the last.
 
-    Names that are not listed go to the system's resolver, which knows the numeric forms.
+    Other names go to the system's resolver, which knows the numeric forms.
     """
 
     def __init__(self, **answers: Sequence[Sequence[str]]) -> None:

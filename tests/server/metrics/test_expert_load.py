@@ -1,4 +1,4 @@
-"""Reading and drawing the expert load, without an engine."""
+"""Reading and showing the expert load, without an engine."""
 
 import asyncio
 import re
@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import ValidationError
 
-from prismoe.server.commands.demo import load_told
+from prismoe.server.commands.demo import load_report
 from prismoe.server.commands.load_table import load_table, tail_sentence
 from prismoe.server.metrics.expert_load import ExpertLoad
 from prismoe.server.metrics.load_reader import ExpertLoadReader
@@ -19,12 +19,12 @@ from prismoe.server.metrics.routes import ServedRouting, router, routing_in_forc
 from tests.server.fake_engine import LOAD, NOTHING, UNSEEN, UNSEEN_WHY, FakeEngine, large_load, routing
 
 
-def test_a_load_of_another_shape_is_refused() -> None:
+def test_a_load_with_a_wrong_shape_is_refused() -> None:
     with pytest.raises(ValidationError):
         asyncio.run(ExpertLoadReader(FakeEngine({**LOAD, "more": 1}, LOAD)).read())
 
 
-def test_polling_outlives_a_failure_and_ends_with_the_engine() -> None:
+def test_polling_survives_a_failure_and_ends_with_the_engine() -> None:
     more = {**LOAD, "tail_tokens": [17, 1]}
     engine = FakeEngine(LOAD, RuntimeError("no answer"), more)
     reader = ExpertLoadReader(engine)
@@ -34,7 +34,7 @@ def test_polling_outlives_a_failure_and_ends_with_the_engine() -> None:
     assert reader.latest == ExpertLoad.model_validate(more)
 
 
-def test_an_idle_engine_is_not_asked() -> None:
+def test_an_idle_engine_is_not_read() -> None:
     work = iter([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0, 3.0])
     engine = FakeEngine(LOAD, LOAD, LOAD)
     reader = ExpertLoadReader(engine, lambda: next(work))
@@ -48,7 +48,7 @@ def test_an_idle_engine_is_not_asked() -> None:
     assert list(work) == []
 
 
-def test_work_that_is_done_while_the_engine_answers_is_read_next() -> None:
+def test_work_during_a_reading_is_read_next() -> None:
     class Busy(FakeEngine):
         async def ask(self, method: str, *args: Any) -> list[Any]:
             load = await super().ask(method, *args)
@@ -61,7 +61,7 @@ def test_work_that_is_done_while_the_engine_answers_is_read_next() -> None:
     assert engine.asked == 2
 
 
-def test_readers_at_once_ask_the_engine_once() -> None:
+def test_simultaneous_readers_share_one_call_of_the_engine() -> None:
     async def crowd() -> list[ExpertLoad]:
         return await asyncio.gather(*[reader.read() for _ in range(20)])
 
@@ -71,7 +71,7 @@ def test_readers_at_once_ask_the_engine_once() -> None:
     assert engine.asked == 1
 
 
-def test_clients_get_a_reading_of_the_last_half_second() -> None:
+def test_clients_get_a_reading_that_is_at_most_half_a_second_old() -> None:
     now = 0.0
     more = {**LOAD, "tail_tokens": [17, 1]}
     engine = FakeEngine(LOAD, more, NOTHING)
@@ -89,7 +89,7 @@ def test_clients_get_a_reading_of_the_last_half_second() -> None:
     assert engine.asked == 3
 
 
-def test_vllms_counters_tell_whether_work_was_done() -> None:
+def test_vllms_counters_show_whether_work_was_done() -> None:
     registry = CollectorRegistry()
     assert vllm_tokens(registry) is None
     prompt = Counter("vllm:prompt_tokens", "", ["engine"], registry=registry)
@@ -101,7 +101,7 @@ def test_vllms_counters_tell_whether_work_was_done() -> None:
     assert vllm_tokens(registry) == 50
 
 
-def test_the_table_has_a_line_per_layer_and_modality() -> None:
+def test_the_table_has_a_line_for_each_layer_and_modality() -> None:
     lines = load_table(ExpertLoad.model_validate(LOAD)).splitlines()
     assert len(lines) == 5
     assert len({len(line) for line in lines}) == 1
@@ -114,7 +114,7 @@ def test_the_table_of_layers_with_different_experts() -> None:
     assert len(load_table(ExpertLoad.model_validate(load)).splitlines()) == 5
 
 
-def test_the_table_of_many_experts_tells_the_most_and_least_loaded() -> None:
+def test_the_table_of_many_experts_shows_the_most_and_least_loaded() -> None:
     lines = load_table(ExpertLoad.model_validate(large_load())).splitlines()
     assert len(lines) == 1 + 48 * 3
     assert {len(line) for line in lines} == {len(lines[0])} and len(lines[0]) < 80
@@ -124,7 +124,7 @@ def test_the_table_of_many_experts_tells_the_most_and_least_loaded() -> None:
     assert idle[1].split() == ["0", "text", "0", "0.00"]
 
 
-def test_the_demo_tells_the_load_or_why_it_cannot() -> None:
+def test_the_demo_shows_the_load_or_the_reason_why_it_cannot() -> None:
     class Served:
         def __init__(self, load: dict[str, Any], in_force: ServedRouting) -> None:
             self._told = {"/v1/routing/load": load, "/v1/routing": in_force.model_dump()}
@@ -132,9 +132,9 @@ def test_the_demo_tells_the_load_or_why_it_cannot() -> None:
         def get(self, path: str) -> Any:
             return self._told[path]
 
-    assert load_told(Served(UNSEEN, routing())) == UNSEEN_WHY  # type: ignore[arg-type]
-    told = load_told(Served(LOAD, routing(0, 2)))  # type: ignore[arg-type]
-    assert load_table(ExpertLoad.model_validate(LOAD)) in told and "(ltdr) knows no tail tokens" in told
+    assert load_report(Served(UNSEEN, routing())) == UNSEEN_WHY  # type: ignore[arg-type]
+    told = load_report(Served(LOAD, routing(0, 2)))  # type: ignore[arg-type]
+    assert load_table(ExpertLoad.model_validate(LOAD)) in told and "(ltdr) has no tail tokens" in told
 
 
 def test_the_sentence_on_tail_tokens() -> None:
@@ -158,19 +158,23 @@ def test_the_sentence_on_tail_tokens() -> None:
     sound = {**LOAD, "modalities": ["text", "audio"], "tail_tokens": [0, 0]}
     assert tail_sentence(ExpertLoad.model_validate(sound), in_force).startswith("0 of 0 vision tokens (0.0%")
     layers[0]["policy"] = layers[1]["policy"] = {"policy": "topk"}
-    assert "knows no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), in_force)
+    assert "has no tail tokens" in tail_sentence(ExpertLoad.model_validate(LOAD), in_force)
     switched = {"layers": layers, "in_force": "native"}
     assert tail_sentence(ExpertLoad.model_validate(LOAD), switched) == (
         "The model's native routing is in force, not its policy (topk)."
     )
+    native = {"layers": [{"policy": {"policy": "native"}}], "in_force": "native"}
+    assert tail_sentence(ExpertLoad.model_validate(LOAD), native) == (
+        "The policy in force (native) has no tail tokens."
+    )
 
 
 def test_engines_that_see_different_layers_are_refused() -> None:
-    """Such as where the self-check found one of them miscounted."""
+    """For example, the self-check found that one of them miscounts."""
 
     class Engines(FakeEngine):
         async def ask(self, method: str, *args: Any) -> list[Any]:
-            return [told.model_dump() for told in self.answers]
+            return [reported.model_dump() for reported in self.answers]
 
     assert asyncio.run(routing_in_force(Engines(routing(0, 2), routing(0, 2)))) == routing(0, 2)
     for engines in ((routing(0, 2), routing()), (routing(), routing(0, 2))):
@@ -178,7 +182,7 @@ def test_engines_that_see_different_layers_are_refused() -> None:
             asyncio.run(routing_in_force(Engines(*engines)))
 
 
-def test_the_engines_of_data_parallelism_are_summed() -> None:
+def test_the_loads_of_data_parallel_engines_are_added_up() -> None:
     idle = {
         **NOTHING,
         "expert_tokens": [[[0, 0, 0, 1], [0] * 4], [[1, 0, 0, 0], [0] * 4]],
@@ -202,7 +206,7 @@ def test_the_engines_of_data_parallelism_are_summed() -> None:
     assert total.routing_variance == [[0.75, 1.0], [0.75, 3.0]]
 
 
-def test_the_shadows_of_several_engines_are_summed_by_themselves() -> None:
+def test_the_shadows_of_several_engines_are_added_up_separately() -> None:
     shadow = {**LOAD, "tail_tokens": [3, 1]}
     total = asyncio.run(ExpertLoadReader(FakeEngine([{**LOAD, "shadow": shadow}] * 2)).read())
     assert total.tail_tokens == [32, 0]
@@ -210,26 +214,26 @@ def test_the_shadows_of_several_engines_are_summed_by_themselves() -> None:
     assert total.shadow.tokens == total.tokens == [[20, 128]] * 2
 
 
-def test_what_no_engine_tells_stays_untold_in_the_sum() -> None:
+def test_values_that_no_engine_has_are_missing_in_the_sum() -> None:
     load = {**LOAD, "near_ties": [[None, None], [0, 6]]}
     total = asyncio.run(ExpertLoadReader(FakeEngine([load, load])).read())
     assert total.near_ties == [[None, None], [0, 12]]
 
 
-def test_the_start_tells_how_each_kind_of_layer_routes() -> None:
+def test_the_start_describes_the_routing_of_each_kind_of_layer() -> None:
     policies = [{"policy": "native"}, {"policy": "topk"}, {"policy": "native"}]
     assert routing(0, 1, 5, experts=128, policies=policies).sentences() == [
         "MoELLaVAPhiForCausalLM takes text, image.",
-        "MoE layers of 128 experts: 2. The model's gate (softmax) picks 2, "
-        "CPUExperts runs them, the policy is native (checkpoint).",
-        "MoE layers of 128 experts: 1. The model's gate (softmax) picks 2, "
-        "CPUExperts runs them, the policy is topk (checkpoint).",
+        "MoE layers with 128 experts: 2. Their gate (softmax) picks 2 experts, "
+        "CPUExperts runs them, and the policy is native (set by: checkpoint).",
+        "MoE layers with 128 experts: 1. Their gate (softmax) picks 2 experts, "
+        "CPUExperts runs them, and the policy is topk (set by: checkpoint).",
     ]
     told = routing(0, 1, policies=policies)
     told.shadow = routing(0, 1, policies=[{"policy": "ltdr"}, {"policy": "entropy"}]).layers
     assert told.sentences()[-2:] == [
-        "In the shadow ltdr is counted in 1 MoE layers, and routes nothing.",
-        "In the shadow entropy is counted in 1 MoE layers, and routes nothing.",
+        "The shadow policy is ltdr. Its choices are counted and not used. MoE layers: 1.",
+        "The shadow policy is entropy. Its choices are counted and not used. MoE layers: 1.",
     ]
     assert routing().sentences() == ["MoELLaVAPhiForCausalLM takes text, image.", UNSEEN_WHY]
 
@@ -241,5 +245,5 @@ def test_a_model_whose_layers_cannot_be_seen_has_empty_lists() -> None:
     app.state.routing = routing()
     client = TestClient(app)
     assert client.get("/v1/routing/load").json() == {**UNSEEN, "shadow": None}
-    told = client.get("/v1/routing").json()
-    assert told["layers"] == [] and told["not_supported"] == [UNSEEN_WHY]
+    reported = client.get("/v1/routing").json()
+    assert reported["layers"] == [] and reported["not_supported"] == [UNSEEN_WHY]

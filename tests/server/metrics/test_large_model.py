@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a made-up load of 48 layers × 128 experts × 3 modalities. Without an engine."""
+"""A real Prometheus scrapes a made-up load of 48 layers × 128 experts × 3 modalities, without an engine."""
 
 import asyncio
 import re
@@ -26,7 +26,7 @@ EXPERTS_QUERIES = {name: query for name, query in QUERIES.items() if name.starts
 
 
 class Growing:
-    """An engine that counted as much again at each question."""
+    """An engine whose counts grow by the same amount at each reading."""
 
     errored = False
 
@@ -40,7 +40,7 @@ class Growing:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Has scraped the load more than once."""
+    """A Prometheus that has scraped the load more than once."""
     reader, registry = ExpertLoadReader(Growing()), CollectorRegistry()
     asyncio.run(reader.read())
     in_force = routing(*range(LAYERS), experts=EXPERTS, modalities=MODALITIES)
@@ -64,7 +64,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             self.wfile.write(answer.content)
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Print nothing."""
 
     served = HTTPServer(("127.0.0.1", 0), Scraped)
     threading.Thread(target=served.serve_forever, daemon=True).start()
@@ -86,12 +86,12 @@ def test_every_panel_shows_something(prometheus: Prometheus, query: str) -> None
     assert shows_something(prometheus.query(with_variables(query)))
 
 
-def test_panels_by_modality_tell_of_each(prometheus: Prometheus) -> None:
+def test_panels_by_modality_have_each_modality(prometheus: Prometheus) -> None:
     by_modality = [query for query in EXPERTS_QUERIES.values() if "by (modality)" in query]
     assert len(by_modality) > 10
     for query in by_modality:
-        told = {labels["modality"] for labels, _ in prometheus.query(with_variables(query))}
-        assert told == set(MODALITIES), query
+        reported = {labels["modality"] for labels, _ in prometheus.query(with_variables(query))}
+        assert reported == set(MODALITIES), query
 
 
 @pytest.mark.parametrize("title", ["per token now", "per token, all", "per token", "per token by layer"])
@@ -115,7 +115,7 @@ def test_vision_is_image_and_video(prometheus: Prometheus) -> None:
     assert of_the_first == pytest.approx((image_and_video - 2 * 64) / (image_and_video * EXPERTS))
 
 
-def test_variables_find_the_models_modalities(prometheus: Prometheus) -> None:
+def test_variables_have_the_models_modalities(prometheus: Prometheus) -> None:
     found = {}
     for variable in DASHBOARDS["experts.json"]["templating"]["list"]:
         if variable["type"] == "query":

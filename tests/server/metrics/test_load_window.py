@@ -1,4 +1,4 @@
-"""The sliding window, with a clock of the test's own."""
+"""The sliding window, with a simulated clock."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def window(clock: Clock) -> LoadWindow:
     return window
 
 
-def test_before_a_window_has_passed_all_counts(clock: Clock, window: LoadWindow) -> None:
+def test_before_a_window_has_passed_everything_counts(clock: Clock, window: LoadWindow) -> None:
     clock.now = 20
     window.add(load(7))
     counted = window.counted()
@@ -53,7 +53,7 @@ def test_before_a_window_has_passed_all_counts(clock: Clock, window: LoadWindow)
 
 
 @pytest.mark.parametrize("interval", [0.2, 5.0, 7.0, 290.0])
-def test_a_steady_load_is_counted_for_the_window_and_at_most_a_step_and_a_reading_more(
+def test_a_steady_load_counts_for_the_window_plus_at_most_a_step_and_a_reading(
     clock: Clock, window: LoadWindow, interval: float
 ) -> None:
     readings = int(3 * WINDOW_S / interval)
@@ -64,7 +64,7 @@ def test_a_steady_load_is_counted_for_the_window_and_at_most_a_step_and_a_readin
     assert WINDOW_S - 1e-6 <= seconds <= WINDOW_S + WINDOW_S / STEPS + interval
 
 
-def test_what_an_idle_engine_counted_leaves_the_window(clock: Clock, window: LoadWindow) -> None:
+def test_an_idle_engines_counts_leave_the_window(clock: Clock, window: LoadWindow) -> None:
     clock.now = 10
     window.add(load(5))
     clock.now = 10 + WINDOW_S - 1
@@ -73,7 +73,7 @@ def test_what_an_idle_engine_counted_leaves_the_window(clock: Clock, window: Loa
     assert window.counted().tokens_M.tolist() == [0, 0]
 
 
-def test_work_after_a_pause_is_counted_alone(clock: Clock, window: LoadWindow) -> None:
+def test_after_a_pause_only_new_work_is_counted(clock: Clock, window: LoadWindow) -> None:
     clock.now = 10
     window.add(load(5))
     clock.now = 5000
@@ -81,7 +81,7 @@ def test_work_after_a_pause_is_counted_alone(clock: Clock, window: LoadWindow) -
     assert window.counted().tokens_M.tolist() == [3, 6]
 
 
-def test_memory_is_bounded(clock: Clock, window: LoadWindow) -> None:
+def test_memory_is_limited(clock: Clock, window: LoadWindow) -> None:
     for reading in range(20 * STEPS):
         clock.now = reading * WINDOW_S / (10 * STEPS)
         window.add(load(reading))

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real server: every panel's and rule's query must find something."""
+"""A real Prometheus scrapes a real server: every panel's and rule's query has to find data."""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ VARIABLES = [
 def prometheus(
     server: Server, picture: bytes, other_picture: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
-    """Has scraped the server under a mixed load."""
+    """A Prometheus that has scraped the server under a mixed load."""
     running = Prometheus(tmp_path_factory.mktemp("prometheus"), server.url)
     try:
         running.wait_until(lambda: bool(running.query("prismoe_window_tokens")), 60)
@@ -58,7 +58,7 @@ def test_every_variable_has_values(prometheus: Prometheus, query: str) -> None:
     assert values and "" not in values
 
 
-def test_every_rule_is_evaluated_on_what_there_is_and_no_alert_fires(prometheus: Prometheus) -> None:
+def test_every_rule_is_evaluated_and_no_alert_fires(prometheus: Prometheus) -> None:
     rules = prometheus.rules()
     assert {rule["type"] for rule in rules} == {"recording", "alerting"}
     for rule in rules:
@@ -70,7 +70,7 @@ def test_totals_in_prometheus_are_the_engines(prometheus: Prometheus, server: Se
     assert totals["prismoe_tokens_total", "image"] > 0
 
 
-def test_statuses_are_called_as_the_rules_expect(prometheus: Prometheus) -> None:
+def test_statuses_have_the_names_that_the_rules_expect(prometheus: Prometheus) -> None:
     statuses = {labels["status"] for labels, _ in prometheus.query("http_requests_total")}
     assert "2xx" in statuses and all(re.fullmatch("[1-5]xx", status) for status in statuses)
 

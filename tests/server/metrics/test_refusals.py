@@ -1,4 +1,4 @@
-"""Every kind of refusal, by the real middlewares, reaches the operators' panel. Without an engine."""
+"""Every kind of refusal by the real middlewares appears in the operators' panel, without an engine."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ STATUSES = {
 
 
 class Server:
-    """prismoe's middlewares around an app that holds requests until they are let go."""
+    """prismoe's middlewares around an app that holds requests until they are released."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         registry = CollectorRegistry()
@@ -64,12 +64,12 @@ class Server:
         await self.go.wait()
 
     async def ask(self, key: str | None, body: bytes | AsyncIterator[bytes] = b"{}") -> int:
-        """The status of a request's answer."""
+        """Send a request, and return the status of its answer."""
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         return (await self._http.post(CHAT, headers=headers, content=body)).status_code
 
     async def hold(self, key: str, body: bytes = b"{}") -> "asyncio.Task[int]":
-        """A request that is under way from now on."""
+        """Start a request that keeps running."""
         held, task = self.held, asyncio.create_task(self.ask(key, body))
         while self.held == held:
             await asyncio.sleep(0)
@@ -90,7 +90,7 @@ async def slow() -> AsyncIterator[bytes]:
 
 
 async def refuse_each(server: Server) -> dict[str, set[int]]:
-    """Ask for ten refusals of each kind; the statuses of each."""
+    """Send ten requests for each kind of refusal, and return their statuses."""
     statuses: dict[str, set[int]] = {}
 
     async def ten(reason: str, ask: Callable[[], Awaitable[int]]) -> None:
@@ -117,7 +117,7 @@ async def refuse_each(server: Server) -> dict[str, set[int]]:
 
 
 def panel_query() -> str:
-    """That of the panel for refusals."""
+    """The query of the panel for refusals."""
     dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "serving.json").read_text())
     [panel] = [panel for panel in dashboard["panels"] if panel["title"] == "Refused requests"]
     [target] = panel["targets"]

@@ -1,4 +1,4 @@
-"""Changes of the routing at run time, without an engine: who may ask, for what, and what comes of it."""
+"""Changes of the routing at run time, without an engine: permissions, requests and effects."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ POLICIES: list[dict[str, Any]] = [
 
 
 class Rig:
-    """The routes behind the gate, of a model of two engines under a policy."""
+    """The routes behind the gate, for a model with two engines under a policy."""
 
     def __init__(self, switchable: bool = True, keys: KeyRing | None = KEYS) -> None:
         self.engines = SwitchedEngines(*POLICIES)
@@ -59,19 +59,19 @@ class Rig:
         return answer
 
     def policies(self) -> list[dict[str, Any]]:
-        """As `GET /v1/routing` tells them."""
-        told = self._http.get("/v1/routing", headers={"Authorization": "Bearer client"})
-        return [layer["policy"] for layer in told.json()["layers"]]
+        """The policies in the answer of `GET /v1/routing`."""
+        reported = self._http.get("/v1/routing", headers={"Authorization": "Bearer client"})
+        return [layer["policy"] for layer in reported.json()["layers"]]
 
     def in_force(self) -> str:
-        told = self._http.get("/v1/routing", headers={"Authorization": "Bearer client"})
-        return str(told.json()["in_force"])
+        reported = self._http.get("/v1/routing", headers={"Authorization": "Bearer client"})
+        return str(reported.json()["in_force"])
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, {"model_name": "model", **labels})
 
     def switches(self) -> tuple[float | None, float | None]:
-        """To `native`, and to the policy."""
+        """Switches to `native`, and to the policy."""
         name = "prismoe_routing_switches_total"
         return self.metric(name, to="native"), self.metric(name, to="policy")
 
@@ -86,7 +86,7 @@ def test_all_engines_are_switched_there_and_back(monkeypatch: pytest.MonkeyPatch
     assert (rig.in_force(), rig.metric("prismoe_policy_in_force"), rig.switches()) == ("policy", 1, (0, 0))
     answer = rig.put(NATIVE)
     assert (answer.status_code, answer.json()) == (200, NATIVE)
-    assert said == ["The routing is switched to native by the key of the-admin."]
+    assert said == ["The key the-admin switched the routing to native."]
     assert rig.engines.routed_by == ["native", "native"]
     assert (rig.in_force(), rig.metric("prismoe_policy_in_force"), rig.switches()) == ("native", 0, (1, 0))
     assert rig.put(POLICY).json() == POLICY
@@ -94,23 +94,23 @@ def test_all_engines_are_switched_there_and_back(monkeypatch: pytest.MonkeyPatch
     assert (rig.in_force(), rig.metric("prismoe_policy_in_force"), rig.switches()) == ("policy", 1, (1, 1))
 
 
-def test_asking_for_what_is_in_force_changes_nothing() -> None:
+def test_a_change_to_the_routing_in_force_changes_nothing() -> None:
     rig = Rig()
     assert rig.put(POLICY).status_code == 200
     assert rig.switches() == (0, 0)
     assert rig.switch.salted("mine") == "mine" and rig.switch.salted(None) is None
 
 
-def test_one_engine_that_lags_behind_is_a_change() -> None:
-    """As after a call that failed half way."""
+def test_a_change_repairs_an_engine_that_lags_behind() -> None:
+    """One engine is different after a call that failed half way."""
     rig = Rig()
     rig.engines.routed_by = ["policy", "native"]
     assert rig.put(POLICY).status_code == 200
     assert rig.engines.routed_by == ["policy", "policy"] and rig.switches() == (0, 1)
 
 
-def test_each_change_has_a_salt_of_its_own() -> None:
-    """So the prefix cache begins anew, and clients stay as far apart in it as they were."""
+def test_each_change_has_its_own_salt() -> None:
+    """So the prefix cache starts empty, and clients stay as separate in it as before."""
     rig = Rig()
     seen = [rig.switch.salted(None)]
     for body in (NATIVE, POLICY, NATIVE):
@@ -129,7 +129,7 @@ def test_other_keys_are_refused(role: str, status: int) -> None:
 
 
 @pytest.mark.parametrize("role", ["", "admin"])
-def test_without_keys_nobody_may(role: str) -> None:
+def test_without_keys_nobody_may_switch(role: str) -> None:
     rig = Rig(keys=None)
     answer = rig.put(NATIVE, role)
     assert answer.status_code == 403 and "--api-keys-file" in message(answer)
@@ -139,7 +139,7 @@ def test_without_keys_nobody_may(role: str) -> None:
 @pytest.mark.parametrize(
     "body", [{}, [], None, "native", *({"routing": value} for value in ("ltdr", None, 1, ["native"]))]
 )
-def test_other_bodies_are_refused_with_a_sentence(body: Any) -> None:
+def test_other_bodies_are_refused_with_a_message(body: Any) -> None:
     rig = Rig()
     answer = rig.put(body)
     assert answer.status_code == 400 and message(answer).endswith(".")
@@ -150,10 +150,10 @@ def test_other_bodies_are_refused_with_a_sentence(body: Any) -> None:
 
 
 @pytest.mark.parametrize("body", [NATIVE, POLICY])
-def test_where_there_is_nothing_to_switch(body: dict[str, str]) -> None:
+def test_models_without_a_switch(body: dict[str, str]) -> None:
     rig = Rig(switchable=False)
     answer = rig.put(body)
-    assert (answer.status_code, message(answer)) == (409, routes.NOTHING_TO_SWITCH)
+    assert (answer.status_code, message(answer)) == (409, routes.NOT_SWITCHABLE)
     assert rig.engines.routed_by == ["policy", "policy"]
 
 
@@ -167,26 +167,29 @@ def test_thresholds_are_changed_in_all_engines(monkeypatch: pytest.MonkeyPatch) 
     assert rig.policies() == [layer["policy"] for layer in answer.json()["layers"]] == expected
     assert rig.engines.policies == [dict(enumerate(expected))] * 2
     assert said == [
-        "Thresholds are changed by the key of the-admin: "
+        "The key the-admin changed thresholds: "
         "vision_threshold is 0.4, low is 0, threshold of layer 1 is 0.5."
     ]
     assert rig.metric("prismoe_threshold_changes_total") == 1
     salt = rig.switch.salted(None)
     assert salt and rig.switches() == (0, 0)
-    assert rig.patch({"vision_threshold": 0.4}).status_code == 200  # as it is
+    assert rig.patch({"vision_threshold": 0.4}).status_code == 200  # unchanged
     assert (rig.switch.salted(None), rig.metric("prismoe_threshold_changes_total")) == (salt, 1)
     assert rig.patch({"vision_threshold": 0.3}).status_code == 200
     assert rig.switch.salted(None) not in (salt, None)
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "sentence"),
     [
-        ({}, "Name a threshold to change: they are high, low, text_threshold, threshold, vision_threshold."),
-        ({"top_k": 1}, "top_k is no threshold in force: they are high, "),
-        ({"layers": {"0": {"low": 0.1}}}, "low is no threshold of layer 0: its policy dual_threshold has "),
+        ({}, "Name a threshold to change: there are high, low, text_threshold, threshold, vision_threshold."),
+        ({"top_k": 1}, "top_k is not a threshold in force: these are high, "),
+        (
+            {"layers": {"0": {"low": 0.1}}},
+            "low is not a threshold of layer 0: its policy dual_threshold has ",
+        ),
         ({"layers": {"7": {"low": 0.1}}}, "layers names 7, but the MoE layers under a policy are 0, 1, 2."),
-        ({"threshold": -1}, "The policy ltdr of layer 1 can't do that: threshold: Input should be "),
+        ({"threshold": -1}, "The policy ltdr of layer 1 refuses this: threshold: Input should be "),
         ({"low": 0.9}, "low is 0.9 and high is 0.8: give a low below high"),
         ({"vision_threshold": 0.5, "high": 2}, "high: Input should be less than or equal to 1."),
         ({"threshold": "0.1"}, ""),
@@ -198,15 +201,15 @@ def test_thresholds_are_changed_in_all_engines(monkeypatch: pytest.MonkeyPatch) 
         (None, ""),
     ],
 )
-def test_thresholds_that_no_policy_takes_are_refused_with_a_sentence(body: Any, said: str) -> None:
+def test_thresholds_that_no_policy_has_are_refused_with_a_message(body: Any, sentence: str) -> None:
     rig = Rig()
     answer = rig.patch(body)
-    assert answer.status_code == 400 and said in message(answer) and message(answer).endswith(".")
+    assert answer.status_code == 400 and sentence in message(answer) and message(answer).endswith(".")
     assert rig.engines.policies == [dict(enumerate(POLICIES))] * 2
     assert rig.switch.salted(None) is None
 
 
-def test_a_threshold_is_a_number_that_ends() -> None:
+def test_a_threshold_is_a_finite_number() -> None:
     for value in (b"NaN", b"Infinity"):
         rig = Rig()
         headers = {"Authorization": "Bearer admin", "Content-Type": "application/json"}
@@ -217,22 +220,22 @@ def test_a_threshold_is_a_number_that_ends() -> None:
 
 
 @pytest.mark.parametrize(("role", "status"), [("", 401), ("client", 403), ("metrics", 403)])
-def test_other_keys_change_no_threshold(role: str, status: int) -> None:
+def test_other_keys_cannot_change_thresholds(role: str, status: int) -> None:
     rig = Rig()
     assert rig.patch({"threshold": 0.5}, role).status_code == status
     assert Rig(keys=None).patch({"threshold": 0.5}).status_code == 403
     refused = Rig(switchable=False).patch({"threshold": 0.5})
-    assert (refused.status_code, message(refused)) == (409, routes.NOTHING_TO_SWITCH)
+    assert (refused.status_code, message(refused)) == (409, routes.NOT_SWITCHABLE)
     assert rig.engines.policies == [dict(enumerate(POLICIES))] * 2
 
 
 def test_the_metrics_are_in_the_documentation() -> None:
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
     names = {sample.name for family in Rig().registry.collect() for sample in family.samples}
-    told = {name for name in names if not name.endswith("_created")}
-    assert told == {
+    reported = {name for name in names if not name.endswith("_created")}
+    assert reported == {
         "prismoe_routing_switches_total",
         "prismoe_policy_in_force",
         "prismoe_threshold_changes_total",
     }
-    assert all(f"`{name}`" in page for name in told)
+    assert all(f"`{name}`" in page for name in reported)

@@ -1,4 +1,4 @@
-"""However many ask, one question is under way."""
+"""However many callers there are, only one call runs."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ MANY = 50
 
 
 class Slow:
-    """Answers with the number of the question, when it is let go."""
+    """Answers with the number of the call, when it is released."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -29,7 +29,7 @@ class Slow:
         return number
 
 
-def test_who_comes_later_gets_a_later_answer_and_all_of_them_the_same() -> None:
+def test_later_callers_share_one_later_answer() -> None:
     async def crowd() -> None:
         slow = Slow()
         shared = SingleFlight(slow)

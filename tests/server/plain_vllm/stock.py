@@ -1,4 +1,4 @@
-"""vLLM's own command in an environment of its own, which has vLLM's packages and prismoe's wheel."""
+"""vLLM's own command in a separate environment, which has vLLM's packages and prismoe's wheel."""
 
 import json
 import shutil
@@ -33,18 +33,21 @@ COMMAND = "from vllm.entrypoints.cli.main import main\n\nif __name__ == '__main_
 
 
 def stock_environment(folder: Path) -> Path:
-    """Make it; the file of the command `vllm`. All packages but prismoe are those of this environment."""
+    """Make the environment, and return its command `vllm`.
+
+    Except for prismoe, all packages are those of this environment.
+    """
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
-    # A path that a .pth file adds has no .pth files of its own: prismoe's editable installation stays behind.
+    # A path from a .pth file adds no further .pth files, so prismoe's editable installation is left out.
     (site / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
     for file in (REPOSITORY / "deploy" / "torchvision").iterdir():
         shutil.copy(file, site)
     (site / "imported").mkdir()
     (site / "note_imports.py").write_text(NOTE_IMPORTS)
     (site / "note_imports.pth").write_text("import note_imports\n")
-    # vLLM's command asks for its version by this name, under which the CPU build is not installed.
+    # vLLM's command reads its version by this name, under which the CPU build is not installed.
     metadata = site / "vllm.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version(VLLM)}+cpu\n")
@@ -57,12 +60,12 @@ def stock_environment(folder: Path) -> Path:
 
 
 def settings(**values: Any) -> tuple[str, str]:
-    """The option that gives prismoe these settings, and has the load read often."""
+    """The option that gives prismoe these settings, with frequent readings of the load."""
     return "--additional-config", json.dumps({"prismoe": {"expert_load_interval": 0.2, **values}})
 
 
 def imported(command: Path) -> set[str]:
-    """What of prismoe the environment's processes imported since it was last asked."""
+    """The modules of prismoe that the environment's processes imported since the last call."""
     files = list(command.parent.parent.glob("lib/*/site-packages/imported/*"))
     names = {name for file in files for name in file.read_text().split()}
     for file in files:
@@ -71,7 +74,7 @@ def imported(command: Path) -> set[str]:
 
 
 class StockServer(Server):
-    """A running `vllm serve`; `plugins` is VLLM_PLUGINS."""
+    """A running `vllm serve`. `plugins` is the value of VLLM_PLUGINS."""
 
     def __init__(self, log: Path, command: Path, *arguments: str, plugins: str | None = "prismoe") -> None:
         environment = {"PYTHONPATH": ""} | ({} if plugins is None else {"VLLM_PLUGINS": plugins})

@@ -12,18 +12,19 @@ import pytest
 
 from prismoe.benchmarks.monitoring.dashboards import QUERIES, shows_something, with_variables
 from prismoe.benchmarks.monitoring.prometheus import Prometheus
+from prismoe.loadtests.local_server import free_port
+from tests.doc_commands import documented
 from tests.model_plugins.in_tree.checkpoints import make_checkpoint
 from tests.model_plugins.in_tree.reference import Answer, answers
 from tests.server.in_tree.asking import MAX_TOKENS, OPTIONS, ask, body
 from tests.server.plain_vllm.conftest import CHATS
 from tests.server.plain_vllm.stock import StockServer, settings
-from tests.server.running import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.prometheus]
 
 TIMES = 10
 OWN_SERVER = "prismoe_refused_requests_total"
-"""What only prismoe's own server tells."""
+"""Metrics that only prismoe's own server has."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def expected(qwen: Path) -> list[Answer]:
 def prometheus(
     vllm: Path, qwen: Path, expected: list[Answer], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
-    """Has scraped both servers while clients asked the router."""
+    """A Prometheus that has scraped both servers while clients used the router."""
     folder = tmp_path_factory.mktemp("behind")
     options = (*OPTIONS, *settings(expert_metrics="full"))
     with ExitStack() as stack:
@@ -55,11 +56,11 @@ def prometheus(
         running = Prometheus(folder, *urls)
         stack.callback(running.stop)
         running.wait_until(lambda: len(running.query("prismoe_window_tokens")) == 6, 60)
-        port = Server.free_port()
+        port = free_port()
         router = subprocess.Popen(
             [
-                *(sys.executable, "-m", "vllm_router.launch_router", "--policy", "round_robin"),
-                *("--host", "127.0.0.1", "--port", str(port), "--worker-urls", *urls),
+                *(sys.executable, "-m", "vllm_router.launch_router"),
+                *router_arguments(port, urls),
             ],
             stdout=(folder / "router").open("wb"),
             stderr=subprocess.STDOUT,
@@ -77,6 +78,13 @@ def prometheus(
             lambda: shows_something(running.query("prismoe:experts_per_token:ratio_rate5m")), 30
         )
         yield running
+
+
+def router_arguments(port: int, urls: list[str]) -> list[str]:
+    """Those of the page, for servers and a port of this machine."""
+    [command] = documented("vllm-router")
+    command = command.replace("0.0.0.0", "127.0.0.1").replace("8080", str(port))
+    return command.replace("http://host-a:8000 http://host-b:8000", " ".join(urls)).split()[1:]
 
 
 def is_ready(http: httpx.Client) -> bool:

@@ -1,4 +1,4 @@
-"""`vllm serve` with prismoe's wheel: answers are as without it, and /metrics has the expert load."""
+"""`vllm serve` with prismoe's wheel: answers are unchanged, and /metrics has the expert load."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from prismoe.model_plugins.files.bundled import bundled_checkpoint
+from tests.doc_commands import documented, shell
 from tests.model_plugins.in_tree.reference import Answer
 from tests.server.conftest import image_part, text_part, user
 from tests.server.in_tree.asking import (
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.server
 
 LAYERS = [1, 2]
 UNUSED = ("worker", "moe_layer", "routing", "recording", "kernels", "server")
-"""Rooms that nobody imports who didn't ask for prismoe."""
+"""Packages of prismoe that are only imported if prismoe is used."""
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def serving(log: Path, vllm: Path, *arguments: str, plugins: str | None = "prism
 
 
 def ask_all(server: StockServer, expected: Sequence[Answer], times: int = 1) -> None:
-    """Every chat, streamed and not, each over a connection of its own: API servers share the port."""
+    """Send every chat, streamed and not, each over its own connection, because API servers share the port."""
 
     def one(asked: dict[str, Any]) -> tuple[list[int], list[int]]:
         with client(server) as http:
@@ -57,17 +58,17 @@ def ask_all(server: StockServer, expected: Sequence[Answer], times: int = 1) -> 
 
     asked = [body(chat, stream=stream) for stream in (False, True) for chat in CHATS] * times
     with ThreadPoolExecutor(4) as pool:
-        told = list(pool.map(one, asked))
-    assert told == [(answer.prompt_ids, answer.token_ids) for answer in expected] * 2 * times
+        reported = list(pool.map(one, asked))
+    assert reported == [(answer.prompt_ids, answer.token_ids) for answer in expected] * 2 * times
 
 
 def cells_of(samples: Samples) -> list[float]:
-    """`prismoe_expert_tokens_total`, by layer, modality and expert."""
+    """The values of `prismoe_expert_tokens_total` by layer, modality and expert."""
     return [value for key, value in samples.items() if key[0] == "prismoe_expert_tokens_total"]
 
 
 def check_metrics(server: StockServer, expected: Sequence[Answer], times: int) -> None:
-    """`times` times the chats were asked since the start."""
+    """Check the metrics after the chats were sent `times` times."""
     counts = 2 * times * np.sum([answer.counts for answer in expected], axis=0)
     tokens = 2 * times * sum(len(answer.modality_T) for answer in expected)
     with client(server) as http:
@@ -96,11 +97,11 @@ def test_two_api_servers_with_all_routes(
     options = ("--api-server-count", "2", *settings(expert_metrics="full", routes=True))
     with serving(tmp_path / "log", vllm, str(glm), *OPTIONS, *options) as server:
         ask_all(server, expected, times=3)
-        for _ in range(6):  # of whichever API server
+        for _ in range(6):  # from either API server
             check_metrics(server, expected, times=3)
         with client(server) as http:
-            told = http.get("/v1/routing").raise_for_status().json()
-            assert [layer["policy"] for layer in told["layers"]] == [{"policy": "native"}] * len(LAYERS)
+            reported = http.get("/v1/routing").raise_for_status().json()
+            assert [layer["policy"] for layer in reported["layers"]] == [{"policy": "native"}] * len(LAYERS)
             assert np.array_equal(
                 load(http)["expert_tokens"], 6 * np.sum([one.counts for one in expected], axis=0)
             )
@@ -111,15 +112,19 @@ def test_two_api_servers_with_all_routes(
 
 
 @pytest.mark.parametrize("plugins", [None, "prismoe"], ids=["unnamed", "named"])
-def test_nothing_of_it_runs_unless_it_is_named(
+def test_nothing_of_prismoe_runs_unless_it_is_named(
     plugins: str | None, vllm: Path, glm: Path, expected: list[Answer], tmp_path: Path
 ) -> None:
-    """vLLM loads the general plugin of every package that is installed."""
+    """vLLM loads the general plugins of all installed packages."""
     imported(vllm)
     with serving(tmp_path / "log", vllm, str(glm), *OPTIONS, plugins=plugins) as server:
         ask_all(server, expected)
         with client(server) as http:
             assert ("prismoe_" in http.get("/metrics").text) is (plugins is not None)
+        if plugins is not None:
+            [command] = documented("curl -s localhost:8000/metrics")
+            said = shell(command.replace("localhost:8000", server.url), tmp_path)
+            assert said and all(line.startswith("prismoe_") for line in said.splitlines())
     names = imported(vllm)
     assert "prismoe.model_plugins.plugin" in names
     rooms = {room for name in names for room in name.split(".") if room in UNUSED}
@@ -131,7 +136,7 @@ def test_nothing_of_it_runs_unless_it_is_named(
     [(None, ()), ("prismoe", ("--data-parallel-size", "2"))],
     ids=["unnamed", "two-engines"],
 )
-def test_a_moe_llava_checkpoint_is_routed_as_by_prismoes_server(
+def test_a_moe_llava_checkpoint_is_routed_like_in_prismoes_server(
     plugins: str | None,
     options: tuple[str, ...],
     vllm: Path,
@@ -139,7 +144,7 @@ def test_a_moe_llava_checkpoint_is_routed_as_by_prismoes_server(
     picture: bytes,
     tmp_path: Path,
 ) -> None:
-    """That needs prismoe's worker in any case. With two engines vLLM starts two API servers."""
+    """It needs prismoe's worker in any case. With two engines, vLLM starts two API servers."""
     asked = {
         "messages": user(image_part(picture), text_part("What is this?")),
         "max_tokens": 8,
@@ -164,23 +169,23 @@ def test_a_moe_llava_checkpoint_is_routed_as_by_prismoes_server(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (settings(colour=1), "--additional-config: prismoe.colour: Extra inputs are not permitted."),
         (settings(routing={"policy": "ltdr"}), "give it a threshold."),
-        (("--worker-cls", "vllm.v1.worker.cpu_worker.CPUWorker"), "prismoe counts in a worker of its own"),
+        (("--worker-cls", "vllm.v1.worker.cpu_worker.CPUWorker"), "prismoe counts in its own worker"),
     ],
     ids=["setting", "policy", "worker"],
 )
-def test_what_can_not_be_ends_the_start_with_a_sentence(
-    options: tuple[str, ...], said: str, vllm: Path, glm: Path, tmp_path: Path
+def test_impossible_settings_end_the_start_with_a_message(
+    options: tuple[str, ...], message: str, vllm: Path, glm: Path, tmp_path: Path
 ) -> None:
     server = StockServer(tmp_path / "log", vllm, str(glm), *OPTIONS, *options)
     assert server.wait() != 0
-    assert said in server.output and "Starting to load model" not in server.output
+    assert message in server.output and "Starting to load model" not in server.output
 
 
-def test_a_dead_engine_ends_the_server_as_vllm_does(vllm: Path, glm: Path, tmp_path: Path) -> None:
+def test_a_dead_engine_ends_the_server_like_in_vllm(vllm: Path, glm: Path, tmp_path: Path) -> None:
     with serving(tmp_path / "log", vllm, str(glm), *OPTIONS) as server:
         engine = next(
             one for one in psutil.Process(server.process.pid).children() if "EngineCore" in one.name()

@@ -1,4 +1,4 @@
-"""Routes, and what requests to them hold."""
+"""Routes, and the bodies of requests to them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Bodies that are refused, by route, each with its sentence."""
+"""Refused bodies by route, each with its message."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ FIRST = "messages[0].content[0]"
 CHAT_HAS_VIDEOS = "Send videos as parts of messages to /v1/chat/completions."
 
 REFUSED: list[tuple[str, Any, str]] = [
-    # Bodies that are no JSON object.
+    # Bodies that are not a JSON object.
     (CHAT, b"", "The request's body is not JSON: EOF while parsing a value at line 1 column 0."),
     (CHAT, b"{", "The request's body is not JSON: EOF while parsing an object at line 1 column 1."),
     (CHAT, b"\xff", "The request's body is not JSON: expected value at line 1 column 1."),
@@ -49,15 +49,19 @@ REFUSED: list[tuple[str, Any, str]] = [
         b'{"a": "\xed\xa0\xbd"}',
         "The request's body is not JSON: invalid unicode code point at line 1 column 8.",
     ),
-    (CHAT, b"[]", "The request's body has to be a JSON object."),
-    (RESPONSES, b"3", "The request's body has to be a JSON object."),
-    (CHAT, b"[" * 100_000, "The request's JSON is nested too deeply."),
-    (CHAT, b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "The request's JSON is nested too deeply."),
+    (CHAT, b"[]", "The request's body must be a JSON object."),
+    (RESPONSES, b"3", "The request's body must be a JSON object."),
+    (CHAT, b"[" * 100_000, "The request's JSON is nested too deeply: send fewer levels."),
+    (
+        CHAT,
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        "The request's JSON is nested too deeply: send fewer levels.",
+    ),
     # Messages and roles.
     (CHAT, {}, "messages is missing."),
-    (CHAT, {"messages": None}, "messages has to be a list."),
+    (CHAT, {"messages": None}, "messages must be a list."),
     (CHAT, {"messages": []}, "messages is empty."),
-    (CHAT, {"messages": [3]}, "messages[0] has to be an object."),
+    (CHAT, {"messages": [3]}, "messages[0] must be an object."),
     (
         CHAT,
         {"messages": [{"author": {"role": "user"}, "content": []}]},
@@ -74,18 +78,18 @@ REFUSED: list[tuple[str, Any, str]] = [
     (
         CHAT,
         {"messages": [{"role": "user", "content": None}]},
-        "messages[0].content has to be a text or a list of parts.",
+        "messages[0].content must be a text or a list of parts.",
     ),
     (CHAT, user(), "messages[0].content is an empty list: give at least one of its parts."),
     (
         CHAT,
         {"messages": [{"role": "assistant"}]},
-        "messages[0] says nothing: give it a content or tool_calls.",
+        "messages[0] is empty: give it a content or tool_calls.",
     ),
-    (CHAT, {"messages": [{"role": "user", "content": "a", "name": 3}]}, "messages[0].name has to be a text."),
+    (CHAT, {"messages": [{"role": "user", "content": "a", "name": 3}]}, "messages[0].name must be a text."),
     (BATCH, {"messages": []}, "messages is empty."),
     (BATCH, {"messages": [[]]}, "messages[0] is empty."),
-    (BATCH, user(TEXT), "messages[0] has to be a list."),
+    (BATCH, user(TEXT), "messages[0] must be a list."),
     # Parts.
     *(
         (path, wrapped({"type": kind, kind: "x"}), f"{where}.type is {kind!r}. {PARTS}")
@@ -112,36 +116,40 @@ REFUSED: list[tuple[str, Any, str]] = [
         f"{FIRST}.type is 'image_pil'. {PARTS}",
     ),
     (CHAT, user({"image_url": URL}), f"{FIRST}.type is missing. {PARTS}"),
-    (CHAT, user("Hi"), f"{FIRST} has to be an object."),
-    (CHAT, user([TEXT]), f"{FIRST} has to be an object."),
+    (CHAT, user("Hi"), f"{FIRST} must be an object."),
+    (CHAT, user([TEXT]), f"{FIRST} must be an object."),
     (CHAT, user({"type": "text"}), f"{FIRST}.text is missing."),
-    (CHAT, user({"type": "text", "text": 3}), f"{FIRST}.text has to be a text."),
-    (CHAT, user({**TEXT, "image_pil": "x"}), f"{FIRST}.image_pil is not taken: {LEFT_OUT}"),
-    (CHAT, user({**TEXT, "<a>": "x"}), f"{FIRST}.<a> is not taken: {LEFT_OUT}"),
-    (CHAT, user({**IMAGE, "image_embeds": "x"}), f"{FIRST}.image_embeds is not taken: {LEFT_OUT}"),
+    (CHAT, user({"type": "text", "text": 3}), f"{FIRST}.text must be a text."),
+    (CHAT, user({**TEXT, "image_pil": "x"}), f"{FIRST}.image_pil is not supported: {LEFT_OUT}"),
+    (CHAT, user({**TEXT, "<a>": "x"}), f"{FIRST}.<a> is not supported: {LEFT_OUT}"),
+    (CHAT, user({**IMAGE, "image_embeds": "x"}), f"{FIRST}.image_embeds is not supported: {LEFT_OUT}"),
     (
         CHAT,
         user({**IMAGE, "uuid": "mine"}),
-        f"{FIRST}.uuid would be shared with other clients: {LEFT_OUT}",
+        f"{FIRST}.uuid would share the medium with other clients: {LEFT_OUT}",
     ),
     (
         CHAT,
         user({"type": "image_url", "uuid": "mine"}),
-        f"{FIRST}.uuid would be shared with other clients: {LEFT_OUT}",
+        f"{FIRST}.uuid would share the medium with other clients: {LEFT_OUT}",
     ),
-    (CHAT, user({"type": "image_url", "image_url": URL}), f"{FIRST}.image_url has to be an object."),
+    (CHAT, user({"type": "image_url", "image_url": URL}), f"{FIRST}.image_url must be an object."),
     (CHAT, user({"type": "image_url", "image_url": {}}), f"{FIRST}.image_url.url is missing."),
     (CHAT, user({"type": "image_url", "image_url": {"url": ""}}), f"{FIRST}.image_url.url is empty."),
-    (CHAT, user({**VIDEO, "uuid": "mine"}), f"{FIRST}.uuid would be shared with other clients: {LEFT_OUT}"),
-    (CHAT, user({**VIDEO, "fps": 2}), f"{FIRST}.fps is not taken: {LEFT_OUT}"),
-    (CHAT, user({"type": "video_url", "video_url": URL}), f"{FIRST}.video_url has to be an object."),
+    (
+        CHAT,
+        user({**VIDEO, "uuid": "mine"}),
+        f"{FIRST}.uuid would share the medium with other clients: {LEFT_OUT}",
+    ),
+    (CHAT, user({**VIDEO, "fps": 2}), f"{FIRST}.fps is not supported: {LEFT_OUT}"),
+    (CHAT, user({"type": "video_url", "video_url": URL}), f"{FIRST}.video_url must be an object."),
     (CHAT, user({"type": "video_url", "video_url": {}}), f"{FIRST}.video_url.url is missing."),
     (
         CHAT,
         user({"type": "video_url", "video_url": {"url": URL, "detail": "low"}}),
-        f"{FIRST}.video_url.detail is not taken: {LEFT_OUT}",
+        f"{FIRST}.video_url.detail is not supported: {LEFT_OUT}",
     ),
-    # What two APIs have no part for.
+    # Parts that two APIs don't have.
     (
         RESPONSES,
         items({"type": "message", "role": "user", "content": [{"type": "input_video", "video_url": URL}]}),
@@ -153,27 +161,27 @@ REFUSED: list[tuple[str, Any, str]] = [
         user({"type": "video", "source": {"type": "url", "url": URL}}),
         f"{FIRST}.type is 'video'. The blocks of a user are: text, image, tool_result. {CHAT_HAS_VIDEOS}",
     ),
-    # Routing that other models than MoE-LLaVA don't take.
+    # Routing settings that only MoE-LLaVA accepts.
     (
         CHAT,
         {**user(IMAGE), "mm_processor_kwargs": {"routing": {}}},
-        "mm_processor_kwargs.routing is MoE-LLaVA's: this model's images are routed by its own gate.",
+        "mm_processor_kwargs.routing is only for MoE-LLaVA models, and this is another: leave it out.",
     ),
     (CHAT, user({"type": "x" * 100}), f"{FIRST}.type is '{'x' * 39}…. {PARTS}"),
     # Calls of tools.
-    (CHAT, tool_calls(5), "messages[0].tool_calls has to be a list."),
-    (CHAT, tool_calls([5]), "messages[0].tool_calls[0] has to be an object."),
+    (CHAT, tool_calls(5), "messages[0].tool_calls must be a list."),
+    (CHAT, tool_calls([5]), "messages[0].tool_calls[0] must be an object."),
     (CHAT, tool_calls([{"id": "c"}]), "messages[0].tool_calls[0].function is missing."),
-    (CHAT, tool_calls([{**CALL, "type": "custom"}]), "messages[0].tool_calls[0].type has to be 'function'."),
+    (CHAT, tool_calls([{**CALL, "type": "custom"}]), "messages[0].tool_calls[0].type must be 'function'."),
     (
         CHAT,
         tool_calls([{"function": {"name": "f", "arguments": 3}}]),
-        "messages[0].tool_calls[0].function.arguments has to be a text that holds JSON, or an object.",
+        "messages[0].tool_calls[0].function.arguments must be a JSON text or an object.",
     ),
     (CHAT, {"messages": [{"role": "tool", "content": "4"}]}, "messages[0].tool_call_id is missing."),
-    # Keys of old.
+    # Obsolete keys.
     *(
-        (path, {**body, old: given}, f"{old} is not taken any more: send {new} instead.")
+        (path, {**body, old: given}, f"{old} is no longer supported: send {new} instead.")
         for path, body in ((CHAT, user(TEXT)), (COMPLETIONS, {"prompt": "Hi"}))
         for old, given, new in (
             ("functions", [], "tools"),
@@ -184,58 +192,58 @@ REFUSED: list[tuple[str, Any, str]] = [
             ("guided_grammar", "root ::= 'a'", "structured_outputs"),
         )
     ),
-    # Numbers of answers, and what is the operator's.
+    # Numbers of answers, and settings that only the operator may change.
     *(
-        (CHAT, {**user(TEXT), "n": n}, "n has to be a whole number.")
+        (CHAT, {**user(TEXT), "n": n}, "n must be a whole number.")
         for n in ("1000", 1000.5, [1000], {"a": 1}, True)
     ),
-    (CHAT, {**user(TEXT), "n": 10**4000}, "n has to be at most 128."),
+    (CHAT, {**user(TEXT), "n": 10**4000}, "n must be at most 128."),
     (
         BATCH,
         {"messages": [user(TEXT)["messages"]] * 43, "n": 3},
-        "The request asks for 129 answers: the most is 128.",
+        "The request asks for 129 answers: ask for at most 128.",
     ),
     (
         CHAT,
         {**user(TEXT), "media_io_kwargs": {"image": {}}},
-        "media_io_kwargs is not taken from requests: leave it out.",
+        "media_io_kwargs is not allowed in requests: leave it out.",
     ),
     *(
         (
             path,
             {**body, "chat_template_kwargs": {name: []}},
-            f"chat_template_kwargs can't hold {name}: leave it out.",
+            f"chat_template_kwargs can't contain {name}: leave it out.",
         )
         for name in ("messages", "tools", "conversation", "return_tensors")
         for path, body in ((CHAT, user(TEXT)), (MESSAGES, user(TEXT)), (RESPONSES, {"input": "a"}))
     ),
-    (CHAT, {**user(TEXT), "chat_template_kwargs": 3}, "chat_template_kwargs has to be an object."),
+    (CHAT, {**user(TEXT), "chat_template_kwargs": 3}, "chat_template_kwargs must be an object."),
     # Completions and tokens.
     (COMPLETIONS, {}, "prompt is missing."),
     *(
         (
             COMPLETIONS,
             {"prompt": prompt},
-            "prompt has to be a text, a list of token ids, or a list of texts or of such lists.",
+            "prompt must be a text, a list of token ids, a list of texts, or a list of lists of token ids.",
         )
         for prompt in (None, 3, {"a": 1}, [1, "a"], [[1], "a"], [[1, "a"]], [True], [None])
     ),
-    (COMPLETIONS, {"prompt": "Hi", "n": 129}, "n has to be at most 128."),
-    (COMPLETIONS, {"prompt": ["Hi"] * 65, "n": 2}, "The request asks for 130 answers: the most is 128."),
-    (COMPLETIONS, {"prompt": [[1, 2]] * 129}, "The request asks for 129 answers: the most is 128."),
-    (TOKENIZE, {}, "The request has to hold either messages or a prompt."),
-    (TOKENIZE, {"prompt": "a", **user(TEXT)}, "The request has to hold either messages or a prompt."),
-    (TOKENIZE, {"prompt": [1]}, "prompt has to be a text."),
-    (DETOKENIZE, {"tokens": ["a"]}, "tokens[0] has to be a whole number."),
-    (DETOKENIZE, {"tokens": [2**40]}, "tokens[0] has to be less than 2147483648."),
-    (DETOKENIZE, {"tokens": [1, -1]}, "tokens[1] has to be at least 0."),
+    (COMPLETIONS, {"prompt": "Hi", "n": 129}, "n must be at most 128."),
+    (COMPLETIONS, {"prompt": ["Hi"] * 65, "n": 2}, "The request asks for 130 answers: ask for at most 128."),
+    (COMPLETIONS, {"prompt": [[1, 2]] * 129}, "The request asks for 129 answers: ask for at most 128."),
+    (TOKENIZE, {}, "The request must have either messages or a prompt."),
+    (TOKENIZE, {"prompt": "a", **user(TEXT)}, "The request must have either messages or a prompt."),
+    (TOKENIZE, {"prompt": [1]}, "prompt must be a text."),
+    (DETOKENIZE, {"tokens": ["a"]}, "tokens[0] must be a whole number."),
+    (DETOKENIZE, {"tokens": [2**40]}, "tokens[0] must be less than 2147483648."),
+    (DETOKENIZE, {"tokens": [1, -1]}, "tokens[1] must be at least 0."),
     # Anthropic's messages.
     *(
         (path, user(block), message)
         for path in (MESSAGES, COUNT)
         for block, message in (
             ({"type": "image"}, f"{FIRST}.source is missing."),
-            ({"type": "image", "source": None}, f"{FIRST}.source has to be an object."),
+            ({"type": "image", "source": None}, f"{FIRST}.source must be an object."),
             (
                 {"type": "image", "source": {}},
                 f"{FIRST}.source.type is missing. The sources are: base64, url.",
@@ -251,7 +259,7 @@ REFUSED: list[tuple[str, Any, str]] = [
             ),
             (
                 {"type": "image", "source": {"type": "base64", "media_type": "x,y", "data": "A"}},
-                f"{FIRST}.source.media_type has to match ^image/[a-z0-9.+-]+$.",
+                f"{FIRST}.source.media_type must match ^image/[a-z0-9.+-]+$.",
             ),
             (
                 {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image"}]},
@@ -280,10 +288,10 @@ REFUSED: list[tuple[str, Any, str]] = [
         {**user(TEXT), "system": [BLOCK]},
         "system[0].type is 'image'. The blocks of a system prompt are: text.",
     ),
-    (MESSAGES, {**user(TEXT), "system": 3}, "system has to be a text or a list of blocks."),
+    (MESSAGES, {**user(TEXT), "system": 3}, "system must be a text or a list of blocks."),
     # Responses.
     (RESPONSES, {}, "input is missing."),
-    (RESPONSES, {"input": None}, "input has to be a text or a list of items."),
+    (RESPONSES, {"input": None}, "input must be a text or a list of items."),
     (RESPONSES, items(), "input is an empty list: give at least one of its items."),
     (
         RESPONSES,
@@ -304,7 +312,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     (
         RESPONSES,
         items({"role": "user", "content": [{**INPUT_IMAGE, "file_id": "x"}]}),
-        f"input[0].content[0].file_id is not taken: {LEFT_OUT}",
+        f"input[0].content[0].file_id is not supported: {LEFT_OUT}",
     ),
     (
         RESPONSES,
@@ -320,7 +328,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     (
         RESPONSES,
         {"input": "a", "previous_input_messages": [{"author": {}}]},
-        "previous_input_messages is not taken from requests: leave it out.",
+        "previous_input_messages is not allowed in requests: leave it out.",
     ),
 ]
-"""Bodies that are refused, and the sentence that says why."""
+"""Refused bodies, and the message with the reason."""

@@ -1,4 +1,4 @@
-"""The text of answers, on the detokenizers of the bundled model's tokenizer."""
+"""The text of answers from the detokenizers of the bundled model's tokenizer."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ TOKENIZER = Tokenizer.from_file(str(bundled_checkpoint() / "tokenizer.json"))
 
 
 class Processor:
-    """What is used of vLLM's output processor."""
+    """The used part of vLLM's output processor."""
 
     def __init__(self) -> None:
         self.request_states: dict[str, Any] = {}
@@ -27,7 +27,7 @@ class Processor:
 
 
 def detokenizer(prompt: list[int], request_id: str, mode: str = "prismoe") -> FastIncrementalDetokenizer:
-    """A mended one. Stop strings make the text of a stream come late."""
+    """A detokenizer with prismoe's fixes. Stop strings delay the text of a stream."""
     processor = Processor()
     config = SimpleNamespace(model_config=SimpleNamespace(tokenizer_mode=mode))
     mend_answers(SimpleNamespace(output_processor=processor, vllm_config=config))  # type: ignore[arg-type]
@@ -39,13 +39,13 @@ def detokenizer(prompt: list[int], request_id: str, mode: str = "prismoe") -> Fa
 
 
 def answered(mended: FastIncrementalDetokenizer, text: str, delta: bool) -> str:
-    """What is told of an answer, token by token."""
-    told = []
+    """The text of an answer, token by token."""
+    reported = []
     ids = TOKENIZER.encode(text, add_special_tokens=False).ids
     for number, token in enumerate(ids, 1):
         mended.update([token], stop_terminated=False)
-        told.append(mended.get_next_output_text(finished=number == len(ids), delta=delta))
-    return "".join(told) if delta else told[-1]
+        reported.append(mended.get_next_output_text(finished=number == len(ids), delta=delta))
+    return "".join(reported) if delta else reported[-1]
 
 
 PROMPT = TOKENIZER.encode("USER: Hi ASSISTANT:").ids
@@ -53,7 +53,7 @@ PROMPT = TOKENIZER.encode("USER: Hi ASSISTANT:").ids
 
 @pytest.mark.parametrize("delta", [True, False])
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         (" maple leaf", "maple leaf"),
         ("maple leaf", "maple leaf"),
@@ -64,14 +64,14 @@ PROMPT = TOKENIZER.encode("USER: Hi ASSISTANT:").ids
         (' {"a": 1}', '{"a": 1}'),
     ],
 )
-def test_an_answer_begins_without_the_space_behind_the_colon(text: str, told: str, delta: bool) -> None:
+def test_an_answer_has_no_space_after_the_colon(text: str, reported: str, delta: bool) -> None:
     for request_id in ("chatcmpl-1", "resp_1"):
-        assert answered(detokenizer(PROMPT, request_id), text, delta) == told
+        assert answered(detokenizer(PROMPT, request_id), text, delta) == reported
     assert answered(detokenizer(PROMPT, "cmpl-1-0"), text, delta) == text
     assert answered(detokenizer(PROMPT, "chatcmpl-1", mode="hf"), text, delta) == text
 
 
-def test_a_message_that_goes_on_keeps_its_space() -> None:
+def test_a_message_that_is_continued_keeps_its_space() -> None:
     token = continues.set(True)
     try:
         assert answered(detokenizer(PROMPT, "chatcmpl-1"), " leaf", delta=True) == " leaf"
@@ -81,7 +81,7 @@ def test_a_message_that_goes_on_keeps_its_space() -> None:
 
 @pytest.mark.parametrize("delta", [True, False])
 @pytest.mark.parametrize(
-    ("prompt", "text", "told"),
+    ("prompt", "text", "reported"),
     [
         (
             [1135, 284, 360, 279, 85, 222, 174, 255],
@@ -96,10 +96,10 @@ def test_a_message_that_goes_on_keeps_its_space() -> None:
         ([], "ing", "ing"),
     ],
 )
-def test_a_prompt_that_ends_inside_a_character_is_not_told(
-    prompt: list[int], text: str, told: str, delta: bool
+def test_a_prompt_that_ends_inside_a_character_adds_no_text(
+    prompt: list[int], text: str, reported: str, delta: bool
 ) -> None:
-    assert answered(detokenizer(prompt, "cmpl-1-0"), text, delta) == told
+    assert answered(detokenizer(prompt, "cmpl-1-0"), text, delta) == reported
 
 
 def test_an_answer_completes_the_character_that_its_prompt_began() -> None:

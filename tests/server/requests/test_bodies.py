@@ -1,4 +1,4 @@
-"""What a body may hold, by route: a table of what is passed on, and one of refusals with their sentences."""
+"""The accepted bodies by route: a table of bodies that are passed on, and one of refusals with messages."""
 
 import json
 from typing import Any
@@ -92,16 +92,16 @@ SAME: list[tuple[str, dict[str, Any]]] = [
         ),
     ),
 ]
-"""Bodies that are passed on as they are."""
+"""Bodies that are passed on unchanged."""
 
 
 @pytest.mark.parametrize(("path", "body"), SAME)
-def test_what_is_listed_is_passed_on(path: str, body: dict[str, Any]) -> None:
+def test_listed_fields_are_passed_on(path: str, body: dict[str, Any]) -> None:
     assert read(path, body) == body
 
 
 def echoed(role: str = "assistant") -> dict[str, Any]:
-    """A message as OpenAI's library sends an answer back."""
+    """A message in the form in which OpenAI's library sends an answer back."""
     nothing = dict.fromkeys(("refusal", "audio", "function_call", "tool_calls"))
     return {
         "role": role,
@@ -158,16 +158,16 @@ CHANGED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         items({"type": "message", "role": "assistant", "content": "ab"}),
     ),
 ]
-"""Bodies of which something is left out."""
+"""Bodies from which fields are removed."""
 
 
 @pytest.mark.parametrize(("path", "body", "passed_on"), CHANGED)
-def test_what_is_not_listed_is_left_out(path: str, body: dict[str, Any], passed_on: dict[str, Any]) -> None:
+def test_unlisted_fields_are_removed(path: str, body: dict[str, Any], passed_on: dict[str, Any]) -> None:
     assert read(path, body) == passed_on
 
 
 @pytest.mark.parametrize(("path", "body", "sentence"), REFUSED)
-def test_what_is_wrong_is_refused_with_a_sentence(path: str, body: Any, sentence: str) -> None:
+def test_wrong_bodies_are_refused_with_a_message(path: str, body: Any, sentence: str) -> None:
     assert refusal(path, body) == sentence
 
 
@@ -179,18 +179,18 @@ IMAGES = [
 
 
 @pytest.mark.parametrize(("path", "body"), IMAGES)
-def test_a_model_without_images_takes_none(path: str, body: dict[str, Any]) -> None:
+def test_a_model_without_images_accepts_none(path: str, body: dict[str, Any]) -> None:
     assert refusal(path, body, Served(frozenset({"video"}))).endswith(
-        "content[0] is of modality image, which this model does not take."
+        "content[0] has the modality image, which this model does not take: leave it out."
     )
 
 
-def test_a_model_without_videos_takes_none() -> None:
+def test_a_model_without_videos_accepts_none() -> None:
     assert refusal(CHAT, user(VIDEO), Served(frozenset({"image"}))) == (
-        f"{FIRST} is of modality video, which this model does not take."
+        f"{FIRST} has the modality video, which this model does not take: leave it out."
     )
 
 
-def test_only_moe_llavas_images_choose_their_routing() -> None:
+def test_only_moe_llavas_images_can_choose_their_routing() -> None:
     body = {**user(IMAGE), "mm_processor_kwargs": {"routing": {"tail_experts": 4}}}
     assert read(CHAT, body, Served(frozenset({"image"}), images_choose_routing=True)) == body

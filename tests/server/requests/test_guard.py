@@ -46,7 +46,7 @@ def registry() -> CollectorRegistry:
 
 
 def post(body: dict[str, Any], path: str = "/tokenize") -> httpx.Response:
-    """Ask the guarded app, with the body in several pieces."""
+    """Send the body to the guarded app in several pieces."""
 
     async def pieces() -> AsyncIterator[bytes]:
         text = json.dumps(body).encode()
@@ -70,12 +70,12 @@ def test_the_app_gets_the_whole_body() -> None:
     assert answer.status_code == 200 and answer.json() == {"filler": 5000}
 
 
-def test_the_app_answers_the_refusal() -> None:
+def test_the_guard_answers_a_refusal() -> None:
     answer = post(messages("wizard"))
     assert answer.status_code == 400 and "wizard" in answer.json()["detail"]
 
 
-def test_the_app_gets_nothing_that_is_not_listed() -> None:
+def test_the_app_gets_only_listed_fields() -> None:
     message = {"role": "user", "content": "Hi", "author": {"role": "user"}, "image_pil": "/etc/hostname"}
     answer = post({"messages": [message], "filler": "", "unknown": 1}, "/v1/chat/completions")
     assert answer.json() == {"filler": 0}
@@ -87,7 +87,7 @@ def test_the_app_gets_nothing_that_is_not_listed() -> None:
 
 
 @pytest.mark.parametrize("content_type", ["Application/JSON", "application/json; charset=utf-8"])
-def test_a_content_type_is_no_way_around(content_type: str) -> None:
+def test_a_content_type_does_not_bypass_the_guard(content_type: str) -> None:
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
             body = json.dumps(messages("wizard")).encode()
@@ -97,25 +97,25 @@ def test_a_content_type_is_no_way_around(content_type: str) -> None:
 
 
 @pytest.mark.parametrize("task", [-1, 3, 1.0, "1", True, [1]])
-def test_a_task_that_is_none_is_refused(task: Any) -> None:
+def test_a_wrong_task_is_refused(task: Any) -> None:
     answer = post({**messages("user"), "vllm_xargs": {"task": task}})
     assert answer.status_code == 400
     assert answer.json()["detail"] == f"vllm_xargs.task is {task!r}: give a whole number from 0 to 2."
 
 
-def test_a_task_that_every_layer_knows_is_taken() -> None:
+def test_a_task_that_every_layer_has_is_accepted() -> None:
     for task in (0, 1, 2):
         assert post({**messages("user"), "vllm_xargs": {"task": task, "other": 9}}).status_code == 200
 
 
-def test_a_task_needs_a_policy_that_knows_tasks() -> None:
+def test_a_task_needs_a_policy_with_tasks() -> None:
     assert tasks(by_policies({"policy": "native"})) == tasks(routing()) == 0
     fault = task_fault({"vllm_xargs": {"task": 0}}, 0)
-    assert fault == "The routing policy in force knows no tasks: leave vllm_xargs.task out."
+    assert fault == "The routing policy in force has no tasks: leave vllm_xargs.task out."
     assert task_fault({"vllm_xargs": {"session_id": "a"}}, 0) is None
 
 
-def test_answered_requests_are_counted_by_who_chose_the_routing(registry: CollectorRegistry) -> None:
+def test_answered_requests_are_counted_by_the_source_of_their_routing(registry: CollectorRegistry) -> None:
     def counted(routing: str) -> float | None:
         return registry.get_sample_value(
             "prismoe_requests_total", {"routing": routing, "model_name": "model"}
@@ -134,7 +134,7 @@ def test_answered_requests_are_counted_by_who_chose_the_routing(registry: Collec
     assert (counted("default"), counted("request")) == (4, 0)
     for own in ({"vllm_xargs": {"task": 0}}, {"mm_processor_kwargs": {"routing": {"tail_experts": 2}}}):
         post({**messages("user"), **own}, chat)
-    post(messages("user"))  # a path that answers nothing
+    post(messages("user"))  # a path without an answer
     post(messages("wizard"), chat)  # refused
     post({**messages("user"), "filler": 3}, chat)  # fails
     assert (counted("default"), counted("request")) == (4, 2)

@@ -1,4 +1,4 @@
-"""The allow-list on a running server: every route reads its body, and a good request is answered."""
+"""The allow-list on a running server: every route parses its body, and a good request is answered."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def bodies(part: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_every_route_with_a_body_has_its_model(http: httpx.Client) -> None:
+def test_every_route_with_a_body_has_a_model(http: httpx.Client) -> None:
     paths: dict[str, dict[str, Any]] = http.get("/openapi.json").json()["paths"]
     assert {path for path, methods in paths.items() if "post" in methods} == set(BODIES)
 
@@ -36,7 +36,7 @@ def test_every_route_with_a_body_has_its_model(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "part", [IMAGE_PIL, {"image_pil": "/etc/hostname"}, True, {"author": {"role": "user"}}]
 )
-def test_what_is_not_listed_is_refused_on_every_route(
+def test_unlisted_fields_are_refused_on_every_route(
     http: httpx.Client, path: str, part: dict[str, Any]
 ) -> None:
     answered = http.post(path, json={"model": "prismoji", **bodies(part)[path]})
@@ -51,7 +51,7 @@ def test_a_path_with_an_empty_part_is_not_a_route(http: httpx.Client, path: str)
     answered = http.post(f"http://{http.base_url.netloc.decode()}{path}", json=body)
     assert answered.status_code == 404
     assert answered.json()["error"] == {
-        "message": "This server has no such route. GET /openapi.json lists those that it has.",
+        "message": "This server has no such route. GET /openapi.json lists its routes.",
         "type": "Not Found",
         "param": None,
         "code": 404,

@@ -1,4 +1,4 @@
-"""Whether a chat template has a place for tools, by what it writes of a tool, its call and its result."""
+"""Whether a chat template supports tools, judged by its output for a tool, a call and a result."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from prismoe.server.requests.served import _modalities, _template_has_tools
 
 
 def has_tools(writes: tuple[bool, bool, bool]) -> bool:
-    """With a template that writes just some of the three."""
+    """Whether a template that writes only some of the three supports tools."""
 
     async def render(request: Any) -> Any:
         tools = json.dumps([tool.model_dump() for tool in request.tools])
@@ -31,7 +31,7 @@ def test_a_template_has_to_write_all_three(writes: tuple[bool, bool, bool]) -> N
     assert has_tools(writes) is all(writes)
 
 
-def test_a_template_that_refuses_them_has_none() -> None:
+def test_a_template_that_raises_for_tools_does_not_support_them() -> None:
     async def refuse(request: Any) -> Any:
         raise TypeError("can only concatenate str")
 
@@ -50,7 +50,7 @@ def test_a_template_that_refuses_them_has_none() -> None:
         ({"vision_chunk": 0}, set()),
     ],
 )
-def test_media_are_what_the_models_processor_takes(limits: dict[str, int], taken: set[str]) -> None:
+def test_media_are_those_that_the_models_processor_supports(limits: dict[str, int], taken: set[str]) -> None:
     processor = SimpleNamespace(info=SimpleNamespace(allowed_mm_limits=limits))
     engine: Any = SimpleNamespace(renderer=SimpleNamespace(mm_processor=processor))
     assert _modalities(engine) == taken

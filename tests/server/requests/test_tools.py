@@ -1,4 +1,4 @@
-"""Tools on all routes: one rule for what they may ask, by what the template says and the server reads."""
+"""Tools on all routes have the same rules, by the template and the server's tool parser."""
 
 import json
 from itertools import product
@@ -10,11 +10,11 @@ from prismoe.server.requests.bodies import Unreadable, read_request
 from prismoe.server.requests.models import Served
 
 NO_PLACE = (
-    "This model's chat template has no place for tools: leave tools, their calls and their results out of "
-    "the request, or serve the model with a --chat-template that has one."
+    "This model's chat template does not support tools: leave tools, their calls and their results out of "
+    "the request, or serve the model with a --chat-template that supports them."
 )
 NO_CALLS = (
-    "This server doesn't read calls out of answers: start it with --enable-auto-tool-choice and "
+    "This server doesn't read calls from answers: start it with --enable-auto-tool-choice and "
     "--tool-call-parser, or set tool_choice to none."
 )
 HI = [{"type": "message", "role": "user", "content": "Hi"}]
@@ -22,15 +22,15 @@ CALL = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f"
 
 
 class API(NamedTuple):
-    """How an API writes the same."""
+    """The spelling of tools in an API."""
 
     key: str
-    """Of the conversation."""
+    """The key of the conversation."""
     tool: dict[str, Any]
     forced: list[Any]
     auto: list[Any]
     none: Any
-    told: list[Any]
+    exchange: list[Any]
     """A call and its result."""
 
 
@@ -86,7 +86,7 @@ ALL = Served(template_has_tools=True, reads_forced_calls=True, reads_calls=True)
 
 
 def refusal(path: str, body: dict[str, Any], served: Served) -> str:
-    """Why it is refused; empty where it is passed on as it is."""
+    """The message of a refusal, or an empty text if the body is passed on unchanged."""
     try:
         read = read_request(path, json.dumps(body).encode(), served)
     except Unreadable as error:
@@ -95,12 +95,12 @@ def refusal(path: str, body: dict[str, Any], served: Served) -> str:
     return ""
 
 
-def body(path: str, api: API, *told: Any, **more: Any) -> dict[str, Any]:
-    """A conversation, and what is told after it."""
-    said = [{**HI[0]}, *told]
+def body(path: str, api: API, *messages: Any, **more: Any) -> dict[str, Any]:
+    """A body with a conversation and more messages after it."""
+    message = [{**HI[0]}, *messages]
     if api is not RESPONSES:
-        del said[0]["type"]
-    return {api.key: [said] if path.endswith("batch") else said, **more}
+        del message[0]["type"]
+    return {api.key: [message] if path.endswith("batch") else message, **more}
 
 
 @ROUTES
@@ -121,23 +121,23 @@ def test_tools_need_a_template_and_a_parser(path: str, api: API) -> None:
 
 @ROUTES
 def test_calls_and_results_need_a_template(path: str, api: API) -> None:
-    for told in (api.told, api.told[:1], api.told[1:]):
-        asked = body(path, api, *told)
+    for messages in (api.exchange, api.exchange[:1], api.exchange[1:]):
+        asked = body(path, api, *messages)
         assert refusal(path, asked, NOTHING) == NO_PLACE
         assert refusal(path, asked, TEMPLATE) == ""
 
 
 @ROUTES
 def test_a_forced_call_needs_tools(path: str, api: API) -> None:
-    expected = "tool_choice asks for a call, and there are no tools: send tools, too."
+    expected = "tool_choice asks for a call, but the request has no tools: send tools, too."
     for choice in api.forced:
         asked = body(path, api, tool_choice=choice)
         assert refusal(path, asked, ALL) == refusal(path, asked, NOTHING) == expected
 
 
 @ROUTES
-def test_a_tool_that_the_server_would_run_is_refused(path: str, api: API) -> None:
+def test_a_tool_that_the_server_would_have_to_run_is_refused(path: str, api: API) -> None:
     asked = body(path, api, tools=[api.tool, {**api.tool, "type": "web_search"}])
-    expected = "tools[1].type is 'web_search'. prismoe runs no tools: send functions alone."
+    expected = "tools[1].type is 'web_search'. prismoe runs no tools: send only functions."
     assert refusal(path, asked, ALL) == expected
-    assert refusal(path, body(path, api, tools=["f"]), ALL) == "tools[0] has to be an object."
+    assert refusal(path, body(path, api, tools=["f"]), ALL) == "tools[0] must be an object."

@@ -1,4 +1,4 @@
-"""Calibration's own drawings are none that a score is measured on."""
+"""No score is measured on calibration's drawings."""
 
 from pathlib import Path
 

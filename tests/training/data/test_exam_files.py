@@ -1,4 +1,4 @@
-"""`prismoe evaluate` reads the questions that training writes, as they were."""
+"""`prismoe evaluate` reads the questions that the training writes without a change."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_the_exam(tmp_path: Path) -> None:
         assert question.image.read_bytes() == exam.png[case.picture]
 
 
-def test_the_questions_beside_the_bundled_pictures(tmp_path: Path) -> None:
+def test_the_questions_of_the_bundled_pictures(tmp_path: Path) -> None:
     write_demo(made_up(tmp_path), tmp_path)
     questions = read_questions(tmp_path / BUNDLED.parent.name / BUNDLED.name)
     assert len(questions) == 5 * COUNT == len(read_questions(BUNDLED))

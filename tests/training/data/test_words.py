@@ -1,4 +1,4 @@
-"""Concepts, questions, tokenizer, chat template, and the training sequences made of them."""
+"""Concepts, questions, tokenizer, chat template, and the training sequences from them."""
 
 import random
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ A_DOG = single(Known(DOG, 0))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported checkpoint, of which these tests read the tokenizer."""
+    """An exported checkpoint, whose tokenizer these tests read."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     tower = TowerConfig(image_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -39,7 +39,7 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def test_concepts_are_one_of_a_kind() -> None:
+def test_concepts_are_unique() -> None:
     names = [candidate.name for candidate in CANDIDATES]
     emoji = [short_name for candidate in CANDIDATES for short_name in candidate.emoji]
     assert len(set(names)) == len(names) and len(set(emoji)) == len(emoji)
@@ -55,7 +55,7 @@ def test_articles(name: str, article: str) -> None:
     assert with_article(name) == article
 
 
-def test_yes_and_no_are_true() -> None:
+def test_yes_and_no_are_right() -> None:
     draw = random.Random(0)
     things = {fill(template, DOG) for template in TEMPLATES["yes/no"]}
     asked = [ask(draw, "yes/no", DOG) for _ in range(200)]
@@ -65,13 +65,13 @@ def test_yes_and_no_are_true() -> None:
     assert 60 < sum(question.answer == "yes" for question in asked) < 140
 
 
-def test_tokenizer_writes_any_text(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_tokenizer_can_write_any_text(tokenizer: PreTrainedTokenizerFast) -> None:
     for text in ("What is this?", " dog", "naïve 猫 🐱\n\tx  y", *(concept.name for concept in CONCEPTS)):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
     assert tokenizer.convert_ids_to_tokens([0, 1]) == [END, IMAGE]
 
 
-def test_most_names_are_a_token_a_word(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_most_names_have_a_token_for_each_word(tokenizer: PreTrainedTokenizerFast) -> None:
     long = [c.name for c in CONCEPTS if len(tokenizer.tokenize(f" {c.name}")) > len(c.name.split())]
     assert long == ["jack-o-lantern"]
 
@@ -101,7 +101,7 @@ def template_ids(
     return list(tokenizer(text.replace(IMAGE, IMAGE * patches), add_special_tokens=False).input_ids)
 
 
-def test_training_turn_is_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_training_turn_equals_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
     composer = Composer(tokenizer, 4, tuple(TEMPLATES), 0)
     for concept in CONCEPTS[::10]:
         question = fill(PLAIN["kind"], concept)
@@ -121,7 +121,7 @@ def test_training_turn_is_the_template(tokenizer: PreTrainedTokenizerFast) -> No
         assert tokenizer.decode(answered) == f" {reply}{END}"
 
 
-def test_a_turn_without_a_picture_is_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_turn_without_a_picture_equals_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
     question = chat(random.Random(3))
     tokens, _ = Composer(tokenizer, 4, (), 0).turn(question)
     turns = [{"role": "user", "content": question.text}, {"role": "assistant", "content": question.answer}]
@@ -152,7 +152,7 @@ def test_a_scene_in_words_has_a_token_of_a_name_or_none_for_each_patch(
 
 @torch.inference_mode()
 def test_turns_do_not_see_each_other(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Several questions written after one picture give each the logits it has alone."""
+    """Each of several questions after one picture has the same logits as alone."""
     torch.manual_seed(0)
     tower = TowerConfig(image_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     model = MoELLaVA(

@@ -59,7 +59,7 @@ def test_default_shapes() -> None:
 
 
 @torch.inference_mode()
-def test_upcycled_model_answers_as_the_dense_one(dense: MoELLaVA) -> None:
+def test_an_upcycled_model_answers_like_the_dense_one(dense: MoELLaVA) -> None:
     tokens = prompt_tokens(prompts(2), IMAGE)
     sparse = upcycle(dense, (0, 2)).eval()
     dense_logits, none = dense(images(2), tokens)
@@ -86,13 +86,13 @@ def test_vision_tail_tokens_take_all_experts(dense: MoELLaVA) -> None:
         torch.testing.assert_close(used, top / top.sum(), atol=1e-6, rtol=1e-5)
 
 
-def test_pictures_follow_one_another() -> None:
+def test_pictures_are_in_order() -> None:
     tokens = prompt_tokens(torch.tensor([[5, IMAGE, IMAGE, 6, IMAGE, IMAGE]]), IMAGE)
     assert tokens.segment_BS.tolist() == [[TEXT, 0, 0, TEXT, 1, 1]]
 
 
 def test_generation_stops_at_the_end(dense: MoELLaVA) -> None:
     with torch.no_grad():
-        dense.lm_head.weight.zero_()  # every token alike: greedy takes the first, the end
+        dense.lm_head.weight.zero_()  # all tokens are equal, so that greedy decoding takes the first, the end
     reply = generate(dense, images(2), prompts(2), IMAGE, END, limit=5)
     assert reply.tolist() == [[END], [END]]

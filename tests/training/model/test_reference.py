@@ -12,7 +12,7 @@ from prismoe.training.model.tower import TowerConfig
 from tests.paths import DATA
 
 CHECKPOINT, TOWER = DATA / "moe-llava-phi-tiny", DATA / "openai" / "clip-tiny-patch14-56"
-IMAGE_TOKEN = 511  # free in the reference prompts
+IMAGE_TOKEN = 511  # not used in the reference prompts
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The scorer asks a server as any OpenAI client would; and the rule behind `SET_ASIDE`."""
+"""The scorer asks a server like any OpenAI client, and the rule for `SET_ASIDE` is right."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ from tests.training.test_recipe import MadeUpPictures
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Answers with the picture's bytes and the question it was sent."""
+    """Answers with the picture's bytes and the question of the request."""
 
     def do_GET(self) -> None:
         self._send({"data": [{"id": "echo"}]})
@@ -60,14 +60,14 @@ def test_answers_come_back_in_order(url: str) -> None:
     assert ask_all(Server(url), exam) == expected
 
 
-def test_a_question_comes_with_its_task_where_the_router_wants_it(url: str) -> None:
+def test_a_question_has_its_task_if_the_router_needs_it(url: str) -> None:
     cases = [Case("s", 0, topic, "?", "", ()) for topic in TEMPLATES]
     exam = Exam(cases, {0: b"picture"})
     replies = ask_all(Server(url), exam, with_tasks=True)
     assert replies == [f" picture: ? as task {task}" for task in range(len(TEMPLATES))]
 
 
-def test_only_what_works_on_every_split_is_advertised() -> None:
+def test_only_topics_that_work_on_every_split_are_advertised() -> None:
     def scored(split: str, right: float) -> list[Score]:
         return [Score(split=split, topic="name", questions=9, right=right, majority=0.5)]
 

@@ -1,4 +1,4 @@
-"""The families of decoders that MoE-LLaVA has. A new one is a file here and an entry in FAMILIES."""
+"""MoE-LLaVA's families of decoders. To add one, add a file here and an entry in FAMILIES."""
 
 from transformers import PretrainedConfig
 

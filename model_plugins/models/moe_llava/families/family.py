@@ -1,4 +1,4 @@
-"""What a family is: all that sets its decoders apart from those of other families."""
+"""A family: everything in which its decoders differ from those of other families."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from prismoe.model_plugins.models.moe_llava.tokenizers import RanksTokenizer
 
 @dataclass(frozen=True)
 class Layout:
-    """What the authors' checkpoints call the parts of a decoder. The defaults are the names in `model`."""
+    """The names of a decoder's parts in the authors' checkpoints. The defaults are the names in `model`."""
 
     trunk: str = "model"
     embedding: str = "embed_tokens"
     layers: str = "layers"
     final_norm: str = "norm"
     block_norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
-    """With one norm, attention and feed-forward both read it; with two, one follows the other."""
+    """With one norm, attention and feed-forward both read it; with two, feed-forward follows attention."""
     attention: str = "self_attn"
     attention_output: str = "o_proj"
     fused_qkv: str | None = None
-    """One projection in place of q_proj, k_proj and v_proj."""
+    """The one projection that replaces q_proj, k_proj and v_proj."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class FeedForward:
     """A feed-forward layer: down(activation(gate(x)) · up(x)), or down(activation(up(x))) without a gate."""
 
     activation: str
-    """vLLM's name for it in experts."""
+    """vLLM's name of the activation in experts."""
     gate: str | None
     up: str
     down: str
@@ -39,13 +39,13 @@ class FeedForward:
 
     @property
     def inner(self) -> tuple[str, ...]:
-        """The projections to its width."""
+        """The names of the projections to the layer's width."""
         return (self.up,) if self.gate is None else (self.gate, self.up)
 
 
 @dataclass(frozen=True)
 class DecoderFacts:
-    """What the keys of one checkpoint's config mean, which each family calls otherwise."""
+    """The meaning of one checkpoint's config, whose keys differ by family."""
 
     dense_width: int
     kv_heads: int
@@ -56,7 +56,7 @@ class DecoderFacts:
     qkv_bias: bool
     output_bias: bool
     ties_embeddings: bool = False
-    """Whether the token embedding is the output layer, too: such a checkpoint holds no lm_head."""
+    """Whether the output layer shares the token embedding's weights; such a checkpoint holds no lm_head."""
 
 
 def default_rope(theta: float, share: float) -> dict[str, Any]:
@@ -70,22 +70,22 @@ class Family:
 
     title: str
     spelling: str
-    """How the authors' class names spell it."""
+    """The family's name in the authors' class names."""
     configs: tuple[type[DecoderConfig], ...]
-    """With experts; and before its layers became experts, where that is served."""
+    """The config of the decoder with experts, and of the dense decoder before, where that is served."""
     decoder: Callable[[Any], DecoderFacts]
-    """Reads a config. Raises ValueError with a sentence for a decoder that is not served."""
+    """Reads a config. Raises ValueError for a decoder that prismoe does not serve."""
     feed_forward: FeedForward
     layout: Layout = Layout()
     has_rms_norm: bool = False
-    """RMSNorm, without bias, in place of LayerNorm."""
+    """Whether the norms are RMSNorm, without bias, instead of LayerNorm."""
     tokenizer: type[RanksTokenizer] | None = None
-    """None: transformers knows it."""
+    """None where transformers has the tokenizer."""
     chat_template: Path = CHAT_TEMPLATE
 
     @property
     def architectures(self) -> list[str]:
-        """Re-saving a model that was loaded for evaluation prefixes its architecture's name with Eval."""
+        """The names of its architectures. Re-saving a model loaded for evaluation puts Eval in front."""
         return [
             f"{prefix}{kind}{self.spelling}ForCausalLM"
             for kind, _ in zip(("MoELLaVA", "Llava"), self.configs, strict=False)
@@ -94,6 +94,6 @@ class Family:
 
     @property
     def tokenizer_files(self) -> list[tuple[str, ...]]:
-        """The files that make its tokenizer, in any of these forms."""
+        """The alternative sets of files that make up its tokenizer."""
         ranks = tuple(self.tokenizer.vocab_files_names.values()) if self.tokenizer else None
         return [("tokenizer.json",), *([ranks] if ranks else []), ("vocab.json", "merges.txt")]

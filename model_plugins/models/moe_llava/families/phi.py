@@ -10,7 +10,7 @@ from prismoe.model_plugins.models.moe_llava.families.settings import DecoderConf
 
 
 class PhiSettings(DecoderSettings):
-    """Phi's own keys; transformers knows Phi, and the defaults of what is left out."""
+    """Phi's own keys. transformers has Phi, and fills in the defaults of omitted keys."""
 
     max_position_embeddings: PositiveInt
     layer_norm_eps: PositiveFloat

@@ -39,7 +39,7 @@ class LlavaQWenConfig(MoELLaVAQWenConfig):
 
 
 class QWenTokenizer(RanksTokenizer):
-    """Qwen of the first generation (`qwen.tiktoken`, 151,643 ranks)."""
+    """The tokenizer of Qwen's first generation (`qwen.tiktoken`, 151,643 ranks)."""
 
     vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "qwen.tiktoken"}
     special_tokens_in_order = (
@@ -51,8 +51,10 @@ class QWenTokenizer(RanksTokenizer):
 
 
 def _decoder(config: Any) -> DecoderFacts:
-    """Qwen's dynamic NTK and log-n attention act beyond `seq_length` positions only, and vLLM's
-    max_model_len stays within those.
+    """Read the facts of a decoder from its config.
+
+    Qwen's dynamic NTK and log-n attention only act beyond `seq_length` positions, and vLLM's max_model_len
+    stays within those.
     """
     return DecoderFacts(
         dense_width=config.intermediate_size // 2,  # The config counts both inner projections.

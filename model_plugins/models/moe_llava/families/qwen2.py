@@ -1,6 +1,6 @@
 """MoE-LLaVA on Qwen 1.5 and Qwen 2, which share a decoder: RMSNorm, grouped queries, SiLU-gated experts.
 
-Qwen 1.5 is the authors' own variant, Qwen 2 that of IDA-MoE's code.
+Qwen 1.5 is the authors' own variant, Qwen 2 is the variant of IDA-MoE's code.
 """
 
 from dataclasses import replace
@@ -30,13 +30,13 @@ class MoELLaVAQWen2Config(DecoderConfig, Qwen2Config):
 
 
 class MoELLaVAQwen1_5Config(MoELLaVAQWen2Config):
-    """The same of Qwen 1.5."""
+    """A Qwen 1.5 decoder's config with MoE-LLaVA's keys beside Qwen's own."""
 
     model_type = "moe_llava_qwen1_5"
 
 
 class LlavaQwen1_5Config(MoELLaVAQWen2Config):
-    """The decoder of Qwen 1.5 before its layers became experts."""
+    """The config of a Qwen 1.5 decoder before its layers became experts."""
 
     model_type = "llava_qwen1_5"
 
@@ -62,7 +62,7 @@ def _decoder(config: Any) -> DecoderFacts:
 QWEN2 = Family(
     title="Qwen2",
     spelling="QWen2",
-    # Other projects' dense models call themselves llava_qwen2.
+    # No config of dense models: other projects' models use the name llava_qwen2.
     configs=(MoELLaVAQWen2Config,),
     decoder=_decoder,
     feed_forward=FeedForward("silu", gate="gate_proj", up="up_proj", down="down_proj"),

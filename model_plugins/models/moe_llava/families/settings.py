@@ -1,4 +1,4 @@
-"""The keys of config.json that every decoder needs, and how they are checked."""
+"""The keys of config.json that every decoder needs, and their checks."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar
@@ -22,11 +22,11 @@ class DecoderSettings(BaseModel):
     num_attention_heads: PositiveInt
     mm_vision_select_layer: int
     rotary_share: Share
-    """How much of a head turns with its position. Each family has another key for it."""
+    """The share of a head that rotates with its position. Each family has another key for it."""
 
 
 class DecoderConfig(PretrainedConfig):
-    """A config that is checked as it is read."""
+    """A config that is checked when it is read."""
 
     settings: ClassVar[type[DecoderSettings]]
 
@@ -37,25 +37,25 @@ class DecoderConfig(PretrainedConfig):
 
 
 def check_settings(kind: type[DecoderSettings], config: Mapping[str, Any]) -> None:
-    """Raise ValueError with a sentence where config.json lacks a key of its decoder, or has a wrong one."""
+    """Raise ValueError where config.json lacks a key of its decoder, or has a wrong value for one."""
     decoder = validated(kind, config)
     head_size, rest = divmod(decoder.hidden_size, decoder.num_attention_heads)
     if rest:
         raise ValueError(
-            f"hidden_size is {decoder.hidden_size} in the checkpoint's config.json, which is no multiple of "
-            f"num_attention_heads ({decoder.num_attention_heads})."
+            f"hidden_size is {decoder.hidden_size} in the checkpoint's config.json, which is not a multiple "
+            f"of num_attention_heads ({decoder.num_attention_heads})."
         )
     rotated = int(head_size * decoder.rotary_share)
     if rotated < 2 or rotated % 2:
         key = kind.model_fields["rotary_share"].alias
         raise ValueError(
-            f"{key} is {decoder.rotary_share:g} in the checkpoint's config.json, which makes {rotated} of "
-            f"each head's {head_size} numbers turn with their position: it has to be an even number."
+            f"{key} is {decoder.rotary_share:g} in the checkpoint's config.json, which rotates {rotated} of "
+            f"each head's {head_size} numbers: that has to be an even number of at least 2."
         )
 
 
 def validated(kind: type[Settings], values: object, where: str = "") -> Settings:
-    """The values as settings of this kind. Raises ValueError with a sentence that names the wrong key."""
+    """Validate the values as settings of this kind. Raises ValueError that names the wrong key."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -26,7 +26,7 @@ class StablelmSettings(DecoderSettings):
 
 
 class MoELLaVAStablelmConfig(DecoderConfig):
-    """A StableLM decoder's config as it was before transformers had StableLM, with MoE-LLaVA's keys."""
+    """A StableLM decoder's config from before transformers had StableLM, with MoE-LLaVA's keys."""
 
     model_type = "moe_llava_stablelm"
     settings = StablelmSettings
@@ -39,7 +39,7 @@ class LlavaStablelmConfig(MoELLaVAStablelmConfig):
 
 
 class Arcade100kTokenizer(RanksTokenizer):
-    """StableLM 2 (`arcade100k.tiktoken`, 100,257 ranks)."""
+    """The tokenizer of StableLM 2 (`arcade100k.tiktoken`, 100,257 ranks)."""
 
     vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "arcade100k.tiktoken"}
     special_tokens_in_order = (

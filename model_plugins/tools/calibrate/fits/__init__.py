@@ -1,4 +1,4 @@
-"""The fits: what a routing policy needs beyond a plain checkpoint, from what was recorded of its routers.
+"""The fits: they compute what a routing policy needs beyond a plain checkpoint from recorded routers.
 
 May import routing and kernels. Training uses them, too.
 """

@@ -1,4 +1,4 @@
-"""What was recorded of a model's routers: what calibration fits to, and reports about.
+"""The recorded data of a model's routers, for the fits and the report.
 
 Shape legend: T tokens, C numbers of a token, N kept tokens, D hidden, E experts.
 """
@@ -19,10 +19,10 @@ Divergences = Callable[[Sequence[Mapping[str, Any]]], Sequence[float]]
 
 @dataclass(frozen=True)
 class TokenSample:
-    """Some tokens of a layer as they were; legend and segments as in `kernels.routing`.
+    """A sample of a layer's tokens; legend and segments as in `kernels.routing`.
 
-    `segment_N` numbers the images over all requests. Hidden states, which take much room, are there where the
-    policy is fitted to them.
+    `segment_N` numbers the images over all requests. Hidden states, which need much memory, are only kept for
+    policies that are fitted to them.
     """
 
     logits_NE: Tensor  # float32
@@ -36,16 +36,16 @@ class RoutedLayer:
 
     num_experts: int
     sample: TokenSample | None = None
-    """Of a model that is fitted by tensors, not by numbers alone."""
+    """The sample, for a policy that is fitted by tensors and not by numbers alone."""
     sketches: Mapping[str, QuantileSketch] = field(
         default_factory=lambda: {modality: QuantileSketch() for modality in POLICY_MODALITIES}
     )
-    """Of the policy's measure, for each of POLICY_MODALITIES."""
+    """The sketches of the policy's measure, for each of POLICY_MODALITIES."""
     tail_tokens: int = 0
-    """How many vision tokens' RPV is above the mean of their own image."""
+    """The number of vision tokens whose RPV is above the mean of their own image."""
 
     def add(self, measure: Measure, values_TC: Tensor, segment_T: Tensor, kept: int) -> None:
-        """Take a request's tokens into account. The `kept` best weights of a token can't be skipped."""
+        """Add a request's tokens. The `kept` best weights of a token can't be skipped."""
         is_vision_T = segment_T >= 0
         if measure == "variance":
             value_T = values_TC[:, 0].double()
@@ -64,17 +64,17 @@ class CalibrationData:
     top_k: int
     """The model's k."""
     divergence: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    """How far the output moves when a layer gives a modality no experts: the mean KL divergence of the
-    answers' tokens in nats, by layer and modality. Empty where it was not asked for."""
+    """The change of the output when a layer gives a modality no experts: the mean KL divergence of the
+    answers' tokens in nats, by layer and modality. Empty where the fit does not need it."""
     divergences: Divergences | None = None
-    """The same for each of some routings of the whole model. None where it was not asked for."""
+    """Computes the same for each of some routings of the whole model. None where the fit does not need it."""
 
     def samples(self) -> dict[int, TokenSample]:
-        """Of each layer, where a policy is fitted to tensors."""
+        """The sample of each layer that has one."""
         return {layer: seen.sample for layer, seen in self.layers.items() if seen.sample is not None}
 
     @property
     def rank_error(self) -> float:
-        """The largest share of a sketch's values by which a rank may be off."""
+        """The largest error of a rank in any sketch, as a share of the sketch's values."""
         sketches = [sketch for seen in self.layers.values() for sketch in seen.sketches.values()]
         return max((sketch.rank_error / max(1, sketch.count) for sketch in sketches), default=0.0)

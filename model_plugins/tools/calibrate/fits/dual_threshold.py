@@ -1,4 +1,4 @@
-"""Importances and thresholds for `dual_threshold` (MoDES, arXiv 2511.15690)."""
+"""Fits importances and thresholds for `dual_threshold` (MoDES, arXiv 2511.15690)."""
 
 from prismoe.model_plugins.routing.policy import POLICY_MODALITIES
 from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData
@@ -8,26 +8,24 @@ from prismoe.model_plugins.tools.calibrate.fits.quantile import between
 from prismoe.model_plugins.tools.calibrate.fits.sketch import Ranked, merged
 
 TEXT_STEPS, VISION_STEPS = 16, 256
-"""Of the grids of thresholds, in equal shares of the uses that can be skipped. Each of text's costs at most
-one run of the calibration prompts, vision's cost none."""
+"""The sizes of the grids of thresholds, in equal shares of the uses that can be skipped. Each text threshold
+costs at most one run of the calibration prompts, a vision threshold costs none."""
 
 
 def fit(data: CalibrationData, goal: Goal) -> RouterFit:
-    """A layer's importance for a modality, and the modalities' thresholds.
+    """Fit a layer's importance for each modality, and the modalities' thresholds.
 
-    An importance is the layer's share of the divergences that taking the layers' experts from the modality
-    brings (the paper's α; get_layer_importance_ddp.py of its released code).
+    An importance is the layer's share of the divergences that arise when a layer's experts are taken from the
+    modality (the paper's α; get_layer_importance_ddp.py of its released code).
 
     The thresholds are the pair that skips `goal.skip_overall` of all uses at the least divergence from the
-    model as it routes now, by the paper's frontier search (grid_search_tau_ddp.py). Two things differ from
-    the released code. Its grids are a sigmoid's between bounds set by hand; these part the recorded
-    importances in equal shares. And it counts the uses while it skips; here those are counted that were
-    recorded before, which takes no run, and more go under a higher threshold without exception, which the
-    search takes for granted.
+    model's current routing, by the paper's frontier search (grid_search_tau_ddp.py). Two things differ from
+    the released code. Its grids follow a sigmoid between bounds set by hand; these grids divide the recorded
+    importances into equal shares. And it counts uses while it skips; here the uses recorded before are
+    counted, which needs no run, and guarantees that a higher threshold skips more, as the search assumes.
 
-    With `goal.skip` or `goal.skip_text` each modality has a share of its own, and nothing is searched.
-
-    Raises ValueError with a sentence where so many uses can't be skipped.
+    With `goal.skip` or `goal.skip_text` each modality has its own share, and nothing is searched. Raises
+    ValueError where that many uses can't be skipped.
     """
     check(data.top_k, goal)
     most = most_skipped(data.top_k, goal)
@@ -58,34 +56,34 @@ def fit(data: CalibrationData, goal: Goal) -> RouterFit:
 
 
 def check(top_k: int, goal: Goal) -> None:
-    """Raise ValueError with a sentence where a token of a model with this k can't skip so much."""
+    """Raise ValueError where a token of a model with this k can't skip so many experts."""
     slots = goal.settings.get("top_k", top_k)
     most = most_skipped(top_k, goal)
     if max(goal.skip_overall if goal.searches else 0, goal.skip or 0, goal.skip_text or 0) > most:
         raise ValueError(
             f"A token keeps its best expert, so at most {most:.0%} of {slots} uses can be skipped: "
-            f"ask for that or less, raise top_k, or set keep_best to false."
+            "ask for that or less, raise top_k, or set keep_best to false."
         )
 
 
 def kept(goal: Goal) -> int:
-    """How many experts a token keeps in any case: its best or none."""
+    """The number of experts that a token always keeps: its best one, or none."""
     return int(goal.settings.get("keep_best", True))
 
 
 def most_skipped(top_k: int, goal: Goal) -> float:
-    """The share of uses that a token doesn't keep in any case."""
+    """The share of uses that a token may skip."""
     slots = goal.settings.get("top_k", top_k)
     return (slots - kept(goal)) / slots
 
 
 def most_tried(goal: Goal) -> int:
-    """How many pairs of thresholds the search tries at most."""
+    """The most pairs of thresholds that the search tries."""
     return TEXT_STEPS + 1 if goal.searches else 0
 
 
 def _frontier(text: Ranked, vision: Ranked, share: float) -> list[tuple[float, float]]:
-    """The pairs of thresholds that are to be tried. `share` is of the uses that can be skipped."""
+    """The pairs of thresholds to try. `share` is relative to the uses that can be skipped."""
     text_grid, vision_grid = (
         [0.0, *(_threshold(scores, step / steps) for step in range(1, steps + 1))]
         for scores, steps in ((text, TEXT_STEPS), (vision, VISION_STEPS))
@@ -104,10 +102,10 @@ def _frontier(text: Ranked, vision: Ranked, share: float) -> list[tuple[float, f
 
 
 def _threshold(scores: Ranked, share: float) -> float:
-    """What a share of the scores is below.
+    """The threshold that a share of the scores is below.
 
-    The last layer's vision tokens move no answer, so its importance for vision is 0. Where the share ends
-    among such scores, all of them are skipped: that costs nothing, and at 0 none would be.
+    The last layer's vision tokens don't change an answer, so its importance for vision is 0. Where the share
+    ends among such scores, all of them are skipped: that costs nothing, and a threshold of 0 would skip none.
     """
     positive_N = scores.values_N[scores.values_N > 0]
     threshold = between(scores, share)

@@ -1,4 +1,4 @@
-"""Reservations and pressure for `equiroute` (EquiRoute, osf.io/hfvbc), from the recorded load by modality."""
+"""Fits reservations and pressure for `equiroute` (EquiRoute, osf.io/hfvbc) to the load by modality."""
 
 import torch
 from torch import Tensor
@@ -11,12 +11,13 @@ STEPS, RATE = 400, 0.2
 
 
 def fit(data: CalibrationData, goal: Goal) -> RouterFit:
-    """Both are inferred, as the paper's abstract names what they are for and no formula.
+    """Fit the pressures and reservations. Both rules are inferred: the paper's abstract has no formulas.
 
-    ETB: a modality's entropy is that of its mean routing probabilities; its pressure is that entropy over the
-    larger of the two, so that the logits of the modality that crowds fewer experts count for less. CER: the
-    target is an equal share of the modality's uses for each expert, and the minority modality, the one with
-    fewer tokens, has the reservations that meet it as nearly as they can. The majority has none.
+    Entropy-Guided Token Budgeting: a modality's entropy is that of its mean routing probabilities; its
+    pressure is that entropy divided by the larger of the two, so that the logits of the modality that
+    concentrates on fewer experts count for less. Cross-Modality Expert Reservation: the target is an equal
+    share of the modality's uses for each expert. The minority modality, which has fewer tokens, gets the
+    reservations that come closest to it. The majority gets none.
     """
     top_k = goal.settings.get("top_k", data.top_k)
     return RouterFit(
@@ -41,10 +42,10 @@ def _tensors(sample: TokenSample, top_k: int) -> dict[str, Tensor]:
 
 
 def reservations(logits_TE: Tensor, top_k: int) -> Tensor:
-    """What to add to each expert's logit so that top-k loads the experts alike, `[E]`; its mean is 0.
+    """The numbers to add to the logits so that top-k loads the experts equally, `[E]`; their mean is 0.
 
-    Experts over the mean load are lowered and those under it raised, in steps of the logits' own spread that
-    grow smaller; the best of all steps counts, since a load of few tokens may never be quite even.
+    Experts above the mean load are lowered and those below it raised, in shrinking steps relative to the
+    logits' spread. The best of all steps is returned, since the load of few tokens may never be fully even.
     """
     num_experts = logits_TE.shape[1]
     reservation_E = torch.zeros(num_experts)

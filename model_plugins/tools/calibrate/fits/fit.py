@@ -1,4 +1,4 @@
-"""What a fit gives, and which policies have one."""
+"""The result of a fit, and the policies that have one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,26 +20,27 @@ class RouterFit:
     tensors: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def routing(self) -> dict[str, Any]:
-        """The checkpoint's `prismoe_routing`."""
+        """The value of `prismoe_routing` in the checkpoint's config.json."""
         layers = {str(layer): dict(own) for layer, own in self.layers.items()}
         return dict(self.settings) | ({"layers": layers} if layers else {})
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What the fitted router is to do, apart from `settings` of its policy that stay as they are given."""
+    """The goal of the fit, and `settings` of the policy that it keeps."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     skip_overall: float = 0.25
     """`dual_threshold`: the share of all expert uses to skip, by a search for the two thresholds."""
     skip: float | None = None
-    """The share of vision expert uses to skip. With it or `skip_text` nothing is searched; the other is 0."""
+    """The share of vision's uses of experts to skip. If this or `skip_text` is set, nothing is searched, and
+    the other defaults to 0."""
     skip_text: float | None = None
-    """The same, of text."""
+    """The share of text's uses of experts to skip."""
     tail_share: float | None = None
-    """`ltdr`: the share of vision tokens to be tail; None: as many as are above their image's mean."""
+    """`ltdr`: the share of vision tokens that should be tail tokens; None: those above their image's mean."""
     mean_experts: float | None = None
-    """`entropy`: the mean number of experts a token; None: the checkpoint's k."""
+    """`entropy`: the mean number of experts per token; None: the checkpoint's k."""
 
     @property
     def searches(self) -> bool:
@@ -49,25 +50,25 @@ class Goal:
 
 @dataclass(frozen=True)
 class Fitter:
-    """How a policy is fitted, what has to be recorded for that, and the settings that the fit decides."""
+    """The fit of a policy, what must be recorded for it, and the settings that it decides."""
 
     fit: Callable[[CalibrationData, Goal], RouterFit]
     measure: Measure | None = None
-    """What is sketched of each token; None where the fit looks at a sample of the tokens themselves."""
+    """The measure of each token to sketch; None where the fit uses a sample of the tokens themselves."""
     needs_hidden: bool = False
     """Whether the sample needs hidden states."""
     needs_divergence: bool = False
     decides: frozenset[str] = frozenset()
     neutral: Mapping[str, Any] = field(default_factory=dict)
-    """Of what the fit decides, what the policy can't start without."""
+    """Values that let the policy start before the fit has decided them."""
     check: Callable[[int, Goal], None] = lambda _top_k, _goal: None
-    """Raises ValueError with a sentence where a model with this k can't reach the goal."""
+    """Raises ValueError where a model with this k can't reach the goal."""
 
 
 def fitter(policy: str, settings: Mapping[str, Any]) -> Fitter:
-    """The fit of a policy under these settings of it.
+    """The fit of a policy with these settings.
 
-    Raises ValueError with a sentence where there is nothing to fit, or where the settings are the fit's own.
+    Raises ValueError where there is nothing to fit, and for settings that the fit decides.
     """
     from prismoe.model_plugins.tools.calibrate.fits import dual_threshold, entropy, equiroute, gmm, ltdr
 

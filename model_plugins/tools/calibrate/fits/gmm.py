@@ -1,7 +1,7 @@
-"""A `gmm` router fitted to the routers of a checkpoint (IDA-MoE, arXiv 2510.16448, Eqs. 12 to 15, 21 to 24).
+"""Fits a `gmm` router to a checkpoint's routers (IDA-MoE, arXiv 2510.16448, Eqs. 12 to 15, 21 to 24).
 
-The paper trains encoder, mixtures and model together (Eq. 24). Here the model is as it is, so the losses are
-minimised one after the other: the autoencoder's, then the mixtures'.
+The paper trains encoder, mixtures and model together (Eq. 24). Here the model stays unchanged, so the losses
+are minimised one after the other: first the autoencoder's, then the mixtures'.
 
 Shape legend: N tokens, D hidden, L latent, E experts, K mixtures, A slots.
 """
@@ -20,7 +20,7 @@ LATENT, COMPONENTS = 32, 16  # the paper's
 
 
 def fit(data: CalibrationData, goal: Goal) -> RouterFit:
-    """Encoder and k mixtures for each layer; mixture j learns which expert was a token's j-th choice."""
+    """Fit an encoder and k mixtures for each layer; mixture j learns each token's j-th choice of expert."""
     samples = data.samples()
     hidden_size = next(iter(samples.values())).hidden_ND.shape[1]
     top_k = goal.settings.get("top_k", data.top_k)
@@ -57,8 +57,8 @@ def _router(
 def linear_encoder(hidden_ND: Tensor, latent: int) -> tuple[Tensor, Tensor]:
     """The encoder of the linear autoencoder with the least reconstruction error (Eq. 13), and its bias.
 
-    That error leaves the latents free up to an invertible map, and its minimum is known: the principal
-    components. Here they are scaled to unit variance.
+    That error is the same for every invertible map of the latents. Its known minimum, the principal
+    components, is used here, scaled to unit variance.
     """
     mean_D = hidden_ND.mean(dim=0)
     centred_ND = hidden_ND - mean_D

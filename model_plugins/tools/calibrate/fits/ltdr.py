@@ -1,4 +1,4 @@
-"""Fixed tail thresholds for `ltdr`, so that an image may be split over steps (LTDR, Eqs. 9 and 11)."""
+"""Fits fixed tail thresholds for `ltdr`, so that an image may be split over steps (LTDR, Eqs. 9 and 11)."""
 
 from prismoe.model_plugins.tools.calibrate.fits.data import CalibrationData, RoutedLayer
 from prismoe.model_plugins.tools.calibrate.fits.fit import Goal, RouterFit
@@ -6,11 +6,11 @@ from prismoe.model_plugins.tools.calibrate.fits.quantile import between
 
 
 def fit(data: CalibrationData, goal: Goal) -> RouterFit:
-    """A threshold of RPV for each layer that as many vision tokens are above as `goal.tail_share` says.
+    """Fit a threshold of RPV for each layer, so that `goal.tail_share` of the vision tokens are above it.
 
-    By default as many as are above their own image's mean. The mean of the images' means would be as natural
-    a threshold, but tokens above it are more or fewer than those, and the share is what the experts' work
-    depends on.
+    The default is the share of tokens above the mean of their own image. The mean of the images' means would
+    also be a natural threshold, but a different share of tokens is above it, and that share determines the
+    experts' work.
     """
     thresholds = {layer: _threshold(seen, goal.tail_share) for layer, seen in data.layers.items()}
     return RouterFit(

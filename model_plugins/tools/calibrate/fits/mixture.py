@@ -1,4 +1,4 @@
-"""A mixture of diagonal Gaussians, some components to each expert (IDA-MoE, Eqs. 14, 15 and 21 to 23).
+"""A mixture of diagonal Gaussians, with some components for each expert (IDA-MoE, Eqs. 14, 15, 21 to 23).
 
 Shape legend: N tokens, L latent, E experts, M mixture components of an expert, C clusters.
 """
@@ -14,10 +14,11 @@ from prismoe.kernels.mixture import log_joint
 
 STEPS = 60
 REACTIVATION_STEPS = 40
-"""So many steps reactivate slow components; the rest settle without."""
+"""The number of steps that reactivate slow components; the remaining steps settle without it."""
 LLOYD_STEPS = 10
 VARIANCE_FLOOR = 1e-2
-"""Of latents with unit variance; a component of a few tokens would else be a spike."""
+"""The least variance, for latents with unit variance; without it, a component of few tokens would be a
+spike."""
 
 
 class Mixture(NamedTuple):
@@ -41,12 +42,13 @@ def fit_mixture(
     on_step: Callable[[Mixture], object],
     reactivation_steps: int = REACTIVATION_STEPS,
 ) -> Mixture:
-    """Fit a mixture, and call `on_step` with what it is after each step.
+    """Fit a mixture, and call `on_step` with the mixture after each step.
 
-    Eq. 15 is minimised by expectation maximisation instead of gradient descent, over tokens and the experts
-    that they had: a token is explained by its own expert's components alone. So the components come to
-    be their expert's. Reactivation (Eqs. 22 and 23) adds, for the components drawn as slow, the posteriors
-    among those alone; to follow Eq. 23's gradient (Eq. 21) to its zero is to weigh tokens by them.
+    Eq. 15 is minimised by expectation maximisation instead of gradient descent, over tokens and their
+    experts: only the components of its own expert explain a token, so each component comes to represent its
+    expert. Reactivation (Eqs. 22 and 23) adds, for the components drawn as slow, the posteriors among those
+    components only; weighting tokens by these is the same as following Eq. 23's gradient (Eq. 21) to its
+    zero.
     """
     own_NE = one_hot(expert_N, num_experts).bool()
     mixture = _start(latent_NL, own_NE, components, draw)
@@ -62,13 +64,13 @@ def fit_mixture(
 
 
 def _softmax(log_joint_NEM: Tensor) -> Tensor:
-    """Posteriors over all of a token's components; zero where it has none."""
+    """Posteriors over all of a token's components; zero for a token without components."""
     flat_NC = log_joint_NEM.flatten(start_dim=1)
     return torch.softmax(flat_NC, dim=-1).nan_to_num(0).view_as(log_joint_NEM)
 
 
 def _maximise(latent_NL: Tensor, posterior_NEM: Tensor) -> Mixture:
-    """The parameters that make the tokens likeliest, when they belong to components by these posteriors."""
+    """The parameters of maximum likelihood for tokens that belong to components by these posteriors."""
     flat_NC = posterior_NEM.flatten(start_dim=1)
     weight_C = flat_NC.sum(dim=0).clamp(min=1e-6)
     means_CL = flat_NC.T @ latent_NL / weight_C[:, None]
@@ -83,7 +85,7 @@ def _maximise(latent_NL: Tensor, posterior_NEM: Tensor) -> Mixture:
 
 
 def _start(latent_NL: Tensor, own_NE: Tensor, components: int, draw: torch.Generator) -> Mixture:
-    """Each expert's tokens in clusters; an expert with fewer tokens than components borrows others'."""
+    """A mixture of each expert's clustered tokens; an expert with too few tokens borrows others."""
     posterior_NEM = latent_NL.new_zeros(*own_NE.shape, components)
     for expert, own_N in enumerate(own_NE.T):
         tokens = own_N.nonzero().squeeze(1)
@@ -100,7 +102,7 @@ def k_means(points_NL: Tensor, clusters: int, draw: torch.Generator) -> Tensor:
 
 
 def k_means_centres(points_NL: Tensor, clusters: int, draw: torch.Generator) -> Tensor:
-    """`[C, L]`, by Lloyd's steps from k-means++ seeds (Arthur & Vassilvitskii 2007)."""
+    """The centres, `[C, L]`, by Lloyd's steps from k-means++ seeds (Arthur & Vassilvitskii 2007)."""
     centres_CL = points_NL[torch.randint(len(points_NL), (1,), generator=draw)]
     for _ in range(clusters - 1):
         distance_N = torch.cdist(points_NL, centres_CL).amin(dim=1) ** 2 + 1e-12
@@ -115,7 +117,7 @@ def k_means_centres(points_NL: Tensor, clusters: int, draw: torch.Generator) -> 
 
 
 def slow_components(log_mixing_KEM: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Components drawn to be reactivated, boolean: the rarer, the likelier (IDA-MoE, Eq. 22).
+    """Draw components to reactivate, boolean: rarer components are more likely (IDA-MoE, Eq. 22).
 
     `log_mixing_KEM` are log π, which sum to 1 over a mixture's E × M components.
     """

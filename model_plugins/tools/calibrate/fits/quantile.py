@@ -1,4 +1,4 @@
-"""Thresholds that part values in given shares."""
+"""Thresholds that split values into given shares."""
 
 from prismoe.model_plugins.tools.calibrate.fits.sketch import Ranked
 
@@ -6,7 +6,8 @@ from prismoe.model_plugins.tools.calibrate.fits.sketch import Ranked
 def between(ranked: Ranked, share: float) -> float:
     """A number above `share` of the values (rounded to whole values), halfway to the next one.
 
-    Below all values it is half of the least, above all a tenth over the largest: values are 0 or more.
+    A threshold below all values is half of the smallest; one above all is 10% above the largest. Values are 0
+    or more.
     """
     below = round(share * ranked.count)
     if below == 0:

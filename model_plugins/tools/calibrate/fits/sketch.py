@@ -1,7 +1,7 @@
-"""Which values were seen, in bounded memory, so that any of them can be found by its rank.
+"""A sketch of many values in bounded memory, which finds any of them by its rank.
 
-As in Manku, Rajagopalan and Lindsay, "Approximate medians and other quantiles in one pass and with limited
-memory" (SIGMOD 1998), with buffers of weights 1, 2, 4 and so on.
+It follows Manku, Rajagopalan and Lindsay, "Approximate medians and other quantiles in one pass and with
+limited memory" (SIGMOD 1998), with buffers of weights 1, 2, 4 and so on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,58 +13,58 @@ import torch
 from torch import Tensor
 
 CAPACITY = 2**15
-"""How many values a buffer holds. Up to as many are kept as they are."""
+"""The number of values that a buffer holds. Up to this many are kept exactly."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Values in rising order, each of which stands for one or more that were seen."""
+    """Values in rising order, each of which represents one or more added values."""
 
     values_N: Tensor  # float64
-    ends_N: Tensor  # int64: how many were seen up to and with each
+    ends_N: Tensor  # int64: the number of added values up to and including each
 
     @classmethod
     def of(cls, values_N: Tensor, weights_N: Tensor) -> Self:
-        """Raises ValueError with a sentence where there are none."""
+        """Rank weighted values. Raises ValueError where there are none."""
         if len(values_N) == 0:
-            raise ValueError("The prompts have no tokens of one of the modalities: give others.")
+            raise ValueError("The prompts have no tokens of one of the modalities: use other prompts.")
         sorted_N, order_N = values_N.double().sort()
         return cls(sorted_N, weights_N[order_N].cumsum(dim=0))
 
     @property
     def count(self) -> int:
-        """How many were seen."""
+        """The number of added values."""
         return int(self.ends_N[-1])
 
     def at(self, rank: int) -> float:
-        """The value that so many of those seen are before."""
+        """The value with this rank, from 0, among all added values."""
         return self.values_N[int(torch.searchsorted(self.ends_N, rank, right=True))].item()
 
     def below(self, value: float) -> int:
-        """How many of those seen are less."""
+        """The number of added values below `value`."""
         kept = int(torch.searchsorted(self.values_N, value))
         return int(self.ends_N[kept - 1]) if kept else 0
 
     def quantile(self, share: float) -> float:
-        """Between the values of the two ranks beside `share` of the way from the first to the last."""
+        """The value `share` of the way from the first rank to the last, interpolated between two ranks."""
         rank = share * (self.count - 1)
         low, high = int(np.floor(rank)), int(np.ceil(rank))
         ends = torch.tensor([self.at(low), self.at(high)], dtype=torch.float64)
         return torch.lerp(ends[0], ends[1], rank - low).item()
 
     def mean(self, of_values_N: Tensor) -> float:
-        """The mean over all that were seen of something that each value is mapped to."""
+        """The mean over all added values of what each value is mapped to."""
         weights_N = self.ends_N.diff(prepend=self.ends_N.new_zeros(1))
         return ((of_values_N.double() * weights_N).sum() / self.count).item()
 
 
 class QuantileSketch:
-    """Non-negative float32 values, of which many are kept by a few.
+    """A sketch of non-negative float32 values, in which few values represent many.
 
-    A value at level h stands for 2^h. A level with more than `capacity` values is sorted, and every second of
-    them goes up a level: first those of odd places, then those of even ones, by turns. That moves a rank by
-    2^h at most, so ranks are right within `rank_error`: 0 up to `capacity` values; of n, less than
-    n · levels / capacity. There are about log2(n / capacity) levels.
+    A value at level h represents 2^h values. A level with more than `capacity` values is sorted, and every
+    second value moves up a level, alternately those at odd and at even places. That changes a rank by at most
+    2^h, so ranks are exact within `rank_error`: 0 up to `capacity` values, and for n values less than n ·
+    levels / capacity. There are about log2(n / capacity) levels.
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
@@ -74,16 +74,16 @@ class QuantileSketch:
 
     @property
     def rank_error(self) -> int:
-        """How far the rank of a value may be from what it is among all that were seen."""
+        """The largest possible error of a value's rank among all added values."""
         return sum(times * 2**level for level, times in enumerate(self._raised))
 
     @property
     def count(self) -> int:
-        """How many values were seen."""
+        """The number of added values."""
         return sum(len(kept_N) * 2**level for level, kept_N in enumerate(self._levels))
 
     def add(self, values_N: Tensor) -> None:
-        """Take values into account, in pieces of `capacity`."""
+        """Add values, in pieces of `capacity`."""
         for piece_N in values_N.flatten().float().split(self._capacity):
             self._levels[0] = torch.cat([self._levels[0], piece_N])
             self._raise_full()
@@ -94,7 +94,7 @@ class QuantileSketch:
             if level + 1 == len(self._levels):
                 self._levels.append(torch.empty(0))
                 self._raised.append(0)
-            even = len(values_N) // 2 * 2  # one that is left over stays
+            even = len(values_N) // 2 * 2  # an odd one stays
             sorted_N = values_N[:even].sort().values
             chosen_N = sorted_N[1 - self._raised[level] % 2 :: 2]
             self._raised[level] += 1
@@ -103,22 +103,22 @@ class QuantileSketch:
             self._levels[level] = torch.cat([self._levels[level], chosen_N])
 
     def ranked(self) -> Ranked:
-        """What was seen, in order."""
+        """The added values, in order."""
         return merged([self])
 
     def weighted(self) -> tuple[Tensor, Tensor]:
-        """The values that are kept and how many each stands for, in no order."""
+        """The kept values and the number of values that each represents, in no order."""
         weights = [torch.full((len(kept_N),), 2**level) for level, kept_N in enumerate(self._levels)]
         return torch.cat(self._levels), torch.cat(weights)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of its state."""
+        """The complete state, as arrays."""
         levels = {str(level): kept_N.numpy() for level, kept_N in enumerate(self._levels)}
         return levels | {"raised": np.array(self._raised)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """A sketch of the capacity that is the default, in the state that `arrays` told."""
+        """A sketch with the default capacity and the state in `arrays`."""
         sketch = cls()
         sketch._raised = arrays["raised"].tolist()
         sketch._levels = [torch.from_numpy(arrays[str(level)]) for level in range(len(sketch._raised))]
@@ -126,7 +126,7 @@ class QuantileSketch:
 
 
 def merged(sketches: Sequence[QuantileSketch], factors: Sequence[float] | None = None) -> Ranked:
-    """What several have seen, each value times the factor of its sketch."""
+    """The added values of several sketches, each value times its sketch's factor."""
     parts = [sketch.weighted() for sketch in sketches]
     values = [
         values_N * factor for (values_N, _), factor in zip(parts, factors or [1.0] * len(parts), strict=True)

@@ -1,4 +1,4 @@
-"""The V2 runner answers, counts and tells of a request as V1 does, and scheduled asynchronously, too."""
+"""The V2 runner gives the same answers, counts and inspections as V1, also with asynchronous scheduling."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ INSPECTED = "inspected"
 
 
 class Seen(NamedTuple):
-    """What an engine did for the same requests."""
+    """The results of an engine for the same requests."""
 
     runner: str  # its module
     tokens: list[list[int]]
@@ -29,7 +29,7 @@ class Seen(NamedTuple):
 
 
 def runner_of(worker: Any) -> str:
-    """To be run in the worker."""
+    """Runs in the worker: return the module of the model runner."""
     return type(worker.model_runner).__module__
 
 
@@ -50,7 +50,7 @@ def seen(runner: Runner, **options: Any) -> Seen:
 
 
 def asks() -> list[SamplingParams]:
-    """How the requests are answered: under either task."""
+    """The sampling parameters of the requests, with both tasks."""
     answered = [greedy(5, with_prompt=False) for _ in requests()]
     for index, ask in enumerate(answered):
         ask.extra_args = {"task": index % 2}
@@ -58,7 +58,7 @@ def asks() -> list[SamplingParams]:
 
 
 def inspection(llm: LLM) -> Mapping[str, Any]:
-    """What is told of one request among the others."""
+    """The inspection of one request while others run."""
     llm.reset_prefix_cache()
     llm.collective_rpc("prismoe_start_inspection", args=(INSPECTED, 512, True))
     names = ["first", "second", INSPECTED, "fourth", "fifth"]
@@ -88,10 +88,10 @@ check = CpuPlatform.check_and_update_config
 
 
 def check_but_stay_asynchronous(_: type[CpuPlatform], config: VllmConfig) -> None:
-    """vLLM schedules asynchronously on GPUs alone."""
-    wanted = config.scheduler_config.async_scheduling
+    """Check the engine, but keep asynchronous scheduling, which vLLM uses only on GPUs."""
+    expected = config.scheduler_config.async_scheduling
     check(config)
-    config.scheduler_config.async_scheduling = wanted
+    config.scheduler_config.async_scheduling = expected
 
 
 def test_these_are_the_two_runners(v1: Seen, v2: Seen) -> None:
@@ -110,7 +110,7 @@ def test_the_load(v1: Seen, v2: Seen) -> None:
     for name, counts in v1.load.items():
         if name == "modalities":
             continue
-        # The routing probabilities themselves may differ in their last bits.
+        # The routing probabilities can differ in their last bits.
         accuracy = 1e-3 if name.startswith("routing_") else 0
         np.testing.assert_allclose(flat(v2.load[name]), flat(counts), rtol=accuracy, err_msg=name)
 

@@ -1,4 +1,4 @@
-"""Every policy through vLLM's V2 runner, against the plain computation."""
+"""Every policy in vLLM's V2 runner, compared with plain computation."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""docs/models.md is what the table says, and the table is what vLLM and the start say."""
+"""docs/models.md matches the table, and the table matches vLLM and the start's messages."""
 
 from collections import Counter
 
@@ -17,26 +17,27 @@ UNSEEN = {model.architectures[0]: model.unseen for model in IN_TREE if model.uns
 STARTS: dict[str, tuple[list[int], list[str]]] = {
     "Moondream3ForCausalLM": ([], ["text", "image"]),
 }
-"""By model the decoder layers of its runners, and its modalities."""
+"""The decoder layers of a model's runners, and its modalities."""
 
 
 def test_the_page_is_made_of_the_table() -> None:
-    """Where it is not: `make models-page`."""
+    """If it differs, run `make models-page`."""
     assert (REPOSITORY / "docs" / "models.md").read_text() == page()
 
 
-def test_each_model_of_vllms_is_in_its_registry_and_told_once() -> None:
-    told = [name for model in IN_TREE for name in model.architectures]
-    assert {*told} <= {*ModelRegistry.get_supported_archs()}
+def test_each_model_of_vllms_is_in_its_registry_and_listed_once() -> None:
+    reported = [name for model in IN_TREE for name in model.architectures]
+    assert {*reported} <= {*ModelRegistry.get_supported_archs()}
     assert max(Counter(ARCHITECTURES).values()) == 1
 
 
 @pytest.mark.parametrize("architecture", UNSEEN)
-def test_the_page_says_what_the_start_says(architecture: str) -> None:
+def test_the_page_matches_the_starts_messages(architecture: str) -> None:
     layers, modalities = STARTS[architecture]
-    said = why_unseen(architecture, moe_layers(*layers), modalities)
+    message = why_unseen(architecture, moe_layers(*layers), modalities)
     assert (
-        said == f"{UNSEEN[architecture]} It is served as vLLM serves it, and nothing of its routing is shown."
+        message
+        == f"{UNSEEN[architecture]} It is served as vLLM serves it, and nothing of its routing is shown."
     )
 
 

@@ -43,7 +43,7 @@ def test_several_turns_and_images() -> None:
     assert render(messages) == SYSTEM + turns
 
 
-def test_a_system_message_takes_the_sentences_place() -> None:
+def test_a_system_message_replaces_the_default_sentence() -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert render(messages) == "Be brief. USER: Hi ASSISTANT:"
     messages.insert(1, {"role": "developer", "content": "Be kind."})

@@ -1,4 +1,4 @@
-"""Every form of config.json, and what can't be served."""
+"""All forms of config.json, and configs that can't be served."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def config(moe: dict[str, Any] | None = None, **settings: Any) -> PretrainedConf
         (None, {}),
     ],
 )
-def test_where_the_experts_are(moe: dict[str, Any] | None, expected: dict[int, int]) -> None:
+def test_the_layers_with_experts(moe: dict[str, Any] | None, expected: dict[int, int]) -> None:
     assert experts_by_layer(config(moe)) == expected
 
 
@@ -46,7 +46,7 @@ def test_experts_that_do_not_fit_the_layers_are_refused() -> None:
 
 
 @pytest.mark.parametrize("layers", [[0, 5], [-1, 2], [2, 2]])
-def test_experts_in_layers_that_are_not_there_are_refused(layers: list[int]) -> None:
+def test_experts_in_missing_layers_are_refused(layers: list[int]) -> None:
     with pytest.raises(ValueError, match=r"has layers 0 to 4: correct moe.moe_layers_idx"):
         experts_by_layer(config({"moe_layers_idx": layers, "num_experts": [4, 4]}))
 
@@ -64,12 +64,12 @@ def test_moe_settings_of_a_wrong_kind_are_refused(moe: Any, complaint: str) -> N
         experts_by_layer(config(moe))
 
 
-def test_k_of_1_keeps_the_routers_probability() -> None:
+def test_with_k_1_the_routers_probability_is_kept() -> None:
     moe = {"moe_layers_idx": [0], "num_experts": [4], "top_k_experts": 1}
     assert routing_in_force(config(moe), None).layers[0].policy == TopK(top_k=1, norm_topk_prob=False)
 
 
-def test_a_dense_checkpoint_has_nothing_to_route() -> None:
+def test_a_dense_checkpoint_has_no_routing() -> None:
     with pytest.raises(ValueError, match="no MoE layers"):
         routing_in_force(config(), {"policy": "topk"})
 
@@ -84,7 +84,7 @@ def test_a_dense_checkpoint_has_nothing_to_route() -> None:
         ({"quantization_config": {"quant_method": "awq"}}, "quantised already"),
     ],
 )
-def test_what_cannot_be_served_is_refused(settings: dict[str, Any], complaint: str) -> None:
+def test_unsupported_settings_are_refused(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         check_servable(config(**settings))
 
@@ -93,7 +93,7 @@ FAMILIES = {"phi": PHI, "stablelm": DATA / "names" / "stablelm", "qwen": DATA / 
 
 
 def write_config(folder: Path, family: str, **changes: Any) -> Path:
-    """A family's config.json with changes; a key that is changed to None is left out."""
+    """Write a family's config.json with changes. A key that is changed to None is left out."""
     content = json.loads((FAMILIES[family] / "config.json").read_text()) | changes
     kept = {key: value for key, value in content.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(kept))
@@ -101,7 +101,7 @@ def write_config(folder: Path, family: str, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_authors_configs_pass(family: str, tmp_path: Path) -> None:
+def test_the_authors_configs_are_accepted(family: str, tmp_path: Path) -> None:
     check_config_file(write_config(tmp_path, family))
 
 
@@ -115,14 +115,14 @@ def test_the_authors_configs_pass(family: str, tmp_path: Path) -> None:
         ),
         ("phi", {"model_type": None}, "gives the model_type None"),
         ("phi", {"hidden_size": None}, "lacks hidden_size"),
-        ("phi", {"num_attention_heads": 3}, "no multiple of num_attention_heads"),
+        ("phi", {"num_attention_heads": 3}, "not a multiple of num_attention_heads"),
         ("stablelm", {"rope_pct": None}, "lacks rope_pct"),
         ("stablelm", {"rope_pct": 1.5}, "rope_pct is 1.5 in the checkpoint's config.json: input should be"),
-        ("stablelm", {"rope_pct": 0.01}, "rope_pct is 0.01 in .*, which makes 0 of each head's"),
+        ("stablelm", {"rope_pct": 0.01}, "rope_pct is 0.01 in .*, which rotates 0 of each head's"),
         (
             "phi",
             {"hidden_size": 128, "num_attention_heads": 2, "partial_rotary_factor": 0.4},
-            "partial_rotary_factor is 0.4 in .*, which makes 25 of each head's 64 numbers turn",
+            "partial_rotary_factor is 0.4 in .*, which rotates 25 of each head's 64 numbers",
         ),
         ("stablelm", {"hidden_size": "wide"}, "hidden_size is 'wide' in the checkpoint's config.json: input"),
         ("qwen", {"seq_length": None}, "lacks seq_length"),
@@ -137,5 +137,5 @@ def test_wrong_config_files_are_refused(
 
 
 def test_no_config_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no config.json, so it is no checkpoint."):
+    with pytest.raises(ValueError, match=r"holds no config.json, so it is not a checkpoint."):
         check_config_file(tmp_path)

@@ -1,4 +1,4 @@
-"""A family is one file and one entry in FAMILIES: all else follows from its facts."""
+"""A family is one file and one entry in FAMILIES, and everything else follows from them."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def test_the_authors_names(
 
 
 class Refused(Exception):
-    """By the check at the start."""
+    """Raised by the check at the start."""
 
 
 @each_family
@@ -100,7 +100,7 @@ def test_vllm_knows_each_family(family: Family, monkeypatch: pytest.MonkeyPatch)
         ),
     ],
 )
-def test_tensors_find_their_place(family: str, theirs: str, ours: str) -> None:
+def test_tensors_are_loaded_into_their_places(family: str, theirs: str, ours: str) -> None:
     [facts] = [each for each in FAMILIES if each.spelling == family]
     mapped = checkpoint_names(facts)._map_name_with_shard(theirs)
     assert mapped is not None
@@ -109,7 +109,7 @@ def test_tensors_find_their_place(family: str, theirs: str, ours: str) -> None:
 
 
 @pytest.mark.parametrize("change", [{"qk_layernorm": True}, {"hidden_act": "relu"}])
-def test_a_phi_of_another_form_is_refused(change: dict[str, Any]) -> None:
+def test_a_phi_with_other_settings_is_refused(change: dict[str, Any]) -> None:
     [phi] = [each for each in FAMILIES if each.spelling == "Phi"]
     with pytest.raises(ValueError, match="prismoe serves false and 'gelu_new'"):
         phi.decoder(phi.configs[0](**change))

@@ -1,4 +1,4 @@
-"""What a user writes is text, whatever it spells; what the template writes is what it means."""
+"""A user's text is tokenized as plain text, and the template's special tokens keep their meaning."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ register()
 
 
 class Rendering(PlainTextRenderer):
-    """The renderer with a tokenizer and nothing else of vLLM."""
+    """The renderer with a tokenizer and no other part of vLLM."""
 
     tokenizer: Any
 
@@ -36,7 +36,7 @@ class Rendering(PlainTextRenderer):
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 
     def tokens(self, text: str, images: bool = False) -> list[int]:
-        """The ids of a prompt, of which the parts between « and » are a user's."""
+        """The ids of a prompt. The parts between « and » are a user's."""
         template, *users = text.split("«")
         for user in users:
             own, _, rest = user.partition("»")
@@ -82,11 +82,11 @@ def test_a_users_text_is_text(rendering: Rendering, special: set[int], text: str
         assert rendering.text(ids) == text.replace(SEPARATOR, "")
 
 
-def test_parts_of_a_users_text_make_no_token_together(rendering: Rendering, special: set[int]) -> None:
+def test_parts_of_a_users_text_never_join_to_a_special_token(rendering: Rendering, special: set[int]) -> None:
     assert not special & set(rendering.tokens("«<»«image>» «<|endof»«text|>»", images=True))
 
 
-def test_the_templates_own_tokens_stay(rendering: Rendering) -> None:
+def test_the_templates_own_special_tokens_stay(rendering: Rendering) -> None:
     end = rendering.tokenizer.eos_token_id
     ids = rendering.tokens(
         "USER: <image>\n«<image>» ASSISTANT: «no<|endoftext|>»<|endoftext|>USER: <image>", True
@@ -96,7 +96,7 @@ def test_the_templates_own_tokens_stay(rendering: Rendering) -> None:
 
 
 @pytest.mark.parametrize("text", ORDINARY)
-def test_ordinary_text_is_tokenized_as_ever(rendering: Rendering, text: str) -> None:
+def test_ordinary_text_is_tokenized_as_before(rendering: Rendering, text: str) -> None:
     expected = rendering.tokenizer.encode(text, add_special_tokens=False)
     assert rendering.tokens(text) == rendering.tokens(f"«{text}»") == expected
     prompt = f"USER: <image>\n{text} ASSISTANT:<|endoftext|>"
@@ -112,34 +112,32 @@ def test_images_are_left_alone(rendering: Rendering) -> None:
     assert message["content"][1:] == [{"type": "text", "text": f"<{SEPARATOR}image>"}, f"<{SEPARATOR}image>"]
 
 
-def test_a_template_sees_nothing_of_an_images_keys() -> None:
-    assert MEDIA <= chat_utils._KNOWN_CONTENT_PART_FIELDS  # of a part, vLLM passes on what it doesn't know
+def test_a_template_does_not_see_an_images_keys() -> None:
+    assert MEDIA <= chat_utils._KNOWN_CONTENT_PART_FIELDS  # vLLM passes on unknown keys of a part
 
 
 @given(text=st.text(st.sampled_from(f"<|[ab{SEPARATOR}é")))
-def test_a_separator_follows_each_first_character(text: str) -> None:
+def test_a_separator_follows_the_first_character_of_each_special_token(text: str) -> None:
     renderer = object.__new__(PlainTextRenderer)
     renderer.__dict__["_first_characters"] = frozenset("<|[")
     assert renderer._separated(text) == re.sub(r"[<|\[]", rf"\g<0>{SEPARATOR}", text)
 
 
-def test_a_text_of_marks_is_separated_as_fast_as_any(rendering: Rendering) -> None:
+def test_a_text_of_marks_is_separated_quickly(rendering: Rendering) -> None:
     def seconds(text: str) -> float:
         start = time.process_time()
         assert len(rendering._separated_message({"role": "user", "content": text})["content"]) >= len(text)
         return time.process_time() - start
 
-    assert seconds("<" * 4_000_000) < 0.5  # a match for each took 2 s
+    assert seconds("<" * 4_000_000) < 0.5  # one regular-expression match for each took 2 s
 
 
 def deep(key: str, value: str) -> dict[str, Any]:
     return {"type": value, "parameters": {key: [{"url": value, "role": value, "image_url": {"url": value}}]}}
 
 
-def test_whatever_a_template_writes_of_tools_and_documents_is_text(
-    rendering: Rendering, special: set[int]
-) -> None:
-    """A template that writes them as JSON, as those of Qwen do."""
+def test_tools_and_documents_in_a_template_are_text(rendering: Rendering, special: set[int]) -> None:
+    """The template writes them as JSON, like those of Qwen."""
     tools = deep("<image>", "<|endoftext|>")
     params = ChatParams(chat_template_kwargs={"tools": [tools], "documents": [tools]})
     calls = [{"type": "function", "function": {"name": "<image>", "arguments": tools}}]
@@ -162,7 +160,7 @@ def test_whatever_a_template_writes_of_tools_and_documents_is_text(
         ({"a": "<image>"}, {"a": "<image>"}),
     ],
 )
-def test_the_arguments_of_a_call_hide_nothing(
+def test_the_arguments_of_a_call_cannot_hide_special_tokens(
     rendering: Rendering, special: set[int], arguments: object, read: object
 ) -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
@@ -174,7 +172,7 @@ def test_the_arguments_of_a_call_hide_nothing(
 
 @pytest.fixture
 def pythons_recursion_limit() -> Iterator[None]:
-    """A server's; torch's compiler, which other tests run in this process, raises it."""
+    """The recursion limit of a server. torch's compiler, which other tests run here, raises it."""
     raised = sys.getrecursionlimit()
     sys.setrecursionlimit(1000)
     yield
@@ -182,9 +180,9 @@ def pythons_recursion_limit() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("pythons_recursion_limit")
-def test_documents_in_a_tower_of_brackets_are_refused(rendering: Rendering) -> None:
+def test_deeply_nested_documents_are_refused(rendering: Rendering) -> None:
     tower: object = "x"
-    for _ in range(900):  # as deep as the server's own look at the body lets pass
+    for _ in range(900):  # as deep as the server's check of the body allows
         tower = [tower]
     for messages, documents in ([[{"role": "user", "content": tower}], None], [[], tower]):
         with pytest.raises(VLLMValidationError, match="nested too deeply"):
@@ -198,7 +196,7 @@ def test_a_completion_is_all_text(rendering: Rendering, special: set[int]) -> No
     assert not special & set(rendering._tokenize_prompt(with_text, SimpleNamespace())["prompt_token_ids"])
 
 
-def test_tools_are_text_too(rendering: Rendering) -> None:
+def test_tools_are_text(rendering: Rendering) -> None:
     tools = [{"type": "function", "function": {"name": "f", "description": "<image>"}}]
     params = ChatParams(chat_template_kwargs={"tools": tools, "add_generation_prompt": True})
     kwargs = rendering._for_template([], params)[1].chat_template_kwargs

@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint is used or known as a leftover; any other stops the start with its name."""
+"""Every tensor of a checkpoint is used or a known leftover. Any other stops the start with its name."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def check(folder: Path) -> list[str]:
 
 @pytest.fixture
 def phi(tmp_path: Path) -> Path:
-    """A copy of the Phi fixture and, beside it, its tower's folder with weights."""
+    """A copy of the Phi fixture, and the folder of its tower with weights."""
     shutil.copytree(DATA / "openai", tmp_path / "openai")
     return shutil.copytree(PHI, tmp_path / "phi")
 
@@ -46,7 +46,7 @@ def rewrite(folder: Path, change: Any) -> None:
 
 @pytest.mark.parametrize("family", ["stablelm", "qwen"])
 def test_the_authors_tensor_lists(family: str) -> None:
-    """Lists that the authors' code wrote: complete, and only the tower's last layer and norm are left out."""
+    """The authors' code wrote the lists. They are complete except for the tower's last layer and norm."""
     folder = DATA / "names" / family
     config = AutoConfig.from_pretrained(folder)
     vision = tower_config(config.mm_image_tower, str(PHI))
@@ -93,7 +93,7 @@ FC1 = "model.layers.2.mlp.deepspeed_moe.experts.deepspeed_experts.3.fc1.weight"
     ],
     ids=["missing", "misshapen", "unknown", "LoRA"],
 )
-def test_what_stops_the_start(phi: Path, change: Any, sentence: str) -> None:
+def test_wrong_tensors_stop_the_start(phi: Path, change: Any, sentence: str) -> None:
     rewrite(phi, change)
     with pytest.raises(ValueError, match=sentence):
         check(phi)
@@ -115,7 +115,7 @@ def without_tower(weights: Weights) -> Weights:
     return {name: weight for name, weight in weights.items() if ".image_tower." not in name}
 
 
-def test_a_tower_that_is_not_in_the_checkpoint_is_taken_from_its_own_folder(phi: Path) -> None:
+def test_a_tower_that_is_not_in_the_checkpoint_comes_from_its_own_folder(phi: Path) -> None:
     rewrite(phi, without_tower)
     check(phi)
     (phi.parent / "openai" / "clip-tiny-patch14-56" / "model.safetensors").unlink()
@@ -123,7 +123,7 @@ def test_a_tower_that_is_not_in_the_checkpoint_is_taken_from_its_own_folder(phi:
         check(phi)
 
 
-def test_a_part_of_a_tower_is_not_enough(phi: Path) -> None:
+def test_a_part_of_a_tower_is_refused(phi: Path) -> None:
     lost = "model.image_tower.image_tower.vision_model.pre_layrnorm.bias"
     rewrite(phi, lambda weights: {name: weight for name, weight in weights.items() if name != lost})
     with pytest.raises(ValueError, match=f"lacks the tensor {lost}"):
@@ -150,8 +150,8 @@ def test_a_routing_policys_own_parameters(phi: Path) -> None:
 
 
 @pytest.mark.parametrize(("rank", "added"), [(0, [1.0, 2.0]), (1, [0.0, 0.0])])
-def test_one_rank_alone_adds_the_last_bias_of_experts(rank: int, added: list[float]) -> None:
-    """Ranks sum what their experts give."""
+def test_only_one_rank_adds_the_last_bias_of_experts(rank: int, added: list[float]) -> None:
+    """Ranks sum the outputs of their experts."""
     experts = SimpleNamespace(moe_config=SimpleNamespace(tp_rank=rank))
     layers = {2: SimpleNamespace(mlp=SimpleNamespace(experts=experts))}
     model: Any = SimpleNamespace(model=SimpleNamespace(layers=layers), experts_by_layer={2: 4})

@@ -1,4 +1,4 @@
-"""Ranks files are read as tiktoken reads them, and found without code from the checkpoint."""
+"""Rank files are read like tiktoken does, and found without code from the checkpoint."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ TEXTS = [
 
 
 def byte_of_character() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable ones as themselves, the others from 256 on."""
+    """GPT-2's spelling of bytes: printable bytes are themselves, the others start at 256."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -55,7 +55,7 @@ def kind(request: pytest.FixtureRequest) -> type[RanksTokenizer]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, kind: type[RanksTokenizer]) -> Path:
-    """A folder as the authors ship it, whose tokenizer asks for code that is not there."""
+    """A folder in the authors' form, whose tokenizer needs code that is missing."""
     lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(ranks())]
     (tmp_path / kind.vocab_files_names["vocab_file"]).write_text("\n".join(lines))
     family = "qwen" if kind is QWenTokenizer else "stablelm"

@@ -1,4 +1,4 @@
-"""Where the tower that a checkpoint names is looked for, and what is said where it is not found."""
+"""The places where a checkpoint's tower is searched, and the message if it is not found."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ CLIP = "openai/clip-vit-large-patch14-336"
 IN_A_CACHE = "/root/.cache/huggingface/hub/models--openai--clip-vit-large-patch14-336/snapshots/ce19dc9"
 
 PLACES = [
-    # what the checkpoint names, where the tower lies
+    # the name in the checkpoint, and the tower's folder
     (CLIP, f"checkpoints/moe/{CLIP}"),
     (CLIP, f"checkpoints/{CLIP}"),
     (CLIP, "checkpoints/clip-vit-large-patch14-336"),
@@ -28,7 +28,7 @@ PLACES = [
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint's folder; the test runs in another one, `here`."""
+    """A checkpoint's folder. The test runs in another folder, `here`."""
     for folder in ("checkpoints/moe", "here"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
@@ -48,13 +48,13 @@ def test_a_tower_is_found(tmp_path: Path, checkpoint: Path, name: str, place: st
     assert find_tower(name, str(checkpoint)).resolve() == tower
 
 
-@pytest.mark.parametrize("said", [".", "../moe"])
-def test_beside_a_checkpoint_that_is_named_by_where_one_is(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, said: str
+@pytest.mark.parametrize("message", [".", "../moe"])
+def test_a_tower_beside_a_checkpoint_with_a_relative_path(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
     tower = write_tower(tmp_path / "checkpoints" / "clip-336")
     monkeypatch.chdir(checkpoint)
-    assert find_tower("/data1/clip-336", said).resolve() == tower
+    assert find_tower("/data1/clip-336", message).resolve() == tower
 
 
 def test_a_tower_by_an_absolute_path(tmp_path: Path, checkpoint: Path) -> None:
@@ -62,19 +62,19 @@ def test_a_tower_by_an_absolute_path(tmp_path: Path, checkpoint: Path) -> None:
     assert find_tower(str(tower), str(checkpoint)) == tower
 
 
-def test_a_path_of_another_machine_is_refused_with_what_helps(checkpoint: Path) -> None:
+def test_a_path_of_another_machine_is_refused_with_advice(checkpoint: Path) -> None:
     with pytest.raises(FileNotFoundError) as refused:
         find_tower("/data1/models/clip-336", str(checkpoint))
-    said = str(refused.value)
+    message = str(refused.value)
     for place in ("/data1/models/clip-336", checkpoint / "clip-336", checkpoint.parent / "clip-336"):
-        assert said.count(f"{place},") + said.count(f"{place}.") >= 1, place
-    assert said.count("/data1/models/clip-336") == 2, "once as it is named, once as a place"
-    assert "hf download" not in said
-    assert f"Put the tower's folder beside the checkpoint, as {checkpoint.parent / 'clip-336'}." in said
+        assert message.count(f"{place},") + message.count(f"{place}.") >= 1, place
+    assert message.count("/data1/models/clip-336") == 2, "once as it is named, once as a place"
+    assert "hf download" not in message
+    assert f"Put the tower's folder beside the checkpoint, as {checkpoint.parent / 'clip-336'}." in message
 
 
 @pytest.mark.parametrize("name", [CLIP, IN_A_CACHE])
-def test_a_name_of_the_hub_is_fetched(
+def test_a_hub_name_is_fetched(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     hub = Hub(tmp_path / "cache")
@@ -88,7 +88,7 @@ def test_a_name_of_the_hub_is_fetched(
 
 
 class Hub:
-    """Has a tower by any name."""
+    """A Hub with a tower for every name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -113,7 +113,7 @@ class Hub:
         return str(self.folder)
 
 
-def test_a_name_of_the_hub_offline(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_offline(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         FileNotFoundError, match=rf"HF_HUB_OFFLINE is set\. Fetch it with `hf download {CLIP}`"
@@ -121,11 +121,13 @@ def test_a_name_of_the_hub_offline(checkpoint: Path, monkeypatch: pytest.MonkeyP
         find_tower(CLIP, str(checkpoint))
 
 
-def test_a_name_of_the_hub_that_can_not_be_fetched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_that_cannot_be_fetched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def snapshot_download(name: str, local_files_only: bool = False, **options: object) -> str:
         raise ConnectionError("no route to the Hub\nmore lines")
 
     monkeypatch.setattr("prismoe.model_plugins.files.hub.snapshot_download", snapshot_download)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(FileNotFoundError, match=rf"Nor can {CLIP} .*: no route to the Hub\. Fetch it with"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"{CLIP} is not available .*: no route to the Hub\. Fetch it with"
+    ):
         find_tower(CLIP, str(checkpoint))

@@ -1,4 +1,4 @@
-"""A layer under a policy, and back to its own router: what it uses and what it writes down."""
+"""A layer under a policy and back under its own router: the experts that it uses and writes down."""
 
 import itertools
 from collections.abc import Callable
@@ -26,7 +26,7 @@ VLLMS: dict[str, dict[str, Any]] = {
     "softmax, renormalised": {},
     "sigmoid in groups": {"use_grouped_topk": True, "num_expert_group": 3, "topk_group": 2},
 }
-"""CPURouter's settings of some of GATES."""
+"""CPURouter's settings for some of GATES."""
 POLICIES_TRIED = CASES | {
     "narrower": {"policy": "topk", "top_k": 1},
     "wider": {"policy": "topk", "top_k": 5},
@@ -34,7 +34,7 @@ POLICIES_TRIED = CASES | {
 
 
 def holds(name: str, gate_name: str, num_experts: int) -> bool:
-    """Whether the gate gives as many experts as the policy may use; the start refuses the others."""
+    """Whether the gate chooses as many experts as the policy may use. The start refuses the others."""
     gate, _ = make_gate(GATES[gate_name], num_experts)
     policy = make_policy(POLICIES_TRIED[name], gate.renormalises)
     return policy.policy == "modality_groups" or policy.slots(num_experts) <= gate.most_experts(num_experts)
@@ -61,7 +61,7 @@ class Layer(NamedTuple):
     chooser: PolicyLayer
 
     def run(self, is_native: bool) -> tuple[Tensor, Tensor]:
-        """The weights and experts of a step."""
+        """Run a step, and return its weights and experts."""
         self.is_native.fill_(is_native)
         weights_TA, experts_TA = self.compute(self.inputs.hidden_TD, self.inputs.logits_TE, None)
         slots = weights_TA.shape[1]
@@ -111,7 +111,7 @@ class Layer(NamedTuple):
             assert torch.equal(self.step.scores[0], routing.confidence.scores_TE)
 
     def check_written(self, counts: list[int]) -> None:
-        """What is counted: constant where it is said to be."""
+        """Check the counted parts, including those that are declared constant."""
         assert self.step.counts[0].tolist() == counts
         if self.step.layers[0].uses_all_slots:
             assert {*counts} == {self.step.layers[0].slots}
@@ -159,7 +159,7 @@ def make_layer(
 
 @pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS.keys())
 @pytest.mark.parametrize(("settings", "gate", "num_experts"), LAYERS)
-def test_a_layer_uses_its_policys_experts_or_its_routers(
+def test_a_layer_uses_its_policys_or_its_routers_experts(
     settings: dict[str, Any], gate: str, num_experts: int, segments: list[int]
 ) -> None:
     layer = make_layer(settings, gate, segments, num_experts)
@@ -170,7 +170,7 @@ def test_a_layer_uses_its_policys_experts_or_its_routers(
 
 @pytest.mark.parametrize("gate", VLLMS)
 @pytest.mark.parametrize("settings", POLICIES_TRIED.values(), ids=POLICIES_TRIED.keys())
-def test_a_compiled_layer_follows_without_being_compiled_anew(settings: dict[str, Any], gate: str) -> None:
+def test_a_compiled_layer_changes_without_recompilation(settings: dict[str, Any], gate: str) -> None:
     layer = make_layer(settings, gate, SEGMENTS["two images in text"], compiled=True)
     layer.check_policy()
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -188,7 +188,7 @@ THRESHOLDS = {
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("case", "thresholds"), THRESHOLDS.items(), ids=THRESHOLDS.keys())
-def test_a_layer_follows_other_thresholds_without_being_compiled_anew(
+def test_a_layer_uses_other_thresholds_without_recompilation(
     case: str, thresholds: dict[str, float], compiled: bool
 ) -> None:
     layer = make_layer(CASES[case], "softmax", SEGMENTS["two images in text"], compiled=compiled)
@@ -205,14 +205,14 @@ def test_a_layer_follows_other_thresholds_without_being_compiled_anew(
     assert all(map(torch.equal, layer.run(is_native=False), before))
 
 
-def test_each_threshold_is_tried() -> None:
+def test_each_threshold_is_tested() -> None:
     tried = {(CASES[case]["policy"], name) for case, values in THRESHOLDS.items() for name in values}
     there = {(name, threshold) for name, kind in POLICIES.items() for threshold in kind.thresholds}
     assert tried == there, "Give each threshold of a policy another value in THRESHOLDS above."
 
 
 @pytest.mark.parametrize("is_native", [True, False])
-def test_what_an_observer_takes_away_is_gone(is_native: bool) -> None:
+def test_an_observer_that_is_removed_leaves_nothing(is_native: bool) -> None:
     layer = make_layer({"policy": "topk", "top_k": 1}, "softmax", SEGMENTS["two images in text"])
     layer.is_native.fill_(is_native)
 
@@ -226,7 +226,7 @@ def test_what_an_observer_takes_away_is_gone(is_native: bool) -> None:
 
 
 @pytest.mark.parametrize("settings", POLICIES_TRIED.values(), ids=POLICIES_TRIED.keys())
-def test_the_layers_slots_hold_both_choices(settings: dict[str, Any]) -> None:
+def test_the_layers_slots_are_enough_for_both_choices(settings: dict[str, Any]) -> None:
     layer = make_layer(settings, "softmax", SEGMENTS["two images in text"])
     slots = layer.policy.slots(18)
     assert layer.step.layers[0].slots == max(slots, K)
@@ -235,7 +235,7 @@ def test_the_layers_slots_hold_both_choices(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("gate", VLLMS)
 @pytest.mark.parametrize("settings", POLICIES_TRIED.values(), ids=POLICIES_TRIED.keys())
-def test_a_policy_says_whether_its_confidence_is_the_gates(settings: dict[str, Any], gate: str) -> None:
+def test_a_policy_knows_whether_its_confidence_is_the_gates(settings: dict[str, Any], gate: str) -> None:
     seen, _ = make_gate(GATES[gate], 18)
     policy = make_policy(settings, seen.renormalises)
     step = random_step(policy, SEGMENTS["two images in text"], 18, seen)
@@ -247,7 +247,7 @@ def test_a_policy_says_whether_its_confidence_is_the_gates(settings: dict[str, A
     assert is_gates == policy.gives_gate_confidence
 
 
-def test_each_policy_for_any_gate_is_tried() -> None:
+def test_each_policy_for_any_gate_is_tested() -> None:
     tried = {settings["policy"] for settings in POLICIES_TRIED.values()}
     lacks = {name for name, kind in POLICIES.items() if kind.takes_any_gate} - tried
     assert not lacks, (

@@ -1,4 +1,4 @@
-"""Media that are put into place by token id have the right modality and segment, wherever they lie."""
+"""Media that are placed by token id have the right modality and segment in all places."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,10 @@ class Model:
 
 
 def marked(architecture: str, step: str, items: str) -> RoutingStep:
-    """A step of text (t), media, and text like a placeholder (I); `items` are the embeddings, in order."""
+    """A step of text (t), media, and text that looks like a placeholder (I).
+
+    `items` are the embeddings in order.
+    """
     model: Any = Model()
     state = RoutingStep(MODALITIES, [LayerShape(4, 2, 4)], max_tokens=16)
     mark_steps_of(architecture, model, state)
@@ -46,14 +49,14 @@ def marked(architecture: str, step: str, items: str) -> RoutingStep:
         ("v", "v", [0]),
         ("tvvaavat", "vvv aaa", [-1, 0, 0, -1, -1, 0, -1, -1]),
         ("tvvaavat", "aaa vvv", [-1, 1, 1, -1, -1, 1, -1, -1]),
-        ("avva", "vv aa", [-1, 0, 0, -1]),  # as a step cuts it
+        ("avva", "vv aa", [-1, 0, 0, -1]),  # as a step splits it
         ("iitvavatvva", "ii vv aa vv a", [0, 0, -1, 1, -1, 1, -1, -1, 3, 3, -1]),
         ("Itiit", "ii", [-1, -1, 0, 0, -1]),
         ("iiiat", "i ii a", [0, 1, 1, -1, -1]),
         ("iitiaiti", "ii i i a i", [0, 0, -1, 1, -1, 2, -1, 4]),
     ],
 )
-def test_each_token_is_what_its_id_says(step: str, items: str, segments: list[int]) -> None:
+def test_each_token_has_the_modality_of_its_id(step: str, items: str, segments: list[int]) -> None:
     [architecture] = BY_TOKEN_ID
     tokens = marked(architecture, step, items).tokens
     modalities = [MODALITIES.index(NAMES.get(token, "text")) for token in step]

@@ -1,4 +1,4 @@
-"""What is said of a model of vLLM's own: its gate, and why its routing can't be counted."""
+"""The description of a vLLM model: its gate, and the reason why its routing can't be counted."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ SIGMOID = {"scoring_func": "sigmoid", "e_score_correction_bias": torch.zeros(8),
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({}, "softmax"),
         ({"renormalize": True}, "softmax, renormalised"),
@@ -35,20 +35,20 @@ SIGMOID = {"scoring_func": "sigmoid", "e_score_correction_bias": torch.zeros(8),
             },
             "sigmoid, with a bias, in the best 2 of 4 groups, renormalised, times 2.5",
         ),
-        # vLLM passes such a function all settings, and it may heed none.
+        # vLLM passes all settings to such a function, which can ignore them.
         (SIGMOID | {"custom_routing_function": max}, "the model's own function"),
     ],
 )
-def test_what_is_said_of_a_gate(settings: dict[str, Any], said: str) -> None:
-    assert str(gate_of(moe_layer(**settings))) == said
+def test_the_description_of_a_gate(settings: dict[str, Any], message: str) -> None:
+    assert str(gate_of(moe_layer(**settings))) == message
 
 
 @pytest.mark.parametrize(
     ("by_token", "known"),
     [({}, True), ({"hash_indices_table": torch.zeros(9, 2)}, False), ({"bias_vl": torch.zeros(8)}, False)],
 )
-def test_no_confidence_of_a_router_that_chooses_by_tokens(by_token: dict[str, Any], known: bool) -> None:
-    """DeepSeek-V4's: by token id in its first layers, by a bias of the images' own in all."""
+def test_a_router_that_chooses_by_tokens_has_no_confidence(by_token: dict[str, Any], known: bool) -> None:
+    """DeepSeek-V4 chooses by token id in its first layers, and by a separate bias for images in all."""
     router = FusedTopKBiasRouter(
         2, 8, e_score_correction_bias=torch.zeros(8), scoring_func="sqrtsoftplus", **by_token
     )
@@ -56,17 +56,17 @@ def test_no_confidence_of_a_router_that_chooses_by_tokens(by_token: dict[str, An
     assert (gate.scoring == "sqrtsoftplus") is known
 
 
-def test_a_models_layers_are_seen() -> None:
+def test_a_models_layers_are_observed() -> None:
     assert why_unseen("Qwen3VLMoeForConditionalGeneration", moe_layers(0, 1, 2), MEDIA[:3]) is None
 
 
-def test_two_sets_of_experts_are_seen_where_they_are_for_text_and_vision() -> None:
+def test_two_sets_of_experts_are_observed_if_they_are_for_text_and_vision() -> None:
     assert why_unseen("Ernie4_5_VLMoeForConditionalGeneration", moe_layers(1, 1, 2, 2), MEDIA[:3]) is None
     assert why_unseen("AriaForConditionalGeneration", moe_layers(1, 1, 2, 2), MEDIA[:3]) is not None
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"do_naive_dispatch_combine": True}, "gathers the tokens of several ranks"),
         ({"moe_config": SimpleNamespace(is_sequence_parallel=True)}, "splits a step's tokens over the ranks"),
@@ -74,8 +74,10 @@ def test_two_sets_of_experts_are_seen_where_they_are_for_text_and_vision() -> No
         ({"router": Mock(BaseRouter)}, None),
     ],
 )
-def test_layers_whose_rows_are_not_the_steps_are_not_seen(changes: dict[str, Any], said: str | None) -> None:
+def test_layers_with_other_rows_than_the_steps_are_not_observed(
+    changes: dict[str, Any], message: str | None
+) -> None:
     layer = moe_layer(1)
     vars(layer).update(changes)
-    told = why_unseen("AriaForConditionalGeneration", [moe_layer(0), layer], MEDIA[:2])
-    assert told is None if said is None else told is not None and said in told
+    reported = why_unseen("AriaForConditionalGeneration", [moe_layer(0), layer], MEDIA[:2])
+    assert reported is None if message is None else reported is not None and message in reported

@@ -1,4 +1,4 @@
-"""Which layers of a model that vLLM has built a policy can route, and which not."""
+"""The layers of a built vLLM model that a policy can route, and those that it can't."""
 
 import re
 from contextlib import nullcontext
@@ -28,7 +28,7 @@ GROUPED = {
 
 
 class Gemma4Gate:
-    """A routing function as Gemma-4's: renormalised softmax, times a scale of each expert's own."""
+    """A routing function like Gemma-4's: a renormalised softmax, times a scale for each expert."""
 
     def __init__(self) -> None:
         self.per_expert_scale = torch.linspace(0.5, 1.5, EXPERTS)
@@ -43,7 +43,7 @@ class Gemma4Gate:
 
 
 def layer(kernel: dict[str, Any] | None = None, **gate: Any) -> Any:
-    """A layer of vLLM's with a router that heeds these settings."""
+    """A vLLM layer whose router has these settings."""
     settings = {"renormalize": True, "top_k": K, "apply_router_weight_on_input": False} | gate
     options = {name: value for name, value in settings.items() if name != "apply_router_weight_on_input"}
     made = moe_layer(3, CPURouter(options.pop("top_k"), EXPERTS, **options), **settings, **(kernel or {}))
@@ -72,17 +72,17 @@ def routing(**settings: Any) -> LayerRouting:
         {"custom_routing_function": Gemma4Gate().route},
     ],
 )
-def test_a_gate_that_is_followed_can_be_routed(gate: dict[str, Any]) -> None:
+def test_a_reproducible_gate_can_be_routed(gate: dict[str, Any]) -> None:
     runner = layer(**gate)
     check_layer(runner, gate_of(runner), routing())
 
 
 @pytest.mark.parametrize(
-    ("gate", "kernel", "settings", "said"),
+    ("gate", "kernel", "settings", "message"),
     [
-        ({"custom_routing_function": max}, {}, {}, "a function of the model's own"),
+        ({"custom_routing_function": max}, {}, {}, "is the model's own function"),
         # vLLM's router on CPU does not scale a plain softmax: what is read of the layer is not what it does.
-        ({"routed_scaling_factor": 2.0}, {}, {}, "does not see how the gate of layer 3 weighs"),
+        ({"routed_scaling_factor": 2.0}, {}, {}, "can't reproduce the weights of the gate of layer 3"),
         (
             {},
             {"quant_method": SimpleNamespace(is_monolithic=True)},
@@ -93,11 +93,11 @@ def test_a_gate_that_is_followed_can_be_routed(gate: dict[str, Any]) -> None:
         (GROUPED, {}, {"top_k": 7}, "chooses among 6 of its experts, and the policy topk asks for up to 7"),
     ],
 )
-def test_a_layer_that_can_not_be_routed_says_why(
-    gate: dict[str, Any], kernel: dict[str, Any], settings: dict[str, Any], said: str
+def test_a_layer_that_cannot_be_routed_gives_a_reason(
+    gate: dict[str, Any], kernel: dict[str, Any], settings: dict[str, Any], message: str
 ) -> None:
     runner = layer(kernel, **gate)
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         check_layer(runner, gate_of(runner), routing(**settings))
 
 
@@ -109,7 +109,7 @@ def test_a_layer_that_can_not_be_routed_says_why(
         ({"policy": "dual_threshold"}, True),
     ],
 )
-def test_a_kernel_that_can_not_leave_slots_unused_gets_none(
+def test_a_kernel_that_cannot_leave_slots_unused_gets_none(
     settings: dict[str, Any], refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(current_platform, "is_cuda", lambda: True)

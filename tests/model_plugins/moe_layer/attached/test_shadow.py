@@ -1,4 +1,4 @@
-"""A shadow beside the routers of a model of vLLM's: the same tokens, counted by themselves."""
+"""A shadow next to the routers of a vLLM model: the same tokens, with separate counts."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from tests.model_plugins.routing.test_calibrated import MEASURED, MODEL
 
 EXPERTS, TOP_K, TOKENS, HIDDEN = 4, 2, 16, 8
 SHADOW = {"policy": "ltdr", "threshold": 0.0, "tail_experts": 3, "head_experts": 1, "text_experts": 1}
-"""An image's tokens are tail tokens, all of them."""
+"""A policy under which all tokens of an image are tail tokens."""
 LOGITS_E = torch.tensor([0.0, 3.0, 1.0, 2.0])
 
 
@@ -34,7 +34,7 @@ class Router(FusedTopKRouter):
 
 
 class Runner(MoERunner):
-    """As much of a MoE layer of vLLM's as its router and its settings."""
+    """The router and the settings of a vLLM MoE layer."""
 
     def __init__(self, layer: int) -> None:
         nn.Module.__init__(self)
@@ -66,7 +66,7 @@ class Runner(MoERunner):
 
 
 class Model(nn.Module):
-    """Has MoE layers 1 and 3, and embeds."""
+    """A model that has MoE layers 1 and 3, and embeddings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Model(nn.Module):
         return input_ids[:, None].float()
 
     def forward(self, num_tokens: int) -> list[Any]:
-        """What the routers make of a step."""
+        """The routers' results for a step."""
         logits_TE = LOGITS_E.expand(num_tokens, EXPERTS)
         hidden_TD = torch.zeros(num_tokens, HIDDEN)
         routers: list[Any] = [runner.router for runner in self.runners]
@@ -94,7 +94,7 @@ def routing_of(model: Model, shadow: dict[str, Any] | None = SHADOW) -> NativeRo
 
 
 def take_step(model: Model, routing: NativeRouting) -> list[Any]:
-    """A text token, two of an image, and padding."""
+    """Run a step with a text token, two image tokens, and padding."""
     is_media_T = torch.tensor([False, True, True])
     routing.step.tokens.mark(is_media_T, [Media("image", 2)], num_tokens=3)
     decided = model(5)
@@ -102,7 +102,7 @@ def take_step(model: Model, routing: NativeRouting) -> list[Any]:
     return decided
 
 
-def test_both_count_the_same_tokens_each_by_its_own_rule() -> None:
+def test_both_count_the_same_tokens_by_their_own_rules() -> None:
     model = Model()
     routing = routing_of(model)
     for _ in range(2):
@@ -117,7 +117,7 @@ def test_both_count_the_same_tokens_each_by_its_own_rule() -> None:
         assert shadow[name] == load[name]
 
 
-def test_the_routers_decide_as_without_it() -> None:
+def test_the_routers_decide_the_same_without_it() -> None:
     decided = []
     for shadow in (SHADOW, None):
         model = Model()
@@ -126,7 +126,7 @@ def test_the_routers_decide_as_without_it() -> None:
         assert torch.equal(weights_TK, alone_TK) and torch.equal(experts_TK, chosen_TK)
 
 
-def test_dummy_steps_count_nothing_and_a_reset_forgets_both() -> None:
+def test_dummy_steps_count_nothing_and_a_reset_clears_both() -> None:
     model = Model()
     routing = routing_of(model)
     model(TOKENS)  # warming up, before any step
@@ -139,10 +139,10 @@ def test_dummy_steps_count_nothing_and_a_reset_forgets_both() -> None:
     assert after["tokens"] == after["shadow"]["tokens"] == [[0, 0, 0]] * 2
 
 
-def test_what_is_told_of_it() -> None:
-    told = routing_of(Model()).describe()
-    assert [layer["policy"] for layer in told["layers"]] == [{"policy": "native"}] * 2
-    for layer, shadow in zip(told["layers"], told["shadow"], strict=True):
+def test_the_report_of_a_shadow() -> None:
+    reported = routing_of(Model()).describe()
+    assert [layer["policy"] for layer in reported["layers"]] == [{"policy": "native"}] * 2
+    for layer, shadow in zip(reported["layers"], reported["shadow"], strict=True):
         assert shadow["policy"].items() >= SHADOW.items()
         assert shadow["sources"]["threshold"] == "--shadow"
         for name in ("layer", "experts", "top_k", "gate", "kernel"):
@@ -151,20 +151,20 @@ def test_what_is_told_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shadow", "said"),
+    ("shadow", "message"),
     [
         ({"policy": "native"}, "The routing settings in --shadow cannot be used: policy is 'native'"),
         ({"policy": "ltdr"}, "compares the tokens of a whole image"),
-        ({"policy": "gmm"}, "has a router of its own"),
+        ({"policy": "gmm"}, "has its own router"),
         ({"policy": "dual_threshold", "top_k": 9}, "from 1 to the layer's 4 experts"),
     ],
 )
-def test_a_policy_that_could_not_be_in_force_is_refused(shadow: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_policy_that_cannot_be_in_force_is_refused(shadow: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         routing_of(Model(), shadow)
 
 
-def test_settings_that_were_calibrated_for_another_model_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_calibrated_for_another_model_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     this = ModelIdentity(**MODEL)
     monkeypatch.setattr(checked_policies, "identity_of", lambda *_: this)
     written = {"model": MODEL, "measured": MEASURED}
@@ -174,7 +174,7 @@ def test_settings_that_were_calibrated_for_another_model_are_refused(monkeypatch
         routing_of(Model(), SHADOW | {"calibrated": other})
 
 
-def test_a_model_that_can_not_be_seen_has_no_shadow() -> None:
+def test_a_model_that_cannot_be_observed_has_no_shadow() -> None:
     model = Model()
     model.runners = nn.ModuleList()
     with pytest.raises(ValueError, match="has no MoE layer"):

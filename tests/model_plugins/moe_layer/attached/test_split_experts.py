@@ -1,4 +1,4 @@
-"""Text experts and vision experts in a layer: routers see compacted rows, tokens are counted in place."""
+"""Separate text experts and vision experts: routers get compacted rows, tokens are counted in place."""
 
 from itertools import groupby
 from types import SimpleNamespace
@@ -29,10 +29,10 @@ LAYERS: dict[int, tuple[Kind, ...]] = {
 }
 MODALITIES = ("text", "image", "video")
 VISION_OF = {"i": "image", "v": "video"}
-"""In the steps below t is text, m a mark around an image, i an image's token, v a video's, and - padding."""
+"""In the steps below, t is text, m a mark around an image, i an image token, v a video token, - padding."""
 STEPS = [
     *("t", "i", "m", "ttttt", "iiii", "mii", "tmiimt"),
-    *("tmi", "iimt", "vvmmiimt"),  # cut inside an image or a video
+    *("tmi", "iimt", "vvmmiimt"),  # split inside an image or a video
     *("mvvm--", "ti---", "tt--"),
 ]
 
@@ -54,7 +54,7 @@ class Router(BaseRouter):
 
 
 class Runner(MoERunner):
-    """As much of one kind's experts as a router and its settings."""
+    """The router and the settings of one kind of experts."""
 
     def __init__(self, layer: int, kind: Kind) -> None:
         nn.Module.__init__(self)
@@ -87,7 +87,7 @@ class Runner(MoERunner):
 
 
 class Decoder(nn.Module):
-    """Parts a step's tokens as vLLM's ERNIE does."""
+    """Splits a step's tokens like vLLM's ERNIE."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,13 +144,13 @@ def hidden_of(step: str) -> Tensor:
 
 
 def is_vision(step: str) -> np.ndarray:
-    """As in vLLM a mark is text's where the step holds no image or video."""
+    """Like in vLLM, a mark is text if the step holds no image or video."""
     has_media = {"i", "v"} & {*step}
     return np.array([token in "miv" and bool(has_media) for token in step])
 
 
 def take(model: Model, step: str) -> None:
-    """The model's forward of a step, with padding at its end."""
+    """Run the model's forward pass of a step with padding at its end."""
     tokens = step.rstrip("-")
     parts = []
     for token, run in groupby(tokens):
@@ -165,7 +165,7 @@ def take(model: Model, step: str) -> None:
 
 
 def rule(model: Model, layer: int, kind: Kind, hidden_D: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """Plainly, in float64: the experts by the layer's numbers, best first, and the probabilities."""
+    """In float64: the experts by their numbers in the layer, best first, and the probabilities."""
     runner = model.runner(layer, kind)
     logits_E = hidden_D @ runner.gate_DE.double().numpy()
     probs_E = np.exp(logits_E - logits_E.max())
@@ -175,10 +175,10 @@ def rule(model: Model, layer: int, kind: Kind, hidden_D: np.ndarray) -> tuple[li
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_each_token_is_counted_once_by_the_router_of_its_kind(
+def test_each_token_is_counted_once_by_its_kinds_router(
     model: Model, routing: SplitRouting, step: str
 ) -> None:
-    take(model, step[::-1].lstrip("-"))  # what it leaves in the buffers is written over
+    take(model, step[::-1].lstrip("-"))  # the step overwrites what this leaves in the buffers
     routing.end_step()
     routing.reset_load()
     take(model, step)
@@ -210,7 +210,7 @@ def test_each_token_is_counted_once_by_the_router_of_its_kind(
     np.testing.assert_allclose(load["routing_variance"], sums[1], atol=1e-4)
 
 
-def test_the_inspector_sees_logits_and_weights_by_token(model: Model, routing: SplitRouting) -> None:
+def test_the_inspector_gets_logits_and_weights_by_token(model: Model, routing: SplitRouting) -> None:
     seen: list[tuple[Tensor, ...]] = []
     for router in routing.routers.values():
         router.observer = lambda *parts: seen.append(parts)
@@ -226,7 +226,7 @@ def test_the_inspector_sees_logits_and_weights_by_token(model: Model, routing: S
 
 
 @pytest.mark.parametrize("step", ["t", "iiii", "tmiimt"])
-def test_an_observer_sees_each_token_of_a_step(model: Model, routing: SplitRouting, step: str) -> None:
+def test_an_observer_gets_each_token_of_a_step(model: Model, routing: SplitRouting, step: str) -> None:
     seen: dict[int, int] = {}
     for layer, router in routing.routers.items():
         router.observer = lambda hidden_TD, *_, layer=layer: seen.update({layer: len(hidden_TD)})
@@ -234,7 +234,7 @@ def test_an_observer_sees_each_token_of_a_step(model: Model, routing: SplitRouti
     assert seen == {1: len(step), 5: len(step)}
 
 
-def test_a_kernel_that_routes_by_itself_tells_its_experts_alone(routing: SplitRouting) -> None:
+def test_a_kernel_that_routes_by_itself_only_reports_its_experts(routing: SplitRouting) -> None:
     kinds = StepKinds()
     kinds.begin_step(torch.tensor([[True], [False], [True]]))
     layer = SplitLayer(routing.step, 0, kinds, {"text": 0, "vision": EXPERTS}, SOFTMAX)
@@ -244,18 +244,18 @@ def test_a_kernel_that_routes_by_itself_tells_its_experts_alone(routing: SplitRo
     assert routing.step.weights[0, :3].isnan().all()
 
 
-def test_a_step_that_broke_off_leaves_later_ones_counted(model: Model, routing: SplitRouting) -> None:
+def test_an_aborted_step_does_not_disturb_later_counts(model: Model, routing: SplitRouting) -> None:
     layer: Any = routing.routers[1]
-    layer.chosen("vision", torch.tensor([[0, 1]]))  # and its text experts were never asked
+    layer.chosen("vision", torch.tensor([[0, 1]]))  # its text experts were never called
     routing.step.forget_rows()
     take(model, "tt")
-    used_L, told_L = routing.step.experts_told()
-    assert used_L == told_L
+    used_L, written_L = routing.step.experts_written()
+    assert used_L == written_L
 
 
 @pytest.mark.parametrize("kind", ["text", "vision"])
-def test_the_self_check_asks_both_kinds(kind: Kind, model: Model, routing: SplitRouting) -> None:
-    """And finds the router that prismoe doesn't stand beside."""
+def test_the_self_check_covers_both_kinds(kind: Kind, model: Model, routing: SplitRouting) -> None:
+    """It finds a router that prismoe doesn't observe."""
 
     def take_step() -> None:
         model.language_model.model(hidden_of("tttt"), visual_token_mask=model.visual_token_mask)  # type: ignore[operator]
@@ -266,22 +266,22 @@ def test_the_self_check_asks_both_kinds(kind: Kind, model: Model, routing: Split
     assert found is not None and found.sums.layer == 1
 
 
-def test_what_is_said_of_the_layers(routing: SplitRouting) -> None:
-    told = routing.describe()
-    assert told["in_force"] == "native" and not told["not_supported"]
-    assert [layer["experts"] for layer in told["layers"]] == [2 * EXPERTS] * len(LAYERS)
+def test_the_description_of_the_layers(routing: SplitRouting) -> None:
+    reported = routing.describe()
+    assert reported["in_force"] == "native" and not reported["not_supported"]
+    assert [layer["experts"] for layer in reported["layers"]] == [2 * EXPERTS] * len(LAYERS)
     gate = "softmax, with a bias, renormalised; experts"
-    assert [layer["gate"] for layer in told["layers"][:3]] == [
+    assert [layer["gate"] for layer in reported["layers"][:3]] == [
         f"{gate} 0 to 4 are text's, 5 to 9 are vision's",
         f"{gate} 5 to 9 are vision's",
         f"{gate} 0 to 4 are text's",
     ]
 
 
-def test_no_policy_and_no_shadow(model: Model) -> None:
+def test_there_is_no_policy_and_no_shadow(model: Model) -> None:
     policies = OperatorPolicies.of({"policy": "topk"})
     for start in (CheckedPolicies.of, SplitRouting):
         with pytest.raises(
-            ValueError, match="experts for text and experts for vision, which no policy knows"
+            ValueError, match="experts for text and experts for vision, and no policy supports that"
         ):
             start(vllm_config(), model, MODALITIES, policies)

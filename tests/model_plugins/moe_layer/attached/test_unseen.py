@@ -1,4 +1,7 @@
-"""Layers that can't be seen are left alone; where a kernel routes by itself, its sink is counted."""
+"""Layers that can't be observed are left alone.
+
+If a kernel routes by itself, the experts that it reports are counted.
+"""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -30,7 +33,7 @@ ONE_RANK = {
 
 
 class Router(BaseRouter):
-    """One of vLLM's, which computes nothing here."""
+    """A vLLM router that computes nothing here."""
 
     def __init__(self) -> None: ...
 
@@ -39,25 +42,25 @@ class Router(BaseRouter):
 
 
 class Silent(FusedMoEExpertsMonolithic):
-    """A kernel that takes logits."""
+    """A kernel that gets logits."""
 
     __init__ = object.__init__
     moe_config = SimpleNamespace(**ONE_RANK)  # type: ignore[assignment]
 
 
 class Telling(Silent):
-    """Such a kernel, which tells the experts it chose."""
+    """A kernel that gets logits and reports the experts that it chose."""
 
     def supports_routing_replay_capture(self) -> bool:
         return True
 
 
 for fake in (Router, Silent, Telling):
-    fake.__abstractmethods__ = frozenset()  # what no test calls is left out
+    fake.__abstractmethods__ = frozenset()  # no test calls the rest
 
 
 class Runner(MoERunner):
-    """A MoE layer of vLLM's: routed by a router, or by its kernel."""
+    """A vLLM MoE layer that is routed by a router, or by its kernel."""
 
     def __init__(self, layer: int, kernel: FusedMoEExpertsMonolithic | None = None, engines: int = 1) -> None:
         nn.Module.__init__(self)
@@ -88,7 +91,7 @@ class Runner(MoERunner):
 
 
 class Model(nn.Module):
-    """Has layers, and embeds."""
+    """A model that has layers and embeddings."""
 
     def __init__(self, *runners: Runner) -> None:
         super().__init__()
@@ -109,7 +112,7 @@ def routing_of(model: Model, *modalities: str) -> NativeRouting:
     return NativeRouting(config, model, modalities)
 
 
-def test_layers_that_vllms_routers_route_are_seen() -> None:
+def test_layers_with_vllms_routers_are_observed() -> None:
     for runners in ([Runner(0), Runner(1), Runner(3, kernel=Telling())], [Runner(0, engines=2)]):
         assert why_unseen(MODEL, runners, ["text", "image"]) is None
 
@@ -130,15 +133,19 @@ def test_layers_that_vllms_routers_route_are_seen() -> None:
     ],
     ids=["no MoERunner", "no sink", "several engines", "two in a layer", "modality"],
 )
-def test_the_first_reason_is_a_sentence_and_nothing_is_attached(
+def test_the_first_reason_is_reported_and_nothing_is_attached(
     runners: Sequence[Runner], modalities: Sequence[str], sentence: str
 ) -> None:
     model = Model(*runners)
     embed = model.embed_input_ids
     routing = routing_of(model, *modalities)
-    told = routing.describe()
-    assert told["not_supported"] == [f"{sentence} {END}"]
-    assert (told["architecture"], told["modalities"], told["layers"]) == (MODEL, [*modalities], [])
+    reported = routing.describe()
+    assert reported["not_supported"] == [f"{sentence} {END}"]
+    assert (reported["architecture"], reported["modalities"], reported["layers"]) == (
+        MODEL,
+        [*modalities],
+        [],
+    )
     assert {name for name, lists in routing.load().items() if lists} == {"modalities"}
     assert model.embed_input_ids == embed and routing.routers == {}
     assert [runner.routed_experts.routing_sink for runner in runners] == [None] * len(runners)
@@ -146,7 +153,7 @@ def test_the_first_reason_is_a_sentence_and_nothing_is_attached(
 
 @pytest.fixture
 def telling() -> tuple[Model, NativeRouting, list[Tensor]]:
-    """A model of one layer whose kernel tells its experts, and what another listener of it heard."""
+    """A model of one layer whose kernel reports its experts, and the reports that another listener got."""
     runner, heard = Runner(5, kernel=Telling()), list[Tensor]()
     runner.routed_experts.routing_sink = SimpleNamespace(capture_fn=heard.append)  # type: ignore[assignment]
     model = Model(runner)
@@ -154,7 +161,7 @@ def telling() -> tuple[Model, NativeRouting, list[Tensor]]:
 
 
 def take_step(model: Model, experts_TA: Tensor, images: Sequence[int] = ()) -> None:
-    """Embed as many tokens, of which the first are those of the images, and choose their experts."""
+    """Embed these tokens, of which the first belong to the images, and choose their experts."""
     embeddings = [torch.zeros(size, 1) for size in images]
     for embedding in embeddings:
         embedding.modality = "image"  # type: ignore[attr-defined]
@@ -165,7 +172,7 @@ def take_step(model: Model, experts_TA: Tensor, images: Sequence[int] = ()) -> N
     sink.capture_fn(experts_TA)
 
 
-def test_what_a_kernel_tells_is_counted(telling: tuple[Model, NativeRouting, list[Tensor]]) -> None:
+def test_reported_experts_are_counted(telling: tuple[Model, NativeRouting, list[Tensor]]) -> None:
     model, routing, heard = telling
     experts_TA = torch.tensor([[0, 1], [0, 3], [2, 3], [0, 2], [2, 3]], dtype=torch.int16)
     take_step(model, experts_TA, images=[2])
@@ -182,7 +189,7 @@ def test_what_a_kernel_tells_is_counted(telling: tuple[Model, NativeRouting, lis
     assert [rows.tolist() for rows in heard] == [experts_TA.tolist(), experts_TA[:1].tolist()]
 
 
-def test_a_kernel_tells_no_confidence(telling: tuple[Model, NativeRouting, list[Tensor]]) -> None:
+def test_a_kernel_reports_no_confidence(telling: tuple[Model, NativeRouting, list[Tensor]]) -> None:
     model, routing, _ = telling
     take_step(model, torch.tensor([[0, 1], [0, 3]], dtype=torch.int16))
     routing.end_step()

@@ -1,4 +1,4 @@
-"""What the experts run on, on CPU: vLLM's kernel in the flat form, oneDNN's products in the sorted form."""
+"""The experts on CPU: vLLM's kernel in the flat form, oneDNN's products in the sorted form."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,7 @@ Reference = Callable[[int, np.ndarray], np.ndarray]
 
 @pytest.fixture(autouse=True)
 def least_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The larger parts of a step skip unused slots, the smaller ones do not."""
+    """Make large parts of a step skip unused slots, and small ones not."""
     for dtype in LEAST_WORK:
         monkeypatch.setitem(LEAST_WORK, dtype, 20 * 64**2)
         monkeypatch.setitem(LEAST_SLOTS, dtype, 1)

@@ -1,4 +1,4 @@
-"""Slots left out by vLLM's Triton experts and by the grouped product, interpreted, against a float64 loop."""
+"""Slots that vLLM's Triton experts and the grouped product leave out, interpreted, compared with float64."""
 
 from dataclasses import replace
 from typing import Any
@@ -58,9 +58,9 @@ def layer(
     moe_backend: MoEBackend = "auto",
     expert_ranks: int = 1,
 ) -> GPURoutedExperts:
-    """A layer as vLLM makes it on CUDA: gated as StableLM's and Qwen's experts, else biased as Phi's.
+    """A layer like vLLM's on CUDA: gated like StableLM's and Qwen's experts, or biased like Phi's.
 
-    Of several expert-parallel ranks it is the last's.
+    With several expert-parallel ranks it is the last rank's.
     """
     monkeypatch.setattr(
         unquantized_fused_moe_method, "select_unquantized_moe_backend", lambda moe_config: backend
@@ -87,7 +87,7 @@ def layer(
             has_bias=not gated,
             moe_backend=moe_backend,
         )
-        if not gated:  # which the configuration refuses on CPU
+        if not gated:  # the configuration refuses this on CPU
             config.activation = MoEActivation.GELU_TANH_NO_MUL
         maps = ExpertMapManager(64, SLOTS, experts, 0, None, parallel, "linear", enable_eplb=False)
         names = {} if gated else {"ckpt_up_proj_name": None}
@@ -135,7 +135,10 @@ def test_the_used_slots_are_summed(
     dtype: torch.dtype,
     tolerance: float,
 ) -> None:
-    """Some tokens name an expert twice, and some experts no token; rows that nothing wrote hold NaN."""
+    """Some tokens name an expert twice, and some experts get no token.
+
+    Rows that are never written hold NaN.
+    """
     made = layer(monkeypatch, experts=experts, gated=gated, dtype=dtype)
     weights_TA, experts_TA = ragged_routing(tokens, experts, SLOTS)
     hidden_TD = random(tokens, HIDDEN, seed=tokens).to(dtype)
@@ -168,7 +171,7 @@ def test_many_slots_are_a_grouped_product(
     rows: int,
     gated: bool,
 ) -> None:
-    """In a workspace whose rows are bounded, and which holds NaN to begin with."""
+    """The workspace has a bounded number of rows, and is filled with NaN."""
     monkeypatch.setattr(gpu_experts, "MOST_ROWS", most_rows)
     monkeypatch.setattr(gpu_experts, "grouped_product_works", lambda *sizes: True)
     grouped = Mock(wraps=grouped_experts)
@@ -194,7 +197,7 @@ def test_many_slots_are_a_grouped_product(
     ],
     ids=["many slots", "few slots", "another activation", "fails the check"],
 )
-def test_where_the_grouped_product_does_not_serve_vllms_kernels_do(
+def test_vllms_kernels_replace_an_unsuitable_grouped_product(
     monkeypatch: pytest.MonkeyPatch, slots: int, activation: MoEActivation, works: bool, is_grouped: bool
 ) -> None:
     run = Mock(wraps=fused_moe.invoke_fused_moe_triton_kernel)
@@ -206,8 +209,8 @@ def test_where_the_grouped_product_does_not_serve_vllms_kernels_do(
     assert run.called is not is_grouped
 
 
-def test_a_batch_invariant_engine_takes_vllms_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The grouped product's sums have another order in a step of another size."""
+def test_a_batch_invariant_engine_uses_vllms_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grouped product's sums have another order in steps of another size."""
     monkeypatch.setattr(gpu_experts, "grouped_product_works", lambda *sizes: True)
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
     experts: Any = layer(monkeypatch, experts=16, slots=9).quant_method
@@ -217,21 +220,21 @@ def test_a_batch_invariant_engine_takes_vllms_kernels(monkeypatch: pytest.Monkey
 @pytest.mark.slow
 @pytest.mark.usefixtures("triton_on_cpu")
 @pytest.mark.parametrize("is_gated", [True, False])
-def test_the_check_of_the_grouped_product_finds_it_wrong(
+def test_the_start_check_finds_a_wrong_grouped_product(
     monkeypatch: pytest.MonkeyPatch, is_gated: bool
 ) -> None:
     inputs = "cpu", torch.float16, 9, is_gated
-    works = gpu_experts.grouped_product_works.__wrapped__  # without what it remembers
+    works = gpu_experts.grouped_product_works.__wrapped__  # without its cache
     monkeypatch.setattr(kernel_check, "get_tp_group", lambda: Mock(world_size=1))
-    with torch.device("meta"), set_default_torch_dtype(torch.float16):  # as where a model is loaded
+    with torch.device("meta"), set_default_torch_dtype(torch.float16):  # like while a model is loaded
         assert works(*inputs)
     monkeypatch.setattr(grouped_check, "grouped_experts", lambda *inputs: inputs[-1].zero_())
     assert not works(*inputs)
 
 
 @pytest.mark.usefixtures("triton_on_cpu")
-def test_no_product_is_run_for_an_unused_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many rows as used slots are written for the first product, and as many for the second."""
+def test_unused_slots_get_no_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first product writes as many rows as there are used slots, and so does the second."""
     made = layer(monkeypatch)
     weights_TA, experts_TA = ragged_routing(20, 4, SLOTS)
     written = []
@@ -249,14 +252,14 @@ def test_no_product_is_run_for_an_unused_slot(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("triton_on_cpu")
-def test_without_an_expert_map_a_dropped_slot_would_spoil_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_expert_map_an_unused_slot_would_spoil_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     made = layer(monkeypatch)
     vars(made)["_expert_map"] = None
     weights_TA, experts_TA = ragged_routing(7, 4, SLOTS)
     assert computed(made, random(7, HIDDEN, seed=1), weights_TA, experts_TA).isnan().any()
 
 
-def test_other_kernels_get_the_slots_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_kernels_get_the_slots_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     made = layer(monkeypatch, backend=(UnquantizedMoeBackend.BATCHED_TRITON, BatchedTritonExperts))
     assert made.expert_map is None
     apply = Mock()
@@ -268,10 +271,10 @@ def test_other_kernels_get_the_slots_as_they_are(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("triton_on_cpu")
 @pytest.mark.parametrize("slots", [SLOTS, gpu_experts.FEW_SLOTS + 1])
-def test_a_rank_with_a_part_of_the_experts_computes_its_part(
+def test_a_rank_with_some_of_the_experts_computes_its_part(
     monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
-    """By vLLM's map, which says where the other experts are."""
+    """vLLM's map says where the other experts are."""
     made = layer(monkeypatch, expert_ranks=2, slots=slots)
     method: Any = made.quant_method
     assert method.experts_cls is TritonExperts
@@ -289,15 +292,15 @@ def test_a_rank_with_a_part_of_the_experts_computes_its_part(
 @pytest.mark.parametrize(
     ("named", "asked"), [("auto", "triton"), ("flashinfer_cutlass", "flashinfer_cutlass")]
 )
-def test_vllm_takes_its_triton_kernels_unless_others_are_named(
+def test_vllm_uses_its_triton_kernels_unless_others_are_named(
     monkeypatch: pytest.MonkeyPatch, named: MoEBackend, asked: MoEBackend
 ) -> None:
-    """By itself it takes FlashInfer's on Blackwell, which can't leave slots unused."""
+    """On Blackwell it would use FlashInfer's by default, which can't leave slots unused."""
     assert layer(monkeypatch, moe_backend=named).moe_config.moe_backend == asked
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
-def test_on_cuda_policies_that_leave_slots_unused_get_them(
+def test_on_cuda_these_experts_serve_policies_that_leave_slots_unused(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     platform = Mock()
@@ -309,8 +312,8 @@ def test_on_cuda_policies_that_leave_slots_unused_get_them(
     assert options.get("routed_experts_cls") is experts_cls
 
 
-def test_compressed_tensors_quantises_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It knows vLLM's class by its name."""
+def test_compressed_tensors_quantises_these_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks for vLLM's class by name."""
     channel = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
     groups = {"group_0": {"targets": ["Linear"], "weights": channel}}
     config = CompressedTensorsConfig.from_config({"format": "float-quantized", "config_groups": groups})
@@ -318,10 +321,10 @@ def test_compressed_tensors_quantises_them(monkeypatch: pytest.MonkeyPatch) -> N
     assert config.get_scheme_dict(layer(monkeypatch), "model.layers.0.mlp.experts.0.up_proj") is not None
 
 
-def test_vllm_builds_its_own_models_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_builds_its_own_models_with_these_experts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(custom_op, "op_registry_oot", registry := dict[str, type]())
     monkeypatch.setattr(gpu_experts, "op_registry_oot", registry)
     assert type(RoutedExperts.__new__(RoutedExperts)) is RoutedExperts
-    for _ in range(2):  # an engine may be the second of its process
+    for _ in range(2):  # an engine can be the second of its process
         gpu_experts.use_in_all_models()
     assert type(RoutedExperts.__new__(RoutedExperts)) is GPURoutedExperts

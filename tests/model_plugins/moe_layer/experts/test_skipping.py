@@ -1,4 +1,4 @@
-"""A kernel of vLLM's own model runs the pairs that a step uses, and no others."""
+"""The kernel of a vLLM model runs exactly the pairs that a step uses."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,10 @@ EXPERTS, SLOTS, HIDDEN = 6, 4, 8
 
 
 class Kernel:
-    """Each expert multiplies by its number and one; it keeps how many pairs it ran."""
+    """A kernel whose experts multiply by their number plus one.
+
+    It records the number of pairs that it ran.
+    """
 
     def __init__(self) -> None:
         self.pairs = 0
@@ -48,7 +51,7 @@ def least(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 40])
-def test_used_pairs_alone_are_computed(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_used_pairs_are_computed(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     experts = layer(UnquantizedFusedMoEMethod.__new__(UnquantizedFusedMoEMethod))
     kernel = experts.quant_method.moe_kernel.fused_experts
     runner = SimpleNamespace(routed_experts=experts)
@@ -64,7 +67,7 @@ def test_used_pairs_alone_are_computed(tokens: int, monkeypatch: pytest.MonkeyPa
     assert kernel.pairs == int((weights_TA > 0).sum())
 
 
-def test_quantised_experts_are_left_as_they_are() -> None:
+def test_quantised_experts_are_not_changed() -> None:
     experts = layer(SimpleNamespace())
     kernel = experts.quant_method.moe_kernel.fused_experts
     skip_unused_slots(SimpleNamespace(routed_experts=experts))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Which of vLLM's kernels may be given slots that a token does not use, by the classes that vLLM has."""
+"""The vLLM kernels that can handle unused slots, by class."""
 
 from contextlib import nullcontext
 
@@ -31,17 +31,17 @@ from tests.model_plugins.moe_layer.native_layers import kernel_of, moe_layer, pa
         TritonOrDeepGemmExperts,
     ],
 )
-def test_kernels_that_give_each_slot_a_row_may(experts: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_with_a_row_for_each_slot_can(experts: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(current_platform, "is_cuda", lambda: True)
     check_unused_slots(moe_layer(3, **kernel_of(experts)), "ltdr")
 
 
 @pytest.mark.parametrize("on_cuda", [True, False])
 @pytest.mark.parametrize("experts", [FlashInferExperts, TrtLlmBf16ExpertsModular, CutlassExpertsFp8])
-def test_others_may_not_on_cuda(experts: type, on_cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_cannot_on_cuda(experts: type, on_cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(current_platform, "is_cuda", lambda: on_cuda)
-    said = rf"The policy ltdr leaves slots unused, and the kernel of layer 3 \({experts.__name__}\) "
-    with pytest.raises(ValueError, match=said) if on_cuda else nullcontext():
+    message = rf"The policy ltdr leaves slots unused, and the kernel of layer 3 \({experts.__name__}\) "
+    with pytest.raises(ValueError, match=message) if on_cuda else nullcontext():
         check_unused_slots(moe_layer(3, **kernel_of(experts)), "ltdr")
 
 
@@ -59,11 +59,11 @@ def test_others_may_not_on_cuda(experts: type, on_cuda: bool, monkeypatch: pytes
         ("allgather_reducescatter", "triton", "use --moe-backend marlin, or leave the policy out"),
     ],
 )
-def test_what_is_chosen_already_is_not_advised(
+def test_a_choice_that_is_already_made_is_not_advised(
     all2all: str, moe_backend: str, helps: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(current_platform, "is_cuda", lambda: True)
     layer = moe_layer(3, **kernel_of(BatchedTritonExperts))
     layer.moe_config.moe_backend, layer.moe_config.moe_parallel_config = moe_backend, parallel(all2all)
-    with pytest.raises(ValueError, match=f"nobody wrote: {helps}"):
+    with pytest.raises(ValueError, match=f"unwritten memory: {helps}"):
         check_unused_slots(layer, "ltdr")

@@ -1,4 +1,4 @@
-"""Which pictures and questions a checkpoint is calibrated on."""
+"""The pictures and questions for calibration."""
 
 from pathlib import Path
 
@@ -12,19 +12,19 @@ def test_a_folder_is_read_by_name_and_thinned_evenly(tmp_path: Path) -> None:
     for number in range(6):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
     (tmp_path / "notes.txt").write_text("no picture")
-    shades = [image.tobytes()[0] for image in pictures(tmp_path, 3).open()]
+    shades = [open_picture().tobytes()[0] for open_picture in pictures(tmp_path, 3).openers]
     assert shades == [0, 2, 4]
     assert len(pictures(tmp_path, 100).openers) == 6
 
 
 def test_without_a_folder_there_are_drawings() -> None:
-    drawings = [*pictures(None, 1000).open()]
+    drawings = [open_picture() for open_picture in pictures(None, 1000).openers]
     assert len(drawings) == 256
     assert {drawing.size for drawing in drawings} == {(SHEET_TILE, SHEET_TILE)}
     assert len({drawing.tobytes() for drawing in drawings}) == 256
 
 
-def test_folders_that_will_not_do(tmp_path: Path) -> None:
+def test_unsuitable_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="There is no folder"):
         pictures(tmp_path / "none", 3)
     with pytest.raises(ValueError, match="holds no pictures"):

@@ -1,4 +1,4 @@
-"""The table of what calibration changed, over a recording whose figures are known."""
+"""The table of the changes by calibration, for a recording with known figures."""
 
 import torch
 
@@ -9,7 +9,7 @@ from prismoe.model_plugins.tools.calibrate.report import report
 
 
 def table(settings: dict[str, object], routers: dict[int, dict[str, torch.Tensor]]) -> dict[str, str]:
-    """The row of the layer, its columns joined, by name."""
+    """The row of the layer by name, with its columns joined."""
     logits_NE = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 2 + [[0.0, 0.0, 9.0, 9.0]] * 2)
     segment_N = torch.tensor([TEXT, TEXT, 0, 0])
     sample = TokenSample(logits_NE, segment_N, torch.tensor([[-1.0], [-1.0], [1.0], [1.0]]))

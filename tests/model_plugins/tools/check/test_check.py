@@ -1,4 +1,4 @@
-"""`prismoe check` as it is typed: the authors' reference, altered references, and what can't be checked."""
+"""The command `prismoe check` with the authors' reference, changed references, and wrong arguments."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def test_the_authors_reference_as_json() -> None:
 
 
 @pytest.mark.engine
-def test_an_altered_reference_exits_1_and_is_named(tmp_path: Path) -> None:
+def test_a_changed_reference_exits_1_and_is_named(tmp_path: Path) -> None:
     arrays = dict(np.load(REFERENCE))
     arrays["layer0_router_logits"][20, 1] += 0.01
     arrays["logits"][0, 40, 100] -= 0.01
@@ -65,7 +65,7 @@ def test_an_altered_reference_exits_1_and_is_named(tmp_path: Path) -> None:
     assert "Beyond tolerance: logits, layer0_router_logits, layer2_topk_ids" in done.stdout
 
 
-def test_what_is_no_checkpoint_is_refused_with_a_sentence(
+def test_a_folder_that_is_not_a_checkpoint_is_refused_with_a_message(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -84,7 +84,7 @@ def test_what_is_no_checkpoint_is_refused_with_a_sentence(
         assert_one_sentence(capfd, complaint)
 
 
-def test_a_checkpoint_that_is_not_whole_is_refused_with_a_sentence(
+def test_an_incomplete_checkpoint_is_refused_with_a_message(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = make_checkpoint(tmp_path, "phi")

@@ -1,4 +1,4 @@
-"""What is found when a reference differs from a run, without an engine: the run is the reference itself."""
+"""The differences between a reference and a run, without an engine: the run is the reference itself."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def case(facts: CheckpointFacts) -> Case:
 
 @pytest.fixture
 def run(case: Case) -> Run:
-    """A run that gives just what the reference says."""
+    """A run with exactly the reference's results."""
     rows = {name: values.copy() for name, values in case.expected.items() if "greedy" not in name}
     rows["logits"] = np.concatenate([rows["logits"], case.expected["greedy_prefill_logits"][1:]])
     return Run(rows, case.expected["greedy_ids"].tolist())
@@ -73,7 +73,7 @@ def test_every_array_is_compared_and_equal(case: Case, run: Run) -> None:
         ("greedy_prefill_logits", (11, 7)),
     ],
 )
-def test_a_value_that_differs_is_named_with_its_place(
+def test_a_different_value_is_named_with_its_place(
     case: Case, run: Run, name: str, at: tuple[int, int]
 ) -> None:
     other = altered(case, name, at, case.expected[name][at] + 0.01)
@@ -82,14 +82,14 @@ def test_a_value_that_differs_is_named_with_its_place(
     assert comparison.difference == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_value_that_is_no_number_is_broken(case: Case, run: Run) -> None:
+def test_a_value_that_is_nan_is_broken(case: Case, run: Run) -> None:
     run.rows["logits"][3, 4] = np.nan
     (comparison,) = broken(case, run)
     assert (comparison.array, comparison.difference, comparison.at) == ("logits", float("inf"), [3, 4])
 
 
 @pytest.mark.parametrize("expert", ["another", "beyond the last", "the same twice"])
-def test_another_expert_is_named(case: Case, run: Run, expert: str) -> None:
+def test_a_different_expert_is_named(case: Case, run: Run, expert: str) -> None:
     first, second = case.expected["layer2_topk_ids"][9].tolist()
     unchosen = next(index for index in range(4) if index not in (first, second))
     value = {"another": unchosen, "beyond the last": 7, "the same twice": first}[expert]
@@ -98,7 +98,7 @@ def test_another_expert_is_named(case: Case, run: Run, expert: str) -> None:
     assert comparison.ties == []
 
 
-def test_a_worse_expert_is_no_tie(case: Case, run: Run) -> None:
+def test_a_worse_expert_is_not_a_tie(case: Case, run: Run) -> None:
     weakest = int(run.rows["layer2_router_logits"][9].argmin())
     run.rows["layer2_topk_ids"][9, 1] = weakest
     (comparison,) = broken(case, run)
@@ -111,7 +111,7 @@ def test_experts_in_another_order_are_the_same(case: Case, run: Run) -> None:
     assert broken(case, run) == []
 
 
-def test_a_tie_is_listed_and_breaks_nothing(case: Case, run: Run) -> None:
+def test_a_tie_is_listed_but_not_broken(case: Case, run: Run) -> None:
     logits_E = run.rows["layer0_router_logits"][9]
     first, second = case.expected["layer0_topk_ids"][9].tolist()
     third = int(np.argsort(-logits_E)[2])
@@ -125,7 +125,7 @@ def test_a_tie_is_listed_and_breaks_nothing(case: Case, run: Run) -> None:
     assert tie.gap == pytest.approx(5e-5, rel=0.01)
 
 
-def test_an_unused_slot_is_no_expert(case: Case, run: Run) -> None:
+def test_an_unused_slot_is_not_an_expert(case: Case, run: Run) -> None:
     rows = dict(run.rows)
     for name, fill in (
         ("topk_ids", run.rows["layer0_topk_ids"][:, :1]),
@@ -142,19 +142,19 @@ def test_weights_without_ids_are_compared_by_size(case: Case, run: Run) -> None:
     assert len(broken(replace(case, expected=expected), run)) == 1
 
 
-def test_a_smaller_vocabulary_is_compared_as_far_as_it_goes(case: Case, run: Run) -> None:
+def test_a_smaller_vocabulary_is_compared_up_to_its_size(case: Case, run: Run) -> None:
     case = replace(case, expected={"logits": case.expected["logits"][:, :401]})
     (comparison,) = compare(case, run, EXPERTS)
     assert comparison.within and comparison.count == SIZE * 401
 
 
-def test_another_greedy_token_is_named_and_ends_the_comparison(case: Case, run: Run) -> None:
+def test_a_different_greedy_token_is_named_and_ends_the_comparison(case: Case, run: Run) -> None:
     run.greedy_ids[5:] = [1] * 7
     run.rows["logits"][SIZE + 5 :] = 0
     (comparison,) = broken(case, run)
     assert (comparison.array, comparison.difference, comparison.at) == ("greedy_ids", 7, [5])
     logits = case.expected["greedy_prefill_logits"]
-    assert compared(case, run, "greedy_prefill_logits").count == logits[:6].size  # the other token's, too
+    assert compared(case, run, "greedy_prefill_logits").count == logits[:6].size  # and the other token's
 
 
 def test_a_greedy_tie_is_listed(case: Case, run: Run) -> None:
@@ -169,7 +169,7 @@ def test_a_greedy_tie_is_listed(case: Case, run: Run) -> None:
     assert [(tie.at, tie.chosen) for tie in ids.ties] == [(5, [1])]
 
 
-def test_a_router_without_logits_is_no_match(case: Case, run: Run) -> None:
+def test_a_router_without_logits_does_not_match(case: Case, run: Run) -> None:
     rows = {**run.rows, "layer0_router_logits": run.rows["layer0_router_logits"][:, :0]}
     (comparison,) = broken(case, replace(run, rows=rows))
     assert (comparison.array, comparison.difference) == ("layer0_router_logits", float("inf"))

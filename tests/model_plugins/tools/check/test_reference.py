@@ -1,4 +1,4 @@
-"""Which reference files are taken, and how the others are refused."""
+"""The accepted reference files, and the messages for others."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def test_each_prompt_is_a_case(tmp_path: Path, facts: CheckpointFacts) -> None:
     assert "final_hidden" in reference.left_out and "layer0_combine" not in reference.left_out
 
 
-def test_without_batch_dimension(tmp_path: Path, facts: CheckpointFacts) -> None:
+def test_arrays_without_a_batch_dimension(tmp_path: Path, facts: CheckpointFacts) -> None:
     squeezed = {name: np.squeeze(values) for name, values in ARRAYS.items()}
     case = read(tmp_path, facts, squeezed).cases[0]
     assert case.pixel_values is not None and case.pixel_values.shape == (1, 3, 56, 56)
@@ -50,7 +50,7 @@ def test_two_images(tmp_path: Path, facts: CheckpointFacts) -> None:
     ("change", "complaint"),
     [
         ({"input_ids": None, "text_input_ids": None}, "holds no input_ids"),
-        ({"input_ids": np.array([[1, 2], [3, 4]])}, r"input_ids is \[2, 2\]: a file holds one prompt"),
+        ({"input_ids": np.array([[1, 2], [3, 4]])}, r"input_ids is \[2, 2\]: each array is for one prompt"),
         ({"input_ids": np.array([[600]])}, "token 600 is not in the checkpoint's vocabulary of 512"),
         ({"pixel_values": None}, "there are no pixel_values"),
         ({"pixel_values": np.zeros((1, 3, 64, 64))}, r"\[1, 3, 64, 64\]; the checkpoint's tower takes"),
@@ -63,7 +63,7 @@ def test_two_images(tmp_path: Path, facts: CheckpointFacts) -> None:
         ({"greedy_ids": np.zeros(2000)}, "continuation are 2058 tokens, and the checkpoint takes 2048"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_a_mismatch_is_refused(
     tmp_path: Path, facts: CheckpointFacts, change: dict[str, Any], complaint: str
 ) -> None:
     arrays = {name: values for name, values in (ARRAYS | change).items() if values is not None}
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused(
         read(tmp_path, facts, arrays)
 
 
-def test_nothing_to_compare(tmp_path: Path, facts: CheckpointFacts) -> None:
+def test_an_empty_reference(tmp_path: Path, facts: CheckpointFacts) -> None:
     with pytest.raises(ValueError, match="holds nothing to compare"):
         read(tmp_path, facts, {"input_ids": [[1, 2]], "final_hidden": np.zeros((2, 64))})
 
@@ -82,12 +82,12 @@ def test_a_file_of_runs_without_a_prompt(tmp_path: Path, facts: CheckpointFacts)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"\x93NUMPY\x01"])
-def test_what_is_no_archive(tmp_path: Path, facts: CheckpointFacts, content: bytes) -> None:
+def test_a_file_that_is_not_an_archive(tmp_path: Path, facts: CheckpointFacts, content: bytes) -> None:
     (tmp_path / "reference.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"can't be read as an \.npz file"):
         read_reference(tmp_path / "reference.npz", facts)
 
 
-def test_no_file(tmp_path: Path, facts: CheckpointFacts) -> None:
+def test_a_missing_file(tmp_path: Path, facts: CheckpointFacts) -> None:
     with pytest.raises(ValueError, match="There is no file"):
         read_reference(tmp_path / "reference.npz", facts)

@@ -1,4 +1,4 @@
-"""`prismoe convert`: what it writes is the same checkpoint, and needs nothing beside its folder."""
+"""`prismoe convert` writes the same checkpoint, which needs nothing outside its folder."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from tests.model_plugins.tools.references import write_reference
 from tests.paths import DATA
 
 TOWER_OF_FAMILY = {"phi": "clip", "qwen": "siglip", "qwen2": "siglip"}
-"""StableLM's tensors have the names and forms of Qwen 2's."""
+"""StableLM's tensors have the names and shapes of Qwen 2's."""
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ def test_the_converted_checkpoint_computes_the_same_from_its_folder_alone(
     assert "tensors     " in done.stdout
 
 
-def test_tower_routing_and_settings_come_along(tmp_path: Path) -> None:
+def test_tower_routing_and_settings_are_copied(tmp_path: Path) -> None:
     assert convert(PHI, tmp_path / "converted") == 0
     before, after = config(PHI), config(tmp_path / "converted")
     topk = {"policy": "topk", "top_k": 2, "norm_topk_prob": True}
@@ -131,7 +131,7 @@ def test_an_old_bin_checkpoint(tmp_path: Path) -> None:
     assert_same_weights(tmp_path / "converted", expected)
 
 
-def test_the_towers_weights_come_from_its_folder_where_the_checkpoint_has_none(tmp_path: Path) -> None:
+def test_the_towers_weights_come_from_its_folder_if_the_checkpoint_lacks_them(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path, "qwen", "siglip")
     expected = load_file(source / "model.safetensors")
     prefix = "transformer.image_tower.image_tower."
@@ -155,7 +155,7 @@ def test_a_dense_checkpoint_gets_no_routing(tmp_path: Path) -> None:
     assert "prismoe_routing" not in config(tmp_path / "converted")
 
 
-def test_a_destination_that_is_not_empty_is_left_alone(
+def test_a_destination_that_is_not_empty_is_not_changed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "converted").mkdir()

@@ -1,4 +1,4 @@
-"""The intervals, held against published values, and against what they come close to."""
+"""The intervals compared with published values, and with their limits."""
 
 import numpy as np
 import pytest
@@ -17,18 +17,18 @@ from prismoe.model_plugins.tools.evaluate.intervals import paired_bootstrap, wil
     ],
 )
 def test_wilsons_are_newcombes(right: int, questions: int, low: float, high: float) -> None:
-    """Newcombe 1998, Statistics in Medicine 17, table I; the last by 1 / (1 + Z² / n)."""
+    """Newcombe 1998, Statistics in Medicine 17, table I. The last is from 1 / (1 + Z² / n)."""
     assert wilson(right, questions) == pytest.approx((low, high), abs=5e-5)
 
 
 def outcomes(both: int, won: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:
-    """Two runs' right answers: as many questions of each outcome."""
+    """The right answers of two runs, with these numbers of questions for each outcome."""
     right = [True] * both + [True] * won + [False] * (lost + neither)
     first = [True] * both + [False] * won + [True] * lost + [False] * neither
     return right, first
 
 
-def test_with_a_picture_a_question_it_comes_close_to_the_normal_one() -> None:
+def test_with_one_question_for_each_picture_it_is_close_to_the_normal_interval() -> None:
     right, first = outcomes(700, 60, 40, 200)
     low, high = paired_bootstrap(right, first, range(1000))
     margin = 1.96 * np.sqrt(60 + 40 - (60 - 40) ** 2 / 1000) / 1000  # McNemar's variance of the difference
@@ -36,7 +36,7 @@ def test_with_a_picture_a_question_it_comes_close_to_the_normal_one() -> None:
 
 
 def test_questions_about_one_picture_count_as_one() -> None:
-    """Ten questions a picture that win or lose together are no more than one of them."""
+    """Ten questions about a picture that win or lose together count no more than one."""
     right, first = outcomes(70, 6, 4, 20)
     once = paired_bootstrap(right, first, range(100))
     pictures = [picture for picture in range(100) for _ in range(10)]
@@ -46,15 +46,15 @@ def test_questions_about_one_picture_count_as_one() -> None:
     assert apart.high - apart.low < (once.high - once.low) / 2.5
 
 
-def test_pairs_narrow_it() -> None:
-    """Two runs that are right on the same questions differ by nothing, however few those are."""
+def test_paired_answers_narrow_it() -> None:
+    """Two runs that are right on the same questions don't differ, however few questions these are."""
     right, first = outcomes(50, 0, 0, 50)
     assert paired_bootstrap(right, first, range(100)) == (0, 0)
     assert paired_bootstrap(right, first[::-1], range(100)).low < -0.1
 
 
 def test_pictures_with_unequal_numbers_of_questions() -> None:
-    """A draw's difference is over the questions that it holds: here one of two pictures, or both."""
+    """A draw's difference is over its questions: here those of one of two pictures, or of both."""
     low, high = paired_bootstrap([True, False, False, False], [False] * 4, ["a", "b", "b", "b"])
     assert (low, high) == (0, 1)
     assert paired_bootstrap([True] * 4, [False] * 4, ["a", "b", "b", "b"]) == (1, 1)

@@ -1,4 +1,4 @@
-"""The table and the JSON of two made-up routings, counted by hand."""
+"""The table and the JSON for two made-up routings with known counts."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_the_rows() -> None:
     assert second.experts_per_token == {"text": 1.5, "image": 1}
     assert second.minus_first is not None
     assert (second.minus_first.share, second.minus_first.won, second.minus_first.lost) == (-0.25, 0, 1)
-    # Of two pictures, one with a loss among its two questions: a draw holds it never, once or twice.
+    # Of two pictures, one has a loss among its two questions. A draw has it never, once or twice.
     assert second.minus_first.interval == (-0.5, 0)
 
 
@@ -60,7 +60,7 @@ def test_the_table() -> None:
     assert len(lines) == 5
 
 
-def test_what_can_not_be_seen_is_said_and_not_zero() -> None:
+def test_unknown_values_are_reported_and_not_shown_as_zero() -> None:
     rows = compare(QUESTIONS, [UNSEEN, FIRST])
     lines = table(QUESTIONS, rows).splitlines()
     assert cells(lines[2])[4:] == ["not seen", "not seen", "not seen", "5"]
@@ -70,7 +70,7 @@ def test_what_can_not_be_seen_is_said_and_not_zero() -> None:
     assert cells(table(QUESTIONS, compare(QUESTIONS, [UNSEEN])).splitlines()[2])[4:] == ["not seen", "5"]
 
 
-def test_the_json_says_the_same_and_the_answers() -> None:
+def test_the_json_has_the_same_figures_and_the_answers() -> None:
     written = json.loads(as_json("MODEL", QUESTIONS, 16, compare(QUESTIONS, [FIRST, SECOND])))
     assert (written["model"], written["questions"], written["max_tokens"]) == ("MODEL", 4, 16)
     first, second = written["routings"]

@@ -1,4 +1,4 @@
-"""vLLM's scheduler without an engine: random settings and requests, made-up answers, and what must hold."""
+"""Runs vLLM's scheduler without an engine, with random settings and requests, and checks its promises."""
 
 from collections import Counter, defaultdict, deque
 from copy import copy
@@ -41,22 +41,22 @@ POLICIES: dict[Kept | None, dict[str, Any]] = {
     "image": {"policy": "ltdr"},
     "request": {"policy": "ltdr", "mean_over": "request"},
 }
-"""What needs so much in one step."""
+"""The policies by what they need in one step."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What an operator may set, and the engine's KV cache."""
+    """The operator's settings, and the engine's KV cache."""
 
-    keeps: Kept | None  # what of a request's images a policy needs in one step
+    keeps: Kept | None  # the images that a policy needs in one step
     scheduler: dict[str, Any]  # of vLLM's SchedulerConfig
     max_model_len: int = 256
     block_size: int = 16
     blocks: int = 1000
     caching: bool = True
-    encoder_tokens: int | None = None  # that a step, and the encoder's cache, may hold; None: as vLLM says
-    window: int = 0  # of a second kind of attention layers, in tokens; 0: there is none
-    replays: bool = False  # whether vLLM computes the window again behind a prefix-cache hit
+    encoder_tokens: int | None = None  # limits of a step and of the encoder's cache; None is vLLM's default
+    window: int = 0  # the window of a second kind of attention layers, in tokens; 0 is none
+    replays: bool = False  # whether vLLM computes the window again after a prefix-cache hit
 
     @property
     def kv_cache(self) -> KVCacheConfig:
@@ -75,16 +75,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request: numbers are runs of text tokens, names are images."""
+    """A request. Numbers are runs of text tokens, names are images."""
 
     parts: tuple[int | str, ...]
     max_tokens: int
-    arrival: int = 0  # the step before which it comes
+    arrival: int = 0  # the step before which it arrives
     priority: int = 0
 
     @property
     def images(self) -> list[tuple[str, int]]:
-        """Name and offset of each."""
+        """The name and offset of each image."""
         images, position = [], 0
         for part in self.parts:
             if isinstance(part, str):
@@ -102,7 +102,7 @@ class Prompt:
 
     @property
     def work(self) -> int:
-        """Tokens of prompt and answer."""
+        """The number of prompt and answer tokens."""
         return len(self.tokens) + self.max_tokens
 
 
@@ -118,7 +118,7 @@ def structured_output() -> StructuredOutputManager:
 
 
 def configure(settings: Settings) -> VllmConfig:
-    """The engine's settings. Raises ValueError where the start is refused."""
+    """The engine's settings. Raises ValueError if the start is refused."""
     config = copy(engine_config(settings.keeps))
     given = config.scheduler_config
     config.model_config = copy(config.model_config)
@@ -136,14 +136,14 @@ def configure(settings: Settings) -> VllmConfig:
         config.scheduler_config.max_num_encoder_input_tokens = settings.encoder_tokens
         config.scheduler_config.encoder_cache_size = settings.encoder_tokens
     check_engine(config, settings.keeps is not None, TOKENS_PER_IMAGE, settings.keeps == "request")
-    if config.scheduler_config.async_scheduling:  # as on a GPU, where the choice would be these
+    if config.scheduler_config.async_scheduling:  # like on a GPU, where these would be chosen
         chosen: Any = config.scheduler_config.get_scheduler_cls()
         config.scheduler_config.scheduler_cls = ASYNC.get(chosen, AsyncScheduler)
     return config
 
 
 class Run:
-    """One engine's schedules: `step` until all requests are finished."""
+    """The schedules of one engine. Call `step` until all requests are finished."""
 
     def __init__(self, settings: Settings, config: VllmConfig) -> None:
         self.settings, self.seen = settings, Counter[str]()
@@ -178,7 +178,7 @@ class Run:
         self.scheduler.add_request(self.requests[name])
 
     def step(self) -> dict[str, int]:
-        """Take a step as vLLM's engine core does: how many tokens of each request are in it."""
+        """Run a step like vLLM's engine core; return the number of tokens of each request in it."""
         waiting = [name for name, request in self.requests.items() if request.status == RequestStatus.WAITING]
         scheduled = self.scheduler.schedule()
         if self.settings.scheduler.get("policy") != "priority":
@@ -212,7 +212,7 @@ class Run:
             self._check_slots(name, stop - count, stop)
 
     def _check_images(self, request: Request, start: int, stop: int) -> None:
-        """An image's tokens have its embeddings, and a policy that needs it whole has all of them."""
+        """Check that an image's tokens have its embeddings, and a whole image's step has all of them."""
         embeds: list[int] = []
         for feature in request.mm_features:
             offset = feature.mm_position.offset
@@ -233,8 +233,8 @@ class Run:
             self.seen["requests with all their images"] += len(embeds) > 1
 
     def _check_slots(self, name: str, start: int, stop: int) -> None:
-        """A slot of the KV cache is written once, until its block is given to another request."""
-        if self.settings.replays:  # writes the window's slots alone
+        """Check that a slot of the KV cache is written once until its block belongs to another request."""
+        if self.settings.replays:  # writes only the window's slots
             return
         for blocks in self.scheduler.kv_cache_manager.get_block_ids(name):
             for position in range(start, stop):
@@ -243,7 +243,7 @@ class Run:
                 self._written[blocks[block]].add(slot)
 
     def _watch_blocks(self) -> None:
-        """Forget what a block held when it is given to another request, and count hits that end in images."""
+        """Forget a block's contents when it gets to another request, and count hits that end in images."""
         manager = self.scheduler.kv_cache_manager
         get_new_blocks, get_computed_blocks = manager.block_pool.get_new_blocks, manager.get_computed_blocks
 

@@ -1,4 +1,4 @@
-"""A model that transformers computes embeds text by itself, also where the model's embedding is another."""
+"""A model that transformers computes embeds text itself, even if its embedding differs from the model's."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ class LanguageModel:
 
 
 class Model(MultiModalMixin):
-    """Its language model is a copy, as in vLLM's transformers backend."""
+    """A model whose language model is a copy, like in vLLM's transformers backend."""
 
     def __init__(self) -> None:
         self.layers = 3
@@ -38,7 +38,7 @@ def test_text_is_embedded_once() -> None:
     assert model.get_language_model().layers == 3
 
 
-def test_other_models_are_left_alone() -> None:
+def test_other_models_are_not_changed() -> None:
     model = SimpleNamespace(get_language_model=LanguageModel)
     embed_text_as_before(model)
     assert model.get_language_model is LanguageModel

@@ -1,4 +1,4 @@
-"""Images are never cut where a policy needs them whole, and no request waits for ever."""
+"""Images are never split if a policy needs them whole, and no request waits forever."""
 
 import re
 from collections import Counter
@@ -54,7 +54,7 @@ def is_cut(images: list[tuple[int, int]], position: int) -> bool:
 
 
 @given(gaps_and_lengths, st.integers(1, 60))
-def test_a_prefill_in_steps_never_cuts_an_image(layout: list[tuple[int, int]], budget: int) -> None:
+def test_a_prefill_in_steps_never_splits_an_image(layout: list[tuple[int, int]], budget: int) -> None:
     images = images_of(layout)
     total = sum(map(sum, layout)) + 5
     budget = max([budget, *(length for _, length in images)])
@@ -71,7 +71,7 @@ def test_an_image_larger_than_the_budget_waits() -> None:
     assert tokens_before_cut([(3, 16)], 0, 14) == 3
 
 
-# Few different parts, so that prompts share beginnings and the prefix cache hits.
+# There are few different parts, so that prompts share beginnings and the prefix cache has hits.
 PARTS = [parts for length in range(1, 5) for parts in product([1, 4, 7, 20, "sun", "moon"], repeat=length)]
 prompts = st.lists(
     st.builds(
@@ -100,7 +100,7 @@ SWITCHES = [dict(zip(SWITCHED, choice, strict=True)) for choice in product(*SWIT
 
 @st.composite
 def engines(draw: Any) -> Settings:
-    """Settings of all kinds: some of them can't be served."""
+    """Settings of all kinds. Some of them can't be served."""
     chunked = draw(st.integers(0, 9)) > 0
     few = st.integers(4, 60) | st.integers(14, 22)
     tokens = draw(few) if chunked else MAX_MODEL_LEN + draw(st.integers(0, 60))
@@ -115,7 +115,7 @@ def engines(draw: Any) -> Settings:
     }
     size = draw(st.sampled_from([2, 4, 16, 32]))
     layers = draw(st.sampled_from([{}, {}, {}, {"window": 24}, {"window": 24, "replays": True}]))
-    fewest = -(-MAX_MODEL_LEN // size) + 1  # vLLM keeps one for itself
+    fewest = -(-MAX_MODEL_LEN // size) + 1  # vLLM keeps one block for itself
     if layers:
         fewest = 2 * fewest + 1
     keeps: Kept | None = draw(st.sampled_from([None, None, "image", "image", "request"]))
@@ -136,7 +136,7 @@ SEEN: Counter[str] = Counter()
 
 
 def served(engine: Settings) -> VllmConfig | None:
-    """The engine's settings, with what refusals advise; None where vLLM refuses them in its own words."""
+    """The engine's settings after the changes that refusals advise. None if vLLM itself refuses them."""
     for _ in range(5):
         try:
             return configure(engine)
@@ -153,7 +153,7 @@ def served(engine: Settings) -> VllmConfig | None:
 
 
 def run_all(engine: Settings, asked: Sequence[Prompt], most_steps: int) -> None:
-    """Start an engine, and let it answer all that ends."""
+    """Start an engine, and run it until all ending requests are answered."""
     SEEN["schedules"] += 1
     config = served(engine)
     if config is None:
@@ -175,7 +175,7 @@ def run_all(engine: Settings, asked: Sequence[Prompt], most_steps: int) -> None:
 @many(1500)
 @given(engines(), prompts)
 def test_every_request_is_refused_at_once_or_finished(engine: Settings, asked: list[Prompt]) -> None:
-    # The first of those that are not finished gets a token in each step; a preempted one reads all again.
+    # The first unfinished request gets a token in each step. A preempted one is computed again.
     run_all(engine, asked, 2 * sum(prompt.work for prompt in asked) + 40)
 
 
@@ -185,7 +185,7 @@ def test_every_request_is_refused_at_once_or_finished(engine: Settings, asked: l
 def test_no_request_waits_for_others_to_stop_decoding(engine: Settings, asked: list[Prompt]) -> None:
     chosen = engine.scheduler
     slots = chosen["max_num_active_seqs"] or chosen["max_num_seqs"]
-    # With fewer tokens than requests in a step, vLLM lets some wait, and without chunks whole prompts.
+    # If a step has fewer tokens than there are requests, vLLM lets some wait; without chunks, whole prompts.
     slots = min(slots, chosen["max_num_scheduled_tokens"] or slots)
     assume(slots > 1 and chosen["enable_chunked_prefill"])
     endless = [Prompt((3,), ENDLESS, priority=index % 3) for index in range(slots - 1)]
@@ -194,7 +194,7 @@ def test_no_request_waits_for_others_to_stop_decoding(engine: Settings, asked: l
 
 
 @pytest.mark.slow
-def test_the_schedules_met_what_they_are_for() -> None:
+def test_the_schedules_covered_the_intended_cases() -> None:
     print("\nmet:", dict(SEEN))
     assert SEEN["schedules"] >= 2000
     assert SEEN["refused"] > 200
@@ -207,14 +207,14 @@ def test_the_schedules_met_what_they_are_for() -> None:
 
 
 WHOLE = {"max_num_batched_tokens": 20, "max_num_seqs": 5}
-"""An image of 16 tokens beside four requests that decode."""
+"""An image of 16 tokens while four requests decode."""
 
 
 def start(settings: Settings) -> Run:
     return Run(settings, configure(settings))
 
 
-def test_an_image_that_has_no_room_in_a_step_stops_nobody_behind_it() -> None:
+def test_an_image_without_room_in_a_step_stops_no_later_request() -> None:
     run = start(Settings("image", WHOLE))
     run.add("long", Prompt((30,), 5))
     run.step()  # 20 of its 30 tokens
@@ -228,14 +228,17 @@ def test_all_images_of_a_request_wait_for_one_step() -> None:
     run = start(Settings("request", {"max_num_batched_tokens": 260, "max_num_seqs": 5}))
     run.scheduler.max_num_scheduled_tokens = 44
     run.add("long", Prompt((20,), 5))
-    run.add("images", Prompt((4, "sun", 3, "moon", 9), 5))  # 35 tokens that belong together
-    assert run.step() == {"long": 20, "images": 4}  # there is room for the first image
+    run.add("images", Prompt((4, "sun", 3, "moon", 9), 5))  # 35 tokens that have to be in one step
+    assert run.step() == {"long": 20, "images": 4}  # the first image would fit
     assert run.step() == {"long": 1, "images": 43}
     assert run.step() == {"long": 1, "images": 1}
 
 
-def test_of_images_that_have_no_room_together_none_is_held() -> None:
-    """The encoder's cache has room for three. Two requests each find one of theirs there, and miss two."""
+def test_images_that_do_not_fit_together_hold_no_room() -> None:
+    """The encoder's cache has room for three images.
+
+    Two requests each have one of theirs in it, and need two more.
+    """
     steps = {"max_num_batched_tokens": 260, "max_num_seqs": 5}
     run = start(Settings("request", steps, encoder_tokens=3 * TOKENS_PER_IMAGE))
     run.add("before", Prompt(("sun",), 1))
@@ -243,7 +246,11 @@ def test_of_images_that_have_no_room_together_none_is_held() -> None:
     run.add("beside", Prompt(("moon",), 1))
     run.add("a", Prompt((1, "sun", "stars", "clouds"), 1))
     run.add("b", Prompt((1, "moon", "trees", "hills"), 1))
-    assert run.step() == {"beside": 16, "a": 1, "b": 49}  # what the first let go is room for the second
+    assert run.step() == {
+        "beside": 16,
+        "a": 1,
+        "b": 49,
+    }  # the images that the first one released make room for the second
     for _ in range(4):
         run.step()
     assert run.finished >= {"a", "b"}
@@ -253,15 +260,15 @@ def test_a_stream_of_other_requests_does_not_keep_an_image_out() -> None:
     run = start(Settings("image", WHOLE, caching=False))
     run.add("0", Prompt((30,), 1))
     run.add("image", Prompt(("sun",), 1))
-    for step in range(1, 100):  # each takes ten tokens of two steps, and ten are too few for the image
+    for step in range(1, 100):  # each needs ten tokens of two steps, and ten are too few for the image
         run.add(str(step), Prompt((20,), 1))
         if "image" in run.step():
             break
     assert step == 11
 
 
-def test_one_token_less_and_decoding_requests_keep_an_image_out() -> None:
-    """So the smallest step that `check_engine` names is the smallest there is."""
+def test_in_smaller_steps_decoding_requests_keep_an_image_out() -> None:
+    """So the smallest step that `check_engine` names is really the smallest."""
     run = start(Settings("image", WHOLE))
     run.scheduler.max_num_scheduled_tokens = 19
     for name in "abcd":
@@ -273,11 +280,11 @@ def test_one_token_less_and_decoding_requests_keep_an_image_out() -> None:
     assert "image" in run.step()
 
 
-def test_an_image_inside_which_a_hit_ends_gets_blocks_of_its_own() -> None:
+def test_an_image_inside_which_a_hit_ends_gets_its_own_blocks() -> None:
     run = start(Settings("image", WHOLE | {"max_num_batched_tokens": 100}, block_size=8))
     run.add("reader", Prompt((3, "sun", 9), 50))
     run.step()
-    run.add("other", Prompt((3, "sun", 5), 50))  # 16 of its 24 tokens are hit: the image but for three
+    run.add("other", Prompt((3, "sun", 5), 50))  # 16 of its 24 tokens are hit: the image without three tokens
     assert run.step() == {"reader": 1, "other": 24}
     (read,), (own,) = (run.scheduler.kv_cache_manager.get_block_ids(name) for name in ("reader", "other"))
     assert not {*read} & {*own}
@@ -288,16 +295,18 @@ def test_sliding_windows_keep_vllms_own_replay() -> None:
     run = start(Settings("image", steps, block_size=8, window=8, replays=True))
     run.add("first", Prompt((3, "sun", 30), 50))
     run.step()
-    run.add("long", Prompt((3, "sun", 22), 50))  # 40 of its 41 tokens are hit, and 8 of them replayed
+    run.add("long", Prompt((3, "sun", 22), 50))  # 40 of its 41 tokens are hit, and 8 of them are replayed
     assert run.step() == {"first": 1, "long": 9}
     assert run.requests["long"].replay_start == 32
-    run.add("short", Prompt((3, "sun", 6), 50))  # 24 of 25, and a replay would start inside the image
+    run.add(
+        "short", Prompt((3, "sun", 6), 50)
+    )  # 24 of 25 tokens are hit, and a replay would start inside the image
     assert run.step() == {"first": 1, "long": 1, "short": 25}
 
 
 @pytest.mark.parametrize("limit", [(), (None,), (24,)])
 def test_vllms_limit_of_a_hit_is_passed_on(limit: tuple[int | None, ...]) -> None:
-    """0.33 gives one, and 0.32 doesn't."""
+    """0.33 passes one, and 0.32 doesn't."""
     seen = []
 
     class Release(Scheduler):
@@ -313,18 +322,18 @@ def test_vllms_limit_of_a_hit_is_passed_on(limit: tuple[int | None, ...]) -> Non
     assert seen == [limit]
 
 
-@pytest.mark.parametrize("told", [24, 16])
-def test_an_image_that_a_replay_starts_with_waits_for_room(told: int) -> None:
-    """0.32 tells how much is hit, and 0.33 from where it is computed: 8 tokens are replayed."""
+@pytest.mark.parametrize("reported", [24, 16])
+def test_an_image_at_the_start_of_a_replay_waits_for_room(reported: int) -> None:
+    """0.32 passes the number of hit tokens, and 0.33 the start of the computation: 8 tokens are replayed."""
     scheduler: Any = object.__new__(WholeImageScheduler)
     scheduler.prefix_replay_tokens, scheduler.ec_connector, scheduler._passes = 8, None, WeakKeyDictionary()
     request = waiting((16, 10))
     for scheduler._left, waits in [(9, True), (10, False)]:
-        assert scheduler._ec_transfer_pending(request, told) is waits
+        assert scheduler._ec_transfer_pending(request, reported) is waits
 
 
 class Waiting:
-    """What the scheduler asks of a request."""
+    """The part of a request that the scheduler reads."""
 
     def __init__(self, images: Sequence[tuple[int, int]]) -> None:
         self.mm_features = [

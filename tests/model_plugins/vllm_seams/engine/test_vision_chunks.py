@@ -1,4 +1,4 @@
-"""Kimi's chunks say whether they are an image or frames of a video; to vLLM they are what they were."""
+"""Kimi's chunks are marked as image or video frames; vLLM still sees them as before."""
 
 import pickle
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ class Tokenizer:
 
 
 class Runner:
-    """As vLLM's V2 prepares a step."""
+    """Prepares a step like vLLM's V2."""
 
     req_states = SimpleNamespace(req_id_to_index={})
 
@@ -54,7 +54,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
         ([], 2, "video"),
     ],
 )
-def test_a_chunk_is_what_its_frames_or_the_prompt_say(
+def test_the_frames_or_the_prompt_decide_about_a_chunk(
     runner: Runner, before: list[int], frames: int | None, medium: str
 ) -> None:
     data = None if frames is None else {"grid_thws": SimpleNamespace(data=torch.tensor([frames, 6, 6]))}
@@ -66,7 +66,7 @@ def test_a_chunk_is_what_its_frames_or_the_prompt_say(
     assert feature.modality == "vision_chunk" and hash(feature.modality) == hash("vision_chunk")
 
 
-def test_a_name_is_sent_whole() -> None:
+def test_a_name_is_passed_unchanged() -> None:
     sent = pickle.loads(pickle.dumps(NamedChunk("video")))
     assert (sent, medium_of(sent)) == ("vision_chunk", "video")
 

@@ -1,7 +1,7 @@
-"""Python runs this first in each process of a watched server: it notes what the process reaches for.
+"""Python runs this first in each process of a watched server. It records what the process accesses.
 
-A line of the file is a process id, an audit event and what it was about. On SIGNAL a process reaches for the
-tripwires, so that a test sees that it is watched.
+A line of the file is a process id, an audit event and its argument. On SIGNAL, a process accesses the
+tripwires, so that a test knows that it is watched.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Videos: the frames and metadata of vLLM's own loaders, within the media rules."""
+"""Videos: the frames and metadata of vLLM's own loaders, within the rules for media."""
 
 import asyncio
 import base64
@@ -30,11 +30,11 @@ from tests.server.media.pictures import encoded, two_colours
 MIB = 2**20
 CLIP = clip()
 NO_VIDEO = "it is not an MP4, QuickTime, WebM, Matroska or AVI."
-UNSAID = "its header does not say how many frames it has, and how many a second"
+UNSAID = "its header lacks the number of frames or the frame rate"
 
 
 def accepted(frames: int, width: int, height: int) -> None:
-    """Any number of frames of any size."""
+    """Accepts any number of frames of any size."""
 
 
 def video_url(data: bytes) -> str:
@@ -67,10 +67,8 @@ def test_frames_and_metadata_are_those_of_vllms_loader(kind: str, loader: str) -
 
 
 @pytest.mark.parametrize("kind", CODECS)
-def test_where_vllm_opens_a_video_for_its_metadata_it_gets_the_capture_in_use(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As vLLM 0.33 does, whose function takes the bytes."""
+def test_vllms_metadata_reader_uses_the_open_capture(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM 0.33 opens a video for its metadata with a function of the bytes."""
     data, io = clip(kind=kind), VideoMediaIO(ImageMediaIO(), num_frames=8, video_backend="opencv")
     stock = io.load_bytes(data)
     opened: list[Any] = []
@@ -88,7 +86,7 @@ def test_where_vllm_opens_a_video_for_its_metadata_it_gets_the_capture_in_use(
     assert not isinstance(OpenCVVideoBackendMixin.open_video_capture(data), DecodedVideo)
 
 
-def test_the_models_processor_and_the_operator_choose_the_sampling() -> None:
+def test_the_models_processor_and_the_operator_set_the_sampling() -> None:
     def sampled(io_kwargs: dict[str, Any], processor: str | None = None) -> list[int]:
         media = RequestMedia({"video": io_kwargs}).fetch_video(video_url(CLIP), video_processor=processor)
         indices: list[int] = media.media[1]["frames_indices"]
@@ -114,12 +112,12 @@ def test_the_models_processor_and_the_operator_choose_the_sampling() -> None:
         b"\0",
     ],
 )
-def test_only_files_of_videos_are_decoded(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_video_files_are_decoded(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("was given to the decoder"))
     assert refusal(data) == NO_VIDEO
 
 
-def test_pictures_in_a_data_url_are_no_video() -> None:
+def test_pictures_in_a_data_url_are_not_a_video() -> None:
     picture = base64.b64encode(encoded(two_colours(), "JPEG")).decode()
     with pytest.raises(VLLMValidationError, match="its data URL is not base64"):
         RequestMedia().fetch_video(f"data:video/jpeg;base64,{picture},{picture}")
@@ -129,28 +127,28 @@ def test_pictures_in_a_data_url_are_no_video() -> None:
     ("settings", "reason"),
     [
         ({"max_video_mib": 0.001}, "it has more than 1,048 bytes."),
-        ({"max_video_seconds": 2}, "it is 2 s long, and the longest is 2 s."),
-        ({"max_video_frames": 24}, "it has 25 frames, and the most is 24."),
-        ({"max_image_pixels": 3000}, "it is 64 x 48 pixels, and the most is 3,000 in all."),
+        ({"max_video_seconds": 2}, "it is 2 s long, and may be at most 2 s long."),
+        ({"max_video_frames": 24}, "it has 25 frames, and may have at most 24."),
+        ({"max_image_pixels": 3000}, "it has 64 x 48 pixels, and may have at most 3,000."),
         (
             {"max_video_pixels": 25 * 64 * 48 - 1},
-            "25 frames of 64 x 48 pixels are sampled of it, and the most is 76,799 pixels in all.",
+            "its 25 sampled frames have 64 x 48 pixels each, and may have at most 76,799 pixels together.",
         ),
         ({"decode_seconds": 0.001}, "decoding it took longer than 0.001 s."),
     ],
 )
-def test_limits_of_the_operator(settings: dict[str, Any], reason: str) -> None:
+def test_the_operators_limits(settings: dict[str, Any], reason: str) -> None:
     assert refusal(CLIP, **settings) == reason
 
 
-def test_limits_hold_at_their_values() -> None:
+def test_values_at_the_limits_are_accepted() -> None:
     limits = {"max_video_seconds": 2.5, "max_video_frames": 25, "max_video_pixels": 25 * 64 * 48}
     assert len(connector(**limits).fetch_video(video_url(CLIP)).media[0]) == 25
 
 
 def test_a_side_is_bounded_as_an_images() -> None:
-    assert "and the longest side is 8,192" in refusal(clip(1, size=(8208, 96), kind="avi"))
-    assert "one side may be 100 times the other" in refusal(clip(1, size=(2000, 16), kind="avi"))
+    assert "and a side may have at most 8,192" in refusal(clip(1, size=(8208, 96), kind="avi"))
+    assert "a side may be at most 100 times the other" in refusal(clip(1, size=(2000, 16), kind="avi"))
 
 
 def stream_header(data: bytes, at: int, *numbers: int) -> bytes:
@@ -159,17 +157,17 @@ def stream_header(data: bytes, at: int, *numbers: int) -> bytes:
     return data[:start] + struct.pack(f"<{len(numbers)}I", *numbers) + data[start + 4 * len(numbers) :]
 
 
-def test_what_a_header_says_is_held_against_it() -> None:
+def test_the_header_is_compared_with_the_frames() -> None:
     avi = clip(kind="avi")
-    assert refusal(stream_header(avi, 32, 10**6)) == "it has 1,000,000 frames, and the most is 10,000."
-    assert refusal(stream_header(avi, 20, 1000, 1)) == "it is 25,000 s long, and the longest is 300 s."
+    assert refusal(stream_header(avi, 32, 10**6)) == "it has 1,000,000 frames, and may have at most 10,000."
+    assert refusal(stream_header(avi, 20, 1000, 1)) == "it is 25,000 s long, and may be at most 300 s long."
     webm = clip(kind="webm")
     assert webm.count(b"\x44\x89\x88") == 1
-    endless = webm.replace(b"\x44\x89\x88", b"\xec\x89\x88")  # its duration becomes a filler
+    endless = webm.replace(b"\x44\x89\x88", b"\xec\x89\x88")  # its duration becomes filler
     assert refusal(endless).startswith(UNSAID)
 
 
-def test_a_frame_of_another_size_than_was_checked_is_not_kept() -> None:
+def test_a_frame_with_another_size_than_the_checked_one_is_dropped() -> None:
     with DecodedVideo(CLIP, 30, accepted) as video:
         video._size = (64, 47)
         assert video.grab()
@@ -178,11 +176,11 @@ def test_a_frame_of_another_size_than_was_checked_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("keep", [40, 300, len(CLIP) - 200])
-def test_what_is_cut_short_is_said_so(keep: int) -> None:
+def test_a_truncated_video_is_reported_as_truncated(keep: int) -> None:
     assert refusal(CLIP[:keep]).startswith("it is damaged")
 
 
-def test_memory_is_held_until_the_frames_are_gone() -> None:
+def test_memory_is_held_until_the_frames_are_freed() -> None:
     media = connector(max_media_mib=1)
     frames, file = 25 * 64 * 48 * 3, len(CLIP)
     held = [media.fetch_video(video_url(CLIP)) for _ in range(MIB // (frames + file))]
@@ -198,7 +196,7 @@ def test_memory_is_held_until_the_frames_are_gone() -> None:
     media.budget.take(MIB)
 
 
-def test_what_is_refused_holds_no_memory() -> None:
+def test_a_refused_video_holds_no_memory() -> None:
     media = connector(max_media_mib=1)
     for data in (CLIP[:300], clip(kind="avi")[:2000], b"no video"):
         with pytest.raises(VLLMValidationError):
@@ -210,24 +208,24 @@ def test_what_is_refused_holds_no_memory() -> None:
     media.budget.take(MIB)
 
 
-def test_a_decoder_that_dies_harms_its_video_alone() -> None:
+def test_a_decoder_that_dies_only_affects_its_video() -> None:
     with DecodedVideo(CLIP, 30, accepted) as video:
         assert video.size == (64, 48) and video.grab()
         video._process.kill()
-        with pytest.raises(MediaRefused, match="it is damaged or cut short, or its decoder wants more than"):
+        with pytest.raises(MediaRefused, match="it is damaged or cut short, or decoding it needs more than"):
             video.retrieve()
     assert video._process.poll() is not None
 
 
-def test_a_decoder_without_memory_harms_its_video_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_without_memory_only_affects_its_video(monkeypatch: pytest.MonkeyPatch) -> None:
     large = clip(3, size=(1920, 1080))
     assert len(connector().fetch_video(video_url(large)).media[0]) == 3
     monkeypatch.setattr(capture, "DECODER_MIB", 0)
     assert "damaged" in refusal(large)
 
 
-def test_playlists_are_no_format_to_the_decoder(tmp_path: Path) -> None:
-    """Not even where the bytes were not looked at before."""
+def test_the_decoder_does_not_support_playlists(tmp_path: Path) -> None:
+    """This holds even if nothing has checked the bytes before."""
     (tmp_path / "clip.avi").write_bytes(clip(kind="avi"))
     for text in (
         f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/clip.avi\n#EXT-X-ENDLIST\n",
@@ -246,11 +244,11 @@ def test_playlists_are_no_format_to_the_decoder(tmp_path: Path) -> None:
         ("all(iter(int, 1) for _ in iter(int, 1))", ""),
     ],
 )
-def test_the_decoders_process_is_bounded(attempt: str, error: str) -> None:
+def test_the_decoders_process_is_limited(attempt: str, error: str) -> None:
     program = (
         f"import socket, sys; sys.path.insert(0, {str(Path(decoder.__file__).parent)!r})\n"
-        f"from decoder import bound\nopen('/etc/hostname').close()\nbytearray(2**28)\n"
-        f"bound(2**27, 1)\ntry:\n    {attempt}\n"
+        f"from decoder import limit_resources\nopen('/etc/hostname').close()\nbytearray(2**28)\n"
+        f"limit_resources(2**27, 1)\ntry:\n    {attempt}\n"
         "except BaseException as error:\n    print(type(error).__name__)"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
@@ -265,7 +263,7 @@ def test_the_decoder_sees_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"OPENCV_FFMPEG_CAPTURE_OPTIONS" in environment and b"secret" not in environment
 
 
-def test_videos_leave_the_event_loop_and_the_threads_of_images_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_videos_do_not_block_the_event_loop_or_the_threads_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     names = list[str]()
     original: Callable[..., Any] = VideoMediaIO.load_bytes
 
@@ -280,19 +278,19 @@ def test_videos_leave_the_event_loop_and_the_threads_of_images_free(monkeypatch:
     assert len(names) == 1 and names[0].startswith("decode-video")
 
 
-def test_files_and_schemes_are_as_images(tmp_path: Path) -> None:
+def test_files_and_schemes_have_the_rules_of_images(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(CLIP)
     media = RequestMedia(allowed_local_media_path=str(tmp_path))
     assert len(media.fetch_video((tmp_path / "clip.mp4").as_uri()).media[0]) == 25
     for url in ("rtsp://127.0.0.1/live", "blob:1", "concat:a", str(tmp_path / "clip.mp4")):
-        with pytest.raises(VLLMValidationError, match="begins with none of data:, https: and file:"):
+        with pytest.raises(VLLMValidationError, match="must begin with data:, https:, http: or file:"):
             media.fetch_video(url)
     with pytest.raises(VLLMValidationError, match="this server fetches nothing"):
         media.fetch_video("https://example.com/clip.mp4")
 
 
 def test_sound_is_not_taken() -> None:
-    with pytest.raises(VLLMValidationError, match="images and videos, and no other media"):
+    with pytest.raises(VLLMValidationError, match="takes only images and videos"):
         RequestMedia().load_from_url("data:audio/wav;base64,AAAA", AudioMediaIO())
 
 
@@ -304,14 +302,14 @@ def test_sound_is_not_taken() -> None:
         ({"image": {"image_mode": None}}, "leave image.image_mode out"),
     ],
 )
-def test_options_beyond_the_rules_stop_the_start(options: dict[str, Any], sentence: str) -> None:
+def test_options_that_break_the_rules_stop_the_start(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         check_media_io(options)
     check_media_io({"video": {"backend": "opencv", "video_backend": "qwen3_vl", "num_frames": 4}})
     check_media_io(None)
 
 
-def test_no_process_and_no_file_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_and_no_file_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     started = list[Any]()
     start = subprocess.Popen.__init__
 

@@ -1,4 +1,4 @@
-"""Made-up recordings of routers, and what a fitted policy does with them."""
+"""Made-up recordings of routers, and the decisions of fitted policies for them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ IMAGES, IMAGE_TOKENS, TEXT_TOKENS = 10, 30, 11
 
 
 def segments() -> Tensor:
-    """Each image between two pieces of text."""
+    """The segments of tokens in which each image is between two pieces of text."""
     parts = [
         torch.tensor([TEXT] * TEXT_TOKENS + [image] * IMAGE_TOKENS + [TEXT] * 2) for image in range(IMAGES)
     ]
@@ -50,7 +50,7 @@ def calibration_data(
     kept: int = 1,
     divergences: Divergences | None = None,
 ) -> CalibrationData:
-    """As these samples were all of the tokens, each image a request of its own."""
+    """The recording if these samples were all of the tokens, and each image were its own request."""
     seen = {layer: RoutedLayer(EXPERTS, of_layer) for layer, of_layer in layers.items()}
     for layer, of_layer in layers.items():
         if measure is not None:
@@ -60,7 +60,7 @@ def calibration_data(
 
 
 def routed(data: CalibrationData, fitted: RouterFit) -> dict[int, Routing]:
-    """What the policy does that config.json will name, with its tensors, by layer."""
+    """The decisions of the fitted policy with its tensors, by layer."""
     checkpoint: dict[str, Any] = fitted.routing()
     in_force = choose_routing(None, checkpoint, data.top_k, dict.fromkeys(data.layers, EXPERTS))
     routings = {}

@@ -1,4 +1,4 @@
-"""Fitted reservations load the experts alike with the minority modality, and leave the majority alone."""
+"""With fitted reservations the minority modality loads the experts evenly, and the majority is unchanged."""
 
 import torch
 
@@ -14,7 +14,7 @@ from tests.model_plugins.tools.calibrate.fits.recordings import (
 )
 
 
-def test_the_minority_uses_the_experts_alike() -> None:
+def test_the_minority_uses_the_experts_evenly() -> None:
     data = calibration_data(samples())
     is_text_T = data.samples()[0].segment_N < 0
     assert is_text_T.sum() < (~is_text_T).sum()
@@ -32,7 +32,7 @@ def test_the_minority_uses_the_experts_alike() -> None:
         assert torch.equal(routing.experts_TA[~is_text_T], plain_TA[~is_text_T])
 
 
-def test_pressure_is_the_entropy_over_the_larger_one() -> None:
+def test_pressure_is_the_ratio_of_the_entropies() -> None:
     data = calibration_data(samples())
     router = data.samples()[0]
     is_vision_T = router.segment_N >= 0

@@ -1,4 +1,4 @@
-"""The search along the frontier against all pairs of the grid, over tables that rise in both directions."""
+"""The search along the frontier compared with all pairs of the grid, for tables that rise both ways."""
 
 from itertools import product
 
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from prismoe.model_plugins.tools.calibrate.fits.frontier import frontier
 
-STEPS = st.integers(0, 3)  # small, so that equal values are many
+STEPS = st.integers(0, 3)  # small, so that there are many equal values
 
 
 @st.composite
 def rising_tables(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
-    """How much is skipped and how far the output moves, by text's place and vision's, and what is wanted."""
+    """The skipped share and the output's change by text's and vision's thresholds, and the share to skip."""
     rows, columns = draw(st.integers(1, 7)), draw(st.integers(1, 7))
     skipped, divergence = (
         np.array(draw(st.lists(STEPS, min_size=rows * columns, max_size=rows * columns)))
@@ -30,16 +30,16 @@ def rising_tables(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
 def test_the_best_on_the_frontier_is_the_best_of_all_pairs(
     tables: tuple[np.ndarray, np.ndarray, int],
 ) -> None:
-    """Of equally good ones the first by text's place, then by vision's."""
-    skipped, divergence, wanted = tables
+    """Of equally good pairs, it is the first by text's threshold, then by vision's."""
+    skipped, divergence, expected = tables
     asked: list[tuple[int, int]] = []
 
     def of(text: int, vision: int) -> int:
         asked.append((text, vision))
         return int(skipped[text, vision])
 
-    on_frontier = frontier(skipped.shape[0], skipped.shape[1], of, wanted)
-    enough = [pair for pair in product(*map(range, skipped.shape)) if skipped[pair] >= wanted]
+    on_frontier = frontier(skipped.shape[0], skipped.shape[1], of, expected)
+    enough = [pair for pair in product(*map(range, skipped.shape)) if skipped[pair] >= expected]
     assert min(on_frontier, key=lambda pair: divergence[pair], default=None) == min(
         enough, key=lambda pair: divergence[pair], default=None
     )
@@ -48,19 +48,19 @@ def test_the_best_on_the_frontier_is_the_best_of_all_pairs(
 
 @given(rising_tables())
 def test_no_pair_that_skips_enough_is_lower_in_both(tables: tuple[np.ndarray, np.ndarray, int]) -> None:
-    skipped, _, wanted = tables
-    enough = [pair for pair in product(*map(range, skipped.shape)) if skipped[pair] >= wanted]
+    skipped, _, expected = tables
+    enough = [pair for pair in product(*map(range, skipped.shape)) if skipped[pair] >= expected]
     least = [
         pair
         for pair in enough
         if not any(other != pair and other[0] <= pair[0] and other[1] <= pair[1] for other in enough)
     ]
-    assert frontier(skipped.shape[0], skipped.shape[1], lambda i, j: int(skipped[i, j]), wanted) == least
+    assert frontier(skipped.shape[0], skipped.shape[1], lambda i, j: int(skipped[i, j]), expected) == least
 
 
 @pytest.mark.parametrize(
-    ("wanted", "pairs"), [(0, [(0, 0)]), (3, [(0, 2), (1, 1), (2, 0)]), (6, [(2, 2)]), (7, [])]
+    ("expected", "pairs"), [(0, [(0, 0)]), (3, [(0, 2), (1, 1), (2, 0)]), (6, [(2, 2)]), (7, [])]
 )
-def test_a_table_by_hand(wanted: int, pairs: list[tuple[int, int]]) -> None:
+def test_a_small_table(expected: int, pairs: list[tuple[int, int]]) -> None:
     skipped = [[0, 2, 3], [2, 3, 4], [3, 5, 6]]
-    assert frontier(3, 3, lambda text, vision: skipped[text][vision], wanted) == pairs
+    assert frontier(3, 3, lambda text, vision: skipped[text][vision], expected) == pairs

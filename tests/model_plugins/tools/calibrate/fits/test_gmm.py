@@ -1,4 +1,4 @@
-"""Mixtures and encoder on data whose answer is known, and a router that was drawn from one."""
+"""Mixtures and encoder for data with a known answer, and a router that was drawn from one."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_each_expert_finds_its_own_clusters() -> None:
     assert torch.equal(likeliest_N, expert_N)
 
 
-def test_the_likelihood_rises_when_reactivation_is_over() -> None:
+def test_the_likelihood_rises_after_the_reactivation() -> None:
     latent_NL = torch.randn(500, 3, generator=draw()).double()
     expert_N = (latent_NL[:, 0] > 0).long()
     own_NE1 = torch.nn.functional.one_hot(expert_N, 2).bool()[:, :, None]
@@ -80,7 +80,7 @@ def test_k_means_finds_separated_clusters() -> None:
     assert len({(a, b) for a, b in zip(cluster_N.tolist(), found_N.tolist(), strict=True)}) == 5
 
 
-def test_the_encoder_loses_nothing_of_data_that_fits_the_latent_space() -> None:
+def test_the_encoder_loses_nothing_if_the_data_fit_the_latent_space() -> None:
     inner_NL, outer_LD = torch.randn(200, 3, generator=draw()), torch.randn(3, 9, generator=draw(1))
     hidden_ND = inner_NL.double() @ outer_LD.double() + 4
     encoder_LD, bias_L = gmm.linear_encoder(hidden_ND, 3)
@@ -93,7 +93,7 @@ def test_the_encoder_loses_nothing_of_data_that_fits_the_latent_space() -> None:
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_a_router_of_clusters_is_learnt(top_k: int) -> None:
-    """Tokens of ten clusters, each with its own ranking of the experts."""
+    """The tokens form ten clusters, each with its own ranking of the experts."""
     generator = draw(3)
     ranking_CE = torch.stack([torch.randperm(EXPERTS, generator=generator) for _ in range(10)])
     centres_CD = 6 * torch.randn(10, 12, generator=generator)

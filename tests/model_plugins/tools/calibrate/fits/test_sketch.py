@@ -1,4 +1,4 @@
-"""Ranks are exact as long as all values are kept, and then right within the bound that a sketch states."""
+"""Ranks are exact while all values are kept, and later within the bound that a sketch states."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def sketch_of(values: np.ndarray, capacity: int, pieces: int = 7) -> QuantileSke
 
 @settings(deadline=None)  # torch's first calls take long
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=60), st.floats(0, 1))
-def test_few_values_are_kept_as_they_are(values: list[float], share: float) -> None:
+def test_a_few_values_are_kept_unchanged(values: list[float], share: float) -> None:
     sketch = sketch_of(np.array(values, dtype=np.float32), 60)
     ranked = sketch.ranked()
     assert (sketch.rank_error, ranked.count) == (0, len(values))
@@ -48,14 +48,14 @@ def test_ranks_of_many_values_are_right_within_the_bound(order: str, count: int)
         assert first - sketch.rank_error <= rank < behind + sketch.rank_error
 
 
-def test_odd_and_even_places_go_up_by_turns() -> None:
-    """Else each level would raise all values a little."""
+def test_odd_and_even_places_are_promoted_in_turns() -> None:
+    """Otherwise each level would raise all values a little."""
     values_N, times_N = sketch_of(np.arange(16, dtype=np.float32), 4, pieces=1).weighted()
-    # 1, 3, 5, 7 and then 8, 10, 12, 14 went up to level 1; of these eight the odd places to level 2.
+    # 1, 3, 5, 7 and then 8, 10, 12, 14 were promoted to level 1; of these, the odd places to level 2.
     assert (values_N.tolist(), times_N.tolist()) == ([3, 7, 10, 14], [4] * 4)
 
 
-def test_a_sketch_goes_on_from_its_arrays() -> None:
+def test_a_sketch_continues_from_its_arrays() -> None:
     values = np.random.default_rng(5).random(100_000, dtype=np.float32)
     whole, half = QuantileSketch(), QuantileSketch()
     whole.add(torch.from_numpy(values[:60_000]))
@@ -78,8 +78,8 @@ def test_sketches_are_merged_by_their_factors() -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.9])
-def test_a_threshold_is_that_of_a_float64_reference_within_the_bound(share: float) -> None:
-    """RPV of random gates of 12 experts, more of them than a sketch keeps."""
+def test_a_threshold_is_within_the_bound_of_a_float64_reference(share: float) -> None:
+    """The RPV of random gates with 12 experts. There are more values than a sketch keeps."""
     logits = np.random.default_rng(1).standard_normal((5000, 12))
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     variance = np.sort(probs.var(axis=1))

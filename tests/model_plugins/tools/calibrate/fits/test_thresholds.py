@@ -1,4 +1,4 @@
-"""Fitted thresholds do what they were fitted for, when the policy itself applies them."""
+"""Fitted thresholds reach their goals when the policy itself applies them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,14 +27,14 @@ DIVERGENCE = {0: {"text": 3.0, "vision": 0.2}, 2: {"text": 1.0, "vision": 0.8}}
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, unique=True), st.floats(0, 1))
-def test_between_parts_values_in_the_share(values: list[float], share: float) -> None:
+def test_between_divides_values_by_the_share(values: list[float], share: float) -> None:
     distinct = torch.tensor(values, dtype=torch.float64)
     threshold = between(Ranked.of(distinct, torch.ones(len(distinct), dtype=torch.int64)), share)
     assert int((distinct < threshold).sum()) == round(share * len(values))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.9])
-def test_ltdr_thresholds_leave_the_share_of_tail_tokens(share: float) -> None:
+def test_ltdr_thresholds_give_the_share_of_tail_tokens(share: float) -> None:
     data = calibration_data(samples(), "variance")
     fitted = ltdr.fit(data, Goal({"head_experts": 1}, tail_share=share))
     for routing in routed(data, fitted).values():
@@ -52,7 +52,7 @@ def test_ltdr_keeps_the_number_of_tail_tokens_by_default() -> None:
 
 
 @pytest.mark.parametrize(("top_k", "skip"), [(2, 0.5), (2, 0.2), (4, 0.5), (4, 0.75), (3, 0.1)])
-def test_dual_threshold_skips_just_the_share_of_vision_uses(top_k: int, skip: float) -> None:
+def test_dual_threshold_skips_exactly_the_share_of_vision_uses(top_k: int, skip: float) -> None:
     data = calibration_data(samples(), "weights", DIVERGENCE, top_k)
     routings = routed(data, dual_threshold.fit(data, Goal({"top_k": top_k}, skip=skip))).values()
     is_vision_T = data.samples()[0].segment_N >= 0
@@ -63,7 +63,7 @@ def test_dual_threshold_skips_just_the_share_of_vision_uses(top_k: int, skip: fl
 
 
 @pytest.mark.parametrize("skip", [0.2, 0.88, 1.0])
-def test_dual_threshold_skips_any_share_where_no_expert_is_kept(skip: float) -> None:
+def test_dual_threshold_skips_any_share_if_no_expert_is_kept(skip: float) -> None:
     data = calibration_data(samples(), "weights", DIVERGENCE, kept=0)
     routings = routed(data, dual_threshold.fit(data, Goal({"keep_best": False}, skip=skip))).values()
     is_vision_T = data.samples()[0].segment_N >= 0
@@ -73,7 +73,7 @@ def test_dual_threshold_skips_any_share_where_no_expert_is_kept(skip: float) -> 
     assert all(torch.all(routing.count_T[~is_vision_T] == 2) for routing in routings)
 
 
-def test_dual_threshold_skips_text_by_its_own_share_and_most_where_it_matters_least() -> None:
+def test_dual_threshold_skips_text_by_its_own_share_and_most_in_unimportant_layers() -> None:
     data = calibration_data(samples(), "weights", DIVERGENCE)
     first, second = routed(data, dual_threshold.fit(data, Goal(skip=0.25, skip_text=0.25))).values()
     is_text_T = data.samples()[0].segment_N < 0
@@ -85,10 +85,10 @@ def test_dual_threshold_skips_text_by_its_own_share_and_most_where_it_matters_le
 
 @pytest.mark.parametrize(("share", "keep_best"), [(0.1, True), (0.3, True), (0.5, True), (0.88, False)])
 @pytest.mark.parametrize("dear", ["text", "vision"])
-def test_the_search_skips_the_share_of_all_uses_where_that_moves_the_output_least(
+def test_the_search_skips_the_share_of_all_uses_with_the_least_change_of_the_output(
     share: float, keep_best: bool, dear: str
 ) -> None:
-    """Where text's uses cost all, as many as can be are vision's, and the other way round."""
+    """If only text's uses matter, as many as possible are vision's, and the other way round."""
     skips: list[tuple[int, int]] = []
 
     def divergences(routings: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -110,18 +110,18 @@ def test_the_search_skips_the_share_of_all_uses_where_that_moves_the_output_leas
     text, vision = (
         sum(int((2 - count_T)[of_T].sum()) for count_T in counts) for of_T in (~is_vision_T, is_vision_T)
     )
-    wanted = round(share * 4 * len(is_vision_T))
+    expected = round(share * 4 * len(is_vision_T))
     step = 4 * VISION_TOKENS / dual_threshold.VISION_STEPS + 1
-    assert wanted <= text + vision <= wanted + step + 4 * text_tokens / dual_threshold.TEXT_STEPS
+    assert expected <= text + vision <= expected + step + 4 * text_tokens / dual_threshold.TEXT_STEPS
     assert (text, vision) == min(skips, key=lambda skip: skip[dear == "vision"])
     room = (4 - 2 * keep_best) * (text_tokens if dear == "vision" else VISION_TOKENS)
     if dear == "text":
         step += 4 * text_tokens / dual_threshold.TEXT_STEPS
-    assert (vision if dear == "vision" else text) <= max(0, wanted - room) + step
+    assert (vision if dear == "vision" else text) <= max(0, expected - room) + step
     assert len(skips) <= dual_threshold.TEXT_STEPS + 1
 
 
-def test_a_layer_of_no_importance_skips_all_that_it_can() -> None:
+def test_an_unimportant_layer_skips_everything_that_it_can() -> None:
     divergence = {0: {"text": 1.0, "vision": 1.0}, 2: {"text": 1.0, "vision": 0.0}}
     data = calibration_data(samples(), "weights", divergence)
     first, last = routed(data, dual_threshold.fit(data, Goal(skip=0.1))).values()
@@ -139,7 +139,7 @@ def test_importances_are_shares_of_the_divergence() -> None:
     assert even[0] == {"text_importance": 0.5, "vision_importance": 0.5}
 
 
-def test_more_than_all_but_the_best_can_not_be_skipped() -> None:
+def test_the_best_expert_cannot_be_skipped() -> None:
     for goal in (Goal(skip=0.6), Goal(skip_overall=0.51), Goal(skip=0.1, skip_text=0.7)):
         with pytest.raises(ValueError, match=r"at most 50% of 2 uses"):
             dual_threshold.fit(calibration_data(samples(), "weights", DIVERGENCE), goal)
@@ -162,7 +162,7 @@ def test_entropy_bounds_within_other_numbers_of_experts() -> None:
         entropy.fit(data, Goal(settings))
 
 
-def test_entropy_bounds_of_gates_that_say_the_same_of_all_tokens() -> None:
+def test_entropy_bounds_of_gates_that_treat_all_tokens_alike() -> None:
     layers = samples()
     for sample in layers.values():
         sample.logits_NE[:] = torch.arange(EXPERTS)
@@ -171,7 +171,7 @@ def test_entropy_bounds_of_gates_that_say_the_same_of_all_tokens() -> None:
         assert len(set(routing.count_T.tolist())) == 1
 
 
-def test_what_has_no_fit_and_what_the_fit_decides() -> None:
+def test_unsupported_fits_and_fitted_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to calibrate for topk: give one of ltdr"):
         fitter("topk", {})
     with pytest.raises(ValueError, match="decides layers, threshold by layer"):
