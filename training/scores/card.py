@@ -88,8 +88,8 @@ cannot handle photographs, scenes, several objects, text in pictures or open con
 something, even if it is wrong. Answers are one or two words."""
 _SCENES = f"""\
 It knows the things listed above as drawings, one to four in a picture, and {len(WORDS)} written words. It is
-no general assistant: photographs and open conversation are beyond it, and it names something in any case.
-Answers are a word or two."""
+not a general assistant: it cannot handle photographs or open conversation. It always names something, even if
+it is wrong. Answers are one or two words."""
 _ASKED = {
     "served": "asked of the running server over HTTP, at temperature 0",
     "offline": "answered by the training code",
@@ -175,7 +175,7 @@ def _more_scores(measured: CheckpointScores) -> str:
     """The exam of single drawings, and what the run was chosen on."""
     text = ""
     if any(score.error is not None for score in measured.scores):
-        text += "\n\n± is a standard error that takes drawings as independent."
+        text += "\n\n± is a standard error that treats drawings as independent."
     if measured.old_scores:
         table = _table_of(measured.old_scores, measured.advertised())
         text += f"\n\nThe exam of single drawings that earlier versions were scored with:\n\n{table}"

@@ -23,7 +23,7 @@ class Score(BaseModel):
     questions: int
     right: float
     error: float | None = None
-    """Its standard error, which takes drawings as independent."""
+    """Its standard error, which treats drawings as independent."""
     majority: float
 
 
