@@ -49,10 +49,10 @@ class Recipe(BaseModel):
     exam_questions: int = QUESTIONS
     moe_layers: tuple[int, ...] = (0, 2)
     eye: TowerSettings = TowerSettings()
-    read: StageSettings = StageSettings(steps=500, language_rate=2e-3)
+    read: StageSettings = StageSettings(steps=700, language_rate=2e-3)
     align: StageSettings = StageSettings(steps=250, projector_rate=2e-3)
-    teach: StageSettings = StageSettings(steps=1400, language_rate=1e-3, projector_rate=1e-3, tower_rate=1e-4)
-    upcycle: StageSettings = StageSettings(steps=600, language_rate=5e-4, projector_rate=3e-4)
+    teach: StageSettings = StageSettings(steps=4000, language_rate=1e-3, projector_rate=1e-3, tower_rate=1e-4)
+    upcycle: StageSettings = StageSettings(steps=1000, language_rate=5e-4, projector_rate=3e-4)
 
     @classmethod
     def quick(cls) -> "Recipe":

@@ -49,7 +49,7 @@ class TowerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    rounds: int = 9  # in each, the teacher sees a new variant of every drawing
+    rounds: int = 24  # in each, the teacher sees a new variant of every drawing
     steps_per_round: int = 230
     rounds_kept: int = 8
     batch: int = 128

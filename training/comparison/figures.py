@@ -54,7 +54,7 @@ def rpv(rows: Mapping[str, Row]) -> str:
         edges = np.linspace(0, own.rpv_widest or 1, len(own.rpv_vision) + 1)
         for modality, shares in (("vision", own.rpv_vision), ("text", own.rpv_text)):
             axes.stairs(shares, edges, label=modality, color=BESIDE[modality])
-        axes.set_title(f"{own.above_mean:.0%} above their image's mean", fontsize="x-small")
+        axes.set_title(f"{own.above_mean:.0%} above the mean", fontsize="small")
         axes.ticklabel_format(axis="x", scilimits=(-2, 3))
 
     return _grid("Share of tokens by RPV, a row a router, a column a layer", rows, draw)
@@ -77,7 +77,7 @@ def load(rows: Mapping[str, Row]) -> str:
 def _grid(title: str, rows: Mapping[str, Row], draw: Callable[[Axes, Row, int], None]) -> str:
     """An axes for each router and layer."""
     layers = len(next(iter(rows.values())).runs[0].scores.layers)
-    figure = Figure((3.2 * layers, 1.3 * len(rows)), layout="constrained")
+    figure = Figure((3 + 2.5 * layers, 1.3 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), layers, squeeze=False, sharey="row")
     for (name, row), line in zip(rows.items(), grid, strict=True):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
@@ -100,7 +100,8 @@ def training(rows: Mapping[str, Row]) -> str:
         for number, (name, row) in enumerate(rows.items()):
             steps = _mean_steps(row, field)
             axes.plot(*zip(*steps, strict=True), label=name, color=COLOURS[number % len(COLOURS)])
-        axes.set(title=title, xlabel="step", ylim=(0, None))
+        axes.set(title=title, xlabel="step")
+    left.set_ylim(bottom=0)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
     return svg(figure)
 
