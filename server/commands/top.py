@@ -56,7 +56,7 @@ def top(arguments: Sequence[str]) -> int:
     client, console = Client(options.url.rstrip("/")), Console()
     try:
         before: Snapshot | None = read(client)
-        with Live(console=console, auto_refresh=False, screen=not options.once) as live:
+        with Live(console=console, auto_refresh=False, screen=not options.once, transient=options.once) as live:
             while True:
                 time.sleep(options.interval)
                 try:
@@ -68,9 +68,10 @@ def top(arguments: Sequence[str]) -> int:
                     before = None
                     continue
                 if before is not None and not restarted(before, now):
-                    live.update(view(before, now, None if options.once else console.height), refresh=True)
                     if options.once:
+                        console.print(view(before, now, None))
                         return 0
+                    live.update(view(before, now, console.height), refresh=True)
                 before = now
     except NoSnapshot as error:
         return fail(f"{error} Give the server's URL with --url.")

@@ -111,6 +111,7 @@ def test_a_real_server_is_shown(server: Server) -> None:
         timeout=60,
     )
     assert run.returncode == 0 and "running 0" in run.stdout and "image" in run.stdout, run
+    assert run.stdout.endswith("┘\n"), run
 
 
 def reading(at: float, load: dict[str, object]) -> Snapshot:
