@@ -91,7 +91,7 @@ def test_a_life_without_faults_has_no_error_in_its_log(tmp_path: Path, level: st
 def test_a_start_logs_a_few_lines(server: Server) -> None:
     start, ready, _ = server.output.partition("Ready after ")
     assert ready and "Loading the model " in start and len(start.splitlines()) <= 15
-    assert "the policy is ltdr (checkpoint)" in start and "self-check at the start found" in start
+    assert "the policy is ltdr (set by: checkpoint)" in start and "self-check at the start counted" in start
     assert f"s at {server.url}: " in server.output
 
 

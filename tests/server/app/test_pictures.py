@@ -182,4 +182,4 @@ def test_every_form_of_base64_on_every_route(
     refused = ask(http, text[:40] + "!" + text[40:])
     assert refused.status_code == 400
     message = refused.json()["error"]["message"]
-    assert message == "An image of the request can't be read: its data URL is not base64."
+    assert message == "An image of the request can't be read: the text of its data URL is not base64."

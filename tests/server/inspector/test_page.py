@@ -125,7 +125,7 @@ def test_the_users_own_picture_and_question(page: Page, http: httpx.Client, pict
     expect(page.get_by_role("list", name="Tokens of the prompt")).to_contain_text("category")
 
     page.locator("#file").set_input_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"Hi"})
-    expect(page.get_by_role("alert")).to_have_text("notes.txt is no picture.")
+    expect(page.get_by_role("alert")).to_have_text("notes.txt is not a picture: choose a picture.")
 
 
 def test_a_dropped_picture(page: Page, other_picture: bytes, http: httpx.Client) -> None:

@@ -119,7 +119,7 @@ def test_only_video_files_are_decoded(data: bytes, monkeypatch: pytest.MonkeyPat
 
 def test_pictures_in_a_data_url_are_not_a_video() -> None:
     picture = base64.b64encode(encoded(two_colours(), "JPEG")).decode()
-    with pytest.raises(VLLMValidationError, match="its data URL is not base64"):
+    with pytest.raises(VLLMValidationError, match="the text of its data URL is not base64"):
         RequestMedia().fetch_video(f"data:video/jpeg;base64,{picture},{picture}")
 
 
