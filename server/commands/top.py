@@ -56,7 +56,9 @@ def top(arguments: Sequence[str]) -> int:
     client, console = Client(options.url.rstrip("/")), Console()
     try:
         before: Snapshot | None = read(client)
-        with Live(console=console, auto_refresh=False, screen=not options.once, transient=options.once) as live:
+        with Live(
+            console=console, auto_refresh=False, screen=not options.once, transient=options.once
+        ) as live:
             while True:
                 time.sleep(options.interval)
                 try:

@@ -212,5 +212,7 @@ def test_an_image_is_not_shared_by_its_uuid(http: httpx.Client, picture: bytes) 
     """vLLM would use another client's image with the same `uuid`."""
     part = {**image_part(picture), "uuid": "mine"}
     check_refused(ask(http, user(part, "What?")), "uuid would share the medium")
-    check_refused(ask(http, user({"type": "image_url", "uuid": "mine"}, "What?")), "uuid would share the medium")
+    check_refused(
+        ask(http, user({"type": "image_url", "uuid": "mine"}, "What?")), "uuid would share the medium"
+    )
     check_alive(http, picture)
