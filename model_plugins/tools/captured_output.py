@@ -17,11 +17,13 @@ class Log:
     def __init__(self, file: Path | None) -> None:
         self._file = file
 
-    def first_error(self) -> str | None:
-        """The message of the first printed error, which is the cause of later ones."""
-        lines = self._file.read_text(errors="replace").splitlines() if self._file else []
+    def cause(self, error: RuntimeError) -> str:
+        """The message of the first printed error, which is the cause of later ones, or else of `error`."""
+        if self._file is None:
+            return str(error)
+        lines = self._file.read_text(errors="replace").splitlines()
         errors = [match[1].partition(": ")[2] for line in lines if (match := ERROR_LINE.search(line))]
-        return errors[0] if errors else None
+        return errors[0] if errors else f"{error} Run the command with --verbose to see vLLM's log."
 
 
 @contextmanager

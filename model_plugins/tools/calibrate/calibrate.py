@@ -243,7 +243,7 @@ def _engine(
             with chat_engine(calibration.arguments, routing) as llm:
                 yield CalibrationEngine(llm, [] if routing is None else special_tokens(llm)), terminal
         except RuntimeError as error:
-            raise ValueError(f"The checkpoint does not load. {log.first_error() or error}") from error
+            raise ValueError(f"The checkpoint does not load. {log.cause(error)}") from error
 
 
 def _recorded(

@@ -21,7 +21,7 @@ def check(
         try:
             report = _report(folder, against, routing)
         except RuntimeError as error:
-            raise ValueError(f"The checkpoint does not load. {log.first_error() or error}") from error
+            raise ValueError(f"The checkpoint does not load. {log.cause(error)}") from error
     print(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
     return 0 if report.passed else 1
 

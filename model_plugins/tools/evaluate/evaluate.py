@@ -89,4 +89,4 @@ def _run(
         try:
             return ask(arguments, routing, questions, settings.max_tokens, terminal)
         except RuntimeError as error:
-            raise ValueError(f"The model can't answer. {log.first_error() or error}") from error
+            raise ValueError(f"The model can't answer. {log.cause(error)}") from error
