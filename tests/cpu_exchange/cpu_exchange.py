@@ -1,6 +1,6 @@
 """A plugin of vLLM's for tests: data-parallel engines of a MoE model exchange their tokens on CPU.
 
-vLLM 0.32 has the two functions for GPUs alone, and prismoe refuses such engines on CPU. vLLM loads this
+vLLM 0.32 has these two functions only for GPUs, and prismoe refuses such engines on CPU. vLLM loads this
 plugin in each of its processes that has this folder on its PYTHONPATH.
 """
 
@@ -17,14 +17,14 @@ from prismoe.model_plugins.worker import engine_checks
 def all_gatherv(
     communicator: CpuCommunicator, input_: Tensor | list[Tensor], dim: int, sizes: list[int]
 ) -> Tensor | list[Tensor]:
-    """The rows of all ranks, of which each rank has `sizes[rank]`, in the order of the ranks."""
+    """The rows of all ranks, in the order of the ranks. Rank r has `sizes[r]` rows."""
     if isinstance(input_, list):
         return [gathered(communicator, rows_TX, sizes) for rows_TX in input_]
     return gathered(communicator, input_, sizes)
 
 
 def gathered(communicator: CpuCommunicator, rows_TX: Tensor, sizes: list[int]) -> Tensor:
-    """Gloo gathers as many rows of each rank, so that each sends as many as the one with the most."""
+    """Gather over Gloo, which needs the same number of rows from each rank: pad to the largest number."""
     sent = rows_TX.new_zeros(max(sizes), *rows_TX.shape[1:])
     sent[: len(rows_TX)] = rows_TX
     received = [torch.empty_like(sent) for _ in sizes]
